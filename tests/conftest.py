@@ -77,6 +77,7 @@ def make_federation(
     rounds: int = 3,
     join_ratio: float = 0.5,
     params: dict | None = None,
+    backend: str = "auto",
     **settings: float,
 ) -> Federation:
     settings = {"batch_size": 16, "local_epochs": 2, "learning_rate": 0.05} | settings
@@ -87,6 +88,7 @@ def make_federation(
         data or make_data(),
         Settings(**settings),
         Schedule(rounds, join_ratio),
+        backend,
     )
 
 

@@ -46,5 +46,5 @@ class Backend(ABC):
     def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
         """Logits (n, classes) of one network in several states, each on some of the test windows."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to give back
         """Give back what the backend holds beside memory; nothing by default."""
