@@ -96,7 +96,6 @@ def seconds(work: Callable[[], object], device: str) -> float:
 def compare(algorithm: str, data: str, device: str, repeats: int) -> list[dict[str, object]]:
     """The textbook loop and every backend that runs here, taking turns; a row each."""
     sizes = SIZES[data]
-    start = time.perf_counter()
     runs: dict[str, Federation] = {}
     startup: dict[str, float] = {}
     for backend in (name for name in backends.NAMES if name != "auto"):
@@ -166,7 +165,7 @@ def split(algorithm: str, data: str, device: str, repeats: int) -> dict[str, flo
         ):
             total = seconds(lambda: [run.round(Round(index + 2, ROUNDS)) for index in range(repeats)], device)
     spent["training"] = total - sum(spent.values())
-    return {label: value / repeats for label, value in sorted(spent.items())}
+    return {label: spent.get(label, 0.0) / repeats for label in ("training", "compression", "evaluation", "transport")}
 
 
 def grow(algorithm: str, clients: int, device: str, each: int) -> dict[str, object]:

@@ -56,7 +56,7 @@ class Options:
         "auto",
         "--backend",
         "how clients are trained: one by one, in processes, or what is fastest here",
-        choices=("auto", "sequential", "parallel"),
+        choices=("auto", "sequential", "parallel"),  # engine.backends.NAMES, which imports torch
     )
     eval_gap: int = option(1, "-eg --eval_gap", "evaluate every so many rounds", low=1)
     goal: str = option("test", "-go --goal", "a label; part of the run folder's name")

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from fedkdx_plugin.engine import parallel
+from fedkdx_plugin.config import Options
+from fedkdx_plugin.engine import backends, parallel
 from fedkdx_plugin.engine.training import ClientError
 from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
@@ -197,3 +199,8 @@ def test_auto_takes_processes_only_where_they_can_help():
     assert make_federation(FedAvg).backend.name == "sequential"
     with pytest.raises(UserError, match=r"--backend parallel: it takes two clients a round and two threads"):
         make_federation(FedAvg, backend="parallel")
+
+
+def test_the_command_line_offers_every_backend():
+    (option,) = [field for field in fields(Options) if field.name == "backend"]
+    assert option.metadata["choices"] == backends.NAMES
