@@ -196,13 +196,13 @@ def table(rows: list[dict[str, object]]) -> str:
 def draw(path: Path, compared: list[dict], splits: dict[str, dict[str, float]], growth: list[dict]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
     bars, parts, grown = figure.subplots(1, 3)
-    labels = [f"{row['algorithm']} {row['data']}\n{row['what']}" for row in compared]
+    labels = [f"{row['algorithm']} {row['data']}, {row['what']}" for row in compared]
     bars.barh(labels, [row["s/round"] for row in compared])
-    bars.set(xlabel="seconds a round", xscale="log")
+    bars.set(xlabel="seconds a round")
     bars.invert_yaxis()
-    bars.tick_params(axis="y", labelsize=6)
+    bars.tick_params(axis="y", labelsize=7)
     for index, (name, share) in enumerate(splits.items()):
         left = 0.0
         for colour, (label, value) in enumerate(share.items()):
