@@ -96,6 +96,12 @@ class ShardSet:
         return len(self.class_names)
 
     @property
+    def evaluated_on(self) -> str:
+        """What `test` holds: 'test', or 'validation' where those windows were held out of the training windows."""
+        spec = self.manifest.get("spec")
+        return spec.get("evaluate_on", "test") if isinstance(spec, dict) else "test"
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.manifest["classes"])
 
