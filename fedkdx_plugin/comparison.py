@@ -131,7 +131,7 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
     device = _device(config)
     participation = _participation(config)
     shards = _shards(config)
-    participation.groups(shards.num_clients, config.seed)  # more than there are says so now
+    groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
     task = Task(shards.shape, shards.num_classes, model, student, local_bn=config.bn == "local")
     task.model(), task.student()  # a model that cannot take these windows says so now
     for choice in choices:
@@ -141,8 +141,9 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
     if folder is None:
         folder = new_folder(Path(config.out), f"{shards.name}-{config.model}-{_label(config)}")
         write_yaml(folder / "config.yaml", resolved)
+    apart = "".join(f", {len(ids)} of them {name}" for name, ids in groups.items())
     print(
-        f"{shards.name}: {shards.num_clients} clients, {sum(len(y) for y in data.train_y)} training and "
+        f"{shards.name}: {shards.num_clients} clients{apart}, {sum(len(y) for y in data.train_y)} training and "
         f"{len(data.test_y)} {data.evaluated_on} windows, {shards.num_classes} classes; {device}; results in {folder}"
     )
     runs = []
