@@ -21,12 +21,13 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def test_clients_set_apart_have_figures_of_their_own(shard_folder, capsys):
-    argv = ["-data", str(shard_folder), "-algo", "Local,FedKDX", *RUN, "--unseen", "1", "--late", "0.5@2"]
+    argv = ["-data", str(shard_folder), "-algo", "Local,FedKDX", *RUN, "-jr", "1", "--unseen", "1", "--late", "0.5@2"]
     assert main(argv) == 0
     assert "3 clients, 1 of them unseen, 1 of them late" in capsys.readouterr().out
     (folder,) = Path("runs").iterdir()
     table = {row["algorithm"]: row for row in csv.DictReader((folder / "comparison.csv").open())}
     assert {"Local", "FedKDX", "FedKDX (unseen)"} <= table.keys() and "Local (unseen)" not in table
+    assert "FedKDX (teacher)" not in table  # by now it serves everybody who is not unseen
     assert table["FedKDX (unseen)"]["late clients"] == "nan" and 0 <= float(table["Local"]["late clients"]) <= 1
     (line,) = [line for line in (folder / "comparison.md").read_text().splitlines() if "FedKDX (unseen)" in line]
     assert "–" in line
