@@ -211,11 +211,12 @@ def _report_losses(report: Callable[[str], None], spec: ShardSpec, divided: Spli
 
 def summary(folder: Path) -> str:
     """One line: where the shards are, how many clients and windows, the smallest and the largest client."""
-    clients = shards.read_manifest(folder)["clients"]
+    manifest = shards.read_manifest(folder)
+    clients = manifest["clients"]
     sizes = [client["train"]["samples"] for client in clients]
-    tested = sum(client["test"]["samples"] for client in clients)
+    tested = f"{sum(client['test']['samples'] for client in clients)} {shards.evaluated_on(manifest)}"
     return (
-        f"{folder}: {len(clients)} clients, {sum(sizes)} training and {tested} test windows; "
+        f"{folder}: {len(clients)} clients, {sum(sizes)} training and {tested} windows; "
         f"a client trains on {min(sizes)} to {max(sizes)}"
     )
 

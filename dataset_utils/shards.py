@@ -97,9 +97,8 @@ class ShardSet:
 
     @property
     def evaluated_on(self) -> str:
-        """What `test` holds: 'test', or 'validation' where those windows were held out of the training windows."""
-        spec = self.manifest.get("spec")
-        return spec.get("evaluate_on", "test") if isinstance(spec, dict) else "test"
+        """See `evaluated_on`."""
+        return evaluated_on(self.manifest)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -110,6 +109,12 @@ class ShardSet:
         """(channels, 1, time) of a window."""
         channels, one, time = self.manifest["shape"]
         return channels, one, time
+
+
+def evaluated_on(manifest: dict[str, Any]) -> str:
+    """What `test/` holds: 'test', or 'validation' where those windows were held out of the training windows."""
+    spec = manifest.get("spec")
+    return spec.get("evaluate_on", "test") if isinstance(spec, dict) else "test"
 
 
 def write(folder: Path, about: dict[str, Any], clients: Iterable[ClientData]) -> None:

@@ -107,6 +107,7 @@ def test_shards_for_validation_hold_no_test_window(make, how):
         assert not test & (train | held)
         assert len(held) == pytest.approx(0.2 * len(usual.train[k].y), abs=2)
     assert tuning.evaluated_on == "validation" and "validation" in tuning.folder.name
+    assert "validation windows" in generate.summary(tuning.folder) and "test windows" in generate.summary(usual.folder)
 
 
 def test_validation_is_held_out_before_thinning_and_is_the_same_with_it(make):
