@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,7 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
                     done = len(one.records)
                     progress.begin(f"{choice.name} seed {seed}" if config.times > 1 else choice.name, done)
                     if done < config.global_rounds:
-                        with one:
+                        with closing(federation), one:
                             federation.run([one, progress], done)
                     runs.append(one)
     except KeyboardInterrupt:
@@ -182,7 +183,7 @@ def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, se
         seed=seed,
     )
     schedule = Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
-    return Federation(choice.server, task, choice.params, data, settings, schedule)
+    return Federation(choice.server, task, choice.params, data, settings, schedule, config.backend)
 
 
 def _participation(config: Config) -> Participation:

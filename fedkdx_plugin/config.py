@@ -59,6 +59,12 @@ class Options:
     seed: int = option(0, "--seed", "of weights, batches and client sampling", low=0)
     device: str = option("auto", "-dev --device", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     device_id: int = option(0, "-did --device_id", "which CUDA device", low=0)
+    backend: str = option(
+        "auto",
+        "--backend",
+        "how clients are trained: one by one, in processes, or what is fastest here",
+        choices=("auto", "sequential", "parallel"),  # engine.backends.NAMES, which imports torch
+    )
     eval_gap: int = option(1, "-eg --eval_gap", "evaluate every so many rounds", low=1)
     goal: str = option("test", "-go --goal", "a label; part of the run folder's name")
     out: str = option("runs", "-o --out", "where run folders are made")

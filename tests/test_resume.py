@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+import torch
 import yaml
 
 from fedkdx_plugin.cli import main
@@ -112,17 +113,19 @@ def round(self, index):
     return original(self, index)
 Federation.round = round
 import torch
-torch.set_num_threads(1)
-main(sys.argv[2:])
+torch.set_num_threads(int(sys.argv[2]))
+main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize("round", [2, 9])
-def test_kill_9_and_resume_end_bit_identical(shard_folder, round):
-    assert main(command(shard_folder, "whole")) == 0
+@pytest.mark.parametrize(("round", "backend"), [(2, "sequential"), (5, "parallel"), (9, "parallel")])
+def test_kill_9_and_resume_end_bit_identical(shard_folder, round, backend):
+    threads = 2 if backend == "parallel" else 1
+    torch.set_num_threads(threads)
+    assert main(command(shard_folder, "whole", "--backend", backend)) == 0
     root = Path(__file__).parent.parent
-    arguments = [*command(shard_folder, str(Path.cwd() / "parts"))]
-    run = subprocess.run([sys.executable, "-c", KILLED, str(round), *arguments], cwd=root, capture_output=True)
+    arguments = [str(round), str(threads), *command(shard_folder, str(Path.cwd() / "parts"), "--backend", backend)]
+    run = subprocess.run([sys.executable, "-c", KILLED, *arguments], cwd=root, capture_output=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
     (folder,) = Path("parts").iterdir()
     assert main(["--resume", str(folder)]) == 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,35 +12,76 @@ from fedkdx_plugin.engine import metrics
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.workspace import Workspace
-from registry.interface import Model, float_state, mixture
+from registry.interface import Model, copy_state, float_state, mixture
 
 SERVED = "served"
 CHUNK = 512  # windows in a forward pass: large enough to fill a core, small enough for its cache
 
 
-def evaluate(workspace: Workspace, shared: Mapping[str, Tensor], data: DeviceData) -> dict[str, metrics.Metrics]:
-    """Metrics on all clients' test windows.
+class Prediction(NamedTuple):
+    """A forward pass to be made: a network's state by full name, on some of the test windows."""
+
+    state: Mapping[str, Tensor]
+    windows: slice
+
+
+Predict = Callable[[str, Sequence[Prediction]], list[Tensor]]
+
+
+class Evaluator:
+    """Metrics on all clients' test windows, round after round.
+
+    What a client's network said last time is kept, and asked again only where one of its tensors was replaced: the
+    networks of clients that did not train say the same as before.
 
     Args:
-        shared: what the server would give every client now (`Server.networks`).
-
-    Returns:
-        View -> figures, for each of `views`.
+        predict: makes several forward passes of one network (`Backend.predict`).
     """
-    nets = _predictors(workspace)
-    empty = torch.empty(len(data.test_y), next(iter(nets.values())).classes, device=data.test_y.device)
-    logits, served = {name: empty.clone() for name in nets}, empty
-    common = [name for name in nets if _is_common(name, workspace, shared)]
-    workspace.enter_for_evaluation(0, shared)
-    for name in common:
-        logits[name] = _forward(nets[name], data.test_x)
-    for id, place in enumerate(data.test_slices):
-        client = workspace.enter_for_evaluation(id, shared)
-        for name in nets.keys() - common:
-            logits[name][place] = _forward(nets[name], data.test_x[place])
-        served[place] = mixture({name: own[place] for name, own in logits.items()}, client.serves())
-    logits[SERVED] = served
-    return {view: _figures(view, logits, data) for view in views(workspace, shared, data)}
+
+    def __init__(self, workspace: Workspace, data: DeviceData, predict: Predict) -> None:
+        self.workspace, self.data, self.predict = workspace, data, predict
+        nets = predictors(workspace)
+        self._names = {net: tuple(float_state({net: workspace.nets[net]})) for net in nets}
+        size = len(data.test_y), next(iter(nets.values())).classes
+        self._logits = {net: torch.empty(size, device=data.test_y.device) for net in nets}
+        self._seen: dict[tuple[str, int | None], list[Tensor]] = {}
+
+    def __call__(self, shared: Mapping[str, Tensor]) -> dict[str, metrics.Metrics]:
+        """View -> figures, for each of `views`.
+
+        Args:
+            shared: what the server would give every client now (`Server.networks`).
+        """
+        for net in self._names:
+            if _is_common(net, self.workspace, shared):
+                self._ask(net, {None: (self.workspace.initial | dict(shared), slice(None))})
+            else:
+                states = (self.workspace.state_for_evaluation(id, shared) for id in range(self.data.clients))
+                self._ask(net, dict(enumerate(zip(states, self.data.test_slices, strict=True))))
+        served = torch.empty_like(next(iter(self._logits.values())))
+        for client, place in zip(self.workspace.clients, self.data.test_slices, strict=True):
+            client.nets = self.workspace.nets
+            served[place] = mixture({net: own[place] for net, own in self._logits.items()}, client.serves())
+        logits = self._logits | {SERVED: served}
+        return {view: _figures(view, logits, self.data) for view in views(self.workspace, shared, self.data)}
+
+    def _ask(self, net: str, states: Mapping[int | None, tuple[Mapping[str, Tensor], slice]]) -> None:
+        """Bring the logits of a network up to date, for each client's state or (key None) the state of all."""
+        wanted = []
+        for id, (state, windows) in states.items():
+            tensors = [state[name] for name in self._names[net]]
+            seen = self._seen.get((net, id), [])
+            if len(seen) != len(tensors) or any(old is not new for old, new in zip(seen, tensors, strict=True)):
+                wanted.append(Prediction({name: state[name] for name in self._names[net]}, windows))
+            self._seen[net, id] = tensors  # holding on to the tensors, so that none is mistaken for a later one
+        for prediction, logits in zip(wanted, self.predict(net, wanted), strict=True):
+            self._logits[net][prediction.windows] = logits
+
+
+def predictors(workspace: Workspace) -> dict[str, Model]:
+    """The networks that predict: models that are trained."""
+    frozen = workspace.clients[0].frozen
+    return {name: net for name, net in workspace.nets.items() if isinstance(net, Model) and name not in frozen}
 
 
 def views(workspace: Workspace, shared: Mapping[str, Tensor], data: DeviceData) -> list[str]:
@@ -48,7 +90,7 @@ def views(workspace: Workspace, shared: Mapping[str, Tensor], data: DeviceData) 
     'unseen' is what the unseen clients would predict with, where that is the same for all who never trained. They
     stand for the test set, so that choosing hyper-parameters on validation windows must not see them.
     """
-    nets = _predictors(workspace)
+    nets = predictors(workspace)
     names = [SERVED, *(nets if len(nets) > 1 else ())]
     if data.unseen and data.evaluated_on == "test" and _newcomer_is_served(data.unseen[0], workspace, shared):
         names.append(UNSEEN)
@@ -63,6 +105,12 @@ def _newcomer_is_served(id: int, workspace: Workspace, shared: Mapping[str, Tens
     return all(_is_common(name, workspace, shared) for name in ([serves] if isinstance(serves, str) else serves))
 
 
+def _is_common(net: str, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
+    """Whether all clients would use the very same network."""
+    names = float_state({net: workspace.nets[net]}).keys()
+    return names <= shared.keys() and not names & workspace.private
+
+
 def _figures(view: str, logits: Mapping[str, Tensor], data: DeviceData) -> metrics.Metrics:
     """A view's figures: 'unseen' on the unseen clients' windows, all others on everybody else's."""
     apart = view == UNSEEN
@@ -71,18 +119,12 @@ def _figures(view: str, logits: Mapping[str, Tensor], data: DeviceData) -> metri
     return metrics.evaluate(own, data.test_y[part], data.test_client[part], data.clients)
 
 
-def _predictors(workspace: Workspace) -> dict[str, Model]:
-    frozen = workspace.clients[0].frozen
-    return {name: net for name, net in workspace.nets.items() if isinstance(net, Model) and name not in frozen}
-
-
-def _is_common(net: str, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
-    """Whether all clients would use the very same network."""
-    names = float_state({net: workspace.nets[net]}).keys()
-    return names <= shared.keys() and not names & workspace.private
-
-
 @torch.inference_mode()
-def _forward(net: Model, x: Tensor) -> Tensor:
-    net.eval()
-    return torch.cat([net(chunk).logits for chunk in x.split(CHUNK)])
+def predict(workspace: Workspace, x: Tensor, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
+    """Logits (n, classes) of each prediction, one after the other, on windows of `x`."""
+    model, results = workspace.nets[net], []
+    model.eval()
+    for state, windows in predictions:
+        copy_state({net: model}, state)
+        results.append(torch.cat([model(chunk).logits for chunk in x[windows].split(CHUNK)]))
+    return results

@@ -30,8 +30,13 @@ def seeded(seed: int, *purpose: int | str) -> Iterator[None]:
         yield
 
 
+def count_selected(clients: int, ratio: float) -> int:
+    """⌊ratio · clients⌋, at least 1."""
+    return max(1, int(ratio * clients + 1e-9))  # 0.29 * 100 is 28.999...
+
+
 def sample_clients(seed: int, round: int, clients: int, ratio: float) -> list[int]:
-    """The ⌊ratio · clients⌋ (at least 1, if any) of a round, in ascending order; the same for every algorithm."""
-    count = min(clients, max(1, int(ratio * clients + 1e-9)))  # 0.29 * 100 is 28.999...
+    """`count_selected` clients of a round, fewer where there are fewer, ascending; the same for every algorithm."""
+    count = min(clients, count_selected(clients, ratio))
     rng = np.random.default_rng(derive(seed, "clients", round))
     return sorted(int(client) for client in rng.choice(clients, size=count, replace=False))

@@ -94,7 +94,7 @@ class RunFolder:
         federation: Federation,
     ) -> None:
         self.path, self.entry, self.settings, self.shards, self.federation = path, entry, settings, shards, federation
-        self.environment = environment(entry, command, shards, device)
+        self.environment = environment(entry, command, shards, device) | {"backend": federation.backend.name}
         self.records: list[RoundRecord] = []
         self._confusion: dict[str, np.ndarray] = {}
         self._state: Message | None = None

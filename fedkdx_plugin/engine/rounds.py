@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import torch
 
+from fedkdx_plugin.engine import backends
 from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.evaluation import evaluate, views
+from fedkdx_plugin.engine.evaluation import Evaluator, views
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import UNSEEN, Participation
-from fedkdx_plugin.engine.randomness import sample_clients
-from fedkdx_plugin.engine.sequential import Sequential
+from fedkdx_plugin.engine.randomness import count_selected, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
@@ -77,9 +77,13 @@ class Federation:
         task, params: see `registry.interface`.
         data: the shards on the device.
         settings, schedule: local training; rounds.
+        backend: a name of `backends.NAMES`; 'auto' chooses by device and algorithm.
 
     Attributes:
         groups: clients set apart, 'unseen', 'late' or 'rare' -> ids (see `Participation.groups`).
+
+    Raises:
+        UserError: the backend cannot run this algorithm, model or device.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Federation:
         data: DeviceData,
         settings: Settings,
         schedule: Schedule,
+        backend: str = "auto",
     ) -> None:
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
@@ -104,7 +109,9 @@ class Federation:
         self.workspace = Workspace(algorithm, task, params, samples, settings.seed, device)
         shared = {n: t for n, t in self.workspace.initial.items() if n not in self.workspace.private}
         self.server = algorithm(task, params, shared)
-        self.backend = Sequential(self.workspace, data, settings)
+        selected = 1 if self.pools_data else count_selected(data.clients, schedule.join_ratio)
+        self.backend = backends.make(backend, self.workspace, data, settings, selected)
+        self.evaluate = Evaluator(self.workspace, data, self.backend.predict)
         self.transport = Transport(device, self.workspace.private)
 
     @property
@@ -143,7 +150,7 @@ class Federation:
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
-        metrics = evaluate(self.workspace, server.networks(), self.data) if due else {}
+        metrics = self.evaluate(server.networks()) if due else {}
         loss = self._train_loss({id: results[id].loss for id in replies})
         clock.lap("evaluate")
         return RoundRecord(round.index, selected, rejected, loss, transport.up, transport.down, clock.seconds, metrics)
@@ -156,6 +163,10 @@ class Federation:
         if round.index == 1:  # what it takes to have all data in one place
             self.transport.up += sum(len(Message({"x": x, "y": y}).to_bytes()) for x, y in self.uploads)
         return [0]
+
+    def close(self) -> None:
+        """End what the backend started; the federation cannot train any more."""
+        self.backend.close()
 
     def save(self) -> Message:
         """All state of server and clients: `server/...`, `client/<id>/kept/...`, `client/<id>/memory/...`."""

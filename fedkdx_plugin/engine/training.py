@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fedkdx_plugin.engine.randomness import generator, seeded
-from registry.interface import Batch, Client, Round
+from registry.errors import UserError
+from registry.interface import Batch, Client, NonFinite, Round
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,31 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     for name, net in client.nets.items():
         net.train(name in trained)
     with seeded(settings.seed, "dropout", round.index, client.id):
-        for index in batches(len(y), round, client.id, settings, x.device):
-            losses = client.losses(client.nets, Batch(x[index], y[index]), context)
-            loss = torch.stack(list(losses.values())).sum()
-            optimiser.zero_grad()
-            loss.backward()
-            _clip(parameters, settings.clip_norm)
-            optimiser.step()
-            total += loss.detach() * len(index)
+        for step, index in enumerate(batches(len(y), round, client.id, settings, x.device), 1):
+            with named(f"client {client.id}, round {round.index}, step {step}"):
+                losses = client.losses(client.nets, Batch(x[index], y[index]), context)
+                loss = torch.stack(list(losses.values())).sum()
+                optimiser.zero_grad()
+                loss.backward()
+                _clip(parameters, settings.clip_norm)
+                optimiser.step()
+                total += loss.detach() * len(index)
     return total / (len(y) * settings.local_epochs)
+
+
+class ClientError(RuntimeError):
+    """An algorithm failed at a client; the text says which client, where, and with what."""
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Say in every error where it was; what is already told to the user, or named, passes as it is."""
+    try:
+        yield
+    except (NonFinite, UserError, ClientError):
+        raise
+    except Exception as error:
+        raise ClientError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def batches(n: int, round: Round, client: int, settings: Settings, device: torch.device) -> Iterator[Tensor]:

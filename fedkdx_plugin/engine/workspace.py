@@ -50,10 +50,7 @@ class Workspace:
         state = float_state(self.nets)
         self.kept[client.id] = {name: state[name].clone() for name in self._keeps}
 
-    def enter_for_evaluation(self, id: int, shared: Mapping[str, Tensor]) -> Client:
-        """Put in place what a client would predict with: its private state, else the server's, else what it kept."""
-        client = self.clients[id]
+    def state_for_evaluation(self, id: int, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a client would predict with: its private state, else the server's, else what it kept."""
         own = {name: tensor for name, tensor in self.kept[id].items() if name in self.private or name not in shared}
-        copy_state(self.nets, self.initial | dict(shared) | own)
-        client.nets = self.nets
-        return client
+        return self.initial | dict(shared) | own

@@ -22,7 +22,7 @@ from fedkdx_plugin.engine.records import csv_row, write_results
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
 from registry.errors import UserError
-from tests.conftest import Recorder, make_data, make_federation, make_task, same_state
+from tests.conftest import Recorder, enter, make_data, make_federation, make_task, same_state
 
 SIZES = (40, 7, 65, 20, 30, 12)
 
@@ -118,7 +118,7 @@ def test_figures_of_seen_and_unseen_clients_are_apart():
     metrics, data = run(one)[-1].metrics, make_data(SIZES)
     assert list(metrics) == one.views == [SERVED, UNSEEN]
     ids = one.groups[UNSEEN]
-    one.workspace.enter_for_evaluation(0, one.server.networks())
+    enter(one, 0, one.server.networks())
     net = one.workspace.nets["model"].eval()
 
     def right(x, y):
@@ -142,7 +142,7 @@ def test_a_newcomer_gets_the_student_of_fedkdx_and_the_common_model_of_fedftl():
     for algorithm, net in ((FedKDX, "student"), (FedFTL, "model")):
         one = federation(algorithm, Participation(2))
         metrics = run(one)[-1].metrics[UNSEEN]
-        one.workspace.enter_for_evaluation(one.groups[UNSEEN][0], one.server.networks())
+        enter(one, one.groups[UNSEEN][0], one.server.networks())
         start = one.data.seen_windows
         with torch.no_grad():
             logits = one.workspace.nets[net].eval()(one.data.test_x[start:]).logits

@@ -15,7 +15,7 @@ from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.training import hold_out
 from registry.errors import UserError
 from registry.interface import Batch, Round, mixture
-from tests.conftest import Recorder, TinierNet, make_data, make_federation, make_task, same_state
+from tests.conftest import Recorder, TinierNet, enter, make_data, make_federation, make_task, same_state
 
 BOTH = [FedKDX, FedKD]
 
@@ -28,7 +28,7 @@ def metrics(federation):
 
 def logits(federation, net: str, id: int, x):
     """What a client's network says now, by the engine's own hand."""
-    federation.workspace.enter_for_evaluation(id, federation.server.networks())
+    enter(federation, id, federation.server.networks())
     with torch.no_grad():
         return federation.workspace.nets[net].eval()(x).logits.double()
 
@@ -97,7 +97,7 @@ def test_validation_serves_what_does_best_on_windows_nobody_trained_on(algorithm
         assert len(held.y) == max(1, int(0.1 * len(whole.y)))
         assert len(training.y) + len(held.y) == len(whole.y)
         teacher = logits(federation, "teacher", id, held.x).softmax(1)
-        federation.workspace.enter_for_evaluation(id, sent)
+        enter(federation, id, sent)
         with torch.no_grad():
             student = federation.workspace.nets["student"].eval()(held.x).logits.double().softmax(1)
         options = {"teacher": teacher, "student": student, "ensemble": (teacher + student) / 2}

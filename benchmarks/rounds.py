@@ -1,0 +1,263 @@
+"""Seconds a round of the suite's backends against the textbook loop, where the time goes, and how it grows.
+
+    python -m benchmarks.rounds [--device cpu] [--repeats 5] [--quick] [--out FOLDER]
+
+Windows are random numbers in the sizes of SLEEP, UCI-HAR and PAMAP2: what they hold does not change the time.
+Textbook and backends take turns in one process; figures are medians. Everything includes compression and the
+evaluation of all clients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks import textbook
+from fedkdx_plugin.algorithm import student
+from fedkdx_plugin.engine import backends
+from fedkdx_plugin.engine.data import DeviceData, memory_format
+from fedkdx_plugin.engine.randomness import sample_clients
+from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.training import Settings
+from fedkdx_plugin.models.cnn import CNN
+from registry import catalog
+from registry.errors import UserError
+from registry.interface import Round, Task
+
+ROUNDS = 500  # of the schedule that ε follows; a benchmark runs the first few
+GROWTH = (10, 30, 100, 300, 1000)
+
+
+class Sizes(NamedTuple):
+    """A data set's sizes: channels, samples, classes, and each client's windows, of which 80 % are for training."""
+
+    channels: int
+    samples: int
+    classes: int
+    windows: tuple[int, ...]
+
+
+SIZES = {
+    "SLEEP": Sizes(3, 100, 12, (588,) * 15),
+    "UCI-HAR": Sizes(9, 128, 6, (343,) * 30),
+    "PAMAP2": Sizes(27, 256, 12, (1932, 2031, 1348, 1788, 2108, 1932, 1798, 2027, 48)),
+}
+
+
+def windows(sizes: Sizes) -> tuple[list[textbook.Windows], list[textbook.Windows]]:
+    """Training and test windows of each client, standard normal."""
+    rng = torch.Generator().manual_seed(0)
+
+    def some(n: int) -> textbook.Windows:
+        x = torch.randn(n, sizes.channels, 1, sizes.samples, generator=rng)
+        return textbook.Windows(x, torch.randint(sizes.classes, (n,), generator=rng))
+
+    return [some(n - n // 5) for n in sizes.windows], [some(n // 5) for n in sizes.windows]
+
+
+def federation(algorithm: str, sizes: Sizes, device: str, backend: str) -> Federation:
+    """The suite on such data, by the common protocol."""
+    train, test = windows(sizes)
+    place = torch.device(device)
+    counts = torch.tensor([len(part.y) for part in test])
+    ends = counts.cumsum(0).tolist()
+    data = DeviceData(
+        train_x=[part.x.to(place, memory_format=memory_format(place)) for part in train],
+        train_y=[part.y.to(place) for part in train],
+        test_x=torch.cat([part.x for part in test]).to(place, memory_format=memory_format(place)),
+        test_y=torch.cat([part.y for part in test]).to(place),
+        test_client=torch.repeat_interleave(torch.arange(len(test)), counts).to(place),
+        test_slices=[slice(end - count, end) for count, end in zip(counts.tolist(), ends, strict=True)],
+    )
+    server = catalog.load("algorithms", algorithm)
+    task = Task((sizes.channels, 1, sizes.samples), sizes.classes, CNN, CNN)
+    return Federation(server, task, server.Params(), data, Settings(), Schedule(ROUNDS), backend)
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Wall time, the device's work included."""
+    start = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(algorithm: str, data: str, device: str, repeats: int) -> list[dict[str, object]]:
+    """The textbook loop and every backend that runs here, taking turns; a row each."""
+    sizes = SIZES[data]
+    runs: dict[str, Federation] = {}
+    startup: dict[str, float] = {}
+    for backend in (name for name in backends.NAMES if name != "auto"):
+        start = time.perf_counter()
+        try:
+            runs[backend] = federation(algorithm, sizes, device, backend)
+        except UserError:
+            continue
+        startup[backend] = time.perf_counter() - start
+    book = getattr(textbook, algorithm)(*windows(sizes), sizes.classes, device)
+    clients = len(sizes.windows)
+    times: dict[str, list[float]] = {"textbook": [], **{name: [] for name in runs}}
+    for index in range(1, repeats + 2):
+        selected = sample_clients(0, index, clients, 0.4)
+        times["textbook"].append(seconds(lambda: book.round(selected), device))  # noqa: B023 - called at once
+        for name, run in runs.items():
+            times[name].append(seconds(lambda: run.round(Round(index, ROUNDS)), device))  # noqa: B023
+    for run in runs.values():
+        run.close()
+    medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first warms up
+    return [
+        {
+            "data": data,
+            "algorithm": algorithm,
+            "what": name,
+            "s/round": median,
+            "times textbook": medians["textbook"] / median,
+            "start-up s": startup.get(name, float("nan")),
+        }
+        for name, median in medians.items()
+    ]
+
+
+@contextmanager
+def clocked(owner: object, names: tuple[str, ...], spent: dict[str, float], label: str) -> Iterator[None]:
+    """Add the time inside some functions of a module or object to `spent[label]`."""
+    originals = {name: getattr(owner, name) for name in names}
+
+    def timed(function: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[label] = spent.get(label, 0.0) + time.perf_counter() - start
+
+        return call
+
+    for name, function in originals.items():
+        setattr(owner, name, timed(function))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(owner, name, function)
+
+
+def split(algorithm: str, data: str, device: str, repeats: int) -> dict[str, float]:
+    """Seconds a round of the sequential backend by what they went into."""
+    with closing(federation(algorithm, SIZES[data], device, "sequential")) as run:
+        run.round(Round(1, ROUNDS))
+        spent: dict[str, float] = {}
+        with (
+            clocked(student, ("compress", "compress_with_feedback", "decompress"), spent, "compression"),
+            clocked(run.transport, ("send_down", "send_up"), spent, "transport"),
+            clocked(run, ("evaluate",), spent, "evaluation"),
+        ):
+            total = seconds(lambda: [run.round(Round(index + 2, ROUNDS)) for index in range(repeats)], device)
+    spent["training"] = total - sum(spent.values())
+    return {label: spent.get(label, 0.0) / repeats for label in ("training", "compression", "evaluation", "transport")}
+
+
+def grow(algorithm: str, clients: int, device: str, each: int) -> dict[str, object]:
+    """A round of many clients of `each` SLEEP windows, in a process of its own, with its peak of memory."""
+    with closing(federation(algorithm, SIZES["SLEEP"]._replace(windows=(each,) * clients), device, "auto")) as run:
+        run.round(Round(1, ROUNDS))
+        took = seconds(lambda: run.round(Round(2, ROUNDS)), device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        return {
+            "algorithm": algorithm,
+            "clients": clients,
+            "backend": run.backend.name,
+            "s/round": took,
+            "ms a client": 1000 * took / clients,
+            "GB": torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else peak,
+        }
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Markdown."""
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head)]
+    lines += [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(path: Path, compared: list[dict], splits: dict[str, dict[str, float]], growth: list[dict]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    bars, parts, grown = figure.subplots(1, 3)
+    labels = [f"{row['algorithm']} {row['data']}\n{row['what']}" for row in compared]
+    bars.barh(labels, [row["s/round"] for row in compared])
+    bars.set(xlabel="seconds a round", xscale="log")
+    bars.invert_yaxis()
+    bars.tick_params(axis="y", labelsize=6)
+    for index, (name, share) in enumerate(splits.items()):
+        left = 0.0
+        for colour, (label, value) in enumerate(share.items()):
+            parts.barh(name, value, left=left, color=f"C{colour}", label=label if index == 0 else None)
+            left += value
+    parts.set(xlabel="seconds a round, sequential backend")
+    parts.legend(fontsize=7)
+    for algorithm in dict.fromkeys(row["algorithm"] for row in growth):
+        same = [row for row in growth if row["algorithm"] == algorithm]
+        grown.plot([row["clients"] for row in same], [row["ms a client"] for row in same], "o-", label=algorithm)
+    grown.set(xlabel="clients", ylabel="milliseconds a round and client", xscale="log", ylim=(0, None))
+    grown.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="SLEEP alone, and growth to 100 clients")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks-out"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = options.device
+    # on a CPU small clients, so that a thousand of them take seconds and not minutes
+    each = 588 if device != "cpu" else 60
+    growth = []
+    for clients in GROWTH[:3] if options.quick else GROWTH:
+        for algorithm in ("FedAvg", "FedKDX"):
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                growth.append(pool.submit(grow, algorithm, clients, device, each).result())
+    compared = [
+        row
+        for data in (["SLEEP"] if options.quick else SIZES)
+        for algorithm in ("FedAvg", "FedKDX")
+        for row in compare(algorithm, data, device, options.repeats)
+    ]
+    splits = {
+        f"{algorithm} SLEEP": split(algorithm, "SLEEP", device, options.repeats) for algorithm in ("FedAvg", "FedKDX")
+    }
+    text = "\n\n".join(
+        [
+            f"{torch.cuda.get_device_name() if device != 'cpu' else 'CPU'}, {torch.get_num_threads()} threads, "
+            f"PyTorch {torch.__version__}",
+            table(compared),
+            "Seconds a round, sequential backend:",
+            table([{"": name} | share for name, share in splits.items()]),
+            f"Growth, clients of {each} windows, join ratio 0.4:",
+            table(growth),
+        ]
+    )
+    print(text)
+    (options.out / "rounds.md").write_text(text + "\n", encoding="utf-8")
+    draw(options.out / "rounds.png", compared, splits, growth)
+
+
+if __name__ == "__main__":
+    main()
