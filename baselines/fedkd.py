@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.losses import kd
-from fedkdx_plugin.algorithm.student import CompressionParams, StudentClient, StudentServer
+from fedkdx_plugin.algorithm.student import StudentClient, StudentParams, StudentServer
 from registry.interface import Batch, Task
 from registry.parameters import hyper
 
@@ -21,7 +21,7 @@ SMALLEST_TASK_LOSS = 1e-2  # two networks that fit a batch perfectly would divid
 
 
 @dataclass(frozen=True)
-class FedKDParams(CompressionParams):
+class FedKDParams(StudentParams):
     """Hyper-parameters of FedKD: T_start and T_end of its dynamic approximation are `epsilon_start` and `_end`."""
 
     epsilon_start: float = hyper(0.95, "share of energy kept in the first round (the paper's T_start)", 0.0, 1.0)
@@ -45,10 +45,6 @@ class FedKDClient(StudentClient):
         teacher, student = task.model(), task.student()
         projection = nn.Linear(student.feature_size, teacher.feature_size, bias=False)
         return {"teacher": teacher, "student": student, "projection": projection}
-
-    def serves(self) -> str:
-        """The teacher, as in the paper, once it has been trained; until then the student."""
-        return "teacher" if self.trained else "student"
 
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
         teacher, student = nets["teacher"](batch.x), nets["student"](batch.x)

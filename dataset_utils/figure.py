@@ -49,7 +49,7 @@ def draw(folder: Path, out: Path) -> None:
     figure = Figure(figsize=(9.5, height), layout="constrained")
     figure.get_layout_engine().set(wspace=0.04)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    _sizes(left, train.sum(axis=0), test.sum(axis=0))
+    _sizes(left, train.sum(axis=0), test.sum(axis=0), shards.evaluated_on(manifest))
     _classes(figure, right, train + test, manifest["classes"])
     for axes in (left, right):
         _number_clients(axes, train.shape[1], label)
@@ -58,16 +58,16 @@ def draw(folder: Path, out: Path) -> None:
         figure.savefig(part, dpi=200, metadata={"CreationDate": None} if out.suffix.lower() == ".pdf" else {})
 
 
-def _sizes(axes: Axes, train: np.ndarray, test: np.ndarray) -> None:
-    """Stacked bars; one filled outline where bars would be thinner than a pixel."""
+def _sizes(axes: Axes, train: np.ndarray, test: np.ndarray, name: str) -> None:
+    """Stacked bars, the test windows called `name`; one filled outline where bars would be thinner than a pixel."""
     clients = np.arange(len(train))
     if len(train) <= MANY:
         axes.bar(clients, train, color=TRAIN, label="train")
-        axes.bar(clients, test, bottom=train, color=TEST, label="test")
+        axes.bar(clients, test, bottom=train, color=TEST, label=name)
     else:
         edges = np.arange(len(train) + 1) - 0.5
         axes.stairs(train, edges, fill=True, color=TRAIN, label="train")
-        axes.stairs(train + test, edges, baseline=train, fill=True, color=TEST, label="test")
+        axes.stairs(train + test, edges, baseline=train, fill=True, color=TEST, label=name)
     axes.set(ylabel="windows", ylim=(0, 1.05 * (train + test).max()))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)

@@ -18,6 +18,7 @@ from dataset_utils import windows as cutting
 from dataset_utils.files import sha256
 from dataset_utils.partition import Partition, partition
 from dataset_utils.recording import Preprocessing, Recording, Source, Windows
+from dataset_utils.reduction import reduced
 from dataset_utils.spec import FLAGS, OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data
 from dataset_utils.split import Split, split
 from registry.errors import UserError
@@ -59,6 +60,7 @@ def prepare(
         report(f"warning: {text}")
     divided = split(windows, spec.test_fraction, spec.split, spec.seed)
     parts = partition(spec, windows.y, windows.subject, divided.train, divided.test)
+    parts = reduced(windows, parts, spec, report)
     about = {
         "name": source.name,
         "paper": source.paper,
@@ -209,11 +211,12 @@ def _report_losses(report: Callable[[str], None], spec: ShardSpec, divided: Spli
 
 def summary(folder: Path) -> str:
     """One line: where the shards are, how many clients and windows, the smallest and the largest client."""
-    clients = shards.read_manifest(folder)["clients"]
+    manifest = shards.read_manifest(folder)
+    clients = manifest["clients"]
     sizes = [client["train"]["samples"] for client in clients]
-    tested = sum(client["test"]["samples"] for client in clients)
+    tested = f"{sum(client['test']['samples'] for client in clients)} {shards.evaluated_on(manifest)}"
     return (
-        f"{folder}: {len(clients)} clients, {sum(sizes)} training and {tested} test windows; "
+        f"{folder}: {len(clients)} clients, {sum(sizes)} training and {tested} windows; "
         f"a client trains on {min(sizes)} to {max(sizes)}"
     )
 

@@ -96,6 +96,11 @@ class ShardSet:
         return len(self.class_names)
 
     @property
+    def evaluated_on(self) -> str:
+        """See `evaluated_on`."""
+        return evaluated_on(self.manifest)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.manifest["classes"])
 
@@ -104,6 +109,12 @@ class ShardSet:
         """(channels, 1, time) of a window."""
         channels, one, time = self.manifest["shape"]
         return channels, one, time
+
+
+def evaluated_on(manifest: dict[str, Any]) -> str:
+    """What `test/` holds: 'test', or 'validation' where those windows were held out of the training windows."""
+    spec = manifest.get("spec")
+    return spec.get("evaluate_on", "test") if isinstance(spec, dict) else "test"
 
 
 def write(folder: Path, about: dict[str, Any], clients: Iterable[ClientData]) -> None:

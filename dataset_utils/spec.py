@@ -16,6 +16,7 @@ from registry.errors import UserError
 PARTITIONS = ("subject", "iid", "dirichlet", "pathological")
 SPLITS = ("shuffled", "blocked")
 SCALES = ("zscore", "minmax", "none")
+EVALUATE_ON = ("test", "validation")
 LAYOUT = 1  # of the shards on disk; a new layout means new folders
 
 FLAGS = {
@@ -34,6 +35,8 @@ FLAGS = {
     "median": "--median",
     "lowpass": "--lowpass",
     "gravity": "--gravity",
+    "train_fraction": "--train-fraction",
+    "evaluate_on": "--evaluate-on",
 }
 OVERRIDES = ("window", "overlap", "median", "lowpass", "gravity")
 
@@ -55,6 +58,9 @@ class ShardSpec:
         seed: of the split and of the partition.
         window, overlap, median, lowpass, gravity: as in `recording.Preprocessing`; None keeps the data set's
             own.
+        train_fraction: share of each client's training windows that is kept, in (0, 1].
+        evaluate_on: 'test', or 'validation': a fifth of each client's training windows, held out, takes the place of
+            the test windows, which stay unseen.
     """
 
     data: str
@@ -72,6 +78,8 @@ class ShardSpec:
     median: int | None = None
     lowpass: float | None = None
     gravity: float | None = None
+    train_fraction: float = 1.0
+    evaluate_on: str = "test"
 
     def check(self) -> None:
         """Raises UserError, naming the flag, for a value that cannot be."""
@@ -88,8 +96,10 @@ class ShardSpec:
         _choice(self, "partition", PARTITIONS)
         _choice(self, "split", SPLITS)
         _choice(self, "scale", SCALES)
+        _choice(self, "evaluate_on", EVALUATE_ON)
         _real(self, "alpha", lambda v: v > 0, "above 0")
         _real(self, "test_fraction", lambda v: 0 < v < 1, "between 0 and 1, both excluded")
+        _real(self, "train_fraction", lambda v: 0 < v <= 1, "above 0 and at most 1")
         _real(self, "overlap", lambda v: 0 <= v < 1, "at least 0 and below 1")
         _real(self, "lowpass", lambda v: v >= 0, "a frequency in Hz, or 0 for no filter")
         _real(self, "gravity", lambda v: v >= 0, "a frequency in Hz, or 0 to leave gravity in")
@@ -97,13 +107,18 @@ class ShardSpec:
     def folder_name(self) -> str:
         """A readable name that differs whenever a parameter that matters differs.
 
-        What does not matter is the data set (it names the folder above) and a parameter of another partition.
+        What does not matter is the data set (it names the folder above), a parameter of another partition, and a
+        reduction that is not made.
         """
         values = {key: value for key, value in asdict(self).items() if key != "data"}
         if self.partition != "dirichlet":
             del values["alpha"]
         if self.partition != "pathological":
             del values["classes_per_client"]
+        if self.train_fraction == 1:
+            del values["train_fraction"]
+        if self.evaluate_on == "test":
+            del values["evaluate_on"]
         # 1 and 1.0 are the same number and must give the same name
         values = {k: float(v) if isinstance(v, int | float) else v for k, v in values.items()}
         text = json.dumps({"layout": LAYOUT, **values}, sort_keys=True)
@@ -114,6 +129,10 @@ class ShardSpec:
         parts = [kind.get(self.partition, self.partition)]
         if self.clients is not None:
             parts.append(f"nc{self.clients}")
+        if self.train_fraction != 1:
+            parts.append(f"train{self.train_fraction:g}")
+        if self.evaluate_on != "test":
+            parts.append(self.evaluate_on)
         parts += [self.split, f"seed{self.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]
         return "-".join(parts)
 
@@ -159,6 +178,18 @@ def add_arguments(parser: argparse.ArgumentParser, seed_flag: str) -> None:
         type=float,
         metavar="F",
         help=f"share to test on (default: {default.test_fraction})",
+    )
+    add(
+        "--train-fraction",
+        type=float,
+        metavar="F",
+        help=f"share of each client's training windows to keep (default: {default.train_fraction:g})",
+    )
+    add(
+        "--evaluate-on",
+        choices=EVALUATE_ON,
+        help="validation: measure on a fifth of the training windows, held out, to choose hyper-parameters by "
+        f"(default: {default.evaluate_on})",
     )
     add("--scale", choices=SCALES, help=f"fitted on each client's training part (default: {default.scale})")
     add(

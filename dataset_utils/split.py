@@ -8,7 +8,7 @@ import numpy as np
 
 from dataset_utils.recording import Windows
 
-STREAM = 1  # separates these random numbers from the partition's
+STREAM = 1  # separates these random numbers from those of the partition and the reduction
 
 
 class Split(NamedTuple):
@@ -24,7 +24,7 @@ class Split(NamedTuple):
     dropped: np.ndarray
 
 
-def split(windows: Windows, fraction: float, how: str, seed: int) -> Split:
+def split(windows: Windows, fraction: float, how: str, seed: int, stream: int = STREAM) -> Split:
     """Divide each subject's windows of each class into train and test.
 
     `shuffled` draws the test windows at random, as the paper and its peers do. Overlapping windows then fall
@@ -40,26 +40,35 @@ def split(windows: Windows, fraction: float, how: str, seed: int) -> Split:
     Args:
         fraction: share to test on, in (0, 1).
         how: 'shuffled' or 'blocked'.
+        stream: of the random numbers.
     """
     tested = np.zeros(len(windows.y), dtype=bool)
-    order = np.lexsort((windows.start, windows.stretch, windows.y, windows.subject))
-    keys = np.stack([windows.subject[order], windows.y[order]])
-    groups = np.split(order, np.flatnonzero(np.diff(keys).any(axis=0)) + 1)
-    for group in groups:  # the windows of one class of one subject, in the order of time
+    for group in groups_of(windows):
         if len(group) < 2:
             continue
-        rng = np.random.default_rng([seed, STREAM, windows.subject[group[0]], windows.y[group[0]]])
+        rng = np.random.default_rng([seed, stream, windows.subject[group[0]], windows.y[group[0]]])
         count = min(max(1, round(len(group) * fraction)), len(group) - 1)
-        if how == "shuffled":
-            tested[rng.permutation(group)[:count]] = True
-        else:
-            first = rng.integers(len(group) - count + 1)
-            block = group[first : first + count]
-            if not _near(windows, np.setdiff1d(group, block), block).all():
-                tested[block] = True
+        drawn = draw(rng, group, count, how)
+        if how == "shuffled" or not _near(windows, np.setdiff1d(group, drawn), drawn).all():
+            tested[drawn] = True
     test, rest = np.flatnonzero(tested), np.flatnonzero(~tested)
     near = _near(windows, rest, test) if how == "blocked" else np.zeros(len(rest), dtype=bool)
     return Split(rest[~near], test, rest[near])
+
+
+def groups_of(windows: Windows) -> list[np.ndarray]:
+    """The windows of each class of each subject, in the order of time."""
+    order = np.lexsort((windows.start, windows.stretch, windows.y, windows.subject))
+    keys = np.stack([windows.subject[order], windows.y[order]])
+    return np.split(order, np.flatnonzero(np.diff(keys).any(axis=0)) + 1)
+
+
+def draw(rng: np.random.Generator, group: np.ndarray, count: int, how: str) -> np.ndarray:
+    """`count` of a group: at random, or, where `blocked`, one after the other from a random place on."""
+    if how == "shuffled":
+        return rng.permutation(group)[:count]
+    first = rng.integers(len(group) - count + 1)
+    return group[first : first + count]
 
 
 def _near(windows: Windows, others: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from dataset_utils.generate import prepare
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.config import Config
 from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.progress import Progress
 from fedkdx_plugin.engine.results import RunFolder, new_folder, write_yaml
 from fedkdx_plugin.engine.rounds import Federation, Schedule
@@ -113,6 +114,7 @@ def show(config: Config) -> None:
     choices = choose(config)
     _models(config)
     _device(config)
+    _participation(config)
     yaml.safe_dump(resolve(config, choices), sys.stdout, sort_keys=False, allow_unicode=True)
 
 
@@ -128,17 +130,22 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
     choices = choose(config)
     model, student = _models(config)
     device = _device(config)
+    participation = _participation(config)
     shards = _shards(config)
+    groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
     task = Task(shards.shape, shards.num_classes, model, student, local_bn=config.bn == "local")
     task.model(), task.student()  # a model that cannot take these windows says so now
+    for choice in choices:
+        choice.server.check(task, choice.params)
     data = DeviceData.from_shards(shards, device)
     resolved = resolve(config, choices)
     if folder is None:
-        folder = new_folder(Path(config.out), f"{shards.name}-{config.model}-{config.goal}")
+        folder = new_folder(Path(config.out), f"{shards.name}-{config.model}-{_label(config)}")
         write_yaml(folder / "config.yaml", resolved)
+    apart = "".join(f", {len(ids)} of them {name}" for name, ids in groups.items())
     print(
-        f"{shards.name}: {shards.num_clients} clients, {sum(len(y) for y in data.train_y)} training and "
-        f"{len(data.test_y)} test windows, {shards.num_classes} classes; {device}; results in {folder}"
+        f"{shards.name}: {shards.num_clients} clients{apart}, {sum(len(y) for y in data.train_y)} training and "
+        f"{len(data.test_y)} {data.evaluated_on} windows, {shards.num_classes} classes; {device}; results in {folder}"
     )
     runs = []
     try:
@@ -175,8 +182,19 @@ def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, se
         clip_norm=config.clip_norm,
         seed=seed,
     )
-    schedule = Schedule(config.global_rounds, config.join_ratio, config.eval_gap)
+    schedule = Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
     return Federation(choice.server, task, choice.params, data, settings, schedule, config.backend)
+
+
+def _participation(config: Config) -> Participation:
+    return Participation.parse(config.unseen, config.late, config.rare, config.global_rounds)
+
+
+def _label(config: Config) -> str:
+    """The goal in a run folder's name; PFLlib's default, 'test', would be wrong on validation windows."""
+    if config.shards.evaluate_on == "test":
+        return config.goal
+    return "validation" if config.goal == "test" else f"{config.goal}-validation"
 
 
 def _models(config: Config) -> tuple[type, type]:
@@ -205,8 +223,26 @@ def _shards(config: Config) -> ShardSet:
         raw = Path(config.raw) if config.raw else None
         folder = prepare(config.shards, Path(config.data_root), raw, config.download)
     shards = shard_files.load(folder)
+    if given.is_dir():
+        _check_given(config, shards)
     if config.num_classes not in (None, shards.num_classes):
         raise UserError(f"-nb {config.num_classes}: {folder} has {shards.num_classes} classes")
     if config.shards.clients not in (None, shards.num_clients):
         raise UserError(f"-nc {config.shards.clients}: {folder} has {shards.num_clients} clients")
     return shards
+
+
+def _check_given(config: Config, shards: ShardSet) -> None:
+    """Raises UserError where a folder of shards, which cannot be cut again, is not what is asked for."""
+    asked, found = config.shards.evaluate_on, shards.evaluated_on
+    if asked != found:
+        raise UserError(
+            f"--evaluate-on {asked}: {shards.folder} holds {found} windows; give the data set's name instead of a "
+            f"folder, or --evaluate-on {found}"
+        )
+    fraction = (shards.manifest.get("spec") or {}).get("train_fraction", 1.0)
+    if config.shards.train_fraction not in (1, fraction):
+        raise UserError(
+            f"--train-fraction {config.shards.train_fraction:g}: {shards.folder} was made with {fraction:g}; give the "
+            "data set's name instead of a folder"
+        )

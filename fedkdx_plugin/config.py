@@ -34,6 +34,13 @@ class Options:
     student_model: str | None = option(None, "-sm --student_model", "the shared student's model (default: as -m)")
     global_rounds: int = option(500, "-gr --global_rounds", "communication rounds", low=1)
     join_ratio: float = option(0.4, "-jr --join_ratio", "share of the clients selected in a round", low=1e-9, high=1)
+    unseen: float = option(
+        0.0, "--unseen", "clients never selected and measured apart: a number, or a share below 1", low=0
+    )
+    late: str | None = option(None, "--late", "share of clients that join in a later round, such as 0.3@50")
+    rare: str | None = option(
+        None, "--rare", "share of clients reached in a round only with a probability, such as 0.3@0.1"
+    )
     batch_size: int = option(32, "-lbs --batch_size", "windows in a local batch", low=1)
     local_learning_rate: float = option(0.01, "-lr --local_learning_rate", "of the clients' SGD", low=1e-12)
     learning_rate_decay: bool = option(

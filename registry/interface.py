@@ -7,6 +7,7 @@ loop: epochs, batches, optimiser, clipping, schedule, devices, bytes. See docs/a
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -228,8 +229,11 @@ class Client(ABC):
         """What goes back after training. By default: all state that is not private, and the number of samples."""
         return Message(self.shared(), {"samples": self.samples})
 
-    def serves(self) -> str:
-        """Name of the network this client would use to predict; by default the first one."""
+    def serves(self) -> str | Mapping[str, float]:
+        """The network this client would use to predict, by name; by default the first one.
+
+        Or several: name -> share in the mean of their probabilities, above 0, adding up to 1 (see `mixture`).
+        """
         return next(iter(self.nets))
 
     def state(self) -> dict[str, Tensor]:
@@ -271,6 +275,10 @@ class Server(ABC):
         self.task, self.params = task, params
         self.weights: dict[str, Tensor] = dict(initial)
 
+    @classmethod  # noqa: B027 (may be overridden, need not)
+    def check(cls, task: Task, params: Any) -> None:
+        """Raise `registry.errors.UserError` where models and hyper-parameters do not go together; by default never."""
+
     @abstractmethod
     def message(self, client: int, round: Round) -> Message:
         """What `client` is sent at the start of `round`. Must not change the server."""
@@ -290,6 +298,19 @@ class Server(ABC):
     def restore(self, saved: Message) -> None:
         """Become the server that `save` described."""
         self.weights = dict(saved.tensors)
+
+
+def mixture(logits: Mapping[str, Tensor], serves: str | Mapping[str, float]) -> Tensor:
+    """What a client predicts: (n, classes), of which a softmax gives the probabilities.
+
+    Args:
+        logits: (n, classes) of each network.
+        serves: as `Client.serves` says.
+    """
+    if isinstance(serves, str):
+        return logits[serves]
+    weighted = [logits[name].log_softmax(1) + math.log(share) for name, share in serves.items()]
+    return torch.stack(weighted).logsumexp(0)
 
 
 def float_state(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:

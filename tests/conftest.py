@@ -15,7 +15,7 @@ from dataset_utils import shards
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
-from registry.interface import Model, Server, Task
+from registry.interface import Model, Server, Task, copy_state
 
 SHAPE, CLASSES = (3, 1, 16), 4
 
@@ -90,6 +90,11 @@ def make_federation(
         Schedule(rounds, join_ratio),
         backend,
     )
+
+
+def enter(federation: Federation, id: int, shared: dict[str, Tensor]) -> None:
+    """Put in place what a client would predict with where the server gives it `shared`."""
+    copy_state(federation.workspace.nets, federation.workspace.state_for_evaluation(id, shared))
 
 
 class Recorder:

@@ -80,6 +80,16 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():
     assert (found["set"]["FedKDX.gamma"], found["set"]["FedKDX.tau"]) == (0.2, 2.0)
 
 
+def test_a_preset_sets_hyper_parameters_of_several_algorithms():
+    Path("preset.yaml").write_text(
+        "set: {FedKDX.gamma: 0.3, FedKDX.serve: validation, FedKD.serve: ensemble, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
+    )
+    found = resolved("--config", "preset.yaml", "-data", "SPAR", "-algo", "FedKDX,FedKD,FedProx")["set"]
+    wanted = {"FedKDX.gamma": 0.3, "FedKDX.serve": "validation", "FedKD.serve": "ensemble", "FedProx.mu": 0.1}
+    assert wanted.items() <= found.items()
+    assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKD.teacher_init"] == "own"
+
+
 def test_a_scoped_hyper_parameter_is_one_algorithms_own():
     found = resolved("-data", "SPAR", "-algo", "FedAvg,FedKDX", "--set", "fedkdx.gamma=0.3", "--set", "gamma=0.5")
     assert found["set"]["FedKDX.gamma"] == 0.3
@@ -226,6 +236,18 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--alpha 0", "--alpha must be above 0"),
         ("--alpha -1", "--alpha must be above 0"),
         ("--config nowhere.yaml", "nowhere.yaml: cannot be read"),
+        ("--unseen 3", "--unseen 3: of 3 clients, one at least must train"),
+        ("--unseen -1", "unseen: -1.0 is out of range"),
+        ("--late 0.3", "--late 0.3: write SHARE@ROUND"),
+        ("--late 0.3@3", "--late 0.3@3: the round must be a whole number from 2 to 2"),
+        ("--late 1@2", "--late 1@2: all 3 clients would be late"),
+        ("--rare 0.3@2", "--rare 0.3@2: the probability must be"),
+        ("--train-fraction 0", "--train-fraction must be above 0"),
+        ("--train-fraction 0.5", "give the data set's name instead of a folder"),
+        ("--evaluate-on validation", "holds test windows; give the data set's name instead of a folder"),
+        ("--set serve=nobody", "FedKDX: serve: 'nobody' is unknown"),
+        ("--set kd_weight=-1", "FedKDX: kd_weight: -1.0 is out of range"),
+        ("--set teacher_init=student -sm cnn", "teacher_init=student: the student is a CNN, the teacher a CNNSmall"),
     ],
 )
 def test_wrong_input_gets_one_line_and_exit_code_2(data, capsys, argv, says):

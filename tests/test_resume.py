@@ -43,7 +43,9 @@ def outcome(out: str) -> dict[str, object]:
     for path in sorted(Path(out).glob("*/*/results.h5")):
         with h5py.File(path) as file:
             for name in ("views/served/client_auc", "views/served/confusion", "selected", "bytes_up"):
-                found[f"{path.parent.name} {name}"] = file[name][:].tolist()
+                found[f"{path.parent.name} {name}"] = repr(
+                    file[name][:].tolist()
+                )  # NaN, which clients set apart have, equals itself
     return found
 
 
@@ -68,6 +70,18 @@ def test_ctrl_c_and_resume_end_bit_identical(shard_folder, monkeypatch, calls, c
         assert main(command(shard_folder, "parts")) == 130
     (folder,) = Path("parts").iterdir()
     assert f"fedkdx --resume {folder}" in capsys.readouterr().err
+    assert main(["--resume", str(folder)]) == 0
+    assert outcome("parts") == outcome("whole")
+
+
+def test_clients_set_apart_stay_the_same(shard_folder, monkeypatch):
+    """And so does who predicts at each client, which FedKDX has chosen on held-out windows."""
+    more = "--unseen 1 --late 0.5@3 --rare 0.5@0.5 --set serve=validation --set teacher_init=student".split()
+    assert main(command(shard_folder, "whole", *more)) == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)
+        assert main(command(shard_folder, "parts", *more)) == 130
+    (folder,) = Path("parts").iterdir()
     assert main(["--resume", str(folder)]) == 0
     assert outcome("parts") == outcome("whole")
 

@@ -9,17 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm import losses
-from fedkdx_plugin.algorithm.student import CompressionParams, StudentClient
+from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
 from registry.interface import Batch, Output, Task
 from registry.parameters import hyper
 
 
 @dataclass(frozen=True)
-class FedKDXParams(CompressionParams):
+class FedKDXParams(StudentParams):
     """Hyper-parameters of FedKDX; the defaults are the paper's (§4.3)."""
 
     gamma: float = hyper(0.9, "share of non-target knowledge in NKD (eq. 8)", 0.0, 1.0)
     tau: float = hyper(0.8, "temperature of KD, NKD and the contrastive term", 1e-3)
+    tau_ctl: float | None = hyper(None, "temperature of the contrastive term, where it is another than tau", 1e-3)
+    kd_weight: float = hyper(1.0, "weight of KD beside cross-entropy", 0.0)
+    nkd_weight: float = hyper(1.0, "weight of NKD", 0.0)
+    ctl_weight: float = hyper(1.0, "weight of the contrastive term", 0.0)
     use: tuple[str, ...] = hyper(
         ("kd", "nkd", "ctl"), "terms beside cross-entropy (Table 2's ablation)", choices=("kd", "nkd", "ctl")
     )
@@ -44,26 +48,23 @@ class FedKDXClient(StudentClient):
             nets["projection"] = nn.Linear(*sizes, bias=False)
         return nets
 
-    def serves(self) -> str:
-        """The teacher, once it has been trained; until then the student."""
-        return "teacher" if self.trained else "student"
-
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
         teacher, student = nets["teacher"](batch.x), nets["student"](batch.x)
         loss_t = F.cross_entropy(teacher.logits, batch.y, reduction="none")
         loss_s = F.cross_entropy(student.logits, batch.y, reduction="none")
-        tau, gamma, use = self.params.tau, self.params.gamma, self.params.use
-        if "kd" in use:
-            loss_t = loss_t + losses.kd(teacher.logits, student.logits, tau)
-            loss_s = loss_s + losses.kd(student.logits, teacher.logits, tau)
-        if "nkd" in use:
-            of_teacher = losses.nkd if self.params.nkd_direction == "mutual" else losses.nkd_teacher_literal
-            loss_t = loss_t + of_teacher(teacher.logits, student.logits, batch.y, gamma, tau)
-            loss_s = loss_s + losses.nkd(student.logits, teacher.logits, batch.y, gamma, tau)
-        if "ctl" in use:
-            h_t = self._to_student_size(nets, teacher)
-            loss_t = loss_t + losses.contrastive(h_t, student.features.detach(), tau, batch.mask)
-            loss_s = loss_s + losses.contrastive(h_t.detach(), student.features, tau, batch.mask)
+        p = self.params
+        if "kd" in p.use:
+            loss_t = loss_t + p.kd_weight * losses.kd(teacher.logits, student.logits, p.tau)
+            loss_s = loss_s + p.kd_weight * losses.kd(student.logits, teacher.logits, p.tau)
+        if "nkd" in p.use:
+            of_teacher = losses.nkd if p.nkd_direction == "mutual" else losses.nkd_teacher_literal
+            loss_t = loss_t + p.nkd_weight * of_teacher(teacher.logits, student.logits, batch.y, p.gamma, p.tau)
+            loss_s = loss_s + p.nkd_weight * losses.nkd(student.logits, teacher.logits, batch.y, p.gamma, p.tau)
+        if "ctl" in p.use:
+            h_t, h_s = self._to_student_size(nets, teacher), student.features
+            tau = p.tau if p.tau_ctl is None else p.tau_ctl
+            loss_t = loss_t + p.ctl_weight * losses.contrastive(h_t, h_s.detach(), tau, batch.mask)
+            loss_s = loss_s + p.ctl_weight * losses.contrastive(h_t.detach(), h_s, tau, batch.mask)
         return {"teacher": batch.mean(loss_t), "student": batch.mean(loss_s)}
 
     @staticmethod

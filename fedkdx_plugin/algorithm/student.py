@@ -14,14 +14,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
 from fedkdx_plugin.algorithm.compression import compress, compress_with_feedback, decompress, energy_threshold
-from registry.interface import BadMessage, Client, Message, Round, Server
+from registry.errors import UserError
+from registry.interface import BadMessage, Client, Message, Round, Server, Task, float_state, mixture
 from registry.parameters import hyper
 
 VERSION = "version"
 RESIDUAL = "residual/"
+SERVES = "serves"
+HELD_OUT = 0.1  # of the training windows, where validation decides who predicts
+CHUNK = 512  # windows in a forward pass
+PREDICTORS: dict[str, str | dict[str, float]] = {
+    "teacher": "teacher",
+    "student": "student",
+    "ensemble": {"teacher": 0.5, "student": 0.5},
+}
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,29 @@ class CompressionParams:
     )
 
 
+@dataclass(frozen=True)
+class StudentParams(CompressionParams):
+    """Hyper-parameters of the pair of teacher and student."""
+
+    serve: str = hyper(
+        "teacher",
+        "who predicts where a client has trained: one of the two, their mean, or what does best on held-out windows",
+        choices=(*PREDICTORS, "validation"),
+    )
+    teacher_init: str = hyper(
+        "own",
+        "where a client's teacher starts: weights of its own, or the student it is sent",
+        choices=("own", "student"),
+    )
+
+
 class StudentClient(Client):
-    """Trains private networks and a copy of the student; sends the student's compressed update."""
+    """Trains a private teacher and a copy of the student; sends the student's compressed update.
+
+    With `serve` = validation, a tenth of its windows is never trained on, and after each training the client notes
+    which of teacher, shared student and the mean of both has the least loss there. The student is the one it was
+    sent: what its own training made of it is not what it will be served.
+    """
 
     kept = ("student.*",)
 
@@ -45,6 +76,17 @@ class StudentClient(Client):
         super().__init__(id, task, params, samples)
         self.epsilon = 1.0
         self.start: dict[str, Tensor] = {}  # the student as the server has it, W^t
+
+    def holdout(self) -> float:
+        return HELD_OUT if self.params.serve == "validation" else 0.0
+
+    def serves(self) -> str | Mapping[str, float]:
+        """As `serve` says, once the client has trained; until then the student."""
+        if not self.trained:
+            return "student"
+        if self.params.serve == "validation":
+            return list(PREDICTORS.values())[int(self.memory[SERVES])]
+        return PREDICTORS[self.params.serve]
 
     def receive(self, message: Message) -> None:
         if message.meta["full"]:
@@ -54,6 +96,8 @@ class StudentClient(Client):
         self.memory[VERSION] = torch.tensor(message.meta[VERSION])
         self.epsilon = message.meta["epsilon"]
         self.start = {name: tensor.clone() for name, tensor in self.shared().items()}
+        if self.params.teacher_init == "student" and not self.trained:
+            self.load(float_state({"teacher": self.nets["student"]}))
 
     def _catch_up(self, message: Message) -> None:
         own = int(self.memory[VERSION]) if VERSION in self.memory else None
@@ -74,7 +118,20 @@ class StudentClient(Client):
         )
         self.memory = {VERSION: self.memory[VERSION]} | {RESIDUAL + name: tensor for name, tensor in left.items()}
         self.load(self.start)
+        if self.params.serve == "validation":
+            self.memory[SERVES] = self._best_on_validation()
         return Message(payload, {"samples": self.samples, "rate": rate})
+
+    @torch.no_grad()
+    def _best_on_validation(self) -> Tensor:
+        """Which of `PREDICTORS` has the least cross-entropy on the held-out windows, by its place."""
+        x, y, _ = self.validation
+        logits = {}
+        for name in ("teacher", "student"):
+            net = self.nets[name].eval()
+            logits[name] = torch.cat([net(chunk).logits for chunk in x.split(CHUNK)])
+        losses = [F.cross_entropy(mixture(logits, serves), y) for serves in PREDICTORS.values()]
+        return torch.stack(losses).argmin()
 
 
 @dataclass
@@ -95,7 +152,16 @@ class StudentServer(Server):
     """Averages compressed student updates and sends the compressed average (eq. 2)."""
 
     Client = StudentClient
-    Params = CompressionParams
+    Params = StudentParams
+
+    @classmethod
+    def check(cls, task: Task, params: Any) -> None:
+        """A teacher that starts from the student must be of its kind."""
+        if params.teacher_init == "student" and task.model_class is not task.student_class:
+            raise UserError(
+                f"teacher_init=student: the student is a {task.student_class.__name__}, the teacher a "
+                f"{task.model_class.__name__}; leave -sm out, or use teacher_init=own"
+            )
 
     def __init__(self, task: Any, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,11 @@ class DeviceData:
 
     Attributes:
         train_x, train_y: one tensor a client: (n_k, channels, 1, time) float32 and (n_k,) int64.
-        test_x, test_y: all clients' test windows, one client after the other.
+        test_x, test_y: all clients' test windows, one client after the other, unseen clients last.
         test_client: (N,), the client of each test window.
         test_slices: where each client's test windows lie.
+        evaluated_on: what the test windows are: 'test', or 'validation'.
+        unseen: clients nobody trains on; all their windows are test windows.
     """
 
     train_x: list[Tensor]
@@ -34,10 +37,31 @@ class DeviceData:
     test_y: Tensor
     test_client: Tensor
     test_slices: list[slice]
+    evaluated_on: str = "test"
+    unseen: tuple[int, ...] = ()
 
     @property
     def clients(self) -> int:
         return len(self.train_y)
+
+    @property
+    def seen_windows(self) -> int:
+        """How many test windows, the first ones, are of clients that are not unseen."""
+        return min((self.test_slices[id].start for id in self.unseen), default=len(self.test_y))
+
+    def leave_out(self, unseen: Sequence[int]) -> DeviceData:
+        """The same, but nobody trains on these clients' windows: all of them become test windows, after the others'."""
+        test = {id: (self.test_x[place], self.test_y[place]) for id, place in enumerate(self.test_slices)}
+        for id in unseen:
+            x, y = test.pop(id)
+            test[id] = torch.cat([self.train_x[id], x]), torch.cat([self.train_y[id], y])
+        return replace(
+            self,
+            train_x=[x[:0] if id in unseen else x for id, x in enumerate(self.train_x)],
+            train_y=[y[:0] if id in unseen else y for id, y in enumerate(self.train_y)],
+            unseen=tuple(unseen),
+            **_test_fields(test),
+        )
 
     def pooled(self) -> DeviceData:
         """The same with all training windows at client 0."""
@@ -55,13 +79,21 @@ class DeviceData:
         def windows(shard: Shard) -> Tensor:
             return torch.from_numpy(shard.x).to(device, memory_format=memory_format(device))
 
-        counts = [len(shard.y) for shard in shards.test]
-        ends = torch.tensor(counts).cumsum(0).tolist()
+        test = {id: (windows(shard), torch.from_numpy(shard.y).to(device)) for id, shard in enumerate(shards.test)}
         return DeviceData(
             train_x=[windows(shard) for shard in shards.train],
             train_y=[torch.from_numpy(shard.y).to(device) for shard in shards.train],
-            test_x=torch.cat([windows(shard) for shard in shards.test]),
-            test_y=torch.cat([torch.from_numpy(shard.y) for shard in shards.test]).to(device),
-            test_client=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(device),
-            test_slices=[slice(end - count, end) for count, end in zip(counts, ends, strict=True)],
+            evaluated_on=shards.evaluated_on,
+            **_test_fields(test),
         )
+
+
+def _test_fields(test: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """`test_x` to `test_slices` of `DeviceData`, from each client's test windows in the order they are to lie in."""
+    x, y = (torch.cat(part) for part in zip(*test.values(), strict=True))
+    places, end = {}, 0
+    for id, (_, own) in test.items():
+        places[id] = slice(end, end + len(own))
+        end += len(own)
+    client = torch.cat([torch.full_like(own, id) for id, (_, own) in test.items()])
+    return {"test_x": x, "test_y": y, "test_client": client, "test_slices": [places[id] for id in sorted(places)]}

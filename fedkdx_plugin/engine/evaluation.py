@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedkdx_plugin.engine import metrics
 from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.workspace import Workspace
-from registry.interface import Model, copy_state, float_state
+from registry.interface import Model, copy_state, float_state, mixture
 
 SERVED = "served"
 CHUNK = 512  # windows in a forward pass: large enough to fill a core, small enough for its cache
@@ -52,7 +53,7 @@ class Evaluator:
             shared: what the server would give every client now (`Server.networks`).
         """
         for net in self._names:
-            if self._is_common(net, shared):
+            if _is_common(net, self.workspace, shared):
                 self._ask(net, {None: (self.workspace.initial | dict(shared), slice(None))})
             else:
                 states = (self.workspace.state_for_evaluation(id, shared) for id in range(self.data.clients))
@@ -60,10 +61,9 @@ class Evaluator:
         served = torch.empty_like(next(iter(self._logits.values())))
         for client, place in zip(self.workspace.clients, self.data.test_slices, strict=True):
             client.nets = self.workspace.nets
-            served[place] = self._logits[client.serves()][place]
+            served[place] = mixture({net: own[place] for net, own in self._logits.items()}, client.serves())
         logits = self._logits | {SERVED: served}
-        y, client = self.data.test_y, self.data.test_client
-        return {view: metrics.evaluate(logits[view], y, client, self.data.clients) for view in views(self.workspace)}
+        return {view: _figures(view, logits, self.data) for view in views(self.workspace, shared, self.data)}
 
     def _ask(self, net: str, states: Mapping[int | None, tuple[Mapping[str, Tensor], slice]]) -> None:
         """Bring the logits of a network up to date, for each client's state or (key None) the state of all."""
@@ -77,10 +77,6 @@ class Evaluator:
         for prediction, logits in zip(wanted, self.predict(net, wanted), strict=True):
             self._logits[net][prediction.windows] = logits
 
-    def _is_common(self, net: str, shared: Mapping[str, Tensor]) -> bool:
-        """Whether all clients would use the very same network."""
-        return all(name in shared and name not in self.workspace.private for name in self._names[net])
-
 
 def predictors(workspace: Workspace) -> dict[str, Model]:
     """The networks that predict: models that are trained."""
@@ -88,10 +84,39 @@ def predictors(workspace: Workspace) -> dict[str, Model]:
     return {name: net for name, net in workspace.nets.items() if isinstance(net, Model) and name not in frozen}
 
 
-def views(workspace: Workspace) -> list[str]:
-    """'served', and, where there are several networks that predict, each by its name."""
+def views(workspace: Workspace, shared: Mapping[str, Tensor], data: DeviceData) -> list[str]:
+    """'served'; where there are several networks that predict, each by its name; 'unseen' where there is such a view.
+
+    'unseen' is what the unseen clients would predict with, where that is the same for all who never trained. They
+    stand for the test set, so that choosing hyper-parameters on validation windows must not see them.
+    """
     nets = predictors(workspace)
-    return [SERVED, *(nets if len(nets) > 1 else ())]
+    names = [SERVED, *(nets if len(nets) > 1 else ())]
+    if data.unseen and data.evaluated_on == "test" and _newcomer_is_served(data.unseen[0], workspace, shared):
+        names.append(UNSEEN)
+    return names
+
+
+def _newcomer_is_served(id: int, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
+    """Whether a client that never trained predicts with networks that all have in common."""
+    client = workspace.clients[id]
+    client.nets = workspace.nets
+    serves = client.serves()
+    return all(_is_common(name, workspace, shared) for name in ([serves] if isinstance(serves, str) else serves))
+
+
+def _is_common(net: str, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
+    """Whether all clients would use the very same network."""
+    names = float_state({net: workspace.nets[net]}).keys()
+    return names <= shared.keys() and not names & workspace.private
+
+
+def _figures(view: str, logits: Mapping[str, Tensor], data: DeviceData) -> metrics.Metrics:
+    """A view's figures: 'unseen' on the unseen clients' windows, all others on everybody else's."""
+    apart = view == UNSEEN
+    part = slice(data.seen_windows, None) if apart else slice(data.seen_windows)
+    own = logits[SERVED if apart else view][part]
+    return metrics.evaluate(own, data.test_y[part], data.test_client[part], data.clients)
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,11 @@ class Metrics:
     client_auc_macro: np.ndarray
     client_loss: np.ndarray
     confusion: np.ndarray
+
+    def accuracy_of(self, clients: Sequence[int]) -> float:
+        """Accuracy over all test samples of some clients; NaN where they have none."""
+        ids = [id for id in clients if self.client_samples[id]]
+        return _mean(self.client_accuracy[ids], self.client_samples[ids])
 
 
 def evaluate(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> Metrics:

@@ -36,7 +36,7 @@ def count_selected(clients: int, ratio: float) -> int:
 
 
 def sample_clients(seed: int, round: int, clients: int, ratio: float) -> list[int]:
-    """The `count_selected` clients of a round, in ascending order; the same for every algorithm."""
-    count = count_selected(clients, ratio)
+    """`count_selected` clients of a round, fewer where there are fewer, ascending; the same for every algorithm."""
+    count = min(clients, count_selected(clients, ratio))
     rng = np.random.default_rng(derive(seed, "clients", round))
     return sorted(int(client) for client in rng.choice(clients, size=count, replace=False))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import h5py
 import numpy as np
 
+from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.metrics import Metrics
+from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.rounds import RoundRecord
 
 SHARES = ("accuracy", "auc", "f1", "recall", "auc_macro", "loss")
@@ -37,8 +39,17 @@ def without_confusion(record: RoundRecord) -> RoundRecord:
     return replace(record, metrics=bare)
 
 
-def csv_row(record: RoundRecord) -> dict[str, Any]:
-    """A round as one row; the figures of another view than the served one are called `<view>_<figure>`."""
+def group_columns(groups: Mapping[str, Sequence[int]]) -> list[str]:
+    """Names of the figures of clients that are set apart but served like all others: `<group>_accuracy`."""
+    return [f"{name}_accuracy" for name in groups if name != UNSEEN]
+
+
+def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """A round as one row; the figures of another view than the served one are called `<view>_<figure>`.
+
+    Args:
+        groups: clients set apart (`Federation.groups`).
+    """
     row: dict[str, Any] = {
         "round": record.round,
         "train_loss": record.train_loss,
@@ -51,24 +62,37 @@ def csv_row(record: RoundRecord) -> dict[str, Any]:
     for view, metrics in record.metrics.items():
         prefix = "" if view == SERVED else f"{view}_"
         row |= {prefix + name: getattr(metrics, name) for name in SCALARS}
+    if SERVED in record.metrics:
+        row |= _group_figures(record.metrics[SERVED], groups)
     return row
 
 
+def _group_figures(metrics: Metrics, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    return {column: metrics.accuracy_of(groups[column.removesuffix("_accuracy")]) for column in group_columns(groups)}
+
+
 def write_results(
-    file: h5py.File, records: list[RoundRecord], clients: int, confusion: Mapping[str, np.ndarray]
+    file: h5py.File,
+    records: list[RoundRecord],
+    confusion: Mapping[str, np.ndarray],
+    data: DeviceData,
+    groups: Mapping[str, Sequence[int]],
 ) -> None:
     """All rounds into an open HDF5 file.
 
     `rs_test_acc`, `rs_test_auc` and `rs_train_loss` are PFLlib's, one value an evaluated round (listed in
-    `evaluated_rounds`). `views/<view>/<figure>` (evaluations,) and `views/<view>/client_<figure>` (evaluations,
+    `evaluated_rounds`); on validation windows they are called `rs_validation_acc` and so on, and the attribute
+    `evaluated_on` says so, too. `groups/<group>` lists the ids of clients set apart, `views/served/<group>_accuracy`
+    is theirs. `views/<view>/<figure>` (evaluations,) and `views/<view>/client_<figure>` (evaluations,
     clients) hold the figures of each view, `views/<view>/confusion` (clients, true, predicted) those of the last
     evaluation. `selected` (rounds, clients), `rejected` (rounds,; JSON, client -> reason), `bytes_up`,
     `bytes_down`, `train_loss` and `seconds/<part>` (rounds,) tell of every round.
     """
     evaluated = [record for record in records if record.metrics]
     file["evaluated_rounds"] = np.array([record.round for record in evaluated], dtype=np.int64)
-    file["rs_test_acc"] = np.array([record.metrics[SERVED].accuracy for record in evaluated])
-    file["rs_test_auc"] = np.array([record.metrics[SERVED].auc for record in evaluated])
+    file.attrs["evaluated_on"] = data.evaluated_on
+    file[f"rs_{data.evaluated_on}_acc"] = np.array([record.metrics[SERVED].accuracy for record in evaluated])
+    file[f"rs_{data.evaluated_on}_auc"] = np.array([record.metrics[SERVED].auc for record in evaluated])
     file["rs_train_loss"] = np.array([record.train_loss for record in evaluated])
     for view in evaluated[0].metrics if evaluated else ():
         group = file.create_group(f"views/{view}")
@@ -79,12 +103,17 @@ def write_results(
             group[name] = np.stack([getattr(row, name) for row in rows])
         group["client_samples"] = rows[-1].client_samples
         group["confusion"] = confusion[view]
+    rows = [_group_figures(record.metrics[SERVED], groups) for record in evaluated]
+    for name in group_columns(groups) if evaluated else ():
+        file[f"views/{SERVED}/{name}"] = np.array([row[name] for row in rows])
+    for name, ids in groups.items():
+        file[f"groups/{name}"] = np.array(ids, dtype=np.int64)
     for name in ("bytes_up", "bytes_down", "train_loss"):
         file[name] = np.array([getattr(record, name) for record in records])
     for part in records[0].seconds:
         file[f"seconds/{part}"] = np.array([record.seconds[part] for record in records])
     file["rejected"] = [json.dumps(record.rejected) for record in records]
-    selected = np.zeros((len(records), clients), dtype=bool)
+    selected = np.zeros((len(records), data.clients), dtype=bool)
     for row, record in zip(selected, records, strict=True):
         row[record.selected] = True
     file["selected"] = selected

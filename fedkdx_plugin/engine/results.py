@@ -20,7 +20,15 @@ import yaml
 from dataset_utils.files import replacing, unwritable
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.records import ROUND_COLUMNS, SCALARS, csv_row, read_results, without_confusion, write_results
+from fedkdx_plugin.engine.records import (
+    ROUND_COLUMNS,
+    SCALARS,
+    csv_row,
+    group_columns,
+    read_results,
+    without_confusion,
+    write_results,
+)
 from fedkdx_plugin.engine.rounds import Federation, RoundRecord
 from registry import __version__
 from registry.catalog import Entry
@@ -92,7 +100,7 @@ class RunFolder:
         self._state: Message | None = None
         self._saved = time.monotonic()
         figures = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
-        self._columns = [*ROUND_COLUMNS, *figures]
+        self._columns = [*ROUND_COLUMNS, *figures, *group_columns(federation.groups)]
         if (path / STATE).exists():
             self._go_on()
 
@@ -110,7 +118,7 @@ class RunFolder:
             self._log = (self.path / "log.txt").open("a", encoding="utf-8")
             self._csv = csv.DictWriter(self._metrics, self._columns, restval="")
             self._csv.writeheader()
-            self._csv.writerows(map(csv_row, self.records))
+            self._csv.writerows(csv_row(record, self.federation.groups) for record in self.records)
         except OSError as error:
             raise unwritable(self.path, error) from error
         self._say(" ".join(self.environment["command"]))
@@ -125,7 +133,7 @@ class RunFolder:
     def on_round(self, record: RoundRecord) -> None:
         """Append the round to `metrics.csv` and `log.txt`; once a minute, save everything."""
         try:
-            self._csv.writerow(csv_row(record))
+            self._csv.writerow(csv_row(record, self.federation.groups))
             self._metrics.flush()
             served = record.metrics.get(SERVED)
             accuracy = f" accuracy {served.accuracy:.4f}" if served else ""
@@ -146,7 +154,7 @@ class RunFolder:
         if self._state is None:
             return
         with replacing(self.path / "results.h5") as part, h5py.File(part, "w") as file:
-            write_results(file, self.records, self.shards.num_clients, self._confusion)
+            write_results(file, self.records, self._confusion, self.federation.data, self.federation.groups)
             file.attrs["config"] = yaml.safe_dump(dict(self.settings), sort_keys=False)
             file.attrs["environment"] = json.dumps(self.environment, sort_keys=True)
             file.attrs["class_names"] = list(self.shards.class_names)
@@ -199,6 +207,7 @@ def environment(entry: Entry, command: list[str], shards: ShardSet, device: torc
         "data": {
             "name": shards.name,
             "folder": os.fspath(shards.folder),
+            "evaluated_on": shards.evaluated_on,
             "manifest_sha256": hashlib.sha256((shards.folder / "manifest.json").read_bytes()).hexdigest(),
         },
     }

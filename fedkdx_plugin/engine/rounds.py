@@ -13,6 +13,7 @@ from fedkdx_plugin.engine import backends
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Evaluator, views
 from fedkdx_plugin.engine.metrics import Metrics
+from fedkdx_plugin.engine.participation import UNSEEN, Participation
 from fedkdx_plugin.engine.randomness import count_selected, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
@@ -28,11 +29,13 @@ class Schedule:
         rounds: number of communication rounds.
         join_ratio: share of the clients selected in a round.
         eval_gap: evaluate every so many rounds, and after the last.
+        participation: who cannot be selected, and when; the join ratio is of those who can.
     """
 
     rounds: int
     join_ratio: float = 0.4
     eval_gap: int = 1
+    participation: Participation = field(default_factory=Participation)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Federation:
         settings, schedule: local training; rounds.
         backend: a name of `backends.NAMES`; 'auto' chooses by device and algorithm.
 
+    Attributes:
+        groups: clients set apart, 'unseen', 'late' or 'rare' -> ids (see `Participation.groups`).
+
     Raises:
         UserError: the backend cannot run this algorithm, model or device.
     """
@@ -91,7 +97,11 @@ class Federation:
         backend: str = "auto",
     ) -> None:
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
-        self.uploads = list(zip(data.train_x, data.train_y, strict=True)) if self.pools_data else []
+        self.groups = schedule.participation.groups(data.clients, settings.seed)
+        if UNSEEN in self.groups:
+            data = data.leave_out(self.groups[UNSEEN])
+        windows = zip(data.train_x, data.train_y, strict=True)
+        self.uploads = [own for own in windows if len(own[1])] if self.pools_data else []
         self.data = data = data.pooled() if self.pools_data else data
         task = replace(task, seed=settings.seed)
         device = data.test_x.device
@@ -107,7 +117,7 @@ class Federation:
     @property
     def views(self) -> list[str]:
         """Names of the views that an evaluation gives."""
-        return views(self.workspace)
+        return views(self.workspace, self.server.networks(), self.data)
 
     def run(self, callbacks: Sequence[Callback] = (), done: int = 0) -> None:
         """All rounds but those already `done`; each callback sees each round's record."""
@@ -147,7 +157,9 @@ class Federation:
 
     def _select(self, round: Round) -> list[int]:
         if not self.pools_data:
-            return sample_clients(self.settings.seed, round.index, self.data.clients, self.schedule.join_ratio)
+            seed, schedule = self.settings.seed, self.schedule
+            there = schedule.participation.reachable(self.groups, self.data.clients, round.index, seed)
+            return [there[i] for i in sample_clients(seed, round.index, len(there), schedule.join_ratio)]
         if round.index == 1:  # what it takes to have all data in one place
             self.transport.up += sum(len(Message({"x": x, "y": y}).to_bytes()) for x, y in self.uploads)
         return [0]

@@ -33,7 +33,7 @@ def draw(path: Path, runs: Sequence[RunFolder], title: str) -> None:
         left.fill_between(rounds, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
         if sent[-1] > 0.1:  # who sends next to nothing has no place on this axis
             right.plot(sent, mean, color=line.get_color())
-    left.set(xlabel="round", ylabel="test accuracy, %", title=title)
+    left.set(xlabel="round", ylabel=f"{runs[0].shards.evaluated_on} accuracy, %", title=title)
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log", title="the same, by what it costs")
     for axes in (left, right):

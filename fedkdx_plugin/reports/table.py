@@ -11,10 +11,12 @@ import numpy as np
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
+from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.results import RunFolder
 
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
 PLAIN = ("MB up", "MB down", "s/round")
+TUNING = "Measured on validation windows, to choose hyper-parameters by: not results."
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,28 @@ def rows(run: RunFolder) -> list[Row]:
     pace = float(np.median([sum(record.seconds.values()) for record in run.records]))
     result = []
     for view, metrics in last.items():
-        if view != SERVED and np.array_equal(metrics.client_loss, last[SERVED].client_loss):
+        if view != SERVED and np.array_equal(metrics.client_loss, last[SERVED].client_loss, equal_nan=True):
             continue
         best = max(record.metrics[view].accuracy for record in evaluated)
         figures = (metrics.accuracy, best, metrics.auc, metrics.f1, metrics.recall, metrics.accuracy_worst)
-        values = dict(zip(PERCENT, figures, strict=True)) | dict(zip(PLAIN, (*megabytes, pace), strict=True))
+        values = dict(zip(PERCENT, figures, strict=True))
+        for name, ids in run.federation.groups.items():
+            if name != UNSEEN:
+                values[f"{name} clients"] = metrics.accuracy_of(ids)
+        values |= dict(zip(PLAIN, (*megabytes, pace), strict=True))
         name = run.entry.name if view == SERVED else f"{run.entry.name} ({view})"
         result.append(Row(name, run.seed, values))
     return result
 
 
+def _columns(table: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in table for name in row.values))
+
+
 def markdown(table: Sequence[Row]) -> str:
     """A Markdown table, aligned to be read as it is; mean ± std (ddof 1) where there are several seeds."""
     names = list(dict.fromkeys(row.name for row in table))
-    header = ["algorithm", *(f"{name} %" for name in PERCENT), *PLAIN]
+    header = ["algorithm", *(name if name in PLAIN else f"{name} %" for name in _columns(table))]
     cells = [[name, *_cells([row for row in table if row.name == name])] for name in names]
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
 
@@ -70,22 +80,23 @@ def markdown(table: Sequence[Row]) -> str:
 
 def _cells(same: Sequence[Row]) -> list[str]:
     texts = []
-    for name in (*PERCENT, *PLAIN):
-        scale, digits = (100, 2) if name in PERCENT else (1, 2 if name in PLAIN else 1)
+    for name in _columns(same):
+        scale = 1 if name in PLAIN else 100
         values = scale * np.array([row.values[name] for row in same])
-        spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-        texts.append(f"{values.mean():.{digits}f}{spread}")
+        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+        texts.append("–" if np.isnan(values).all() else f"{values.mean():.2f}{spread}")
     return texts
 
 
 def write(folder: Path, runs: Sequence[RunFolder]) -> str:
     """Write `comparison.md` and `comparison.csv` (a row a seed) into `folder`. Returns the Markdown."""
     table = [row for run in runs for row in rows(run)]
-    text = markdown(table)
+    on = runs[0].shards.evaluated_on
+    text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
     with replacing(folder / "comparison.md") as part:
         part.write_text(text, encoding="utf-8")
     with replacing(folder / "comparison.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["algorithm", "seed", *PERCENT, *PLAIN])
-        writer.writerows([row.name, row.seed, *row.values.values()] for row in table)
+        writer.writerow(["algorithm", "seed", "evaluated on", *_columns(table)])
+        writer.writerows([row.name, row.seed, on, *row.values.values()] for row in table)
     return text

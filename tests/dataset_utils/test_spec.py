@@ -27,10 +27,12 @@ def test_flags_left_out_are_none_and_become_the_defaults():
 def test_every_flag_arrives():
     text = (
         "-data X -nc 7 --partition dirichlet --alpha 0.3 --classes-per-client 3 --split blocked --test-fraction 0.3 "
-        "--scale minmax --min-samples 4 --data-seed 9 --window 64 --overlap 0.25 --median 5 --lowpass 10 --gravity 0"
+        "--scale minmax --min-samples 4 --data-seed 9 --window 64 --overlap 0.25 --median 5 --lowpass 10 --gravity 0 "
+        "--train-fraction 0.2 --evaluate-on validation"
     )
     spec = from_arguments(parse(*text.split()))
-    assert spec == ShardSpec("X", 7, "dirichlet", 0.3, 3, "blocked", 0.3, "minmax", 4, 9, 64, 0.25, 5, 10.0, 0.0)
+    drawn = ShardSpec("X", 7, "dirichlet", 0.3, 3, "blocked", 0.3, "minmax", 4, 9, 64, 0.25, 5, 10.0, 0.0)
+    assert spec == dataclasses.replace(drawn, train_fraction=0.2, evaluate_on="validation")
     assert set(FLAGS) == {field.name for field in dataclasses.fields(ShardSpec)}
 
 
@@ -52,6 +54,8 @@ def test_every_flag_arrives():
         ("median", [2, -1, 1.0]),
         ("lowpass", [-1, float("inf"), "20"]),
         ("gravity", [-0.3]),
+        ("train_fraction", [0, -0.1, 1.1, float("nan"), True, "0.5", None]),
+        ("evaluate_on", ["train", None]),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_its_flag(name, values):
@@ -64,6 +68,8 @@ def test_folder_names_are_readable():
     assert ShardSpec("X").folder_name().startswith("subject-shuffled-seed0-")
     spec = ShardSpec("X", clients=30, partition="dirichlet", split="blocked", seed=4)
     assert spec.folder_name().startswith("dirichlet0.1-nc30-blocked-seed4-")
+    spec = ShardSpec("X", train_fraction=0.1, evaluate_on="validation")
+    assert spec.folder_name().startswith("subject-train0.1-validation-shuffled-seed0-")
     assert ShardSpec("X", partition="pathological").folder_name().startswith("pathological2-")
 
 
@@ -72,7 +78,7 @@ def test_different_parameters_have_different_folders():
     changes = {
         "clients": 6, "partition": "iid", "alpha": 0.1000001, "split": "blocked", "test_fraction": 0.21,
         "scale": "none", "min_samples": 11, "seed": 1, "window": 64, "overlap": 0.5, "median": 0, "lowpass": 20.0,
-        "gravity": 0.3,
+        "gravity": 0.3, "train_fraction": 0.5, "evaluate_on": "validation",
     }  # fmt: skip
     specs = [base, *(dataclasses.replace(base, **{key: value}) for key, value in changes.items())]
     pathological = dataclasses.replace(base, partition="pathological")
@@ -85,6 +91,10 @@ def test_equal_parameters_share_a_folder():
     for same in ({"data": "x"}, {"alpha": 1}, {"lowpass": 20}, {"classes_per_client": 5}):
         assert dataclasses.replace(base, **same).folder_name() == base.folder_name()
     assert ShardSpec("X", alpha=0.5).folder_name() == ShardSpec("X").folder_name()  # no Dirichlet, no alpha
+
+
+def test_without_a_reduction_folders_keep_their_names():
+    assert ShardSpec("X").folder_name() == "subject-shuffled-seed0-d7050bbf"
 
 
 def test_own_data_is_a_yaml_file():

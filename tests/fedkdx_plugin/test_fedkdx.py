@@ -58,10 +58,14 @@ def test_each_network_feels_its_own_loss_alone(use, direction):
     assert (of_teacher["projection"] > 0) == ("ctl" in use)
 
 
+WEIGHTS = {"kd_weight": 0.3, "nkd_weight": 1.7, "ctl_weight": 0.6, "tau_ctl": 0.4}
+
+
+@pytest.mark.parametrize("params", [{}, WEIGHTS])
 @pytest.mark.parametrize("student", [TinyNet, TinierNet])
-def test_losses_are_the_sum_of_equations_3_and_4(student):
+def test_losses_are_the_sum_of_equations_3_and_4(student, params):
     """Against float64, term by term as printed; the terms' own values are tested in test_losses."""
-    one, data = client(student), batch()
+    one, data = client(student, **params), batch()
     for net in one.nets.values():
         net.double().eval()
     x, y = data.x.double(), data.y
@@ -85,11 +89,12 @@ def test_losses_are_the_sum_of_equations_3_and_4(student):
             total += -(1 - gamma) * p[i, c] * q[i, c].log() - gamma * tau**2 * (n_p * n_q.log()).sum()
         return total / len(y)
 
-    cosine = torch.cosine_similarity(h_t[:, None], student_out.features[None], dim=2) / tau
+    cosine = torch.cosine_similarity(h_t[:, None], student_out.features[None], dim=2) / params.get("tau_ctl", tau)
     info_nce = -(cosine.diag() - cosine.exp().sum(1).log()).mean()
+    a, b, c = (params.get(f"{term}_weight", 1) for term in ("kd", "nkd", "ctl"))
     expected = {
-        "teacher": cross_entropy(teacher.logits) + kl(p_s, p_t) + equation_8(p_s, p_t) + info_nce,
-        "student": cross_entropy(student_out.logits) + kl(p_t, p_s) + equation_8(p_t, p_s) + info_nce,
+        "teacher": cross_entropy(teacher.logits) + a * kl(p_s, p_t) + b * equation_8(p_s, p_t) + c * info_nce,
+        "student": cross_entropy(student_out.logits) + a * kl(p_t, p_s) + b * equation_8(p_t, p_s) + c * info_nce,
     }
     found = one.losses(one.nets, Batch(x, y), {})
     for name, value in expected.items():
@@ -260,6 +265,12 @@ CHANGES = {
     "tau": 2.0,
     "use": ("kd",),
     "nkd_direction": "literal",
+    "tau_ctl": 2.0,
+    "kd_weight": 0.5,
+    "nkd_weight": 0.5,
+    "ctl_weight": 0.5,
+    "serve": "validation",
+    "teacher_init": "student",
 }
 
 
@@ -288,6 +299,14 @@ def test_every_term_changes_the_outcome(term):
         for federation in (default, changed)
     ]
     assert not same_state(*teachers)
+
+
+def test_a_weight_of_0_is_the_term_left_out():
+    left_out = make_federation(FedKDX, params={"use": ("kd",)})
+    weightless = make_federation(FedKDX, params={"nkd_weight": 0.0, "ctl_weight": 0.0})
+    left_out.run()
+    weightless.run()
+    assert same_state(left_out.save().tensors, weightless.save().tensors)
 
 
 def test_without_terms_the_teacher_is_local_training():

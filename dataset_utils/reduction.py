@@ -1,0 +1,90 @@
+"""Less to train on: validation windows held out of the training windows, and a share of them kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dataset_utils.partition import Partition
+from dataset_utils.recording import Windows
+from dataset_utils.spec import ShardSpec
+from dataset_utils.split import Split, draw, groups_of, split
+from registry.errors import UserError
+
+VALIDATION, THINNING = 3, 4  # separate these random numbers from each other and from split and partition
+VALIDATION_FRACTION = 0.2
+
+
+def reduced(windows: Windows, parts: Partition, spec: ShardSpec, report: Callable[[str], None]) -> Partition:
+    """What is left of the partition for `--evaluate-on validation` and `--train-fraction`, in this order.
+
+    The validation windows come out of all training windows, so that little data leaves enough to validate on.
+
+    Raises:
+        UserError: a client has no window to validate on, or none left to train on.
+    """
+    if spec.evaluate_on == "validation":
+        divided = hold_out(windows, parts.train, spec.split, spec.seed)
+        for k, own in enumerate(divided):
+            if not (len(own.train) and len(own.test)):
+                raise UserError(f"--evaluate-on validation: client {k} has too few training windows to hold some out")
+        parts = parts._replace(train=[own.train for own in divided], test=[own.test for own in divided])
+        report(
+            f"{sum(len(own.test) for own in divided)} training windows held out for validation, "
+            f"{sum(len(own.dropped) for own in divided)} dropped between"
+        )
+    if spec.train_fraction < 1:
+        kept = thin(windows, parts.train, spec.train_fraction, spec.split, spec.seed)
+        before, after = (sum(map(len, train)) for train in (parts.train, kept))
+        parts = parts._replace(train=kept)
+        report(f"{after} of {before} training windows kept (--train-fraction {spec.train_fraction:g})")
+    return parts
+
+
+def hold_out(windows: Windows, train: Sequence[np.ndarray], how: str, seed: int) -> list[Split]:
+    """Each client's training windows, divided by the rules of `split` into training and validation ones.
+
+    Args:
+        train: each client's training windows, indices, ascending.
+        how: 'shuffled' or 'blocked'; the blocked gap is kept to every client's validation windows.
+
+    Returns:
+        a split a client, its `test` the validation windows; all are indices into `windows`.
+    """
+    pool = np.concatenate(train)
+    owner = np.repeat(np.arange(len(train)), [len(own) for own in train])
+    divided = split(_taken(windows, pool, owner), VALIDATION_FRACTION, how, seed, VALIDATION)
+    return [Split(*(pool[part[owner[part] == k]] for part in divided)) for k in range(len(train))]
+
+
+def thin(windows: Windows, train: Sequence[np.ndarray], fraction: float, how: str, seed: int) -> list[np.ndarray]:
+    """A share of each client's windows of each class: of n, round(n · fraction), at least one.
+
+    `shuffled` keeps them at random, `blocked` one run of consecutive windows, as of someone who recorded little.
+
+    Args:
+        train: each client's training windows, indices, ascending.
+    """
+    kept = []
+    for k, own in enumerate(train):
+        taken = _taken(windows, own, np.full(len(own), k))
+        parts = []
+        for group in groups_of(taken):
+            rng = np.random.default_rng([seed, THINNING, k, taken.y[group[0]]])
+            parts.append(draw(rng, group, max(1, round(len(group) * fraction)), how))
+        kept.append(own[np.sort(np.concatenate(parts))])
+    return kept
+
+
+def _taken(windows: Windows, index: np.ndarray, owner: np.ndarray) -> Windows:
+    """Some of the windows, without their samples, and with their clients as subjects."""
+    return replace(
+        windows,
+        x=windows.x[:0],
+        y=windows.y[index],
+        subject=owner,
+        stretch=windows.stretch[index],
+        start=windows.start[index],
+    )

@@ -1,0 +1,162 @@
+"""Which of teacher and student predicts, and where a teacher starts; the same for FedKDX and FedKD."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from baselines.fedkd import FedKD
+from fedkdx_plugin.algorithm.server import FedKDX
+from fedkdx_plugin.algorithm.student import HELD_OUT
+from fedkdx_plugin.engine.evaluation import SERVED
+from fedkdx_plugin.engine.training import hold_out
+from registry.errors import UserError
+from registry.interface import Batch, Round, mixture
+from tests.conftest import Recorder, TinierNet, enter, make_data, make_federation, make_task, same_state
+
+BOTH = [FedKDX, FedKD]
+
+
+def metrics(federation):
+    recorder = Recorder()
+    federation.run([recorder])
+    return recorder.records[-1].metrics
+
+
+def logits(federation, net: str, id: int, x):
+    """What a client's network says now, by the engine's own hand."""
+    enter(federation, id, federation.server.networks())
+    with torch.no_grad():
+        return federation.workspace.nets[net].eval()(x).logits.double()
+
+
+def test_a_mixture_is_the_mean_of_probabilities():
+    torch.manual_seed(0)
+    found = {"a": 5 * torch.randn(50, 4), "b": 5 * torch.randn(50, 4)}
+    expected = 0.25 * found["a"].double().softmax(1) + 0.75 * found["b"].double().softmax(1)
+    torch.testing.assert_close(
+        mixture(found, {"a": 0.25, "b": 0.75}).double().softmax(1), expected, rtol=1e-5, atol=1e-7
+    )
+    assert mixture(found, "b") is found["b"]
+
+
+def test_a_mixture_stays_finite_where_both_are_sure():
+    sure = {"a": torch.tensor([[400.0, 0.0, -300.0]]), "b": torch.tensor([[0.0, 400.0, -300.0]])}
+    mixed = mixture(sure, {"a": 0.5, "b": 0.5})
+    assert mixed.isfinite().all()
+    torch.testing.assert_close(mixed.softmax(1), torch.tensor([[0.5, 0.5, 0.0]]))
+
+
+@pytest.mark.parametrize("algorithm", BOTH)
+@pytest.mark.parametrize("serve", ["teacher", "student"])
+def test_one_of_the_two_is_served(algorithm, serve):
+    views = metrics(make_federation(algorithm, join_ratio=1, params={"serve": serve}))
+    assert (views[SERVED].client_loss == views[serve].client_loss).all()
+    assert (views["teacher"].client_loss != views["student"].client_loss).all()
+
+
+@pytest.mark.parametrize("algorithm", BOTH)
+def test_an_ensemble_is_measured_on_its_mean_probabilities(algorithm):
+    federation = make_federation(algorithm, join_ratio=1, params={"serve": "ensemble"})
+    served = metrics(federation)[SERVED]
+    data = federation.data
+    for id, place in enumerate(data.test_slices):
+        nets = [logits(federation, net, id, data.test_x[place]).softmax(1) for net in ("teacher", "student")]
+        p, y = sum(nets) / 2, data.test_y[place]
+        assert served.client_accuracy[id] == pytest.approx(float((p.argmax(1) == y).double().mean()))
+        assert served.client_loss[id] == pytest.approx(float(-p[range(len(y)), y].log().mean()), rel=1e-4)
+        one_hot = torch.nn.functional.one_hot(y, 4)
+        assert served.client_auc[id] == pytest.approx(roc_auc_score(one_hot.flatten(), p.flatten()), abs=1e-6)
+
+
+@pytest.mark.parametrize("serve", ["ensemble", "validation"])
+def test_an_untrained_client_is_served_by_the_student(serve):
+    federation = make_federation(FedKDX, rounds=1, join_ratio=0.25, params={"serve": serve})
+    record = federation.round(Round(1, 1))
+    untrained = [id for id in range(4) if id not in record.selected]
+    served, student = (record.metrics[view].client_loss for view in (SERVED, "student"))
+    assert (served[untrained] == student[untrained]).all()
+
+
+@pytest.mark.parametrize("algorithm", BOTH)
+@pytest.mark.parametrize("rounds", [1, 8])
+def test_validation_serves_what_does_best_on_windows_nobody_trained_on(algorithm, rounds):
+    """The student that is judged is the one the client was sent in the last round."""
+    federation = make_federation(algorithm, rounds=rounds, join_ratio=1, params={"serve": "validation"})
+    for t in range(1, rounds):
+        federation.round(Round(t, rounds))
+    sent = {name: tensor.clone() for name, tensor in federation.server.networks().items()}
+    federation.round(Round(rounds, rounds))
+    data, chosen = federation.data, []
+    for id, client in enumerate(federation.workspace.clients):
+        whole = Batch(data.train_x[id], data.train_y[id])
+        training, held = hold_out(whole, HELD_OUT, id, federation.settings.seed)
+        assert len(held.y) == max(1, int(0.1 * len(whole.y)))
+        assert len(training.y) + len(held.y) == len(whole.y)
+        teacher = logits(federation, "teacher", id, held.x).softmax(1)
+        enter(federation, id, sent)
+        with torch.no_grad():
+            student = federation.workspace.nets["student"].eval()(held.x).logits.double().softmax(1)
+        options = {"teacher": teacher, "student": student, "ensemble": (teacher + student) / 2}
+        losses = {name: float(-p[range(len(held.y)), held.y].log().mean()) for name, p in options.items()}
+        best = min(losses, key=losses.get)
+        client.nets = federation.workspace.nets
+        assert client.serves() == ({"teacher": 0.5, "student": 0.5} if best == "ensemble" else best)
+        chosen.append(best)
+    if rounds > 1 and algorithm is FedKDX:
+        assert len(set(chosen)) > 1  # else this test would say little
+
+
+def test_held_out_windows_are_not_trained_on():
+    """NaN in them spoils nothing; NaN in one that is trained on does."""
+    data = make_data()
+    _, held = hold_out(Batch(data.train_x[2], torch.arange(65)), HELD_OUT, 2, 0)
+    data.train_x[2][held.y] = math.nan
+    record = make_federation(FedKDX, data, join_ratio=1, params={"serve": "validation"}).round(Round(1, 1))
+    assert not record.rejected
+    record = make_federation(FedKDX, data, join_ratio=1).round(Round(1, 1))
+    assert list(record.rejected) == [2]
+
+
+def test_the_choice_survives_a_restart():
+    def federation():
+        return make_federation(FedKDX, rounds=4, join_ratio=1, params={"serve": "validation"})
+
+    whole, first, second = federation(), federation(), federation()
+    for t in (1, 2):
+        whole.round(Round(t, 4))
+        first.round(Round(t, 4))
+    second.restore(first.save())
+    for t in (3, 4):
+        one, two = (run.round(Round(t, 4)).metrics[SERVED] for run in (whole, second))
+        assert (one.client_loss == two.client_loss).all()
+    assert same_state(whole.save().tensors, second.save().tensors)
+
+
+@pytest.mark.parametrize("algorithm", BOTH)
+def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itself(algorithm):
+    federation = make_federation(
+        algorithm, rounds=2, join_ratio=1, learning_rate=1e-9, params={"teacher_init": "student"}
+    )
+    start = {name: tensor + 0.5 for name, tensor in federation.server.weights.items()}
+    federation.server.weights = dict(start)
+    federation.round(Round(1, 2))
+    for kept in federation.workspace.kept:  # the rate is tiny: where it ends is where it began
+        for name, tensor in start.items():
+            if ".running_" not in name:
+                torch.testing.assert_close(kept[name.replace("student.", "teacher.")], tensor, rtol=0, atol=1e-5)
+    federation.server.weights = {name: tensor + 3 for name, tensor in start.items()}
+    federation.server.synced.clear()  # so that the whole student is sent again
+    federation.round(Round(2, 2))
+    head = federation.workspace.kept[0]["teacher.head.weight"]
+    torch.testing.assert_close(head, start["student.head.weight"], rtol=0, atol=1e-5)
+
+
+def test_a_warm_teacher_must_be_of_the_students_kind():
+    with pytest.raises(UserError, match="teacher_init=student: the student is a TinierNet, the teacher a TinyNet"):
+        FedKDX.check(make_task(TinierNet), FedKDX.Params(teacher_init="student"))
+    FedKDX.check(make_task(), FedKDX.Params(teacher_init="student"))
+    FedKDX.check(make_task(TinierNet), FedKDX.Params())
