@@ -19,6 +19,7 @@ from dataset_utils.generate import prepare
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.config import Config
 from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.progress import Progress
 from fedkdx_plugin.engine.results import RunFolder, new_folder, write_yaml
@@ -115,6 +116,7 @@ def show(config: Config) -> None:
     _models(config)
     _device(config)
     _participation(config)
+    _faults(config)
     yaml.safe_dump(resolve(config, choices), sys.stdout, sort_keys=False, allow_unicode=True)
 
 
@@ -131,6 +133,7 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
     model, student = _models(config)
     device = _device(config)
     participation = _participation(config)
+    _faults(config)
     shards = _shards(config)
     groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
     task = Task(shards.shape, shards.num_classes, model, student, local_bn=config.bn == "local")
@@ -181,6 +184,7 @@ def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, se
         decay=config.learning_rate_decay_gamma if config.learning_rate_decay else 1.0,
         clip_norm=config.clip_norm,
         seed=seed,
+        faults=_faults(config),
     )
     schedule = Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
     return Federation(choice.server, task, choice.params, data, settings, schedule, config.backend)
@@ -188,6 +192,12 @@ def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, se
 
 def _participation(config: Config) -> Participation:
     return Participation.parse(config.unseen, config.late, config.rare, config.global_rounds)
+
+
+def _faults(config: Config) -> Faults:
+    faults = Faults(config.dropout, config.stragglers, config.corrupt)
+    faults.check()
+    return faults
 
 
 def _label(config: Config) -> str:
