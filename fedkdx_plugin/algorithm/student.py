@@ -20,7 +20,7 @@ from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
 from fedkdx_plugin.algorithm.compression import compress, compress_with_feedback, decompress, energy_threshold
 from registry.errors import UserError
 from registry.interface import BadMessage, Client, Message, Round, Server, Task, float_state, mixture
-from registry.messages import check_samples, check_tensors
+from registry.messages import check_state
 from registry.parameters import hyper
 
 VERSION = "version"
@@ -189,12 +189,11 @@ class StudentServer(Server):
 
     def check_reply(self, client: int, reply: Message) -> None:
         """A payload that gives an update of the student's shape, and a rate by which it stays finite."""
-        check_samples(reply)
+        gradient = decompress(reply.tensors, {name: tensor.shape for name, tensor in self.weights.items()})
+        check_state(Message(gradient, reply.meta), self.weights)
         rate = reply.meta.get("rate")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not FLOAT.tiny <= rate <= FLOAT.max:
             raise BadMessage(f"'rate' must be a positive number, not {rate!r}")
-        gradient = decompress(reply.tensors, {name: tensor.shape for name, tensor in self.weights.items()})
-        check_tensors(gradient, self.weights)
         finite = [(rate * tensor).isfinite().all() for tensor in gradient.values()]
         if finite and not torch.stack(finite).all():
             raise BadMessage(f"the update at a rate of {rate:g} is not finite")

@@ -15,7 +15,7 @@ from registry.messages import Message
 DROPOUT, STRAGGLER = "dropout", "straggler"
 # a NaN in a tensor, a dimension too many, a tensor left out, a tensor or message of another algorithm, random bytes
 KINDS = ("nan", "shape", "missing", "foreign tensor", "foreign message", "noise")
-FOREIGN = {"another algorithm's": torch.zeros(3)}
+FOREIGN = {"foreign": torch.zeros(3)}
 Damage = Callable[[bytes], bytes]
 
 
