@@ -16,7 +16,7 @@ from tests.conftest import make_data, make_federation, same_state
 from tests.test_example import EXAMPLE
 
 NAMES = [name for name in catalog.BUILT_IN["algorithms"] if name != "Centralised"]
-VICTIM, ROUNDS, MUTATIONS = 2, 3, 3000
+VICTIM, ROUNDS, MUTATIONS = 2, 3, 100
 LAST = Round(ROUNDS, ROUNDS)
 
 
