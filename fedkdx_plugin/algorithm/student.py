@@ -229,8 +229,11 @@ class StudentServer(Server):
         return dict(zip(FIGURES, figures, strict=True))
 
     def figures(self) -> Mapping[str, float]:
-        """ε, and of the last broadcast: mean R / min(P, Q), share of the energy kept, bytes as a share of dense."""
-        return {name: float(value) for name, value in self.told.items()}
+        """ε, and of the last broadcast: mean R / min(P, Q), share of the energy kept, bytes as a share of dense.
+
+        To six digits: the last bits of a sum depend on how tensors lie in memory, which is not kept over a restart.
+        """
+        return {name: float(f"{float(value):.6g}") for name, value in self.told.items()}
 
     def save(self) -> Message:
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
