@@ -7,7 +7,7 @@ itself ends like a factor gets `.dense` added, so that the end of a name in a pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -121,6 +121,31 @@ def decompress(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
         raise BadMessage(f"tensor '{extra[0]}' is not expected")
     _require_finite(tensors)
     return tensors
+
+
+def energy_kept(payload: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Squared Frobenius norm of what `compress` made of all tensors, as a share of theirs, (), float64; 1 of nothing.
+
+    Of factors only Σ counts: the columns of U and the rows of V are orthonormal.
+    """
+    sent = _squares(tensor for name, tensor in payload.items() if not name.endswith((FACTORS[0], FACTORS[2])))
+    whole = _squares(tensors.values())
+    return torch.where(whole > 0, sent / whole, 1).clamp(max=1)
+
+
+def _squares(tensors: Iterable[Tensor]) -> Tensor:
+    """Σ of squares, (). Flattened first, so that the sum's last bit does not depend on how a tensor lies in memory."""
+    return torch.stack([tensor.flatten().double().square().sum() for tensor in tensors]).sum()
+
+
+def rank_share(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> float:
+    """Mean over the matrices of R / min(P, Q), which is 1 for a matrix that travels as it is; NaN without any."""
+    shares = []
+    for name, shape in shapes.items():
+        if len(shape) >= 2 and shape.numel() > 0:
+            factor = payload.get(name + FACTORS[1]) if _dense_key(name) not in payload else None
+            shares.append(1.0 if factor is None else len(factor) / min(shape[0], shape.numel() // shape[0]))
+    return sum(shares) / len(shares) if shares else float("nan")
 
 
 def compress_with_feedback(

@@ -8,6 +8,7 @@ student itself, or the client is new, the whole student is sent instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
-from fedkdx_plugin.algorithm.compression import compress, compress_with_feedback, decompress, energy_threshold
+from fedkdx_plugin.algorithm.compression import (
+    compress,
+    compress_with_feedback,
+    decompress,
+    energy_kept,
+    energy_threshold,
+    rank_share,
+)
 from registry.errors import UserError
 from registry.interface import BadMessage, Client, Message, Round, Server, Task, float_state, mixture
 from registry.messages import check_state
@@ -26,6 +34,7 @@ from registry.parameters import hyper
 VERSION = "version"
 RESIDUAL = "residual/"
 SERVES = "serves"
+FIGURES = ("epsilon", "rank_share", "energy_kept", "bytes_share")
 HELD_OUT = 0.1  # of the training windows, where validation decides who predicts
 CHUNK = 512  # windows in a forward pass
 FLOAT = torch.finfo(torch.float32)
@@ -171,6 +180,7 @@ class StudentServer(Server):
         self.steps: list[Step] = []
         self.synced: dict[int, int] = {}  # client -> the version it is known to hold
         self.residual: dict[str, Tensor] = {}
+        self.told: dict[str, float | Tensor] = dict.fromkeys(FIGURES, math.nan)
 
     def epsilon(self, round: Round) -> float:
         """ε(ρ), eq. 10."""
@@ -209,6 +219,7 @@ class StudentServer(Server):
         change = weighted_sum(gradients, [share * rate for share, rate in zip(shares, rates, strict=True)])
         rate = sum(share * rate for share, rate in zip(shares, rates, strict=True))
         payload, left = _send(change, rate, self.epsilon(round), self.residual if self.params.error_feedback else None)
+        self.told = self._tell(payload, change, rate, round)
         self.residual = left
         self.weights = {name: tensor.clone() for name, tensor in self.weights.items()}
         move(self.weights, payload, rate)
@@ -216,6 +227,27 @@ class StudentServer(Server):
         self.steps.append(Step(self.version, rate, payload))
         while sum(step.size for step in self.steps) > _size(self.weights):
             del self.steps[0]
+
+    def _tell(
+        self, payload: Mapping[str, Tensor], change: Mapping[str, Tensor], rate: float, round: Round
+    ) -> dict[str, float | Tensor]:
+        """`FIGURES` of the payload about to be sent, which was made of `change` and what is left of earlier ones."""
+        whole = {name: (t + self.residual[name] if name in self.residual else t) / rate for name, t in change.items()}
+        shapes = {name: tensor.shape for name, tensor in change.items()}
+        figures = (
+            self.epsilon(round),
+            rank_share(payload, shapes),
+            energy_kept(payload, whole),
+            _bytes(payload) / _bytes(change),
+        )
+        return dict(zip(FIGURES, figures, strict=True))
+
+    def figures(self) -> Mapping[str, float]:
+        """ε, and of the last broadcast: mean R / min(P, Q), share of the energy kept, bytes as a share of dense.
+
+        To six digits: the last bits of a sum depend on how tensors lie in memory, which is not kept over a restart.
+        """
+        return {name: float(f"{float(value):.6g}") for name, value in self.told.items()}
 
     def save(self) -> Message:
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
@@ -255,6 +287,10 @@ def _send(
     waiting = {name: tensor / rate for name, tensor in residual.items()}
     compressed, left = compress_with_feedback(gradient, waiting, epsilon)
     return compressed.payload, {name: rate * tensor for name, tensor in left.items()}
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _size(tensors: Mapping[str, Tensor]) -> int:
