@@ -68,6 +68,9 @@ def build_parser() -> Parser:
         metavar="N",
         help="of an experiment: runs side by side (default: one a CPU thread, one on a GPU)",
     )
+    parser.add_argument(
+        "--report", nargs="+", metavar="FOLDER", help="write a report of the runs in these folders; goes with -o alone"
+    )
     parser.add_argument("--list", action="store_true", help="show algorithms, models and data sets, then stop")
     parser.add_argument("--dry-run", action="store_true", help="show the resolved configuration, then stop")
     parser.add_argument("--version", action="version", version=f"fedkdx {__version__}")
@@ -107,6 +110,17 @@ def _experiment(arguments: argparse.Namespace, command: list[str]) -> int:
         runner.show(planned)
         return 0
     return runner.run(planned, command, jobs)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    """`--report`. Raises UserError."""
+    from fedkdx_plugin.reports import report
+
+    given = [name for name, value in vars(arguments).items() if value not in (None, False)]
+    other = [name for name in given if name not in ("report", "out")]
+    if other:
+        raise UserError(f"--report takes -o and no other option, such as {other[0]}")
+    report.command_line(arguments.report, arguments.out)
 
 
 def _resumed(arguments: argparse.Namespace) -> Path | None:
@@ -156,6 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         if arguments.list:
             show_catalog()
+            return 0
+        if arguments.report:
+            _report(arguments)
             return 0
         command = ["fedkdx", *(sys.argv[1:] if argv is None else argv)]
         folder = _resumed(arguments)
