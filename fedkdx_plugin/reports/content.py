@@ -45,11 +45,7 @@ def whole_run(method: Method) -> statistics.Spread:
 
 def results(section: Section) -> Table:
     """The section's main table: last round, best round, cost."""
-    rows: dict[str, list[table.Row]] = {}
-    for method in section.methods:
-        for run in method.runs:
-            for row in table.rows(method.name, run.seed, run.records, run.groups):
-                rows.setdefault(row.name, []).append(row)
+    rows = {name: same for method in section.methods for name, same in _rows(method).items()}
     names = list(dict.fromkeys(name for same in rows.values() for row in same for name in row.values))
     apart = [name for name in names if name.endswith("clients")]
     final = ["accuracy", "auc", "f1", "recall", "worst client", *apart]
@@ -65,16 +61,24 @@ def results(section: Section) -> Table:
     columns.append([number(rounds[name], digits=0) if name in rounds else Cell(NONE) for name in rows])
     columns += [[number(spread([row.values[name] for row in same])) for same in rows.values()] for name in table.PLAIN]
     heads = [("last round", METRICS.get(name, f"{name} %")) for name in final]
-    heads += [("best round", "accuracy %"), ("best round", "round"), *(("cost", name) for name in table.PLAIN)]
+    heads += [("best round", "accuracy %"), ("best round", "number"), *(("whole run", name) for name in table.PLAIN)]
     seeds = [Cell(str(len(same)), len(same)) for same in rows.values()]
     return Table(
         f"{section.slug}-results",
         f"{section.title}: mean ± standard deviation over seeds, on {section.on} windows. Bold: best, underlined: "
-        f"second{f', {CEILING} apart' if CEILING in served else ''}. The best round is chosen on these same windows, which "
-        "flatters. A row with a name in brackets is one of a method's networks alone.",
+        f"second{f', {CEILING} apart' if CEILING in served else ''}. The best round is chosen on these same windows, "
+        "which flatters. A row with a name in brackets is one of a method's networks alone.",
         [("", "method"), ("", "seeds"), *heads],
         [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
     )
+
+
+def _rows(method: Method) -> dict[str, list[table.Row]]:
+    """The rows of the method and of its networks, one a seed each."""
+    seeds = [{row.name: row for row in table.rows(method.name, r.seed, r.records, r.groups)} for r in method.runs]
+    names = dict.fromkeys(name for rows in seeds for name in rows)
+    # a network has no row where it predicted the very same as the method
+    return {name: [rows.get(name, rows[method.name]) for rows in seeds] for name in names}
 
 
 def _merge(old: Sequence[Cell], new: Sequence[Cell]) -> list[Cell]:
@@ -91,11 +95,10 @@ def significance(section: Section) -> tuple[Table | None, str]:
         )
     reference, pairs = section.reference.name, min(test.pairs for test in tests)
     meaning = (
-        f"Each method's accuracy in the last round, paired with that of {reference} by {tests[0].over[:-1]} (a "
-        "client's accuracies are averaged over seeds first). p: Wilcoxon signed-rank test, two-sided; corrected by Holm for the "
-        f"{len(tests)} comparisons. Below {statistics.LEVEL}, such a difference would hardly come about by chance "
-        "alone; above it, these runs do not tell the methods apart, which is not to say that they are "
-        "equal."
+        f"Each method's accuracy in the last round, paired with that of {reference} by {tests[0].over[:-1]} "
+        "(a client's accuracies are averaged over seeds first). p: Wilcoxon signed-rank test, two-sided; corrected by "
+        f"Holm for {len(tests)} comparisons. Below {statistics.LEVEL}, such a difference would hardly come about by "
+        "chance alone; above it, these runs do not tell the methods apart, which is not to say that they are equal."
     )
     if tests[0].over == "clients":
         meaning += " Pairs of clients say nothing of how much other seeds would change."

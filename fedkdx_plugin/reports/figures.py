@@ -37,9 +37,9 @@ STYLE = {
 }
 SERVER = {
     "epsilon": "threshold ε",
-    "rank_share": "rank kept, share of full",
-    "energy_kept": "energy kept, share",
-    "bytes_share": "broadcast's bytes, share of dense",
+    "rank_share": "rank kept, %",
+    "energy_kept": "energy kept, %",
+    "bytes_share": "bytes, % of dense",
 }
 
 
@@ -115,6 +115,8 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tu
 
 def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
     """Accuracy over rounds, and over megabytes."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, (left, right) = _figure(7.2, 3.2 + 0.18 * -(-len(methods) // 4), 2, sharey=True)
     for method in methods:
         rounds, values = _accuracies(method)
@@ -129,6 +131,9 @@ def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tu
     left.set(xlabel="round", ylabel=f"{section.on} accuracy, %")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter("{x:g}")
+    right.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=2.2)
     return figure, (
         f"{section.title}: {section.on} accuracy of the models that clients would use, over rounds (left) and over the "
@@ -173,8 +178,11 @@ def confusion(section: Section, methods: Sequence[Method], looks: Looks) -> tupl
     """What is taken for what."""
     chosen = _chosen(section)
     names = list(section.first.classes)
-    size = min(4.6, max(2.1, 0.24 * len(names) + 0.6))
-    figure, axes = _figure(1.6 + len(chosen) * size, size + 1.1, len(chosen), squeeze=False, sharey=True)
+    size = max(1.6, 0.26 * len(names))
+    label = 0.075 * max(map(len, names))  # inches at this size of letters
+    figure, axes = _figure(
+        label + 1.3 + len(chosen) * (size + 0.15), size + label + 0.9, len(chosen), squeeze=False, sharey=True
+    )
     for place, (own, method) in enumerate(zip(axes[0], chosen, strict=True)):
         counts = sum(run.confusion[SERVED].sum(axis=0) for run in method.runs)
         total = counts.sum(axis=1, keepdims=True)
@@ -228,17 +236,17 @@ def compression(section: Section, methods: Sequence[Method], looks: Looks) -> tu
     for own, key in zip(axes, ("rank_share", "energy_kept", "bytes_share"), strict=True):
         for name, figures in told.items():
             if key in figures:
-                own.plot(np.arange(1, len(figures[key]) + 1), figures[key], **looks.line(name))
+                own.plot(np.arange(1, len(figures[key]) + 1), 100 * figures[key], **looks.line(name))
             if key == "energy_kept" and "epsilon" in figures:
-                own.plot(np.arange(1, len(figures[key]) + 1), figures["epsilon"], color="0.5", lw=0.8, zorder=0)
+                own.plot(np.arange(1, len(figures[key]) + 1), 100 * figures["epsilon"], color="0.5", lw=0.8, zorder=0)
         own.set(xlabel="round", title=SERVER[key])
         own.title.set_fontsize(9)
         own.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure, (
         f"{section.title}: what the server's compressed broadcast keeps, round by round, mean over seeds: rank (mean "
-        "over the weight matrices, 1 is full), energy (squared Frobenius norm) with the threshold ε it must exceed in grey, "
-        "and bytes against sending the same uncompressed."
+        "over the weight matrices, 100 is full), energy (squared Frobenius norm) with the threshold ε it must exceed "
+        "in grey, and bytes against sending the same uncompressed."
     )
 
 

@@ -154,6 +154,8 @@ def _methods(runs: Iterable[Run]) -> tuple[tuple[Method, ...], list[str]]:
                     notes.append(f"{name} seed {run.seed} is there twice; {run.folder.name} is left out.")
             full = " ".join([name, *(f"{key}={values.get(key)}" for key in differing)])
             methods.append(Method(full, tuple(seeds[seed] for seed in sorted(seeds))))
+    algorithms = list(dict.fromkeys(method.algorithm for method in methods))
+    methods.sort(key=lambda method: (algorithms.index(method.algorithm), method.name != method.algorithm))
     return tuple(methods), notes
 
 
