@@ -19,13 +19,17 @@ from fedkdx_plugin.reports.sections import Method, Section, accuracy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Paul Tol's muted scheme, which colour-blind readers can tell apart (https://personal.sron.nl/~pault/), its pale grey
-# replaced by black; FedKDX gets the first, and so always the same
-COLOURS = ("#cc6677", "#332288", "#117733", "#88ccee", "#ddcc77", "#882255", "#44aa99", "#999933", "#aa4499", "#000000")
+# Paul Tol's muted scheme, which colour-blind readers can tell apart (https://personal.sron.nl/~pault/), with black,
+# dark grey and orange in place of its pale grey; FedKDX gets the first, and so always the same
+COLOURS = (
+    *("#cc6677", "#332288", "#117733", "#88ccee", "#ddcc77", "#882255", "#44aa99", "#999933", "#aa4499"),
+    *("#000000", "#777777", "#ee7733"),
+)
 DASHES = ("-", "--", ":", "-.")
 MANY = 12  # methods from which on a figure shows the best variant of each algorithm alone
 POINTS = 250  # of a line: more cannot be seen
 MATRICES = 3
+BANDS = 6  # methods up to which bands can be told apart
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -104,6 +108,7 @@ def save(figure: Figure, path: Path) -> None:
     for ending, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
         with replacing(path.with_name(path.name + ending)) as part:
             figure.savefig(part, dpi=180, metadata=metadata)
+        figure.set_layout_engine("none")  # it is laid out now, which takes as long as to draw it
 
 
 def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
@@ -124,7 +129,7 @@ def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tu
         few = np.unique(np.linspace(0, len(rounds) - 1, POINTS).astype(int))
         rounds, values, sent = rounds[few], 100 * values[:, few], sent[few]
         left.plot(rounds, values.mean(0), **looks.line(method.name))
-        if len(values) > 1:
+        if len(values) > 1 and len(methods) <= BANDS:
             left.fill_between(rounds, values.min(0), values.max(0), color=looks.colour(method.name), alpha=0.15, lw=0)
         if sent[-1] > 0.1:  # who sends next to nothing has no place on this axis
             right.plot(sent, values.mean(0), **looks.line(method.name))
@@ -137,8 +142,8 @@ def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tu
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=2.2)
     return figure, (
         f"{section.title}: {section.on} accuracy of the models that clients would use, over rounds (left) and over the "
-        "megabytes that all clients sent and received until then (right, logarithmic). Lines: mean over seeds; bands: "
-        "from the lowest to the highest seed."
+        "megabytes that all clients sent and received until then (right, logarithmic). Lines: mean over seeds"
+        f"{'; bands: from the lowest to the highest seed' if len(methods) <= BANDS else ''}."
     )
 
 
@@ -181,7 +186,7 @@ def confusion(section: Section, methods: Sequence[Method], looks: Looks) -> tupl
     size = max(1.6, 0.26 * len(names))
     label = 0.075 * max(map(len, names))  # inches at this size of letters
     figure, axes = _figure(
-        label + 1.3 + len(chosen) * (size + 0.15), size + label + 0.9, len(chosen), squeeze=False, sharey=True
+        label + 1.3 + len(chosen) * (size + 0.15), size + label + 0.6, len(chosen), squeeze=False, sharey=True
     )
     for place, (own, method) in enumerate(zip(axes[0], chosen, strict=True)):
         counts = sum(run.confusion[SERVED].sum(axis=0) for run in method.runs)
