@@ -66,7 +66,7 @@ class Section:
     @property
     def slug(self) -> str:
         """The title as part of a file's name."""
-        return re.sub(r"[^\w.=]+", "-", self.title).strip("-")
+        return re.sub(r"[^\w.=]+", "-", self.title, flags=re.ASCII).strip("-")
 
     @property
     def on(self) -> str:
