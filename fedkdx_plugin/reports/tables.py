@@ -60,8 +60,8 @@ def number(values: Spread, scale: float = 1.0, digits: int = 2, sign: bool = Fal
     spec = f"{'+' if sign else ''}.{digits}f"
     mean, std = scale * values.mean, scale * values.std
     if np.isnan(std):
-        return Cell(format(mean, spec), mean)
-    return Cell(f"{mean:{spec}} ± {std:.{digits}f}", mean, std)
+        return Cell(f"{mean:{spec}}".replace("-", "−"), mean)
+    return Cell(f"{mean:{spec}} ± {std:.{digits}f}".replace("-", "−"), mean, std)
 
 
 def plain(value: float, digits: int = 2, sign: bool = False) -> Cell:
@@ -108,8 +108,8 @@ LATEX = {
     "±": r"$\pm$",
     "–": "--",
     "−": "$-$",
-    "≥": r"$\geq$",
-    "→": r"$\rightarrow$",
+    "<": "$<$",
+    ">": "$>$",
     "ε": r"$\varepsilon$",
     "α": r"$\alpha$",
     "γ": r"$\gamma$",

@@ -14,11 +14,12 @@ import yaml
 
 from fedkdx_plugin import runner
 from fedkdx_plugin.cli import main
-from fedkdx_plugin.reports import content, report, runs, statistics, tables
+from fedkdx_plugin.reports import content, report, runs, statistics, tables, tensorboard
 from fedkdx_plugin.reports.runs import Missing, read, read_all
 from fedkdx_plugin.reports.sections import arrange
 from fedkdx_plugin.reports.statistics import holm
 from fedkdx_plugin.reports.tables import Cell, Table
+from tests.conftest import Recorder
 from tests.fedkdx_plugin.made_runs import CLASSES, client_accuracy, last_accuracy, make_run
 
 # all figures of each of the paper's tables 1 to 4 together, added up from the paper itself
@@ -295,8 +296,8 @@ def test_names_are_escaped_everywhere(written):
     text = (written / "report.md").read_text(encoding="utf-8")
     assert r"FedKDX \<i\>a\_b\</i\> & 50 % \~ε" in text
     (latex,) = (path.read_text(encoding="utf-8") for path in written.glob("tables/made-join-ratio-0.4-results.tex"))
-    assert r"FedKDX <i>a\_b</i> \& 50 \% \textasciitilde{}$\varepsilon$" in latex
-    assert latex.count(r"\\") == 2 + 5 and r"\toprule" in latex and r"\multicolumn{5}{c}{last round}" in latex
+    assert r"FedKDX $<$i$>$a\_b$<$/i$>$ \& 50 \% \textasciitilde{}$\varepsilon$" in latex
+    assert latex.count(r"\\") == 2 + 4 and r"\toprule" in latex and r"\multicolumn{5}{c}{last round}" in latex
 
 
 def test_validation_is_said_loudly(written):
@@ -404,6 +405,28 @@ def test_missing_packages_are_named(tmp_path, capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     make_run(tmp_path / "run")
     assert "pip install jinja2 matplotlib" in said(capsys, tmp_path)
+
+
+def test_tensorboard_holds_the_figures_of_every_round(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = read(make_run(tmp_path / "run", "FedKDX", views=("served", "student"), server=True))
+    seen = Recorder()
+    board = tensorboard.TensorBoard(tmp_path, seen)
+    for record in run.records:
+        board.on_round(record)
+    assert seen.records == run.records
+    events = accumulator.EventAccumulator(str(tmp_path / tensorboard.FOLDER))
+    events.Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("student/accuracy")]
+    assert scalars == [(r.round, pytest.approx(r.metrics["student"].accuracy)) for r in run.records]
+    assert {"train_loss", "bytes/up", "seconds/train", "server/epsilon", "served/f1"} <= set(events.Tags()["scalars"])
+
+
+def test_tensorboard_missing_is_said_before_anything_runs(shard_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    out = tmp_path / "runs"
+    assert main(["-data", str(shard_folder), "-algo", "Local", "--tensorboard", "-o", str(out)]) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err and not out.exists()
 
 
 def test_without_results_yet(tmp_path):
