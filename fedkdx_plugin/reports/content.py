@@ -59,7 +59,10 @@ def results(section: Section) -> Table:
         columns = [_merge(column, ranked(column, among)) for column in columns]
     rounds = {m.name: spread([statistics.best_round(run)[0] for run in m.runs]) for m in section.methods}
     columns.append([number(rounds[name], digits=0) if name in rounds else Cell(NONE) for name in rows])
-    columns += [[number(spread([row.values[name] for row in same])) for same in rows.values()] for name in table.PLAIN]
+    columns += [
+        [number(spread([row.values[name] for row in same]), digits=1 if "MB" in name else 2) for same in rows.values()]
+        for name in table.PLAIN
+    ]
     heads = [("last round", METRICS.get(name, f"{name} %")) for name in final]
     heads += [("best round", "accuracy %"), ("best round", "number"), *(("whole run", name) for name in table.PLAIN)]
     seeds = [Cell(str(len(same)), len(same)) for same in rows.values()]
@@ -112,11 +115,11 @@ def significance(section: Section) -> tuple[Table | None, str]:
             Cell(f"{test.better} / {test.pairs - test.better - test.worse} / {test.worse}"),
             _p(test.p),
             _p(test.corrected),
-            Cell(("better" if test.difference > 0 else "worse") if test.significant else "no difference shown"),
+            Cell(("better" if test.difference > 0 else "worse") if test.significant else "not told apart"),
         ]
         for test in tests
     ]
-    heads = ("method", "pairs", "difference, points", "better / equal / worse", "p", "p, Holm", f"than {reference}")
+    heads = ("method", "pairs", "difference, points", "better / equal / worse", "p", "p, Holm", f"against {reference}")
     caption = f"{section.title}: accuracy against {reference}."
     return Table(f"{section.slug}-significance", caption, [("", head) for head in heads], rows), meaning + left_out
 

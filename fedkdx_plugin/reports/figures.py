@@ -49,10 +49,11 @@ SERVER = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure that lies in files. `name` is theirs, without ending; `caption` says what is seen."""
+    """A figure that lies in files. `name` is theirs, without ending; `caption` says what is seen; `width` in inches."""
 
     name: str
     caption: str
+    width: float
 
 
 class Looks:
@@ -100,7 +101,7 @@ def draw(section: Section, folder: Path, looks: Looks) -> Iterator[Drawn]:
                 figure, caption = made
                 name = f"{section.slug}-{kind}"
                 save(figure, folder / name)
-                yield Drawn(name, caption + some)
+                yield Drawn(name, caption + some, figure.get_figwidth())
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -136,7 +137,8 @@ def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tu
     left.set(xlabel="round", ylabel=f"{section.on} accuracy, %")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log")
-    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = right.get_xlim()
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     right.xaxis.set_major_formatter("{x:g}")
     right.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=2.2)

@@ -139,7 +139,9 @@ def _classes(section: Section, folder: Path) -> str | figures.Drawn:
     for ending in data_figure.FORMATS:
         folder.mkdir(parents=True, exist_ok=True)
         data_figure.draw(shards, folder / f"{name}{ending}")
-    return figures.Drawn(name, f"{section.data}: windows of each client (left), and how many of each class (right).")
+    return figures.Drawn(
+        name, f"{section.data}: windows of each client (left), and how many of each class (right).", 9.5
+    )
 
 
 def setting(section: Section) -> str:
