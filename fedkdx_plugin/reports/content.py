@@ -13,7 +13,7 @@ import yaml
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.records import PARTS
 from fedkdx_plugin.reports import statistics, table
-from fedkdx_plugin.reports.sections import CEILING, Method, Section
+from fedkdx_plugin.reports.sections import CEILING, Method, Section, slug
 from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, number, plain, ranked
 
@@ -222,7 +222,7 @@ def _accuracies(sections: Sequence[Section], methods: Sequence[str]) -> Table:
     )
     rows = [[Cell(name), *cells] for name, *cells in zip(own, *columns, strict=True)]
     heads = [("", section.setting or "usual setting") for section in sections]
-    return Table(f"overview-{data}", caption, [("", "method"), *heads], rows)
+    return Table(slug(f"overview-{data}"), caption, [("", "method"), *heads], rows)
 
 
 def _downwards(sections: Sequence[Section], methods: Sequence[str]) -> Table:
@@ -240,7 +240,7 @@ def _downwards(sections: Sequence[Section], methods: Sequence[str]) -> Table:
             )
     heads = ("setting", "method", *METRICS.values(), "whole run, s")
     caption = f"{sections[0].data}: last round, mean ± standard deviation over seeds."
-    return Table(f"overview-{sections[0].data}", caption, [("", head) for head in heads], rows)
+    return Table(slug(f"overview-{sections[0].data}"), caption, [("", head) for head in heads], rows)
 
 
 def _last(section: Section, name: str, metric: str) -> Cell:

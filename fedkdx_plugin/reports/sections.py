@@ -66,7 +66,7 @@ class Section:
     @property
     def slug(self) -> str:
         """The title as part of a file's name."""
-        return re.sub(r"[^\w.=]+", "-", self.title, flags=re.ASCII).strip("-")
+        return slug(self.title)
 
     @property
     def on(self) -> str:
@@ -78,6 +78,11 @@ class Section:
         """FedKDX as it is if it takes part, else its first variant, else the best method in the last round."""
         own = [method for method in self.methods if method.algorithm == "FedKDX"]
         return next((m for m in own if m.name == "FedKDX"), own[0] if own else max(self.methods, key=accuracy))
+
+
+def slug(text: str) -> str:
+    """As part of a file's name."""
+    return re.sub(r"[^\w.=]+", "-", text, flags=re.ASCII).strip("-")
 
 
 def accuracy(method: Method) -> float:
