@@ -26,6 +26,7 @@ ROUND_COLUMNS = (
     "train_loss",
     "clients",
     "rejected",
+    "lost",
     "bytes_up",
     "bytes_down",
     *(f"seconds_{p}" for p in PARTS),
@@ -60,6 +61,7 @@ def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[st
         "train_loss": record.train_loss,
         "clients": len(record.selected),
         "rejected": len(record.rejected),
+        "lost": len(record.lost),
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
     }
@@ -91,9 +93,9 @@ def write_results(
     `evaluated_on` says so, too. `groups/<group>` lists the ids of clients set apart, `views/served/<group>_accuracy`
     is theirs. `views/<view>/<figure>` (evaluations,) and `views/<view>/client_<figure>` (evaluations,
     clients) hold the figures of each view, `views/<view>/confusion` (clients, true, predicted) those of the last
-    evaluation. `selected` (rounds, clients), `rejected` (rounds,; JSON, client -> reason), `bytes_up`,
-    `bytes_down`, `train_loss` and `seconds/<part>` (rounds,) tell of every round, and `server/<figure>` (rounds,; NaN
-    where there is none) holds what the server says of itself (`Server.figures`).
+    evaluation. `selected` (rounds, clients), `rejected` and `lost` (rounds,; JSON, client -> reason),
+    `bytes_up`, `bytes_down`, `train_loss` and `seconds/<part>` (rounds,) tell of every round, and `server/<figure>`
+    (rounds,; NaN where there is none) holds what the server says of itself (`Server.figures`).
     """
     evaluated = [record for record in records if record.metrics]
     file["evaluated_rounds"] = np.array([record.round for record in evaluated], dtype=np.int64)
@@ -119,9 +121,10 @@ def write_results(
         file[name] = np.array([getattr(record, name) for record in records])
     for part in records[0].seconds:
         file[f"seconds/{part}"] = np.array([record.seconds[part] for record in records])
+    for name in ("rejected", "lost"):
+        file[name] = [json.dumps(getattr(record, name)) for record in records]
     for name in sorted({name for record in records for name in record.server}):
         file[f"server/{name}"] = np.array([record.server.get(name, np.nan) for record in records])
-    file["rejected"] = [json.dumps(record.rejected) for record in records]
     selected = np.zeros((len(records), data.clients), dtype=bool)
     for row, record in zip(selected, records, strict=True):
         row[record.selected] = True
@@ -138,7 +141,7 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
     views = {view: {name: data[:] for name, data in group.items()} for view, group in file.get("views", {}).items()}
     seconds = {part: data[:] for part, data in file["seconds"].items()}
     server = {name: data[:] for name, data in file.get("server", {}).items()}
-    plain = {name: file[name][:] for name in ("bytes_up", "bytes_down", "train_loss", "rejected", "selected")}
+    plain = {name: file[name][:] for name in ("bytes_up", "bytes_down", "train_loss", "rejected", "lost", "selected")}
     records = []
     for index in range(len(plain["train_loss"])):
         row = evaluated.get(index + 1)
@@ -146,7 +149,8 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
             RoundRecord(
                 round=index + 1,
                 selected=np.flatnonzero(plain["selected"][index]).tolist(),
-                rejected={int(id): reason for id, reason in json.loads(plain["rejected"][index]).items()},
+                rejected=_by_client(plain["rejected"][index]),
+                lost=_by_client(plain["lost"][index]),
                 train_loss=float(plain["train_loss"][index]),
                 bytes_up=int(plain["bytes_up"][index]),
                 bytes_down=int(plain["bytes_down"][index]),
@@ -156,6 +160,10 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
             )
         )
     return records, {view: data["confusion"] for view, data in views.items()}
+
+
+def _by_client(text: bytes) -> dict[int, str]:
+    return {int(id): reason for id, reason in json.loads(text).items()}
 
 
 def _metrics(data: Mapping[str, np.ndarray], row: int) -> Metrics:

@@ -29,6 +29,9 @@ PAPERS_SETTING = {
     "unseen": 0.0,
     "late": None,
     "rare": None,
+    "dropout": 0.0,
+    "stragglers": 0.0,
+    "corrupt": 0.0,
 }
 PAPERS_ROUNDS = 500
 
@@ -59,12 +62,16 @@ def results(section: Section) -> Table:
         columns = [_merge(column, ranked(column, among)) for column in columns]
     rounds = {m.name: spread([statistics.best_round(run)[0] for run in m.runs]) for m in section.methods}
     columns.append([number(rounds[name], digits=0) if name in rounds else Cell(NONE) for name in rows])
+    cost = [name for name in table.PLAIN if name != table.REJECTED or _any(rows, name)]
     columns += [
-        [number(spread([row.values[name] for row in same]), digits=1 if "MB" in name else 2) for same in rows.values()]
-        for name in table.PLAIN
+        [
+            number(spread([row.values[name] for row in same]), digits=2 if name == "s/round" else 1)
+            for same in rows.values()
+        ]
+        for name in cost
     ]
     heads = [("last round", METRICS.get(name, f"{name} %")) for name in final]
-    heads += [("best round", "accuracy %"), ("best round", "number"), *(("whole run", name) for name in table.PLAIN)]
+    heads += [("best round", "accuracy %"), ("best round", "number"), *(("whole run", name) for name in cost)]
     seeds = [Cell(str(len(same)), len(same)) for same in rows.values()]
     return Table(
         f"{section.slug}-results",
@@ -74,6 +81,11 @@ def results(section: Section) -> Table:
         [("", "method"), ("", "seeds"), *heads],
         [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
     )
+
+
+def _any(rows: Mapping[str, Sequence[table.Row]], name: str) -> bool:
+    """Whether a figure is other than 0 somewhere."""
+    return any(row.values[name] for same in rows.values() for row in same)
 
 
 def _rows(method: Method) -> dict[str, list[table.Row]]:

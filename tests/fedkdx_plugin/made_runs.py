@@ -50,6 +50,7 @@ def make_run(
     done: int | None = None,
     views: tuple[str, ...] = ("served",),
     server: bool = False,
+    damaged: bool = False,
     data: dict[str, Any] | None = None,
     hyper: dict[str, Any] | None = None,
     **config: Any,
@@ -59,6 +60,7 @@ def make_run(
     Args:
         skill: see `make_metrics`; figures get better from round to round.
         done: rounds that have results; all by default.
+        damaged: whether a reply was rejected in the first round.
         data: entries of the environment's data that differ from the usual.
     """
     values = CONFIG | {
@@ -73,7 +75,19 @@ def make_run(
         figures = {view: make_metrics(rng, skill * round) for view in views}
         own = {"epsilon": 0.9, "rank_share": 0.2, "energy_kept": 0.95, "bytes_share": 0.1} if server else {}
         seconds = {"train": 1.0 + round, "aggregate": 0.5, "evaluate": 0.25}
-        records.append(RoundRecord(round, [0, 1], {}, 1.0 / round, 10**6, 2 * 10**6, seconds, figures, own))
+        records.append(
+            RoundRecord(
+                round=round,
+                selected=[0, 1],
+                rejected={1: "not finite"} if damaged and round == 1 else {},
+                train_loss=1.0 / round,
+                bytes_up=10**6,
+                bytes_down=2 * 10**6,
+                seconds=seconds,
+                metrics=figures,
+                server=own,
+            )
+        )
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     about = {"name": "made", "folder": "/nowhere", "manifest_sha256": "0" * 64, "evaluated_on": "test"} | (data or {})

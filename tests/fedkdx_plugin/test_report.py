@@ -97,6 +97,13 @@ def test_the_ceiling_is_not_ranked(tmp_path):
     assert ranks == {"Centralised": 0, "FedAvg": 1, "Local": 2}
 
 
+def test_rejected_replies_have_a_column_where_there_are_any(tmp_path):
+    (section,) = sections_of(make_run(tmp_path / "0", damaged=True), make_run(tmp_path / "1", seed=1))
+    assert column(content.results(section), "rejected", "whole run")["FedAvg"].value == 0.5
+    (section,) = sections_of(make_run(tmp_path / "2"))
+    assert ("whole run", "rejected") not in content.results(section).columns
+
+
 def test_targets_are_met_in_the_first_round_that_reaches_them(tmp_path):
     folder = make_run(tmp_path / "0", skill=1.5, global_rounds=4)
     with h5py.File(folder / "results.h5") as file:
