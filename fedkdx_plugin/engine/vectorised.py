@@ -150,8 +150,9 @@ class _Masked:
         centred = x - mean.view(across)
         variance = (centred.square() * real).sum(dims) / count
         if self.training and self.running_mean is not None:
-            self.running_mean.lerp_(mean.detach(), self.momentum)
-            self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)
+            unbiased = variance * (count / (count - 1))
+            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+                running.mul_(1 - self.momentum).add_(new.detach(), alpha=self.momentum)
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
