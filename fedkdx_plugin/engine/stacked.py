@@ -165,7 +165,8 @@ class Stacked(Backend):
         index = torch.zeros(len(windows), width, dtype=torch.int64)
         for place, own in enumerate(windows):
             index[place, : len(own)] = torch.arange(own.start, own.stop)
-        states = {n: torch.stack([one.state[n] for one in predictions]) for n in predictions[0].state}
+        # contiguous: after a resume strides are other ones, and the products' last bits may depend on them
+        states = {n: torch.stack([one.state[n].contiguous() for one in predictions]) for n in predictions[0].state}
         logits = self._together.logits(net, states, self.data.test_x[index.to(self.data.test_x.device)])
         return [own[: len(range_)] for own, range_ in zip(logits, windows, strict=True)]
 
