@@ -20,6 +20,7 @@ from dataset_utils.shards import ShardSet
 from fedkdx_plugin.choice import Choice, choose, resolve, run_settings
 from fedkdx_plugin.config import Config
 from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.progress import Progress
 from fedkdx_plugin.engine.results import RunFolder, new_folder, write_yaml
@@ -37,6 +38,7 @@ def check(config: Config) -> list[Choice]:
     _models(config)
     run_device(config)
     _participation(config)
+    _faults(config)
     return choices
 
 
@@ -71,6 +73,7 @@ class Setting:
         model, student = _models(config)
         device = run_device(config)
         participation = _participation(config)
+        _faults(config)
         shards = prepare_shards(config)
         groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
         task = Task(shards.shape, shards.num_classes, model, student, local_bn=config.bn == "local")
@@ -156,6 +159,7 @@ def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, se
         decay=config.learning_rate_decay_gamma if config.learning_rate_decay else 1.0,
         clip_norm=config.clip_norm,
         seed=seed,
+        faults=_faults(config),
     )
     schedule = Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
     return Federation(choice.server, task, choice.params, data, settings, schedule, config.backend)
@@ -163,6 +167,12 @@ def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, se
 
 def _participation(config: Config) -> Participation:
     return Participation.parse(config.unseen, config.late, config.rare, config.global_rounds)
+
+
+def _faults(config: Config) -> Faults:
+    faults = Faults(config.dropout, config.stragglers, config.corrupt)
+    faults.check()
+    return faults
 
 
 def _label(config: Config) -> str:
