@@ -66,7 +66,7 @@ class Stacked(Backend):
             except NonFinite as error:
                 results[id] = error
         for kind, group in groups.items():
-            group.sort(key=lambda one: -together.steps(one, self.settings))
+            group.sort(key=lambda one: -together.steps(one, round, self.settings))
             results |= self._group(kind, group, messages, before, round)
         for id, result in results.items():
             if isinstance(result, NonFinite):

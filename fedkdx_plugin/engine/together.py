@@ -69,7 +69,7 @@ class Together(nn.Module):
         """(clients,), from state, batch and context with a leading axis of clients; updates running statistics."""
 
         def one(state: Mapping, x: Tensor, y: Tensor, mask: Tensor | None, context: Mapping) -> Tensor:
-            return functional_call(self, state, (x, y, mask, context))
+            return functional_call(self, state, (x, y, mask, context), tie_weights=False)
 
         named = {PREFIX + name: tensor for name, tensor in state.items()}
         return vmap(one, (0, 0, 0, None if batch.mask is None else 0, 0))(named, *batch, dict(context))
@@ -82,7 +82,7 @@ class Together(nn.Module):
         """(clients, n, classes) of a network in several states, each on its own windows (clients, n, ...)."""
         module = self.copies[net].eval()
         own = {name.removeprefix(f"{net}."): tensor for name, tensor in states.items()}
-        return vmap(lambda state, x: functional_call(module, state, (x,)).logits)(own, x)
+        return vmap(lambda state, x: functional_call(module, state, (x,), tie_weights=False).logits)(own, x)
 
 
 class _Layout:
@@ -178,9 +178,9 @@ class Plan:
         return Plan(index, rows)
 
 
-def steps(ready: Ready, settings: Settings) -> int:
+def steps(ready: Ready, round: Round, settings: Settings) -> int:
     """Batches of a client's round."""
-    return settings.local_epochs * math.ceil(len(ready.client.data.y) / settings.batch_size)
+    return settings.epochs(round, ready.client.id) * math.ceil(len(ready.client.data.y) / settings.batch_size)
 
 
 def train(together: Together, ready: Sequence[Ready], round: Round, settings: Settings) -> tuple[Stack, Tensor]:
