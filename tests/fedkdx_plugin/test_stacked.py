@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from fedkdx_plugin.engine import backends, stacked
+from fedkdx_plugin.engine import backends, stacked, together
 from fedkdx_plugin.engine.evaluation import Prediction
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.sequential import Sequential
@@ -19,7 +20,7 @@ from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog
 from registry.errors import UserError
-from registry.interface import NonFinite, Round, Task
+from registry.interface import Batch, NonFinite, Round, Task
 from tests.conftest import CLASSES, SHAPE, Recorder, TinierNet, TinyNet, make_data, make_federation, same_state
 
 NAMES = list(catalog.BUILT_IN["algorithms"])
@@ -106,6 +107,26 @@ def test_clipping_rates_and_whole_batches_as_the_reference(settings, double):
     runs = both(algorithm, join_ratio=0.6, rounds=3, **settings)
     assert len({client.trained for client in runs[0][0].workspace.clients}) > 1
     assert_alike(*runs, 1e-9)
+
+
+@pytest.mark.parametrize(("name", "model"), [("FedAvg", CNNLSTM), *((name, CNNSmall) for name in NAMES)])
+def test_nothing_is_fetched_from_the_device_or_left_on_another(name, model):
+    """On PyTorch's "meta" device tensors have no values to fetch, and refuse to meet those of a CPU."""
+    algorithm, task = catalog.load("algorithms", name), Task(SHAPE, CLASSES, model, TinierNet)
+    federation, _ = run(algorithm, task=task, data=windows((16, 7)), rounds=1, join_ratio=1, local_epochs=1)
+    messages = {id: federation.server.message(id, Round(2, 2)) for id in range(1 if name == "Centralised" else 2)}
+    ready = [on_meta(federation.backend._begin(id, message, Round(2, 2))) for id, message in messages.items()]
+    ready.sort(key=lambda one: -together.steps(one, Round(2, 2), federation.settings))
+    nets = {net: copy.deepcopy(module).to("meta") for net, module in federation.workspace.nets.items()}
+    stack, losses = together.train(together.Together(ready[0].client, nets), ready, Round(2, 2), federation.settings)
+    assert losses.shape == (len(messages),)
+    assert {tensor.device.type for tensor in (losses, *stack.state(0).values())} == {"meta"}
+
+
+def on_meta(one: together.Ready) -> together.Ready:
+    one.client.data = Batch(one.client.data.x.to("meta"), one.client.data.y.to("meta"))
+    parts = ({name: tensor.to("meta") for name, tensor in part.items()} for part in (one.context, one.state))
+    return together.Ready(one.client, *parts)
 
 
 def test_stragglers_make_the_epochs_they_have_time_for(double):
