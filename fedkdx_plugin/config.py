@@ -67,8 +67,8 @@ class Options:
     backend: str = option(
         "auto",
         "--backend",
-        "how clients are trained: one by one, in processes, or what is fastest here",
-        choices=("auto", "sequential", "parallel"),  # engine.backends.NAMES, which imports torch
+        "how clients are trained: one by one, in processes, stacked on one device, or what is fastest here",
+        choices=("auto", "sequential", "parallel", "stacked"),  # engine.backends.NAMES, which imports torch
     )
     eval_gap: int = option(1, "-eg --eval_gap", "evaluate every so many rounds", low=1)
     preset: str = option("paper", "--preset", "hyper-parameters to begin with: paper, tuned, or a YAML file")
