@@ -171,6 +171,20 @@ def load(folder: Path) -> ShardSet:
     return ShardSet(manifest["name"], folder, manifest, parts["train"], parts["test"])
 
 
+def load_client(folder: Path, k: int) -> tuple[dict[str, Any], Shard, Shard]:
+    """Manifest, training and test windows of one client, the only ones that are read.
+
+    Raises:
+        UserError: as `load`, or there is no such client.
+    """
+    manifest = read_manifest(folder)
+    count = len(manifest["clients"])
+    if not 0 <= k < count:
+        raise UserError(f"{folder}: holds shards 0 to {count - 1}, no shard {k}")
+    train, test = (_read(folder, name, k, manifest) for name in PARTS)
+    return manifest, train, test
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder, its structure validated. Raises UserError."""
     path = folder / "manifest.json"

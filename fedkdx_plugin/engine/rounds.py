@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
 from fedkdx_plugin.engine import backends
+from fedkdx_plugin.engine.backend import Backend
 from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.evaluation import Evaluator, views
+from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import UNSEEN, Participation
 from fedkdx_plugin.engine.randomness import count_selected, sample_clients
@@ -19,6 +20,8 @@ from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from registry.interface import Message, NonFinite, Round, Server, Task
+
+MakeBackend = Callable[[Workspace, DeviceData, Settings], Backend]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Federation:
         task, params: see `registry.interface`.
         data: the shards on the device.
         settings, schedule: local training; rounds.
-        backend: a name of `backends.NAMES`; 'auto' chooses by device and algorithm.
+        backend: a name of `backends.NAMES`; 'auto' chooses by device and algorithm. Or what makes one.
 
     Attributes:
         groups: clients set apart, 'unseen', 'late' or 'rare' -> ids (see `Participation.groups`).
@@ -94,7 +97,7 @@ class Federation:
         data: DeviceData,
         settings: Settings,
         schedule: Schedule,
-        backend: str = "auto",
+        backend: str | MakeBackend = "auto",
     ) -> None:
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
@@ -110,8 +113,11 @@ class Federation:
         shared = {n: t for n, t in self.workspace.initial.items() if n not in self.workspace.private}
         self.server = algorithm(task, params, shared)
         selected = 1 if self.pools_data else count_selected(data.clients, schedule.join_ratio)
-        self.backend = backends.make(backend, self.workspace, data, settings, selected)
-        self.evaluate = Evaluator(self.workspace, data, self.backend.predict)
+        if isinstance(backend, str):
+            self.backend = backends.make(backend, self.workspace, data, settings, selected)
+        else:
+            self.backend = backend(self.workspace, data, settings)
+        self.evaluate = self.backend.evaluator()
         self.transport = Transport(device, self.workspace.private)
 
     @property
@@ -155,11 +161,17 @@ class Federation:
         clock.lap("evaluate")
         return RoundRecord(round.index, selected, rejected, loss, transport.up, transport.down, clock.seconds, metrics)
 
+    def reachable(self, round: Round) -> list[int]:
+        """Ids, ascending, of the clients that can be selected in a round."""
+        participation = self.schedule.participation
+        return participation.reachable(self.groups, self.data.clients, round.index, self.settings.seed)
+
     def _select(self, round: Round) -> list[int]:
         if not self.pools_data:
-            seed, schedule = self.settings.seed, self.schedule
-            there = schedule.participation.reachable(self.groups, self.data.clients, round.index, seed)
-            return [there[i] for i in sample_clients(seed, round.index, len(there), schedule.join_ratio)]
+            there = self.reachable(round)
+            return [
+                there[i] for i in sample_clients(self.settings.seed, round.index, len(there), self.schedule.join_ratio)
+            ]
         if round.index == 1:  # what it takes to have all data in one place
             self.transport.up += sum(len(Message({"x": x, "y": y}).to_bytes()) for x, y in self.uploads)
         return [0]
