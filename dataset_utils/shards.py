@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import platform
 import zipfile
 import zlib
@@ -109,6 +110,15 @@ class ShardSet:
         """(channels, 1, time) of a window."""
         channels, one, time = self.manifest["shape"]
         return channels, one, time
+
+    def facts(self) -> dict[str, Any]:
+        """What the environment of a run says of its data."""
+        return {
+            "name": self.name,
+            "folder": os.fspath(self.folder),
+            "evaluated_on": self.evaluated_on,
+            "manifest_sha256": hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest(),
+        }
 
 
 def evaluated_on(manifest: dict[str, Any]) -> str:

@@ -128,12 +128,11 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
         UserError: wrong input, found before the first round.
     """
     choices = choose(config)
-    model, student = _models(config)
     device = _device(config)
     participation = _participation(config)
     shards = _shards(config)
     groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
-    task = Task(shards.shape, shards.num_classes, model, student, local_bn=config.bn == "local")
+    task = make_task(config, shards.shape, shards.num_classes)
     task.model(), task.student()  # a model that cannot take these windows says so now
     for choice in choices:
         choice.server.check(task, choice.params)
@@ -155,7 +154,9 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
                     own = {key: value for key, value in resolved["set"].items() if key.startswith(f"{choice.name}.")}
                     settings = resolved | {"algorithm": [choice.name], "seed": seed, "times": 1, "set": own}
                     place = folder / f"{choice.name}-seed{seed}"
-                    federation = _federation(config, choice, task, data, seed)
+                    federation = Federation(
+                        choice.server, task, choice.params, data, training(config, seed), schedule(config), config.backend
+                    )
                     one = RunFolder(place, choice.entry, settings, command, shards, device, federation)
                     done = len(one.records)
                     progress.begin(f"{choice.name} seed {seed}" if config.times > 1 else choice.name, done)
@@ -173,8 +174,9 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
     return 0
 
 
-def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, seed: int) -> Federation:
-    settings = Settings(
+def training(config: Config, seed: int) -> Settings:
+    """How clients train."""
+    return Settings(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
         learning_rate=config.local_learning_rate,
@@ -182,8 +184,17 @@ def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, se
         clip_norm=config.clip_norm,
         seed=seed,
     )
-    schedule = Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
-    return Federation(choice.server, task, choice.params, data, settings, schedule, config.backend)
+
+
+def schedule(config: Config) -> Schedule:
+    """How many rounds, with whom. Raises UserError."""
+    return Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
+
+
+def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task:
+    """What is to be learnt. Raises UserError for an unknown model."""
+    model, student = _models(config)
+    return Task(shape, classes, model, student, local_bn=config.bn == "local")
 
 
 def _participation(config: Config) -> Participation:

@@ -97,8 +97,8 @@ class Roster:
         """As `present`, once they are enough. Raises UserError after waiting long enough in vain."""
         return self._wait(lambda: self.present(round), round)
 
-    def about_data(self) -> dict[str, Any]:
-        """What the environment of a run says of the data."""
+    def facts(self) -> dict[str, Any]:
+        """What the environment of a run says of its data, in place of `ShardSet.facts`."""
         about = {"shape": self.about.shape, "classes": self.about.classes, "evaluated_on": self.about.evaluated_on}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         return {

@@ -1,0 +1,66 @@
+"""The ClientApp: Flower starts a fresh process for each message, which finds shards and private state on disk."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedkdx_plugin import comparison
+from fedkdx_plugin.distributed.flower_records import pack, unpack
+from fedkdx_plugin.distributed.plan import read_settings
+from fedkdx_plugin.distributed.protocol import Answer, Request
+from fedkdx_plugin.distributed.site import LocalData, Place, Site
+from registry import interface
+from registry.errors import UserError
+from registry.interface import BadMessage, Round
+
+app = ClientApp()
+
+
+def place(context: Context) -> Place:
+    """What is the site's own, from its SuperNode's configuration alone."""
+    own = context.node_config
+    return Place(
+        client=int(own["partition-id"]),
+        folder=Path(str(own["data"])),
+        shard=int(own["shard"]),
+        state=Path(str(own["state"])),
+        device=torch.device(str(own["device"])),
+    )
+
+
+def site(context: Context, own: Place) -> Site:
+    """The site of this run. Raises UserError."""
+    config = read_settings(str(context.run_config["settings"]))
+    (choice,) = comparison.choose(config)
+    data = LocalData(own)
+    about = data.announcement()
+    task = comparison.make_task(config, about.shape, len(about.classes))
+    settings = comparison.training(config, config.seed)
+    return Site(own, choice.server, task, choice.params, settings, data, int(context.run_config["clients"]))
+
+
+@app.query()
+def announce(message: Message, context: Context) -> Message:
+    """Say who is here."""
+    return Message(pack(LocalData(place(context)).announcement().to_message().to_bytes()), reply_to=message)
+
+
+@app.train()
+def work(message: Message, context: Context) -> Message:
+    """Measure, train, or both."""
+    own, request = place(context), None
+    try:
+        request = Request.from_message(interface.Message.from_bytes(unpack(message.content)))
+        if request.run != context.run_config["run"]:
+            raise UserError(f"a request of run {request.run!r} in run {context.run_config['run']!r}")
+        answer = site(context, own).handle(request)
+    except (UserError, BadMessage) as error:
+        print(f"fedkdx site {own.client}: refused: {error}", file=sys.stderr, flush=True)
+        round = request.round if request else Round(0, 0)
+        answer = Answer(own.client, round.index, dropped=f"client {own.client}: {error}")
+    return Message(pack(answer.to_message().to_bytes()), reply_to=message)
