@@ -53,6 +53,21 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--resume", metavar="FOLDER", help="go on with an interrupted comparison; takes no other option"
     )
+    parser.add_argument(
+        "--experiment", metavar="NAME", help="make all runs of experiments/NAME.yaml, or of a YAML file, and a report"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="KEY=VALUES",
+        help="of an experiment: the runs of these values alone (data=SLEEP)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="of an experiment: runs side by side (default: one a CPU thread, one on a GPU)",
+    )
     parser.add_argument("--list", action="store_true", help="show algorithms, models and data sets, then stop")
     parser.add_argument("--dry-run", action="store_true", help="show the resolved configuration, then stop")
     parser.add_argument("--version", action="version", version=f"fedkdx {__version__}")
@@ -65,12 +80,33 @@ def read_config(arguments: argparse.Namespace) -> Config:
     given = {key: value for key, value in vars(arguments).items() if value is not None}
     for key in ("list", "dry_run"):
         given.pop(key)
+    for key in ("only", "jobs"):
+        if key in given:
+            raise UserError(f"--{key} goes with --experiment")
     path = given.pop("config", None)
     values: dict[str, Any] = read_yaml(Path(path)) if path else {}
     sets, assigned = values.get("set") or {}, dict(map(_assignment, given.pop("set", [])))
     if isinstance(sets, Mapping):  # else `from_dict` says so
         sets = dict(sets) | assigned
     return from_dict(values | given | {"set": sets}, path or "command line")
+
+
+def _experiment(arguments: argparse.Namespace, command: list[str]) -> int:
+    """`--experiment`: returns the exit code. Raises UserError."""
+    from fedkdx_plugin import experiment, runner
+
+    given = {key: value for key, value in vars(arguments).items() if value is not None}
+    dry, _ = given.pop("dry_run"), given.pop("list")
+    if "config" in given:
+        raise UserError("--experiment and --config exclude each other: an experiment's file is its configuration")
+    name, only, jobs = given.pop("experiment"), given.pop("only", []), given.pop("jobs", None)
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs}: must be at least 1")
+    planned = experiment.plan(name, given | {"set": dict(map(_assignment, given.pop("set", [])))}, only)
+    if dry:
+        runner.show(planned)
+        return 0
+    return runner.run(planned, command, jobs)
 
 
 def _resumed(arguments: argparse.Namespace) -> Path | None:
@@ -121,14 +157,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list:
             show_catalog()
             return 0
+        command = ["fedkdx", *(sys.argv[1:] if argv is None else argv)]
         folder = _resumed(arguments)
+        if arguments.experiment:
+            return _experiment(arguments, command)
         config = read_config(arguments)
         from fedkdx_plugin import comparison
 
         if arguments.dry_run:
             comparison.show(config)
             return 0
-        command = ["fedkdx", *(sys.argv[1:] if argv is None else argv)]
         return comparison.run(config, command, folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

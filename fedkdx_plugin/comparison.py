@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,105 +17,101 @@ import yaml
 from dataset_utils import shards as shard_files
 from dataset_utils.generate import prepare
 from dataset_utils.shards import ShardSet
+from fedkdx_plugin.choice import Choice, choose, resolve, run_settings
 from fedkdx_plugin.config import Config
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.progress import Progress
 from fedkdx_plugin.engine.results import RunFolder, new_folder, write_yaml
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Callback, Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.reports import curves, table
 from registry import catalog
 from registry.errors import UserError
-from registry.interface import Server, Task
-from registry.parameters import parse, suggest
+from registry.interface import Task
 
 
-@dataclass(frozen=True)
-class Choice:
-    """An algorithm that takes part.
-
-    Attributes:
-        entry: its place in the catalog.
-        server: its class.
-        params: its hyper-parameters, an instance of `server.Params`.
-    """
-
-    entry: catalog.Entry
-    server: type[Server]
-    params: Any
-
-    @property
-    def name(self) -> str:
-        return self.entry.name
-
-
-def choose(config: Config) -> list[Choice]:
-    """The algorithms of a configuration with their hyper-parameters.
-
-    Raises:
-        UserError: unknown algorithm or hyper-parameter, value out of range.
-    """
-    names = [name for word in config.algorithm for name in (_all() if word.lower() == "all" else [word])]
-    entries = list(dict.fromkeys(catalog.find("algorithms", name) for name in names))
-    servers = {entry.name: catalog.load("algorithms", entry.name) for entry in entries}
-    values = _assign(config.set, servers)
-    return [
-        Choice(entry, servers[entry.name], parse(servers[entry.name].Params, values[entry.name], entry.name))
-        for entry in entries
-    ]
-
-
-def _all() -> list[str]:
-    """Every algorithm that loads; a broken plug-in is said, and left out."""
-    entries = catalog.entries("algorithms")
-    for entry in entries:
-        if reason := catalog.describe(entry).broken:
-            print(f"left out: {entry.name} from {entry.origin}: {reason}", file=sys.stderr)
-    return [entry.name for entry in entries if not catalog.describe(entry).broken]
-
-
-def _assign(sets: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> dict[str, dict[str, Any]]:
-    """Which algorithm gets which `--set`: `Name.x` that one, `x` every one that has it; the scoped one wins."""
-    values: dict[str, dict[str, Any]] = {name: {} for name in servers}
-    for key in sorted(sets, key=lambda key: "." in key):
-        scope, _, name = key.rpartition(".")
-        targets = [algorithm for algorithm in servers if not scope or algorithm.lower() == scope.lower()]
-        if not targets:
-            raise UserError(f"--set {key}: no algorithm '{scope}' here{suggest(scope, servers)}; {', '.join(servers)}")
-        having = [a for a in targets if name in _field_names(servers[a])]
-        if not having:
-            known = sorted({field for target in targets for field in _field_names(servers[target])})
-            raise UserError(
-                f"--set {key}: {', '.join(targets)} has no hyper-parameter '{name}'{suggest(name, known)}; "
-                f"known: {', '.join(known) or 'none'}"
-            )
-        for algorithm in having:
-            values[algorithm][name] = sets[key]
-    return values
-
-
-def _field_names(server: type[Server]) -> list[str]:
-    return [field.name for field in dataclasses.fields(server.Params)]
-
-
-def resolve(config: Config, choices: list[Choice]) -> dict[str, Any]:
-    """The configuration with nothing left to default: what `--config` would read to do the same again."""
-    scoped = {
-        f"{choice.name}.{name}": list(value) if isinstance(value, tuple) else value
-        for choice in choices
-        for name, value in dataclasses.asdict(choice.params).items()
-    }
-    return config.to_dict() | {"algorithm": [choice.name for choice in choices], "set": scoped}
+def check(config: Config) -> list[Choice]:
+    """All checks that need no data. Returns the algorithms; raises UserError."""
+    choices = choose(config)
+    _models(config)
+    run_device(config)
+    _participation(config)
+    return choices
 
 
 def show(config: Config) -> None:
-    """Print the resolved configuration as YAML (`--dry-run`), after all checks that need no data."""
-    choices = choose(config)
-    _models(config)
-    _device(config)
-    _participation(config)
+    """Print the resolved configuration as YAML (`--dry-run`)."""
+    choices = check(config)
     yaml.safe_dump(resolve(config, choices), sys.stdout, sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where runs take place: all that they have in common but the algorithm and the seed.
+
+    Attributes:
+        config: as asked for.
+        task: what is to be learnt.
+        shards, data: the data on disk and on the device.
+        device: where it runs.
+        groups: clients set apart (see `Participation.groups`).
+    """
+
+    config: Config
+    task: Task
+    shards: ShardSet
+    data: DeviceData
+    device: torch.device
+    groups: dict[str, list[int]]
+
+    @staticmethod
+    def of(config: Config, choices: list[Choice]) -> Setting:
+        """Everything in place for these algorithms. Raises UserError for wrong input, before the first round."""
+        device = run_device(config)
+        participation = _participation(config)
+        shards = prepare_shards(config)
+        groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
+        task = make_task(config, shards.shape, shards.num_classes)
+        task.model(), task.student()  # a model that cannot take these windows says so now
+        for choice in choices:
+            choice.server.check(task, choice.params)
+        return Setting(config, task, shards, DeviceData.from_shards(shards, device), device, groups)
+
+    def run(
+        self,
+        choice: Choice,
+        settings: Mapping[str, Any],
+        place: Path,
+        command: list[str],
+        begin: Callable[[int], Callback],
+    ) -> RunFolder:
+        """One algorithm under one seed, from the start or from where the folder `place` says it is.
+
+        Args:
+            settings: see `choice.run_settings`.
+            begin: told how many rounds are done, gives a callback for the others.
+
+        Returns:
+            The folder with its records, complete. Raises UserError where it cannot be written or continued.
+        """
+        config = self.config
+        federation = Federation(
+            choice.server,
+            self.task,
+            choice.params,
+            self.data,
+            training(config, settings["seed"]),
+            schedule(config),
+            config.backend,
+        )
+        one = RunFolder(place, choice.entry, settings, command, self.shards, self.device, federation)
+        done = len(one.records)
+        callback = begin(done)
+        if done < config.global_rounds:
+            with closing(federation), one:
+                federation.run([one, callback], done)
+        return one
 
 
 def run(config: Config, command: list[str], folder: Path | None = None) -> int:
@@ -128,42 +124,27 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
         UserError: wrong input, found before the first round.
     """
     choices = choose(config)
-    device = _device(config)
-    participation = _participation(config)
-    shards = _shards(config)
-    groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
-    task = make_task(config, shards.shape, shards.num_classes)
-    task.model(), task.student()  # a model that cannot take these windows says so now
-    for choice in choices:
-        choice.server.check(task, choice.params)
-    data = DeviceData.from_shards(shards, device)
+    setting = Setting.of(config, choices)
+    shards, data = setting.shards, setting.data
     resolved = resolve(config, choices)
     if folder is None:
         folder = new_folder(Path(config.out), f"{shards.name}-{config.model}-{_label(config)}")
         write_yaml(folder / "config.yaml", resolved)
-    apart = "".join(f", {len(ids)} of them {name}" for name, ids in groups.items())
+    apart = "".join(f", {len(ids)} of them {name}" for name, ids in setting.groups.items())
     print(
         f"{shards.name}: {shards.num_clients} clients{apart}, {sum(len(y) for y in data.train_y)} training and "
-        f"{len(data.test_y)} {data.evaluated_on} windows, {shards.num_classes} classes; {device}; results in {folder}"
+        f"{len(data.test_y)} {data.evaluated_on} windows, {shards.num_classes} classes; {setting.device}; "
+        f"results in {folder}"
     )
-    runs = []
+    runs, rounds = [], config.global_rounds
     try:
-        with Progress(len(choices) * config.times, config.global_rounds) as progress:
+        with Progress(len(choices) * config.times * rounds) as progress:
             for seed in range(config.seed, config.seed + config.times):
                 for choice in choices:
-                    own = {key: value for key, value in resolved["set"].items() if key.startswith(f"{choice.name}.")}
-                    settings = resolved | {"algorithm": [choice.name], "seed": seed, "times": 1, "set": own}
+                    name = f"{choice.name} seed {seed}" if config.times > 1 else choice.name
+                    begin = partial(progress.begin, name, rounds)
                     place = folder / f"{choice.name}-seed{seed}"
-                    federation = Federation(
-                        choice.server, task, choice.params, data, training(config, seed), schedule(config), config.backend
-                    )
-                    one = RunFolder(place, choice.entry, settings, command, shards, device, federation)
-                    done = len(one.records)
-                    progress.begin(f"{choice.name} seed {seed}" if config.times > 1 else choice.name, done)
-                    if done < config.global_rounds:
-                        with closing(federation), one:
-                            federation.run([one, progress], done)
-                    runs.append(one)
+                    runs.append(setting.run(choice, run_settings(resolved, choice, seed), place, command, begin))
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: fedkdx --resume {folder}", file=sys.stderr)
         return 130
@@ -212,7 +193,7 @@ def _models(config: Config) -> tuple[type, type]:
     return catalog.load("models", config.model), catalog.load("models", config.student_model or config.model)
 
 
-def _device(config: Config) -> torch.device:
+def run_device(config: Config) -> torch.device:
     """The device asked for, set up to repeat itself bit for bit. Raises UserError where it is not there."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("-dev cuda: this PyTorch finds no CUDA device; use -dev cpu")
@@ -225,7 +206,7 @@ def _device(config: Config) -> torch.device:
     return torch.device("cuda", config.device_id)
 
 
-def _shards(config: Config) -> ShardSet:
+def prepare_shards(config: Config) -> ShardSet:
     """The shards asked for, made first where they are missing. Raises UserError."""
     given = Path(config.shards.data)
     if given.is_dir():

@@ -32,7 +32,7 @@ class Options:
     )
     model: str = option("cnn", "-m --model", "every client's model (the teacher, where there are two)")
     student_model: str | None = option(None, "-sm --student_model", "the shared student's model (default: as -m)")
-    global_rounds: int = option(500, "-gr --global_rounds", "communication rounds", low=1)
+    global_rounds: int = option(500, "-gr --global_rounds --rounds", "communication rounds", low=1)
     join_ratio: float = option(0.4, "-jr --join_ratio", "share of the clients selected in a round", low=1e-9, high=1)
     unseen: float = option(
         0.0, "--unseen", "clients never selected and measured apart: a number, or a share below 1", low=0
@@ -66,6 +66,8 @@ class Options:
         choices=("auto", "sequential", "parallel"),  # engine.backends.NAMES, which imports torch
     )
     eval_gap: int = option(1, "-eg --eval_gap", "evaluate every so many rounds", low=1)
+    preset: str = option("paper", "--preset", "hyper-parameters to begin with: paper, tuned, or a YAML file")
+    label: str = option("", "--label", "shown behind the algorithms' names, to tell variants of one apart")
     goal: str = option("test", "-go --goal", "a label; part of the run folder's name")
     out: str = option("runs", "-o --out", "where run folders are made")
     raw: str | None = option(None, "", "the data set's original files")
@@ -116,6 +118,8 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
         raise UserError(f"{where}: algorithm: names none; see --list")
     if not all(c.isalnum() or c in "-_" for c in options.goal):
         raise UserError(f"{where}: goal: {options.goal!r} may hold letters, digits, '-' and '_' only")
+    if not options.label.isprintable() or any(c in options.label for c in "/\\|"):
+        raise UserError(f"{where}: label: {options.label!r} may hold no line break, slash or bar")
     shards = from_arguments(argparse.Namespace(**values))
     return Config(**vars(options), set=dict(sets), shards=shards)
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from fedkdx_plugin import comparison
+from fedkdx_plugin import choice
 from fedkdx_plugin.cli import build_parser, main, read_config
 
 RUN = ["-m", "cnn_small", "-gr", "2", "-jr", "0.5", "-ls", "1", "-dev", "cpu"]
@@ -29,7 +29,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def resolved(*argv: str) -> dict:
-    return comparison.resolve(config := read_config(build_parser().parse_args(argv)), comparison.choose(config))
+    return choice.resolve(config := read_config(build_parser().parse_args(argv)), choice.choose(config))
 
 
 def fails(capsys, *argv: str) -> str:

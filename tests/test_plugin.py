@@ -67,7 +67,18 @@ def test_the_wheel_has_the_packages_and_nothing_else(wheels):
     }
     ours = {path.relative_to(ROOT).as_posix() for top in tops for path in (ROOT / top).rglob("*.py")}
     assert ours == {name for name in names if name.endswith(".py")}
-    assert not [name for name in names if not name.endswith(".py") and ".dist-info/" not in name]
+    others = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
+    presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fedkdx_plugin" / "presets").glob("*.yaml")}
+    experiments = {path.name for path in (ROOT / "experiments").glob("*.yaml")}
+    assert presets and presets == {name for name in others if "/presets/" in name}
+    assert experiments == {name.rpartition("/")[2] for name in others if name.endswith(".yaml")} - {
+        Path(name).name for name in presets
+    }
+
+
+def test_installed_it_knows_experiments_and_presets(scratch):
+    planned = fedkdx(scratch, "--experiment", "table2", "--preset", "tuned", "--dry-run")
+    assert "SLEEP: FedKDX +CTL+NKD" in planned
 
 
 def test_installed_it_lists_the_plug_in(scratch):

@@ -1,0 +1,229 @@
+"""Experiments: what a grid means, and how its runs are made, continued and reported."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fedkdx_plugin import experiment, runner
+from fedkdx_plugin.cli import main
+from tests.registry.test_catalog import install
+from tests.test_cli import fails
+
+ROOT = Path(__file__).parent.parent
+BASE = {"data": "SPAR", "model": "cnn_small", "global_rounds": 3, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def written(grid: dict, **base: object) -> str:
+    Path("mine.yaml").write_text(yaml.safe_dump({"title": "Mine", "base": BASE | base, "grid": grid}, sort_keys=False))
+    return "mine.yaml"
+
+
+def names(grid: dict, given: dict | None = None, only: tuple[str, ...] = (), **base: object) -> list[str]:
+    return [job.name for job in experiment.plan(written(grid, **base), given or {}, only).jobs]
+
+
+def test_every_combination_is_a_run():
+    assert names({"data": ["SPAR", "SLEEP"], "algorithm": ["Local", "FedAvg"], "join_ratio": [0.2, 0.5]}) == [
+        "SPAR,join_ratio=0.2: Local",
+        "SPAR,join_ratio=0.5: Local",
+        "SPAR,join_ratio=0.2: FedAvg",
+        "SPAR,join_ratio=0.5: FedAvg",
+        "SLEEP,join_ratio=0.2: Local",
+        "SLEEP,join_ratio=0.5: Local",
+        "SLEEP,join_ratio=0.2: FedAvg",
+        "SLEEP,join_ratio=0.5: FedAvg",
+    ]
+
+
+def test_one_seed_is_whole_before_the_next_begins():
+    assert names({"algorithm": ["Local", "FedAvg"]}, {"times": 2, "seed": 4}) == [
+        "SPAR: Local seed 4",
+        "SPAR: FedAvg seed 4",
+        "SPAR: Local seed 5",
+        "SPAR: FedAvg seed 5",
+    ]
+
+
+def test_an_axis_of_mappings_sets_several_keys_and_merges_hyper_parameters():
+    grid = {"terms": [{"label": "base", "set": {"use": ["kd"]}}, {"partition": "dirichlet", "alpha": 0.5}]}
+    first, second = experiment.plan(written(grid, algorithm="FedKDX", set={"gamma": 0.5}), {}).jobs
+    assert (first.name, second.name) == ("SPAR: FedKDX base", "SPAR,partition=dirichlet,alpha=0.5: FedKDX")
+    assert first.settings["set"]["FedKDX.use"] == ["kd"] and first.settings["set"]["FedKDX.gamma"] == 0.5
+    assert second.settings["set"]["FedKDX.gamma"] == 0.5 and second.settings["alpha"] == 0.5
+
+
+def test_a_sweep_labels_its_runs():
+    assert names({"set.FedKDX.gamma": [0.1, 0.9]}, algorithm=["FedKDX"]) == [
+        "SPAR: FedKDX gamma=0.1",
+        "SPAR: FedKDX gamma=0.9",
+    ]
+
+
+def test_what_is_given_replaces_an_axis_and_leaves_nothing_twice():
+    grid = {"algorithm": ["Local", "FedAvg"], "join_ratio": [0.2, 0.5]}
+    assert names(grid, {"algorithm": "FedKDX"}) == ["SPAR,join_ratio=0.2: FedKDX", "SPAR,join_ratio=0.5: FedKDX"]
+    (job,) = experiment.plan(written(grid), {"algorithm": "FedKDX", "join_ratio": "1", "global_rounds": "7"}).jobs
+    assert (job.settings["join_ratio"], job.rounds) == (1.0, 7)
+
+
+def test_only_keeps_what_meets_all_conditions():
+    grid = {"data": ["SPAR", "SLEEP"], "algorithm": ["Local", "FedAvg", "FedKDX"]}
+    assert names(grid, only=("data=sleep", "algorithm=FedKDX,Local")) == ["SLEEP: Local", "SLEEP: FedKDX"]
+
+
+def test_other_settings_get_another_folder_and_where_it_runs_does_not():
+    def place(**given: str) -> Path:
+        (job,) = experiment.plan(written({"algorithm": ["FedAvg"]}), given).jobs
+        return job.place
+
+    assert place() == place(backend="sequential") == place(data_root="elsewhere")
+    assert len({place(), place(global_rounds="4"), place(local_learning_rate="0.1"), place(scale="none")}) == 4
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))
+def test_every_experiment_of_the_project_can_be_planned(name):
+    planned = experiment.plan(name, {})
+    assert planned.title and planned.about and len(planned.jobs) == len({job.place for job in planned.jobs}) > 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"grids": {}}, "unknown key 'grids' (did you mean grid?)"),
+        ({"base": BASE, "grid": {"algorithm": "FedAvg"}}, "grid: algorithm: must be a list"),
+        ({"base": BASE, "grid": {"join_ration": [1]}}, "unknown key 'join_ration' (did you mean join_ratio?)"),
+        ({"base": BASE, "grid": {"algorithm": ["FedAgv"]}}, "did you mean FedAvg?"),
+        ({"base": BASE, "grid": {"set.gama": [1]}}, "no hyper-parameter 'gama' (did you mean gamma?)"),
+        ({"base": [], "grid": {}}, "which data?"),
+        ({"base": "SPAR"}, "base: must hold 'name: value' lines"),
+        ({"base": BASE | {"preset": "turned"}}, "--preset turned: no such preset (did you mean tuned?)"),
+    ],
+)
+def test_wrong_experiments_get_one_line(content, says, capsys):
+    Path("mine.yaml").write_text(yaml.safe_dump(content))
+    assert says in fails(capsys, "--experiment", "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["tabel1"], "no such experiment (did you mean table1?)"),
+        (["absent.yaml"], "absent.yaml: cannot be read"),
+        (["quick", "--only", "SPAR"], "--only SPAR: write KEY=VALUE"),
+        (["quick", "--only", "dat=SPAR"], "runs have no 'dat' (did you mean data?)"),
+        (["quick", "--only", "data=SLEEP"], "no run is left by --only data=SLEEP"),
+        (["quick", "--jobs", "0"], "--jobs 0: must be at least 1"),
+        (["quick", "--config", "mine.yaml"], "exclude each other"),
+    ],
+)
+def test_wrong_command_lines_get_one_line(argv, says, capsys):
+    assert says in fails(capsys, "--experiment", *argv)
+
+
+def test_options_of_experiments_alone(capsys):
+    assert "--only goes with --experiment" in fails(capsys, "-data", "SPAR", "--only", "data=SPAR")
+
+
+def outcome(out: str) -> dict[str, bytes]:
+    paths = sorted(Path(out).rglob("state.safetensors"))
+    return {str(path.parent.relative_to(out)): path.read_bytes() for path in paths}
+
+
+def test_runs_side_by_side_are_made_once_and_equal_a_comparisons(shard_folder, capsys, monkeypatch):
+    argv = ["--experiment", written({"algorithm": ["Local", "FedAvg", "FedKDX"]}, data=str(shard_folder), times=2)]
+    assert main([*argv, "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("0/3") == 6
+    assert main([*argv, "--jobs", "2"]) == 0
+    assert "Mine: 6 runs, 0 of them done" in capsys.readouterr().out
+    first = outcome("runs")
+    assert len(first) == 6
+
+    monkeypatch.setattr(runner, "_Worker", lambda *_: pytest.fail("a run was made again"))
+    assert main(argv) == 0
+    assert "Mine: 6 runs, 6 of them done" in capsys.readouterr().out
+
+    common = ["-data", str(shard_folder), "-m", "cnn_small", "-gr", "3", "-dev", "cpu", "--backend", "sequential"]
+    assert main([*common, "-algo", "FedKDX", "-o", "compared"]) == 0
+    (compared,) = Path("compared").glob("*/FedKDX-seed0/metrics.csv")
+    (own,) = Path("runs").rglob("FedKDX-seed0-*/metrics.csv")
+    columns = slice(1, 6)  # loss, clients, bytes: what is not time; figures stand behind them
+    rows = [[line.split(",")[columns] for line in path.read_text().splitlines()] for path in (own, compared)]
+    assert rows[0] == rows[1]
+
+
+def test_a_failed_run_is_told_and_the_others_go_on(shard_folder, tmp_path, monkeypatch, capsys):
+    """Data that are not there, an algorithm that raises, and a process that is killed."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    source = """
+import os, signal
+from baselines.fedavg import FedAvg, FedAvgClient
+class Raising(FedAvg):
+    "Raises."
+    class Client(FedAvgClient):
+        def losses(self, nets, batch, context):
+            raise ValueError("too hot")
+class Dying(FedAvg):
+    "Dies."
+    class Client(FedAvgClient):
+        def losses(self, nets, batch, context):
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+    install(site, "plug_bad", "Raising = plug_bad:Raising\nDying = plug_bad:Dying", source)
+    grid = {"part": [{"algorithm": ["Raising", "Dying", "FedAvg"]}, {"data": "PAMAP2", "algorithm": "Local"}]}
+    assert main(["--experiment", written(grid, data=str(shard_folder), backend="sequential"), "--jobs", "2"]) == 1
+    told = capsys.readouterr().err
+    reasons = {path.parent.name.partition("-")[0]: path.read_text() for path in Path("runs").rglob(runner.FAILED)}
+    assert reasons.keys() == {"Raising", "Dying", "Local"}
+    assert reasons["Raising"].partition("\n")[0].endswith("round 1, step 1: ValueError: too hot")
+    assert "Traceback" in reasons["Raising"]
+    assert "SIGKILL" in reasons["Dying"] and "PAMAP2" in reasons["Local"]
+    assert "3 of 4 runs failed" in told and told.count("too hot") == 2
+    assert list(Path("runs").rglob("FedAvg-*/state.safetensors"))
+
+
+def test_ctrl_c_and_the_same_command_end_as_if_unbroken(shard_folder):
+    torch.set_num_threads(1)
+    name = written({"algorithm": ["Local", "FedAvg", "FedKDX"]}, data=str(shard_folder), global_rounds=60)
+    command = [sys.executable, str(ROOT / "run.py"), "--experiment", name, "--jobs", "2", "-o"]
+    assert subprocess.run([*command, "whole"], capture_output=True).returncode == 0
+    broken = subprocess.Popen([*command, "parts"], stderr=subprocess.PIPE)
+    while not any(path.read_text().count("\n") > 5 for path in Path("parts").rglob("metrics.csv")):
+        assert broken.poll() is None
+        time.sleep(0.05)
+    broken.send_signal(signal.SIGINT)
+    assert "the same command goes on" in broken.communicate()[1].decode()
+    assert broken.returncode == 130
+    assert outcome("parts")  # what had begun was saved
+    assert len(outcome("parts")) < 3 or outcome("parts") != outcome("whole")
+    assert subprocess.run([*command, "parts"], capture_output=True).returncode == 0
+    assert outcome("parts") == outcome("whole")
+
+
+def test_a_preset_lies_below_what_is_set(capsys):
+    Path("own.yaml").write_text("FedKDX: {gamma: 0.2, tau: 2}\nFedNone: {x: 1}\n")
+    (job,) = experiment.plan(written({"algorithm": ["FedKDX"]}, preset="own.yaml", set={"tau": 3}), {}).jobs
+    assert (job.settings["set"]["FedKDX.gamma"], job.settings["set"]["FedKDX.tau"]) == (0.2, 3.0)
+    Path("own.yaml").write_text("FedKDX: 3\n")
+    assert "FedKDX: must be a mapping" in fails(capsys, "-data", "SPAR", "--preset", "own.yaml")
+
+
+def test_the_papers_preset_is_the_default():
+    grid = {"algorithm": ["all"]}
+    Path("empty.yaml").touch()
+    paper, none = (experiment.plan(written(grid, preset=preset), {}).jobs for preset in ("paper", "empty.yaml"))
+    assert [job.settings["set"] for job in paper] == [job.settings["set"] for job in none]
