@@ -167,6 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run:
             comparison.show(config)
             return 0
+        if config.engine == "flower":
+            from fedkdx_plugin.distributed import loopback
+
+            return loopback.run(config, command, folder)
         return comparison.run(config, command, folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,6 +23,7 @@ from fedkdx_plugin.engine.backend import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction, views
 from fedkdx_plugin.engine.metrics import Metrics
+from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Callback, Federation, RoundRecord, Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
@@ -168,6 +169,14 @@ def _result(id: int, answer: Answer | str | None) -> Trained | NonFinite:
     return Trained(answer.reply, torch.tensor(answer.loss))
 
 
+def check_algorithm(algorithm: type[Server], participation: Participation) -> None:
+    """Raises UserError for an algorithm or a setting that sites cannot have."""
+    if algorithm.pools_data:
+        raise UserError(f"{algorithm.__name__} pools everybody's data, which never leave a site; it cannot run here")
+    if participation.unseen:
+        raise UserError("--unseen: every site that joins takes part; leave it out with --engine flower")
+
+
 class Coordinator(Federation):
     """A federation whose clients are sites.
 
@@ -194,12 +203,7 @@ class Coordinator(Federation):
         run: str,
         deadline: float,
     ) -> None:
-        if algorithm.pools_data:
-            raise UserError(
-                f"{algorithm.__name__} pools everybody's data, which never leave a site; it cannot run here"
-            )
-        if schedule.participation.unseen:
-            raise UserError("--unseen: every site that joins takes part; leave it out with --engine flower")
+        check_algorithm(algorithm, schedule.participation)
         self.roster = roster
         self._snapshot: Message | None = None
 

@@ -9,7 +9,8 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedkdx_plugin import comparison
+from fedkdx_plugin.choice import choose
+from fedkdx_plugin.comparison import make_task, training
 from fedkdx_plugin.distributed.flower_records import pack, unpack
 from fedkdx_plugin.distributed.plan import read_settings
 from fedkdx_plugin.distributed.protocol import Answer, Request
@@ -36,11 +37,11 @@ def place(context: Context) -> Place:
 def site(context: Context, own: Place) -> Site:
     """The site of this run. Raises UserError."""
     config = read_settings(str(context.run_config["settings"]))
-    (choice,) = comparison.choose(config)
+    (choice,) = choose(config)
     data = LocalData(own)
     about = data.announcement()
-    task = comparison.make_task(config, about.shape, len(about.classes))
-    settings = comparison.training(config, config.seed)
+    task = make_task(config, about.shape, len(about.classes))
+    settings = training(config, config.seed)
     return Site(own, choice.server, task, choice.params, settings, data, int(context.run_config["clients"]))
 
 

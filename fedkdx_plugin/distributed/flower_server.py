@@ -6,7 +6,6 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedkdx_plugin import comparison
+from fedkdx_plugin.choice import choose
+from fedkdx_plugin.comparison import make_task, schedule, training
 from fedkdx_plugin.distributed.coordinator import Coordinator
 from fedkdx_plugin.distributed.flower_link import FlowerLink
 from fedkdx_plugin.distributed.plan import FOLDER, ServerOptions, read_settings, write_outcome
@@ -36,23 +36,25 @@ class SavedEachRound(RunFolder):
 
 
 class Journal:
-    """Writes what happens with the sites, a row each, and says what an operator should know."""
+    """Writes what happens with the sites, a row each, and what an operator should know into the run's log."""
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, folder: Path) -> None:
+        path = folder / EVENTS
         new = not path.exists()
         self._file = path.open("a", newline="", encoding="utf-8")
+        self._log = (folder / "log.txt").open("a", encoding="utf-8")
         self._csv = csv.DictWriter(self._file, ["time", *(field.name for field in fields(Event))])
         if new:
             self._csv.writeheader()
 
     def __call__(self, event: Event) -> None:
-        row = asdict(event) | {"seconds": round(event.seconds, 3)}
-        self._csv.writerow({"time": time.strftime("%Y-%m-%d %H:%M:%S")} | row)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._csv.writerow({"time": now} | asdict(event) | {"seconds": round(event.seconds, 3)})
         self._file.flush()
         if event.event != "answered":
             who = "" if event.client < 0 else f" client {event.client}"
-            self.say(f"round {event.round}:{who} {event.event}{': ' if event.detail else ''}{event.detail}")
+            what = f"round {event.round}:{who} {event.event}{': ' if event.detail else ''}{event.detail}"
+            print(now, what, file=self._log, flush=True)
 
 
 @app.main()
@@ -75,20 +77,19 @@ def main(grid: Grid, context: Context) -> None:
 def _run(grid: Grid, context: Context, folder: Path) -> None:
     options = ServerOptions.read(folder)
     config = read_settings(str(context.run_config["settings"]))
-    (choice,) = comparison.choose(config)
-    lines: list[str] = []
-    journal = Journal(folder / EVENTS, lines.append)
+    (choice,) = choose(config)
+    journal = Journal(folder)
     link = FlowerLink(grid, journal)
     roster = Roster(link, options.clients, options.min_clients, options.wait, journal)
-    task = comparison.make_task(config, roster.about.shape, len(roster.about.classes))
+    task = make_task(config, roster.about.shape, len(roster.about.classes))
     choice.server.check(task, choice.params)
     roster.wait(0)
     coordinator = Coordinator(
         choice.server,
         task,
         choice.params,
-        comparison.training(config, config.seed),
-        comparison.schedule(config),
+        training(config, config.seed),
+        schedule(config),
         link,
         roster,
         str(context.run_config["run"]),
@@ -97,7 +98,4 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
     device = torch.device("cpu")
     one = SavedEachRound(folder, choice.entry, options.settings, options.command, roster, device, coordinator)
     with one:
-        for line in lines:
-            one.note(line)
-        journal.say = one.note
         coordinator.run([one], len(one.records))

@@ -17,11 +17,12 @@ OPTIONS = "flower.json"
 OUTCOME = "outcome.json"
 FOLDER = "FEDKDX_FLOWER_FOLDER"  # environment variable by which the ServerApp finds the run's folder
 OWN = ("out", "data_root", "raw", "download", "device", "device_id", "engine")  # nobody else's business
+RESOLVED = ("preset",)  # its values are in 'set'
 
 
 def shared_settings(settings: Mapping[str, Any]) -> str:
     """A run's resolved configuration as every party gets it: without the server's own paths, as JSON."""
-    common = {key: value for key, value in settings.items() if key not in OWN}
+    common = {key: value for key, value in settings.items() if key not in OWN + RESOLVED}
     return json.dumps(common | {"data": "at-the-sites"}, sort_keys=True)
 
 

@@ -97,6 +97,16 @@ class Roster:
         """As `present`, once they are enough. Raises UserError after waiting long enough in vain."""
         return self._wait(lambda: self.present(round), round)
 
+    @property
+    def evaluated_on(self) -> str:
+        """What the sites' test windows are, 'test' or 'validation'."""
+        return self.about.evaluated_on
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return self.about.classes
+
     def facts(self) -> dict[str, Any]:
         """What the environment of a run says of its data, in place of `ShardSet.facts`."""
         about = {"shape": self.about.shape, "classes": self.about.classes, "evaluated_on": self.about.evaluated_on}

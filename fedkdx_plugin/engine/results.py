@@ -148,10 +148,6 @@ class RunFolder:
         if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             self.save()
 
-    def note(self, text: str) -> None:
-        """Add a line to `log.txt`."""
-        self._say(text)
-
     def save(self) -> None:
         """Write `results.h5` and then `state.safetensors`, as of the last whole round."""
         if self._state is None:
