@@ -109,7 +109,7 @@ def _experiment(arguments: argparse.Namespace, command: list[str]) -> int:
     return runner.run(planned, command, jobs)
 
 
-def _resumed(arguments: argparse.Namespace) -> Path | None:
+def resumed(arguments: argparse.Namespace) -> Path | None:
     """The folder of `--resume`, whose configuration `arguments` then names; None without it. Raises UserError."""
     folder, arguments.resume = arguments.resume, None
     if folder is None:
@@ -152,13 +152,18 @@ def show_catalog() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser().parse_args(argv)
+        if words[:1] and words[0] in ("serve", "join", "certificates"):
+            from fedkdx_plugin.distributed import commands
+
+            return commands.main(words)
+        arguments = build_parser().parse_args(words)
         if arguments.list:
             show_catalog()
             return 0
-        command = ["fedkdx", *(sys.argv[1:] if argv is None else argv)]
-        folder = _resumed(arguments)
+        command = ["fedkdx", *words]
+        folder = resumed(arguments)
         if arguments.experiment:
             return _experiment(arguments, command)
         config = read_config(arguments)

@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "fedkdx_plugin.distributed",
         "fedkdx_plugin.reports",
         "fedkdx_plugin.choice",
+        "fedkdx_plugin.cli",
         "fedkdx_plugin.comparison",
         "fedkdx_plugin.config",
     ),

@@ -15,6 +15,7 @@ from fedkdx_plugin.distributed.flower_records import pack, unpack
 from fedkdx_plugin.distributed.plan import read_settings
 from fedkdx_plugin.distributed.protocol import Answer, Request
 from fedkdx_plugin.distributed.site import LocalData, Place, Site
+from fedkdx_plugin.engine.evaluation import SERVED
 from registry import interface
 from registry.errors import UserError
 from registry.interface import BadMessage, Round
@@ -60,8 +61,26 @@ def work(message: Message, context: Context) -> Message:
         if request.run != context.run_config["run"]:
             raise UserError(f"a request of run {request.run!r} in run {context.run_config['run']!r}")
         answer = site(context, own).handle(request)
+        _say(own, _summary(request, answer))
     except (UserError, BadMessage) as error:
-        print(f"fedkdx site {own.client}: refused: {error}", file=sys.stderr, flush=True)
+        _say(own, f"refused: {error}")
         round = request.round if request else Round(0, 0)
         answer = Answer(own.client, round.index, dropped=f"client {own.client}: {error}")
     return Message(pack(answer.to_message().to_bytes()), reply_to=message)
+
+
+def _summary(request: Request, answer: Answer) -> str:
+    """What an operator of the site sees of a round."""
+    did = []
+    if answer.figures:
+        samples, accuracy = answer.figures[SERVED].row[:2].tolist()
+        did.append(f"measured on {samples:.0f} windows, accuracy {100 * accuracy:.1f} %")
+    if answer.reply is not None:
+        did.append(f"trained, loss {answer.loss:.4f}")
+    if answer.dropped:
+        did.append(f"sent no update: {answer.dropped}")
+    return f"{request.run} round {request.round.index}/{request.round.total}: {'; '.join(did)}"
+
+
+def _say(own: Place, text: str) -> None:
+    print(f"fedkdx site {own.client}: {text}", file=sys.stderr, flush=True)

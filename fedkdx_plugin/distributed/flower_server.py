@@ -76,11 +76,12 @@ def main(grid: Grid, context: Context) -> None:
 
 def _run(grid: Grid, context: Context, folder: Path) -> None:
     options = ServerOptions.read(folder)
+    terms = options.terms
     config = read_settings(str(context.run_config["settings"]))
     (choice,) = choose(config)
     journal = Journal(folder)
     link = FlowerLink(grid, journal)
-    roster = Roster(link, options.clients, options.min_clients, options.wait, journal)
+    roster = Roster(link, terms.clients, terms.min_clients, terms.wait, journal)
     task = make_task(config, roster.about.shape, len(roster.about.classes))
     choice.server.check(task, choice.params)
     roster.wait(0)
@@ -93,7 +94,7 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         link,
         roster,
         str(context.run_config["run"]),
-        options.deadline,
+        terms.deadline,
     )
     device = torch.device("cpu")
     one = SavedEachRound(folder, choice.entry, options.settings, options.command, roster, device, coordinator)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 
-from fedkdx_plugin.choice import choose, resolve, run_settings
+from fedkdx_plugin.choice import choose, resolve
 from fedkdx_plugin.comparison import Setting, schedule
 from fedkdx_plugin.config import Config
 from fedkdx_plugin.distributed import supernode
 from fedkdx_plugin.distributed.coordinator import check_algorithm
 from fedkdx_plugin.distributed.finished import finish
-from fedkdx_plugin.distributed.plan import ServerOptions
-from fedkdx_plugin.distributed.processes import Processes, free_port
+from fedkdx_plugin.distributed.plan import Terms
+from fedkdx_plugin.distributed.processes import Processes
 from fedkdx_plugin.distributed.site import Place
-from fedkdx_plugin.distributed.superlink import Address, SuperLink, to_stderr
+from fedkdx_plugin.distributed.superlink import SuperLink
 from fedkdx_plugin.engine.results import new_folder, write_yaml
 
 WAIT_SECONDS = 120.0  # for the sites of this machine
@@ -38,23 +38,18 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
     for choice in choices:
         check_algorithm(choice.server, schedule(config).participation)
     shards, clients = setting.shards, setting.shards.num_clients
-    resolved = resolve(config, choices)
     if folder is None:
         folder = new_folder(Path(config.out), f"{shards.name}-{config.model}-{config.goal}")
-        write_yaml(folder / "config.yaml", resolved)
+        write_yaml(folder / "config.yaml", resolve(config, choices))
     print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}")
     threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
     try:
         with Processes() as processes:
-            link = SuperLink(processes, folder, Address("127.0.0.1", free_port(), None))
+            link = SuperLink(processes, folder, secure=False)
             for id in range(clients):
                 place = Place(id, shards.folder, id, folder / "sites" / str(id), setting.device)
-                supernode.start(processes, place, supernode.Server(f"127.0.0.1:{link.address.port}"), threads)
-            for seed in range(config.seed, config.seed + config.times):
-                for choice in choices:
-                    settings = run_settings(resolved, choice, seed)
-                    options = ServerOptions(settings, command, clients, clients, WAIT_SECONDS, DEADLINE_SECONDS)
-                    link.run(folder / f"{choice.name}-seed{seed}", options, to_stderr)
+                supernode.start(processes, place, supernode.Server(link.address), threads)
+            link.run_all(config, choices, command, Terms(clients, clients, WAIT_SECONDS, DEADLINE_SECONDS))
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: fedkdx --resume {folder}", file=sys.stderr)
         return 130

@@ -38,24 +38,35 @@ def read_settings(text: str) -> Config:
 
 
 @dataclass(frozen=True)
-class ServerOptions:
-    """What only the server needs.
+class Terms:
+    """Who may take part, and how long the server waits.
 
     Attributes:
-        settings: the run's resolved configuration, as it is saved with the results.
-        command: the command line.
         clients: how many sites there are at most.
         min_clients: how many must be there for a round.
         wait: seconds to wait for them.
         deadline: seconds for a round.
     """
 
-    settings: Mapping[str, Any]
-    command: list[str]
     clients: int
     min_clients: int
     wait: float
     deadline: float
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What only the server needs.
+
+    Attributes:
+        settings: the run's resolved configuration, as it is saved with the results.
+        command: the command line.
+        terms: who may take part.
+    """
+
+    settings: Mapping[str, Any]
+    command: list[str]
+    terms: Terms
 
     def write(self, folder: Path) -> None:
         """Into a run's folder."""
@@ -65,7 +76,8 @@ class ServerOptions:
     @staticmethod
     def read(folder: Path) -> ServerOptions:
         """What `write` wrote."""
-        return ServerOptions(**json.loads((folder / OPTIONS).read_text(encoding="utf-8")))
+        values = json.loads((folder / OPTIONS).read_text(encoding="utf-8"))
+        return ServerOptions(**values | {"terms": Terms(**values["terms"])})
 
 
 def write_outcome(folder: Path, status: str, reason: str = "") -> None:

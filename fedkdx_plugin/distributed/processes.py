@@ -38,7 +38,7 @@ class Processes:
 
     def __init__(self) -> None:
         self.mark = secrets.token_hex(8)
-        self._started: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+        self._started: list[tuple[subprocess.Popen[bytes], Path]] = []
         self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> Processes:
@@ -54,36 +54,38 @@ class Processes:
             for number, handler in [*self._handlers.items(), (signal.SIGINT, interrupt)]:
                 signal.signal(number, handler)
 
-    def start(self, program: str, arguments: Sequence[str], home: Path, log: Path, env: Mapping[str, str]) -> str:
-        """Start one of Flower's programs; what it says goes to `log`. Returns the name by which `check` calls it.
+    def start(
+        self, command: Sequence[str], home: Path, log: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a program; what it says is appended to `log`.
 
         Args:
-            program: 'flower-superlink' or 'flower-supernode'.
+            command: see `flower` for Flower's own.
             home: where Flower keeps what it installs and knows, for this process alone.
             env: more of its environment.
         """
-        name = f"{program} {len(self._started)}"
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [_program(program), *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=environment(home) | {MARK: self.mark} | env,
+                env=environment(home) | {MARK: self.mark} | dict(env or {}),
                 start_new_session=True,  # Ctrl-C is ours to hear
             )
-        self._started[name] = (process, log)
-        return name
+        self._started.append((process, log))
+        return process
 
     def check(self) -> None:
         """Raises UserError where one of them has ended."""
-        for name, (process, log) in self._started.items():
+        for process, log in self._started:
             if process.poll() is not None:
+                name = Path(process.args[0]).name
                 raise UserError(f"{name} ended with code {process.returncode}: {last_line(log)} (all of it: {log})")
 
     def stop(self) -> None:
         """End all, and all that they started; in the end by force."""
-        for process, _ in self._started.values():
+        for process, _ in self._started:
             if process.poll() is None:
                 process.terminate()
         psutil.wait_procs(self.running(), GRACE_SECONDS)
@@ -94,7 +96,7 @@ class Processes:
                 except psutil.NoSuchProcess:
                     continue
             psutil.wait_procs(left, GRACE_SECONDS)
-        for process, _ in self._started.values():
+        for process, _ in self._started:
             process.wait()
 
     def running(self) -> list[psutil.Process]:
@@ -109,10 +111,10 @@ def environment(home: Path) -> dict[str, str]:
     return dict(os.environ) | QUIET | {"FLWR_HOME": str(home.absolute()), "PATH": path}
 
 
-def run_program(program: str, arguments: Sequence[str], home: Path) -> str:
+def run_flower(program: str, arguments: Sequence[str], home: Path) -> str:
     """Run one of Flower's programs to its end. Returns what it printed; raises UserError where it failed."""
     result = subprocess.run(
-        [_program(program), *arguments], env=environment(home), capture_output=True, text=True, check=False
+        [flower(program), *arguments], env=environment(home), capture_output=True, text=True, check=False
     )
     if result.returncode:
         said = (result.stderr.strip() or result.stdout.strip()).splitlines()
@@ -146,7 +148,8 @@ def last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def _program(name: str) -> str:
+def flower(name: str) -> str:
+    """The path of one of Flower's programs. Raises UserError where it is not installed."""
     path = Path(sys.executable).parent / name
     if not path.is_file():
         raise UserError(f"{path}: missing; Flower comes with: pip install 'fedkdx[flower]' (Python 3.11 or newer)")

@@ -93,7 +93,7 @@ class Request:
         """As it travels; a tensor that is both in the algorithm's message and in `shared` travels once."""
         train = dict(self.train.tensors) if self.train else {}
         shared = self.shared or {}
-        same = sorted(name for name, tensor in shared.items() if train.get(name) is tensor)
+        same = sorted(name for name, tensor in shared.items() if _equal(train.get(name), tensor))
         tensors = {f"train/{name}": tensor for name, tensor in train.items()}
         tensors |= {f"shared/{name}": tensor for name, tensor in shared.items() if name not in same}
         meta = {"protocol": PROTOCOL, "run": self.run, "client": self.client, "round": list(self.round)}
@@ -204,6 +204,10 @@ def _meta(message: Message) -> Mapping[str, Any]:
     if message.meta.get("protocol") != PROTOCOL:
         raise BadMessage(f"speaks protocol {message.meta.get('protocol')}, this version {PROTOCOL}")
     return message.meta
+
+
+def _equal(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _part(message: Message, part: str) -> dict[str, Tensor]:

@@ -4,65 +4,90 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from fedkdx_plugin.distributed.plan import FOLDER, ServerOptions, read_outcome, shared_settings, write_outcome
-from fedkdx_plugin.distributed.processes import Processes, run_program, wait_for_port
+from fedkdx_plugin.choice import Choice, resolve, run_settings
+from fedkdx_plugin.config import Config
+from fedkdx_plugin.distributed import certificates, gate
+from fedkdx_plugin.distributed.plan import FOLDER, ServerOptions, Terms, read_outcome, shared_settings, write_outcome
+from fedkdx_plugin.distributed.processes import Processes, flower, free_port, run_flower, wait_for_port
+from fedkdx_plugin.distributed.tail import Tail
 from registry import __version__
 from registry.errors import UserError
 
 CONNECTION = "fedkdx"
 START_SECONDS = 120.0  # for a run that was handed over to begin
-CERTIFICATE, KEY, AUTHORITY = "server.pem", "server.key", "ca.pem"  # as `certificates` names them
+HOST = "127.0.0.1"
 APP = {
     "serverapp": "fedkdx_plugin.distributed.flower_server:app",
     "clientapp": "fedkdx_plugin.distributed.flower_client:app",
 }
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where the SuperLink listens.
-
-    Attributes:
-        host, port: its address.
-        certificates: folder with its certificate and key, and the authority's certificate; None: neither TLS nor
-            authentication.
-    """
-
-    host: str
-    port: int
-    certificates: Path | None
-
-
 class SuperLink:
-    """Flower's server.
+    """Flower's server, which this machine alone can reach.
 
     Args:
         processes: what it is started among.
         folder: of the comparison; it gets a folder `flower` for what Flower says and knows.
-        address: where it listens.
+        secure: encrypt, and let in registered keys alone.
+
+    Attributes:
+        url: where it listens.
+        authority: certificate that its own is signed by, where it is secure.
     """
 
-    def __init__(self, processes: Processes, folder: Path, address: Address) -> None:
-        self.processes, self.folder, self.address = processes, folder, address
+    def __init__(self, processes: Processes, folder: Path, secure: bool) -> None:
+        self.processes, self.folder = processes, folder
         self.own = folder / "flower"
         self.home = self.own / "server"
         self.log = self.own / "superlink.log"
         self.home.mkdir(parents=True, exist_ok=True)
-        self._connection()
-        processes.start("flower-superlink", self._arguments(), self.home, self.log, {FOLDER: str(folder.absolute())})
-        wait_for_port(self._reachable(), address.port, processes)
+        port = free_port()
+        self.address = f"{HOST}:{port}"
+        self.url = f"{'https' if secure else 'http'}://{self.address}"
+        self.authority = self.own / "internal" / certificates.AUTHORITY if secure else None
+        arguments = ["--host", HOST, "--port", str(port), "--disable-runtime-dependency-installation"]
+        arguments += self._certificates() if secure else ["--insecure"]
+        where = {"root-certificates": str(self.authority.absolute())} if secure else {"insecure": True}
+        where["address"] = self.address
+        self._toml(self.home / "config.toml", {"superlink": {"default": CONNECTION, CONNECTION: where}})
+        env = {FOLDER: str(folder.absolute())}
+        processes.start([flower("flower-superlink"), *arguments], self.home, self.log, env)
+        wait_for_port(HOST, port, processes)
 
-    def register(self, keys: Mapping[str, Path]) -> None:
-        """Let in the holders of these keys, and nobody else: name -> file of the public key."""
-        for name, path in keys.items():
-            run_program("flwr", ["supernode", "register", str(path), CONNECTION, "--name", name], self.home)
+    def register(self, keys: Sequence[Path]) -> None:
+        """Let in the holders of these keys, and nobody else. A file's name is the name of its holder."""
+        for path in keys:
+            arguments = ["supernode", "register", str(path.absolute()), CONNECTION, "--name", path.stem]
+            run_flower("flwr", arguments, self.home)
+
+    def open_gate(self, host: str, port: int, given: Path | None) -> None:
+        """Let sites in from outside, by a gate that passes on no other calls than theirs.
+
+        Args:
+            host, port: where it listens.
+            given: folder with the certificate that sites are shown, and its key; None: no TLS.
+        """
+        command = [sys.executable, "-m", gate.__name__, "--host", host, "--port", str(port), "--upstream", self.url]
+        if self.authority:
+            command += ["--authority", str(self.authority)]
+        if given:
+            command += ["--certificate", str(given / certificates.CERTIFICATE), "--key", str(given / certificates.KEY)]
+        self.processes.start(command, self.home, self.own / "gate.log")
+        wait_for_port(HOST if host == "0.0.0.0" else host, port, self.processes)
+
+    def run_all(self, config: Config, choices: Sequence[Choice], command: list[str], terms: Terms) -> None:
+        """Every algorithm under every seed. Raises UserError where a run failed."""
+        resolved = resolve(config, choices)
+        for seed in range(config.seed, config.seed + config.times):
+            for choice in choices:
+                options = ServerOptions(run_settings(resolved, choice, seed), command, terms)
+                self.run(self.folder / f"{choice.name}-seed{seed}", options, to_stderr)
 
     def run(self, place: Path, options: ServerOptions, say: Callable[[str], None]) -> None:
         """One run, from where its folder is, until it has ended; `say` hears the lines of its log.
@@ -73,13 +98,13 @@ class SuperLink:
         place.mkdir(parents=True, exist_ok=True)
         options.write(place)
         write_outcome(place, "")
-        log = place / "log.txt"
-        seen = log.stat().st_size if log.exists() else 0
-        run_program("flwr", ["run", str(self._app(place, options)), CONNECTION], self.home)
+        log = Tail(place / "log.txt")
+        run_flower("flwr", ["run", str(self._app(place, options)), CONNECTION], self.home)
         until = time.monotonic() + START_SECONDS
         while True:
             outcome = read_outcome(place)
-            seen = _tell(log, seen, say)
+            for line in log.lines():
+                say(line)
             if outcome["status"] == "finished":
                 return
             if outcome["status"] == "failed":
@@ -93,34 +118,17 @@ class SuperLink:
                     raise UserError(f"the server's process ended without a word; see {self.log}")
             time.sleep(0.2)
 
-    def _arguments(self) -> list[str]:
-        address, given = self.address, self.address.certificates
-        common = ["--host", address.host, "--port", str(address.port), "--disable-runtime-dependency-installation"]
-        if given is None:
-            return [*common, "--insecure"]
+    def _certificates(self) -> list[str]:
+        """Flower authenticates sites only where it encrypts, so on this machine, too; nobody else sees this one."""
+        made = self.own / "internal"
+        certificates.make_server(made, [HOST])
         files = {
-            "--ssl-certfile": given / CERTIFICATE,
-            "--ssl-keyfile": given / KEY,
-            "--ssl-ca-certfile": given / AUTHORITY,
+            "certfile": certificates.CERTIFICATE,
+            "keyfile": certificates.KEY,
+            "ca-certfile": certificates.AUTHORITY,
         }
-        for path in files.values():
-            if not path.is_file():
-                raise UserError(f"{path}: missing; 'fedkdx certificates' makes one for a test, or use --insecure")
-        tls = [text for flag, path in files.items() for text in (flag, str(path.absolute()))]
-        return [*common, *tls, "--enable-supernode-auth"]
-
-    def _connection(self) -> None:
-        """Tell Flower's own command line where the SuperLink is."""
-        where: dict[str, Any] = {"address": f"{self._reachable()}:{self.address.port}"}
-        if self.address.certificates is None:
-            where["insecure"] = True
-        else:
-            where["root-certificates"] = str((self.address.certificates / AUTHORITY).absolute())
-        self._toml(self.home / "config.toml", {"superlink": {"default": CONNECTION, CONNECTION: where}})
-
-    def _reachable(self) -> str:
-        """The address by which this machine reaches it."""
-        return "127.0.0.1" if self.address.host == "0.0.0.0" else self.address.host
+        flags = [text for flag, name in files.items() for text in (f"--ssl-{flag}", str((made / name).absolute()))]
+        return [*flags, "--enable-supernode-auth"]
 
     def _app(self, place: Path, options: ServerOptions) -> Path:
         """The app that Flower carries to the sites: settings and two names, and no code."""
@@ -128,7 +136,7 @@ class SuperLink:
         config = {
             "run": place.parent.name + "." + place.name,
             "folder": place.name,
-            "clients": options.clients,
+            "clients": options.terms.clients,
             "settings": shared_settings(options.settings),
         }
         self._toml(
@@ -146,19 +154,6 @@ class SuperLink:
         path.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
-def _tell(log: Path, seen: int, say: Callable[[str], None]) -> int:
-    """Say the whole lines of a log behind its first `seen` bytes. Returns how far it has been said."""
-    if not log.exists():
-        return seen
-    with log.open("rb") as file:
-        file.seek(seen)
-        whole, newline, _ = file.read().rpartition(b"\n")
-    for line in whole.decode(errors="replace").splitlines():
-        say(line)
-    return seen + len(whole) + len(newline)
-
-
 def to_stderr(line: str) -> None:
     """Say a line to whoever watches."""
     print(line, file=sys.stderr, flush=True)
-

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
-from fedkdx_plugin.distributed.processes import Processes, free_port
+from fedkdx_plugin.distributed.processes import Processes, flower, free_port
 from fedkdx_plugin.distributed.site import Place
 
 
@@ -26,8 +27,8 @@ class Server:
     key: Path | None = None
 
 
-def start(processes: Processes, place: Place, server: Server, threads: int) -> Path:
-    """Start a site's SuperNode. Returns its log.
+def start(processes: Processes, place: Place, server: Server, threads: int = 0) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a site's SuperNode. Returns the process and its log.
 
     Args:
         threads: for PyTorch at this site; 0: as many as it likes.
@@ -50,5 +51,4 @@ def start(processes: Processes, place: Place, server: Server, threads: int) -> P
     if server.key is not None:
         arguments += ["--auth-supernode-private-key", str(server.key.absolute())]
     env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    processes.start("flower-supernode", arguments, place.state / "flower", log, env)
-    return log
+    return processes.start([flower("flower-supernode"), *arguments], place.state / "flower", log, env), log
