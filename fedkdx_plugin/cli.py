@@ -173,6 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             comparison.show(config)
             return 0
         if config.engine == "flower":
+            from fedkdx_plugin.distributed import require_flower
+
+            require_flower()
             from fedkdx_plugin.distributed import loopback
 
             return loopback.run(config, command, folder)

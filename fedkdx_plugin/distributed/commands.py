@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_utils.spec import Parser
+from fedkdx_plugin.distributed import require_flower
 from registry.errors import UserError
 
 PORT = 9092
@@ -32,6 +33,7 @@ def _certificates(arguments: Sequence[str]) -> int:
     parser.add_argument("--host", action="append", required=True, help="name or address of the server; may be repeated")
     parser.add_argument("--sites", type=_positive, required=True, metavar="N", help="how many sites")
     given = parser.parse_args(arguments)
+    require_flower()
     from fedkdx_plugin.distributed import certificates
 
     certificates.make(given.folder, given.host, given.sites)
@@ -65,6 +67,7 @@ def _serve(arguments: Sequence[str]) -> int:
     if not folder:
         options.data = ELSEWHERE
     config = read_config(options)
+    require_flower()
     from fedkdx_plugin.distributed import serve
     from fedkdx_plugin.distributed.plan import Terms
 
@@ -87,6 +90,7 @@ def _join(arguments: Sequence[str]) -> int:
     parser.add_argument("-dev", "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     _add_security(parser, "ca.pem and this site's private key, site.key")
     given = parser.parse_args(arguments)
+    require_flower()
     from fedkdx_plugin.distributed import join
 
     return join.run(given)

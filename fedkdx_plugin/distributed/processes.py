@@ -152,7 +152,7 @@ def flower(name: str) -> str:
     """The path of one of Flower's programs. Raises UserError where it is not installed."""
     path = Path(sys.executable).parent / name
     if not path.is_file():
-        raise UserError(f"{path}: missing; Flower comes with: pip install 'fedkdx[flower]' (Python 3.11 or newer)")
+        raise UserError(f"{path}: missing; install Flower anew: pip install 'fedkdx[flower]'")
     return str(path)
 
 
