@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.local import LocalClient
-from registry.interface import Batch, Message, Round, Server
+from registry.interface import BadMessage, Batch, Message, Round, Server
+from registry.messages import check_tensors
 from registry.parameters import hyper
 
 OUTPUTS = "outputs"
+ROUNDING = 1e-3  # by which probabilities may add up to more than 1
 CHUNK = 512  # windows in a forward pass, which bounds the memory for a client with very many
 
 
@@ -79,6 +81,13 @@ class FedDistill(Server):
         outputs = torch.stack(others)
         having = (outputs.sum(2) > 0).sum(0)
         return Message({OUTPUTS: outputs.sum(0) / having.clamp(min=1).unsqueeze(1)})
+
+    def check_reply(self, client: int, reply: Message) -> None:
+        """Probabilities for each class, or zeros for one that the client lacks."""
+        check_tensors(reply.tensors, {OUTPUTS: torch.empty(self.task.classes, self.task.classes)})
+        outputs = reply.tensors[OUTPUTS]
+        if not ((outputs >= 0) & (outputs.sum(1) < 1 + ROUNDING)).all():
+            raise BadMessage(f"'{OUTPUTS}' has rows that are no probabilities")
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         self.outputs = self.outputs | {id: reply.tensors[OUTPUTS] for id, reply in replies.items()}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from baselines.fedavg import FedAvgClient
 from fedkdx_plugin.algorithm.aggregation import by_client, labelled, weighted_sum
-from registry.interface import Batch, Message, Round, Server, Task
+from registry.interface import BadMessage, Batch, Message, Round, Server, Task
+from registry.messages import check_tensors
 from registry.parameters import hyper
 
 START = "start/"
@@ -117,6 +118,18 @@ class FedFomo(Server):
         while others and len(chosen) < self.params.models:
             chosen.append(others.pop(rng.randrange(len(others)) if rng.random() < epsilon else 0))
         return sorted(chosen)
+
+    def check_reply(self, client: int, reply: Message) -> None:
+        """A model, and gains by models that this server has: finite in the clients' own type."""
+        check_tensors(reply.tensors, self.weights)
+        gains = reply.meta.get("gains")
+        if not isinstance(gains, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in gains):
+            raise BadMessage("'gains' must be a list of pairs")
+        for other, gain in gains:
+            if type(other) is not int or other not in self.models or other == client:
+                raise BadMessage(f"'gains' names client {other!r}, whose model was never sent")
+            if not isinstance(gain, float) or not abs(gain) <= torch.finfo(torch.float32).max:
+                raise BadMessage(f"'gains' must be numbers, not {gain!r}")
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         self.models = self.models | {id: reply.tensors for id, reply in replies.items()}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.algorithm.aggregation import sample_weights
 from registry.interface import Batch, Message, Model, Round, Task, float_state
+from registry.messages import check_state
 from registry.parameters import hyper
 
 MEAN, COVARIANCE = "features/mean", "features/covariance"
@@ -118,10 +119,16 @@ class FedFTL(FedAvg):
 
     def __init__(self, task: Task, params: FedFTLParams, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)
+        self.features = task.model().feature_size
         self.covariance: dict[str, Tensor] = {}  # empty before the first round, else C_S
 
     def message(self, client: int, round: Round) -> Message:
         return Message(self.weights | self.covariance)
+
+    def check_reply(self, client: int, reply: Message) -> None:
+        """A model with `samples`, and mean and covariance of its features."""
+        statistics = {MEAN: torch.empty(self.features), COVARIANCE: torch.empty(self.features, self.features)}
+        check_state(reply, self.weights | statistics)
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         tensors = {id: dict(reply.tensors) for id, reply in replies.items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from baselines.fedavg import FedAvgClient
 from fedkdx_plugin.algorithm.aggregation import by_client, labelled, weighted_sum
 from registry.interface import Batch, Message, Round, Server, Task
+from registry.messages import check_tensors
 from registry.parameters import hyper
 
 CENTRE = "centre/"
@@ -82,6 +83,8 @@ class FedMTL(Server):
         super().__init__(task, params, initial)
         self.models: dict[int, Mapping[str, Tensor]] = {}
         self.omega = torch.empty(0, 0)
+        names = _parameters(self.Client.build(task))
+        self.column = {name: tensor for name, tensor in initial.items() if name in names}
 
     def message(self, client: int, round: Round) -> Message:
         if client not in self.models:
@@ -92,6 +95,10 @@ class FedMTL(Server):
         pull[k] = 0
         centre = weighted_sum(list(self.models.values()), pull.tolist())
         return Message({CENTRE + name: c for name, c in centre.items()} | {STIFFNESS: row[k].float()})
+
+    def check_reply(self, client: int, reply: Message) -> None:
+        """A column of W: all parameters that may travel."""
+        check_tensors(reply.tensors, self.column)
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         updates = {id: reply.tensors for id, reply in replies.items()}

@@ -35,12 +35,13 @@ class FedProxClient(FedAvgClient):
 class FedProx(FedAvg):
     """Averages models as FedAvg does, of clients that are held near the global one: + μ/2 ‖W − W^t‖².
 
-    Two things differ from the paper's Algorithm 2. Clients are drawn uniformly and averaged by their numbers of
-    samples, where it draws by samples and averages uniformly: so that μ = 0 is FedAvg. And its inexact solutions,
-    stragglers that do fewer epochs, are left out: the engine gives every client the same number of epochs.
+    Its inexact solutions are what clients send that had time for fewer epochs than the others (`--stragglers`): they
+    are averaged like all others. One thing differs from the paper's Algorithm 2: clients are drawn uniformly and
+    averaged by their numbers of samples, where it draws by samples and averages uniformly, so that μ = 0 is FedAvg.
     """
 
     paper = "Li et al. 2020, arXiv:1812.06127"
     sends = "model down, model up; one common model"
     Client = FedProxClient
     Params = FedProxParams
+    accepts_partial_work = True

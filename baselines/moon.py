@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.algorithm.losses import unit
 from registry.interface import Batch, Message, Task
+from registry.messages import check_state
 from registry.parameters import hyper
 
 MODEL, GLOBAL, PREVIOUS = "model.", "global.", "previous."
@@ -78,6 +79,10 @@ class MOON(FedAvg):
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, _model(initial))
+
+    def check_reply(self, client: int, reply: Message) -> None:
+        """The model with `samples`: its two copies do not travel."""
+        check_state(reply, self.weights)
 
 
 def contrastive(z: Tensor, z_global: Tensor, z_previous: Tensor, tau: float) -> Tensor:

@@ -20,6 +20,7 @@ from dataset_utils.shards import ShardSet
 from fedkdx_plugin.choice import Choice, choose, resolve, run_settings
 from fedkdx_plugin.config import Config
 from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.progress import Progress
 from fedkdx_plugin.engine.results import RunFolder, new_folder, write_yaml
@@ -37,6 +38,7 @@ def check(config: Config) -> list[Choice]:
     _models(config)
     run_device(config)
     _participation(config)
+    _faults(config)
     return choices
 
 
@@ -70,6 +72,7 @@ class Setting:
         """Everything in place for these algorithms. Raises UserError for wrong input, before the first round."""
         device = run_device(config)
         participation = _participation(config)
+        _faults(config)
         shards = prepare_shards(config)
         groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
         task = make_task(config, shards.shape, shards.num_classes)
@@ -164,6 +167,7 @@ def training(config: Config, seed: int) -> Settings:
         decay=config.learning_rate_decay_gamma if config.learning_rate_decay else 1.0,
         clip_norm=config.clip_norm,
         seed=seed,
+        faults=_faults(config),
     )
 
 
@@ -180,6 +184,12 @@ def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task
 
 def _participation(config: Config) -> Participation:
     return Participation.parse(config.unseen, config.late, config.rare, config.global_rounds)
+
+
+def _faults(config: Config) -> Faults:
+    faults = Faults(config.dropout, config.stragglers, config.corrupt)
+    faults.check()
+    return faults
 
 
 def _label(config: Config) -> str:

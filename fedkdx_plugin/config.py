@@ -41,6 +41,11 @@ class Options:
     rare: str | None = option(
         None, "--rare", "share of clients reached in a round only with a probability, such as 0.3@0.1"
     )
+    dropout: float = option(0.0, "--dropout", "probability that a selected client drops out of a round", low=0, high=1)
+    stragglers: float = option(
+        0.0, "--stragglers", "probability that it has time for some of its epochs only", low=0, high=1
+    )
+    corrupt: float = option(0.0, "--corrupt", "probability that its reply arrives damaged", low=0, high=1)
     batch_size: int = option(32, "-lbs --batch_size", "windows in a local batch", low=1)
     local_learning_rate: float = option(0.01, "-lr --local_learning_rate", "of the clients' SGD", low=1e-12)
     learning_rate_decay: bool = option(

@@ -6,19 +6,18 @@ loop: epochs, batches, optimiser, clipping, schedule, devices, bytes. See docs/a
 
 from __future__ import annotations
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from registry.messages import BadMessage, Message, check_state
+from registry.messages import NonFinite as NonFinite  # with the two above, what algorithms find here
 from registry.parameters import NoParams
 
 
@@ -87,50 +86,6 @@ class Round(NamedTuple):
     def progress(self) -> float:
         """ρ = t/R, in (0, 1]."""
         return self.index / self.total
-
-
-class BadMessage(ValueError):
-    """Bytes or contents that are no message of this protocol; the text says what is wrong."""
-
-
-class NonFinite(ValueError):
-    """A tensor holds NaN or infinity; the text names it. The engine drops the client's work of this round."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """Named tensors and plain metadata: all that a server and a client know of each other.
-
-    Attributes:
-        tensors: name -> tensor.
-        meta: name -> what JSON can say (numbers, text, booleans, lists, dicts with text keys).
-    """
-
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_bytes(self) -> bytes:
-        """The message as it travels: safetensors, the metadata as JSON in its header. No pickle."""
-        tensors, storages = {}, set()
-        for name, tensor in self.tensors.items():
-            tensor = tensor.detach().cpu().contiguous()
-            storage = tensor.untyped_storage().data_ptr()
-            tensors[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses shared memory
-            storages.add(storage)
-        return safetensors.torch.save(tensors, {"meta": json.dumps(self.meta, sort_keys=True, allow_nan=False)})
-
-    @staticmethod
-    def from_bytes(data: bytes, device: torch.device | str = "cpu") -> Message:
-        """The message that `to_bytes` wrote. Raises BadMessage."""
-        try:
-            tensors = safetensors.torch.load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            meta = json.loads(header["__metadata__"]["meta"])
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise BadMessage(f"not a message: {error}") from error
-        if not isinstance(meta, dict):
-            raise BadMessage("not a message: its metadata is no mapping")
-        return Message({name: tensors[name].to(device) for name in sorted(tensors)}, meta)
 
 
 @dataclass(frozen=True)
@@ -259,6 +214,8 @@ class Server(ABC):
         Client: class of its clients.
         Params: frozen dataclass of its hyper-parameters (`registry.parameters.hyper` declares one).
         pools_data: client 0 trains on everybody's windows, which the others have uploaded: no federation at all.
+        accepts_partial_work: takes replies of clients that made fewer local epochs than the others (`--stragglers`);
+            else such a client's reply comes too late and is dropped.
 
     Args:
         task, params: see `Task`; an instance of `Params`.
@@ -270,6 +227,7 @@ class Server(ABC):
     Client: ClassVar[type[Client]]
     Params: ClassVar[type] = NoParams
     pools_data: ClassVar[bool] = False
+    accepts_partial_work: ClassVar[bool] = False
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         self.task, self.params = task, params
@@ -283,9 +241,21 @@ class Server(ABC):
     def message(self, client: int, round: Round) -> Message:
         """What `client` is sent at the start of `round`. Must not change the server."""
 
+    def check_reply(self, client: int, reply: Message) -> None:
+        """Raise BadMessage where a reply is not what an honest client of this algorithm sends.
+
+        It has come over a wire: nothing in it may be taken on trust but that it is a message. The engine asks before
+        `aggregate`, which never sees a reply that was refused, and drops it by name. Must not change the server.
+
+        By default: state as in `self.weights` and `samples`, for clients that reply as `Client.reply` does. Override it
+        together with that: nothing is checked of the replies of clients that have one of their own.
+        """
+        if self.Client.reply is Client.reply:
+            check_state(reply, self.weights)
+
     @abstractmethod
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
-        """Take in the round's replies, in the order of client ids; at least one, all finite."""
+        """Take in the round's replies, in the order of client ids; at least one, all checked and finite."""
 
     def networks(self) -> Mapping[str, Tensor]:
         """The shared state that every client would use now, by full name; what a client keeps is not in it."""

@@ -7,17 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from registry.interface import BadMessage, Message
+from registry.messages import Message, check_samples
 
 
 def sample_weights(replies: Mapping[int, Message]) -> list[float]:
     """n_k / n of each reply, from its `samples`. Raises BadMessage where that is missing or not positive."""
-    counts = []
-    for client, reply in replies.items():
-        samples = reply.meta.get("samples")
-        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-            raise BadMessage(f"client {client}: 'samples' must be a positive whole number, not {samples!r}")
-        counts.append(samples)
+    counts = [check_samples(reply) for reply in replies.values()]
     total = sum(counts)
     return [count / total for count in counts]
 

@@ -20,6 +20,7 @@ from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
 from fedkdx_plugin.algorithm.compression import compress, compress_with_feedback, decompress, energy_threshold
 from registry.errors import UserError
 from registry.interface import BadMessage, Client, Message, Round, Server, Task, float_state, mixture
+from registry.messages import check_state
 from registry.parameters import hyper
 
 VERSION = "version"
@@ -27,6 +28,7 @@ RESIDUAL = "residual/"
 SERVES = "serves"
 HELD_OUT = 0.1  # of the training windows, where validation decides who predicts
 CHUNK = 512  # windows in a forward pass
+FLOAT = torch.finfo(torch.float32)
 PREDICTORS: dict[str, str | dict[str, float]] = {
     "teacher": "teacher",
     "student": "student",
@@ -185,7 +187,19 @@ class StudentServer(Server):
         rates = [[step.version, step.rate] for step in missed]
         return Message(tensors, meta | {"since": since, "rates": rates})
 
+    def check_reply(self, client: int, reply: Message) -> None:
+        """A payload that gives an update of the student's shape, and a rate by which it stays finite."""
+        gradient = decompress(reply.tensors, {name: tensor.shape for name, tensor in self.weights.items()})
+        check_state(Message(gradient, reply.meta), self.weights)
+        rate = reply.meta.get("rate")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not FLOAT.tiny <= rate <= FLOAT.max:
+            raise BadMessage(f"'rate' must be a positive number, not {rate!r}")
+        finite = [(rate * tensor).isfinite().all() for tensor in gradient.values()]
+        if finite and not torch.stack(finite).all():
+            raise BadMessage(f"the update at a rate of {rate:g} is not finite")
+
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
+        # what a client holds is learnt from its replies alone: one whose reply was lost may be ahead, never behind
         self.synced.update(dict.fromkeys(replies, self.version))
         uniform = [1 / len(replies)] * len(replies)
         shares = uniform if self.params.weights == "uniform" else sample_weights(replies)

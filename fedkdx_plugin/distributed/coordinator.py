@@ -65,7 +65,8 @@ class Remote(Backend):
         deadline: seconds for a round.
 
     Attributes:
-        states: client -> round of its last reply that was taken in.
+        states: client -> round of its last answer with a reply, which means that it kept its state after that round.
+        silent: client -> why it gave no answer when it was last asked to train.
         durable: last round on disk.
         measured: view -> figures of the state asked for last.
     """
@@ -86,6 +87,7 @@ class Remote(Backend):
         self.link, self.roster, self.run, self.deadline = link, roster, run, deadline
         self.classes = roster.about.classes
         self.states: dict[int, int] = {}
+        self.silent: dict[int, str] = {}
         self.durable = 0
         self.measured: dict[str, Metrics] = {}
         self._shared: Mapping[str, Tensor] | None = None
@@ -117,7 +119,11 @@ class Remote(Backend):
         answers = self._exchange(requests, round)
         if shared is not None:
             self.measured = self._combine({id: a.figures for id, a in answers.items() if isinstance(a, Answer)}, shared)
-        return {id: _result(id, answers.get(id)) for id in messages}
+        trained = {id for id in messages if isinstance(answers.get(id), Answer) and answers[id].reply is not None}
+        self.states.update(dict.fromkeys(sorted(trained), round.index))
+        missing = {id: answers.get(id, "not there") for id in messages}
+        self.silent = {id: answer for id, answer in missing.items() if isinstance(answer, str)}
+        return {id: _result(id, answer) for id, answer in missing.items()}
 
     def _exchange(self, requests: Mapping[int, bytes], round: Round) -> dict[int, Answer | str]:
         """Client -> its answer, or why there is none; all of it told."""
@@ -140,7 +146,7 @@ class Remote(Backend):
         try:
             return Answer.from_message(Message.from_bytes(data), id, round.index, len(self.classes))
         except BadMessage as error:
-            return f"client {id}: {error}"
+            return f"no answer of ours: {error}"
 
     def _combine(
         self, figures: Mapping[int, Mapping[str, Figures]], shared: Mapping[str, Tensor]
@@ -159,11 +165,9 @@ class Remote(Backend):
         return result
 
 
-def _result(id: int, answer: Answer | str | None) -> Trained | NonFinite:
-    if answer is None:
-        return Silent(f"client {id}: not there")
+def _result(id: int, answer: Answer | str) -> Trained | NonFinite:
     if isinstance(answer, str):
-        return Silent(answer if answer.startswith(f"client {id}:") else f"client {id}: {answer}")
+        return Silent(answer)
     if answer.reply is None:
         return Silent(answer.dropped or f"client {id}: did not train")
     return Trained(answer.reply, torch.tensor(answer.loss))
@@ -224,12 +228,17 @@ class Coordinator(Federation):
             self._meet(round)
             record = self.round(round)
             self._finish(last, callbacks)
-            self.backend.states.update(dict.fromkeys(set(record.selected) - record.rejected.keys(), index))
             self._snapshot, last = self._state(), record
         if last:
             self._meet(round)
             self.backend.ask({}, round)
             self._finish(last, callbacks)
+
+    def round(self, round: Round) -> RoundRecord:
+        """As `Federation.round`; who gave no answer is lost, not rejected."""
+        record, silent = super().round(round), self.backend.silent
+        rejected = {id: reason for id, reason in record.rejected.items() if id not in silent}
+        return replace(record, rejected=rejected, lost=dict(sorted((record.lost | silent).items())))
 
     def reachable(self, round: Round) -> list[int]:
         there = self.roster.present(round.index)

@@ -13,6 +13,7 @@ from fedkdx_plugin.engine.metrics import FIGURES, Metrics
 from registry.interface import BadMessage, Message, Round
 
 PROTOCOL = 1
+LONGEST_TEXT = 300  # letters
 SHARES = ("accuracy", "f1", "recall", "auc", "auc_macro")
 
 
@@ -51,9 +52,9 @@ class Announcement:
         try:
             whole = {name: _whole(meta[name]) for name in ("client", "samples", "tests")}
             channels, one, time = map(_whole, meta["shape"])
-            texts = {name: str(meta[name]) for name in ("data", "evaluated_on")}
-            classes = tuple(map(str, meta["classes"]))
-            versions = {str(name): str(version) for name, version in meta["versions"].items()}
+            texts = {name: _text(meta[name]) for name in ("data", "evaluated_on")}
+            classes = tuple(map(_text, meta["classes"]))
+            versions = {_text(name): _text(version) for name, version in meta["versions"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadMessage(f"not an announcement: {error}") from error
         return Announcement(**whole, **texts, shape=(channels, one, time), classes=classes, versions=versions)
@@ -75,7 +76,7 @@ class Request:
         run: the run's name; the site keeps its state under it.
         client: whom it is for.
         round: which one.
-        state: round of this client's last reply that the server took in (0: none): what it is to go on from.
+        state: round of this client's last reply that reached the server (0: none): what it is to go on from.
         durable: last round that is on the server's disk: the site may forget what was before.
         train: the algorithm's message where the client is selected.
         shared: what the server would give every client now (`Server.networks`), where it is to be measured.
@@ -177,7 +178,7 @@ class Answer:
                 view: Figures(rows[view], confusions[view], _whole(count)) for view, count in meta["nonfinite"].items()
             }
             reply = None if meta["reply"] is None else Message(_part(message, "reply"), meta["reply"])
-            answer = Answer(client, round, reply, float(message.tensors["loss"]), str(meta["dropped"]), figures)
+            answer = Answer(client, round, reply, float(message.tensors["loss"]), _text(meta["dropped"]), figures)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BadMessage(f"not an answer: {error}") from error
         for view, own in figures.items():
@@ -218,6 +219,11 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is no whole number")
     return value
+
+
+def _text(value: Any) -> str:
+    """A short line that can be shown, whatever was sent."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:LONGEST_TEXT])
 
 
 def _short(value: Any) -> str:

@@ -18,9 +18,9 @@ ENDING = ".safetensors"
 class Store:
     """What one client keeps between the rounds of one run, by the round that made it.
 
-    A round's state is written before the reply leaves the site, but counts only once the server says that it took the
-    reply in. So a reply that was lost, late or refused leaves no trace, and a server that went back to its checkpoint
-    finds the state that belongs to it.
+    A round's state is written before the reply leaves the site, but counts only once the server says that the reply
+    arrived. So a reply that was lost or late leaves no trace, and a server that went back to its checkpoint finds the
+    state that belongs to it.
 
     Args:
         folder: the site's folder for state; readable by its owner alone.
@@ -77,10 +77,10 @@ class Store:
             part.write_bytes(Message(tensors, {"trained": trained}).to_bytes())
 
     def settle(self, accepted: int, durable: int) -> None:
-        """Forget what came after the last round whose reply was taken in, and what no checkpoint can ask for.
+        """Forget what came after the last round whose reply arrived, and what no checkpoint can ask for.
 
         Args:
-            accepted: round of the last reply that the server took in.
+            accepted: round of the last reply that reached the server.
             durable: last round on the server's disk: of the states up to then, only the newest may be asked for.
         """
         rounds = self.rounds()

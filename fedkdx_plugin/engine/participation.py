@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedkdx_plugin.engine.randomness import derive
+from fedkdx_plugin.engine.randomness import derive, uniform
 from registry.errors import UserError
 
 UNSEEN, LATE, RARE = "unseen", "late", "rare"
@@ -69,17 +69,13 @@ class Participation:
         if self.late and round < self.late[1]:
             away.update(groups[LATE])
         if self.rare:
-            away.update(id for id in groups[RARE] if _uniform(seed, RARE, round, id) >= self.rare[1])
+            away.update(id for id in groups[RARE] if uniform(seed, RARE, round, id) >= self.rare[1])
         return [id for id in range(clients) if id not in away]
 
 
 def _draw(ids: Iterable[int], count: int, seed: int, name: str) -> list[int]:
     rng = np.random.default_rng(derive(seed, "group", name))
     return sorted(int(id) for id in rng.choice(list(ids), size=count, replace=False))
-
-
-def _uniform(seed: int, *purpose: int | str) -> float:
-    return float(np.random.default_rng(derive(seed, *purpose)).random())
 
 
 def _pair(flag: str, text: str | None, form: str) -> tuple[float, float] | None:

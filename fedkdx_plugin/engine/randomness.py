@@ -21,6 +21,11 @@ def generator(seed: int, *purpose: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
+def uniform(seed: int, *purpose: int | str) -> float:
+    """One number in [0, 1)."""
+    return float(np.random.default_rng(derive(seed, *purpose)).random())
+
+
 @contextmanager
 def seeded(seed: int, *purpose: int | str) -> Iterator[None]:
     """Run a block under a seed of its own (initial weights, dropout) and leave the global generators as they were."""

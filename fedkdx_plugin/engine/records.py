@@ -26,6 +26,7 @@ ROUND_COLUMNS = (
     "train_loss",
     "clients",
     "rejected",
+    "lost",
     "bytes_up",
     "bytes_down",
     *(f"seconds_{p}" for p in PARTS),
@@ -55,6 +56,7 @@ def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[st
         "train_loss": record.train_loss,
         "clients": len(record.selected),
         "rejected": len(record.rejected),
+        "lost": len(record.lost),
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
     }
@@ -85,8 +87,8 @@ def write_results(
     `evaluated_on` says so, too. `groups/<group>` lists the ids of clients set apart, `views/served/<group>_accuracy`
     is theirs. `views/<view>/<figure>` (evaluations,) and `views/<view>/client_<figure>` (evaluations,
     clients) hold the figures of each view, `views/<view>/confusion` (clients, true, predicted) those of the last
-    evaluation. `selected` (rounds, clients), `rejected` (rounds,; JSON, client -> reason), `bytes_up`,
-    `bytes_down`, `train_loss` and `seconds/<part>` (rounds,) tell of every round.
+    evaluation. `selected` (rounds, clients), `rejected` and `lost` (rounds,; JSON, client -> reason),
+    `bytes_up`, `bytes_down`, `train_loss` and `seconds/<part>` (rounds,) tell of every round.
     """
     evaluated = [record for record in records if record.metrics]
     file["evaluated_rounds"] = np.array([record.round for record in evaluated], dtype=np.int64)
@@ -112,7 +114,8 @@ def write_results(
         file[name] = np.array([getattr(record, name) for record in records])
     for part in records[0].seconds:
         file[f"seconds/{part}"] = np.array([record.seconds[part] for record in records])
-    file["rejected"] = [json.dumps(record.rejected) for record in records]
+    for name in ("rejected", "lost"):
+        file[name] = [json.dumps(getattr(record, name)) for record in records]
     selected = np.zeros((len(records), data.clients), dtype=bool)
     for row, record in zip(selected, records, strict=True):
         row[record.selected] = True
@@ -128,7 +131,7 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
     evaluated = {int(round): row for row, round in enumerate(file["evaluated_rounds"][:])}
     views = {view: {name: data[:] for name, data in group.items()} for view, group in file.get("views", {}).items()}
     seconds = {part: data[:] for part, data in file["seconds"].items()}
-    plain = {name: file[name][:] for name in ("bytes_up", "bytes_down", "train_loss", "rejected", "selected")}
+    plain = {name: file[name][:] for name in ("bytes_up", "bytes_down", "train_loss", "rejected", "lost", "selected")}
     records = []
     for index in range(len(plain["train_loss"])):
         row = evaluated.get(index + 1)
@@ -136,7 +139,8 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
             RoundRecord(
                 round=index + 1,
                 selected=np.flatnonzero(plain["selected"][index]).tolist(),
-                rejected={int(id): reason for id, reason in json.loads(plain["rejected"][index]).items()},
+                rejected=_by_client(plain["rejected"][index]),
+                lost=_by_client(plain["lost"][index]),
                 train_loss=float(plain["train_loss"][index]),
                 bytes_up=int(plain["bytes_up"][index]),
                 bytes_down=int(plain["bytes_down"][index]),
@@ -145,6 +149,10 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
             )
         )
     return records, {view: data["confusion"] for view, data in views.items()}
+
+
+def _by_client(text: bytes) -> dict[int, str]:
+    return {int(id): reason for id, reason in json.loads(text).items()}
 
 
 def _metrics(data: Mapping[str, np.ndarray], row: int) -> Metrics:

@@ -137,6 +137,9 @@ class RunFolder:
             served = record.metrics.get(SERVED)
             accuracy = f" accuracy {served.accuracy:.4f}" if served else ""
             self._say(f"round {record.round}: clients {record.selected} loss {record.train_loss:.4f}{accuracy}")
+            if record.lost:
+                who = ", ".join(f"{id} ({why})" for id, why in record.lost.items())
+                self._say(f"round {record.round}: no reply from client {who}")
             for reason in record.rejected.values():
                 self._say(f"round {record.round}: dropped an update: {reason}")
         except OSError as error:

@@ -10,16 +10,19 @@ from typing import Any, Protocol
 import torch
 
 from fedkdx_plugin.engine import backends
-from fedkdx_plugin.engine.backend import Backend
+from fedkdx_plugin.engine.backend import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import views
+from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import UNSEEN, Participation
 from fedkdx_plugin.engine.randomness import count_selected, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
-from registry.interface import Message, NonFinite, Round, Server, Task
+from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
+
+LONGEST_REASON = 200  # letters
 
 MakeBackend = Callable[[Workspace, DeviceData, Settings], Backend]
 
@@ -49,6 +52,7 @@ class RoundRecord:
         round: its index, from 1.
         selected: ids of the clients that were asked.
         rejected: id -> reason, of those whose work was dropped.
+        lost: id -> 'dropout' or 'straggler', of those whose reply never came (see `Faults`).
         train_loss: mean over the clients that trained, weighted by samples; NaN if none did.
         bytes_up, bytes_down: as serialised, all clients together.
         seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
@@ -63,6 +67,7 @@ class RoundRecord:
     bytes_down: int
     seconds: dict[str, float]
     metrics: dict[str, Metrics] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
 
 
 class Callback(Protocol):
@@ -99,6 +104,9 @@ class Federation:
         schedule: Schedule,
         backend: str | MakeBackend = "auto",
     ) -> None:
+        settings.faults.check()
+        if algorithm.pools_data:  # no network that anything could go wrong in
+            settings = replace(settings, faults=Faults())
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
         if UNSEEN in self.groups:
@@ -140,15 +148,9 @@ class Federation:
         selected = self._select(round)
 
         messages = {id: transport.send_down(server.message(id, round)) for id in selected}
-        results = self.backend.train(messages, round)
-        replies, rejected = {}, {}
-        for id, result in sorted(results.items()):
-            try:
-                if isinstance(result, NonFinite):
-                    raise result
-                replies[id] = transport.send_up(id, result.reply)
-            except NonFinite as error:
-                rejected[id] = str(error)
+        lost = self._lost(selected, round)
+        results = self.backend.train({id: message for id, message in messages.items() if id not in lost}, round)
+        replies, rejected = self._collect(results, round)
         clock.lap("train")
 
         if replies:
@@ -159,7 +161,8 @@ class Federation:
         metrics = self.evaluate(server.networks()) if due else {}
         loss = self._train_loss({id: results[id].loss for id in replies})
         clock.lap("evaluate")
-        return RoundRecord(round.index, selected, rejected, loss, transport.up, transport.down, clock.seconds, metrics)
+        sizes = transport.up, transport.down
+        return RoundRecord(round.index, selected, rejected, loss, *sizes, clock.seconds, metrics, lost)
 
     def reachable(self, round: Round) -> list[int]:
         """Ids, ascending, of the clients that can be selected in a round."""
@@ -175,6 +178,37 @@ class Federation:
         if round.index == 1:  # what it takes to have all data in one place
             self.transport.up += sum(len(Message({"x": x, "y": y}).to_bytes()) for x, y in self.uploads)
         return [0]
+
+    def _lost(self, selected: Sequence[int], round: Round) -> dict[int, str]:
+        """Whose replies never come, and why: who drops out, and who is too slow for an algorithm that wants all epochs.
+
+        They stay as if they had not been asked, but that they were sent the message.
+        """
+        faults, seed = self.settings.faults, self.settings.seed
+        late = (
+            [id for id in selected if faults.slows(seed, round.index, id)]
+            if not self.server.accepts_partial_work
+            else []
+        )
+        gone = [id for id in selected if faults.drops(seed, round.index, id)]
+        return dict(sorted((dict.fromkeys(late, STRAGGLER) | dict.fromkeys(gone, DROPOUT)).items()))
+
+    def _collect(
+        self, results: Mapping[int, Trained | NonFinite], round: Round
+    ) -> tuple[dict[int, Message], dict[int, str]]:
+        """The replies that the server can take, and why the others are dropped, in the order of ids."""
+        replies, rejected = {}, {}
+        for id, result in sorted(results.items()):
+            try:
+                if isinstance(result, NonFinite):
+                    raise result
+                damage = self.settings.faults.damage(self.settings.seed, round.index, id)
+                reply = self.transport.send_up(id, result.reply, damage)
+                self.server.check_reply(id, reply)
+                replies[id] = reply
+            except (NonFinite, BadMessage) as error:
+                rejected[id] = _reason(id, error)
+        return replies, rejected
 
     def close(self) -> None:
         """End what the backend started; the federation cannot train any more."""
@@ -212,6 +246,14 @@ class Federation:
         samples = {id: len(self.data.train_y[id]) for id in losses}
         total = sum(samples.values())
         return sum(float(losses[id]) * samples[id] / total for id in losses) if losses else float("nan")
+
+
+def _reason(client: int, error: Exception) -> str:
+    """One line that names the client and can be shown, whatever a message from outside made of it."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in str(error))
+    if len(text) > LONGEST_REASON:
+        text = f"{text[:LONGEST_REASON]}..."
+    return text if text.startswith(f"client {client}:") else f"client {client}: {text}"
 
 
 class _Clock:

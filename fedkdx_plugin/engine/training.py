@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.randomness import generator, seeded
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
@@ -25,6 +26,7 @@ class Settings:
         decay: factor on a client's learning rate each time it has trained (1: none).
         clip_norm: bound on the norm of each network's gradient (0: none).
         seed: of everything random.
+        faults: what goes wrong on purpose.
     """
 
     batch_size: int = 32
@@ -33,6 +35,11 @@ class Settings:
     decay: float = 0.99
     clip_norm: float = 10.0
     seed: int = 0
+    faults: Faults = field(default_factory=Faults)
+
+    def epochs(self, round: Round, client: int) -> int:
+        """Passes of a client over its windows in this round: `local_epochs`, or what a straggler has time for."""
+        return self.faults.epochs(self.seed, round.index, client, self.local_epochs)
 
 
 def train(client: Client, round: Round, settings: Settings) -> Tensor:
@@ -63,7 +70,7 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
                 _clip(parameters, settings.clip_norm)
                 optimiser.step()
                 total += loss.detach() * len(index)
-    return total / (len(y) * settings.local_epochs)
+    return total / (len(y) * settings.epochs(round, client.id))
 
 
 class ClientError(RuntimeError):
@@ -84,7 +91,7 @@ def named(where: str) -> Iterator[None]:
 def batches(n: int, round: Round, client: int, settings: Settings, device: torch.device) -> Iterator[Tensor]:
     """Index tensors of a round's batches: one permutation an epoch."""
     rng = generator(settings.seed, "batches", round.index, client)
-    for _ in range(settings.local_epochs):
+    for _ in range(settings.epochs(round, client)):
         yield from torch.randperm(n, generator=rng).to(device).split(settings.batch_size)
 
 

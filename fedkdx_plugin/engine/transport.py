@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fedkdx_plugin.engine.faults import Damage
 from registry.interface import Message, NonFinite
 
 
@@ -36,14 +37,18 @@ class Transport:
         self.down += self._last[2]
         return self._last[1]
 
-    def send_up(self, client: int, message: Message) -> Message:
-        """To the server. Raises NonFinite, naming client and tensor, before the server sees the message."""
+    def send_up(self, client: int, message: Message, damage: Damage | None = None) -> Message:
+        """To the server. Raises BadMessage or, naming client and tensor, NonFinite before the server sees the message.
+
+        Args:
+            damage: what happens to its bytes on the way; they are counted as they were sent.
+        """
         leak = self.private & message.tensors.keys()
         if leak:
             raise RuntimeError(f"client {client}: private state in a message: {', '.join(sorted(leak))}")
         data = message.to_bytes()
         self.up += len(data)
-        arrived = Message.from_bytes(data, self.device)
+        arrived = Message.from_bytes(damage(data) if damage else data, self.device)
         check_finite(client, arrived.tensors)
         return arrived
 
@@ -62,7 +67,9 @@ def check_finite(client: int, tensors: dict[str, torch.Tensor]) -> None:
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floats:
         return
-    finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()])
+    # PyTorch knows of no infinity in types of one byte
+    wide = (tensor if tensor.itemsize > 1 else tensor.float() for tensor in floats.values())
+    finite = torch.stack([tensor.isfinite().all() for tensor in wide])
     if not finite.all():
         name = next(name for name, fine in zip(floats, finite.tolist(), strict=True) if not fine)
         raise NonFinite(f"client {client}: {name} holds NaN or infinity")

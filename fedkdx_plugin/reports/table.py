@@ -15,7 +15,8 @@ from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.results import RunFolder
 
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
-PLAIN = ("MB up", "MB down", "s/round")
+REJECTED = "rejected"
+PLAIN = ("MB up", "MB down", "s/round", REJECTED)
 TUNING = "Measured on validation windows, to choose hyper-parameters by: not results."
 
 
@@ -25,7 +26,7 @@ class Row:
 
     Attributes:
         name: as the table shows it.
-        values: figure -> value; shares in [0, 1], megabytes of the whole run, seconds.
+        values: figure -> value; shares in [0, 1], megabytes and rejected replies of the whole run, seconds.
     """
 
     name: str
@@ -41,6 +42,7 @@ def rows(run: RunFolder) -> list[Row]:
     last = evaluated[-1].metrics
     megabytes = [sum(getattr(r, f"bytes_{way}") for r in run.records) / 1e6 for way in ("up", "down")]
     pace = float(np.median([sum(record.seconds.values()) for record in run.records]))
+    rejected = sum(len(record.rejected) for record in run.records)
     result = []
     for view, metrics in last.items():
         if view != SERVED and np.array_equal(metrics.client_loss, last[SERVED].client_loss, equal_nan=True):
@@ -51,21 +53,24 @@ def rows(run: RunFolder) -> list[Row]:
         for name, ids in run.federation.groups.items():
             if name != UNSEEN:
                 values[f"{name} clients"] = metrics.accuracy_of(ids)
-        values |= dict(zip(PLAIN, (*megabytes, pace), strict=True))
+        values |= dict(zip(PLAIN, (*megabytes, pace, rejected), strict=True))
         name = run.entry.name if view == SERVED else f"{run.entry.name} ({view})"
         result.append(Row(name, run.seed, values))
     return result
 
 
 def _columns(table: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in table for name in row.values))
+    """All figures, but for rejected replies where there were none."""
+    names = dict.fromkeys(name for row in table for name in row.values)
+    return [name for name in names if name != REJECTED or any(row.values.get(name) for row in table)]
 
 
 def markdown(table: Sequence[Row]) -> str:
     """A Markdown table, aligned to be read as it is; mean ± std (ddof 1) where there are several seeds."""
     names = list(dict.fromkeys(row.name for row in table))
-    header = ["algorithm", *(name if name in PLAIN else f"{name} %" for name in _columns(table))]
-    cells = [[name, *_cells([row for row in table if row.name == name])] for name in names]
+    columns = _columns(table)
+    header = ["algorithm", *(name if name in PLAIN else f"{name} %" for name in columns)]
+    cells = [[name, *_cells([row for row in table if row.name == name], columns)] for name in names]
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
 
     def line(texts: Iterable[str]) -> str:
@@ -78,13 +83,14 @@ def markdown(table: Sequence[Row]) -> str:
     return "\n".join([line(header), rule, *map(line, cells)]) + "\n"
 
 
-def _cells(same: Sequence[Row]) -> list[str]:
+def _cells(same: Sequence[Row], columns: Sequence[str]) -> list[str]:
     texts = []
-    for name in _columns(same):
+    for name in columns:
         scale = 1 if name in PLAIN else 100
         values = scale * np.array([row.values[name] for row in same])
         spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        texts.append("–" if np.isnan(values).all() else f"{values.mean():.2f}{spread}")
+        mean = f"{round(values.mean(), 2):g}" if name == REJECTED else f"{values.mean():.2f}"
+        texts.append("–" if np.isnan(values).all() else mean + spread)
     return texts
 
 
@@ -97,6 +103,7 @@ def write(folder: Path, runs: Sequence[RunFolder]) -> str:
         part.write_text(text, encoding="utf-8")
     with replacing(folder / "comparison.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["algorithm", "seed", "evaluated on", *_columns(table)])
-        writer.writerows([row.name, row.seed, on, *row.values.values()] for row in table)
+        columns = _columns(table)
+        writer.writerow(["algorithm", "seed", "evaluated on", *columns])
+        writer.writerows([row.name, row.seed, on, *(row.values[name] for name in columns)] for row in table)
     return text

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.faults import Damage
 from fedkdx_plugin.engine.rounds import Federation
 from registry.interface import Message, Round
 from tests.conftest import Recorder, make_data, same_state
@@ -36,9 +37,9 @@ def overheard(federation: Federation) -> list[Tensor]:
     seen: list[Tensor] = []
     up, down = federation.transport.send_up, federation.transport.send_down
 
-    def send_up(client: int, message: Message) -> Message:
+    def send_up(client: int, message: Message, damage: Damage | None = None) -> Message:
         seen.extend(message.tensors.values())
-        return up(client, message)
+        return up(client, message, damage)
 
     def send_down(message: Message) -> Message:
         seen.extend(message.tensors.values())
@@ -60,7 +61,8 @@ def goes_on_identically(make: Callable[[], Federation], rounds: int = 4) -> bool
         unbroken.round(Round(index, rounds))
         if index == rounds // 2 + 1:
             old = broken.server
-            broken.server = type(old)(old.task, old.params, {})
+            shared = {n: t for n, t in broken.workspace.initial.items() if n not in broken.workspace.private}
+            broken.server = type(old)(old.task, old.params, shared)
             broken.server.restore(Message.from_bytes(old.save().to_bytes()))
         broken.round(Round(index, rounds))
     one, other = unbroken.save(), broken.save()
