@@ -17,6 +17,7 @@ from registry.interface import BadMessage
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 5.0  # between two looks at whether a silent site is still connected
 ANNOUNCE_SECONDS = 120.0  # for a newcomer to say who it is
+AGAIN_SECONDS = 30.0  # before one that was refused is asked again: it may have been put right
 NAME = "client-"  # how `serve` registers keys: 'client-3' may be client 3 and nobody else
 
 
@@ -34,15 +35,18 @@ class FlowerLink:
     def __init__(self, grid: Grid, tell: Tell) -> None:
         self.grid, self.tell = grid, tell
         self._announced: dict[int, Announcement] = {}  # by node
-        self._refused: set[int] = set()
+        self._refused: dict[int, tuple[str, float]] = {}  # node -> why, until when it is not asked again
         self._asked: dict[str, tuple[int, float]] = {}  # message -> node, until when
         self._node_of: dict[int, int] = {}
 
     def sites(self) -> Mapping[int, Announcement]:
         nodes = {node.node_id: node.name for node in self.grid.get_nodes()}
         self._hear(nodes)
-        asked = {node for node, until in self._asked.values() if until > time.monotonic()}
-        self._ask(sorted(nodes.keys() - self._announced.keys() - self._refused - asked))
+        for gone in self._announced.keys() - nodes.keys():  # whoever comes back may be another
+            del self._announced[gone]
+        pending = [*self._asked.values(), *((node, until) for node, (_, until) in self._refused.items())]
+        spoken = {node for node, until in pending if until > time.monotonic()}
+        self._ask(sorted(nodes.keys() - self._announced.keys() - spoken))
         self._node_of = {}
         # of two that claim one number, the one that was let in first stays
         for node, site in self._announced.items():
@@ -98,8 +102,9 @@ class FlowerLink:
                 self._check(site, node, nodes)
                 self._announced[node] = site
             except BadMessage as error:
-                self._refused.add(node)
-                self.tell(Event(0, -1, "refused", f"node {node}: {error}"))
+                if self._refused.get(node, ("",))[0] != str(error):
+                    self.tell(Event(0, -1, "refused", f"node {node}: {error}"))
+                self._refused[node] = str(error), time.monotonic() + AGAIN_SECONDS
 
     def _check(self, site: Announcement, node: int, nodes: Mapping[int, str]) -> None:
         """Raises BadMessage where a site calls itself what it is not."""

@@ -42,16 +42,18 @@ class Processes:
         self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> Processes:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            self._handlers[number] = signal.signal(number, _interrupt)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` means it
+                self._handlers[number] = signal.signal(number, _interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the cleaning up
+        for number in self._handlers:  # a second Ctrl-C must not stop the cleaning up
+            signal.signal(number, signal.SIG_IGN)
         try:
             self.stop()
         finally:
-            for number, handler in [*self._handlers.items(), (signal.SIGINT, interrupt)]:
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
     def start(
