@@ -82,12 +82,13 @@ class SuperLink:
         wait_for_port(HOST if host == "0.0.0.0" else host, port, self.processes)
 
     def run_all(self, config: Config, choices: Sequence[Choice], command: list[str], terms: Terms) -> None:
-        """Every algorithm under every seed. Raises UserError where a run failed."""
+        """Every algorithm under every seed that is not done. Raises UserError where a run failed."""
         resolved = resolve(config, choices)
         for seed in range(config.seed, config.seed + config.times):
             for choice in choices:
-                options = ServerOptions(run_settings(resolved, choice, seed), command, terms)
-                self.run(self.folder / f"{choice.name}-seed{seed}", options, to_stderr)
+                place = self.folder / f"{choice.name}-seed{seed}"
+                if read_outcome(place)["status"] != "finished":
+                    self.run(place, ServerOptions(run_settings(resolved, choice, seed), command, terms), to_stderr)
 
     def run(self, place: Path, options: ServerOptions, say: Callable[[str], None]) -> None:
         """One run, from where its folder is, until it has ended; `say` hears the lines of its log.

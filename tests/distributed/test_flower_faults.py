@@ -176,6 +176,10 @@ def test_ctrl_c_ends_all_processes(shard_folder, tmp_path):
     program = Program(tmp_path, "-data", shard_folder, "-algo", "FedAvg", "--engine", "flower", "-gr", 50)
     wait_for(lambda: len(psutil.Process(program.process.pid).children(recursive=True)) >= 8, program)
     started = psutil.Process(program.process.pid).children(recursive=True)
+    for process in started:
+        settings = process.environ()
+        assert settings["FLWR_TELEMETRY_ENABLED"] == "0" and settings["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+        assert settings["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert program.end() == 130
     assert "to go on: fedkdx --resume" in program.said()
     _, alive = psutil.wait_procs(started, 5)
