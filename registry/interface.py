@@ -261,6 +261,13 @@ class Server(ABC):
         """The shared state that every client would use now, by full name; what a client keeps is not in it."""
         return self.weights
 
+    def figures(self) -> Mapping[str, float]:
+        """Figures of the last `aggregate` worth recording, by name (letters, digits, '_'); by default none.
+
+        Asked once after each `aggregate`; the names must be the same before the first one, when the values are NaN.
+        """
+        return {}
+
     def save(self) -> Message:
         """All that this server must remember to go on after a restart; override together with `restore`."""
         return Message(self.weights)

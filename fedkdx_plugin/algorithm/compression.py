@@ -2,12 +2,13 @@
 
 A payload is a dict of tensors like the update itself. A matrix that factors make smaller travels as
 `<name>.U` (P, R), `<name>.S` (R,) and `<name>.V` (R, Q); all else as it is, under its own name. A name that
-itself ends like a factor gets `.dense` added, so that the end of a name in a payload always says what it is.
+itself ends like a factor gets `.dense` added, so that the end of a name in a payload always says what it is. U and V
+may travel as 8-bit integers, the steps between which are then part of Σ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from registry.interface import BadMessage, NonFinite
 
 FACTORS = (".U", ".S", ".V")
 DENSE = ".dense"
+INTEGERS = torch.int8
+LARGEST = torch.iinfo(INTEGERS).max
 
 
 class Compressed(NamedTuple):
@@ -51,14 +54,17 @@ def energy_threshold(progress: float, start: float, end: float) -> float:
     return start + (end - start) * progress
 
 
-def compress(tensors: Mapping[str, Tensor], epsilon: float) -> Compressed:
-    """Send of each matrix the smallest rank that keeps more than ε of its energy, where that saves values.
+def compress(tensors: Mapping[str, Tensor], epsilon: float, quantise: bool = False) -> Compressed:
+    """Send of each matrix the smallest rank that keeps more than ε of its energy, where that saves bytes.
 
     A tensor of two or more dimensions is the matrix of its first one against all others. The relative error
     of what `decompress` makes of it, in the Frobenius norm, is at most √(1 − ε) up to rounding in the
-    tensor's own type. Never more values are sent than the tensors have: R factors only where PR + R + RQ <
-    PQ. All else is sent as it is: vectors, whole numbers, everything at ε ≥ 1 (nothing less keeps all), and
-    a matrix that no method can decompose. What is sent as it is shares its memory with the tensor.
+    tensor's own type. Never more bytes are sent than the tensors have: R factors only where PR + R + RQ <
+    PQ, counted in bytes. All else is sent as it is: vectors, whole numbers, everything at ε ≥ 1 (nothing less
+    keeps all), and a matrix that no method can decompose. What is sent as it is shares its memory with the tensor.
+
+    Quantised, a column of U and a row of V are integers from -127 to 127: a quarter of the bytes of float32, and
+    each number off by at most half a step, 1/254 of the largest in its column or row.
 
     On an accelerator the ranks of all tensors are fetched at once; PyTorch's `eigh` asks the device once
     more each.
@@ -66,6 +72,7 @@ def compress(tensors: Mapping[str, Tensor], epsilon: float) -> Compressed:
     Args:
         tensors: name -> tensor.
         epsilon: energy threshold ε, at least 0.
+        quantise: send U and V as 8-bit integers.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity. Nothing has been decomposed.
@@ -77,16 +84,18 @@ def compress(tensors: Mapping[str, Tensor], epsilon: float) -> Compressed:
     spectra = {}
     if epsilon < 1:
         for name, tensor in tensors.items():
-            if _worth_a_try(tensor) and (spectrum := _decompose(tensor)) is not None:
+            if _worth_a_try(tensor, quantise) and (spectrum := _decompose(tensor)) is not None:
                 spectra[name] = spectrum
     ranks = dict(zip(spectra, _ranks(list(spectra.values()), epsilon), strict=True))
 
     payload = {}
     for name, tensor in tensors.items():
         rank = ranks.get(name)
-        if rank is not None and _saves(rank, tensor):
-            for factor, values in zip(FACTORS, _factors(spectra[name], rank), strict=True):
-                payload[name + factor] = values.to(tensor.dtype).contiguous()
+        if rank is not None and _saves(rank, tensor, quantise):
+            factors = _factors(spectra[name], rank)
+            for factor, values in zip(FACTORS, _quantised(*factors) if quantise else factors, strict=True):
+                own = values.dtype if values.dtype == INTEGERS else tensor.dtype
+                payload[name + factor] = values.to(own).contiguous()
         else:
             payload[_dense_key(name)] = tensor.detach()
     return Compressed(payload, ranks)
@@ -123,8 +132,41 @@ def decompress(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
     return tensors
 
 
+def energy_kept(payload: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+    """Squared Frobenius norm of what `compress` made of all tensors, as a share of theirs, (), float64; 1 of nothing.
+
+    Of factors, the squares of Σ times the lengths of U's columns and V's rows: these are orthogonal, but for rounding.
+    """
+    sent = _squares(_sizes(payload, name) for name in payload if not name.endswith((FACTORS[0], FACTORS[2])))
+    whole = _squares(tensors.values())
+    return torch.where(whole > 0, sent / whole, 1).clamp(max=1)
+
+
+def _sizes(payload: Mapping[str, Tensor], name: str) -> Tensor:
+    """What of a tensor in a payload counts for energy: all values, or where these are Σ, the singular values."""
+    if not name.endswith(FACTORS[1]):
+        return payload[name]
+    left, right = (payload[name.removesuffix(FACTORS[1]) + factor].double() for factor in FACTORS[::2])
+    return payload[name] * torch.linalg.vector_norm(left, dim=0) * torch.linalg.vector_norm(right, dim=1)
+
+
+def _squares(tensors: Iterable[Tensor]) -> Tensor:
+    """Σ of squares, (). Flattened first, so that the sum's last bit does not depend on how a tensor lies in memory."""
+    return torch.stack([tensor.flatten().double().square().sum() for tensor in tensors]).sum()
+
+
+def rank_share(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> float:
+    """Mean over the matrices of R / min(P, Q), which is 1 for a matrix that travels as it is; NaN without any."""
+    shares = []
+    for name, shape in shapes.items():
+        if len(shape) >= 2 and shape.numel() > 0:
+            factor = payload.get(name + FACTORS[1]) if _dense_key(name) not in payload else None
+            shares.append(1.0 if factor is None else len(factor) / min(shape[0], shape.numel() // shape[0]))
+    return sum(shares) / len(shares) if shares else float("nan")
+
+
 def compress_with_feedback(
-    update: Mapping[str, Tensor], residual: Mapping[str, Tensor], epsilon: float
+    update: Mapping[str, Tensor], residual: Mapping[str, Tensor], epsilon: float, quantise: bool = False
 ) -> tuple[Compressed, dict[str, Tensor]]:
     """`compress` of the update plus what earlier uploads left out, and what this one leaves out.
 
@@ -133,7 +175,7 @@ def compress_with_feedback(
     left out.
     """
     total = {name: tensor + residual[name] if name in residual else tensor for name, tensor in update.items()}
-    compressed = compress(total, epsilon)
+    compressed = compress(total, epsilon, quantise)
     shapes = {name: tensor.shape for name, tensor in total.items()}
     restored = decompress(compressed.payload, shapes)
     factored = (name for name in total if _dense_key(name) not in compressed.payload)
@@ -145,18 +187,15 @@ def _dense_key(name: str) -> str:
     return name + DENSE if name.endswith((*FACTORS, DENSE)) else name
 
 
-def _values(rank: int, rows: int, columns: int) -> int:
-    """Values that the factors of this rank take."""
-    return rank * (rows + 1 + columns)
+def _saves(rank: int, tensor: Tensor, quantise: bool) -> bool:
+    """Whether the factors of this rank take fewer bytes than the tensor."""
+    rows, size = tensor.shape[0], tensor.element_size()
+    a_value = INTEGERS.itemsize if quantise else size
+    return rank * ((rows + tensor.numel() // rows) * a_value + size) < tensor.numel() * size
 
 
-def _saves(rank: int, tensor: Tensor) -> bool:
-    rows = tensor.shape[0]
-    return _values(rank, rows, tensor.numel() // rows) < tensor.numel()
-
-
-def _worth_a_try(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0 and _saves(1, tensor)
+def _worth_a_try(tensor: Tensor, quantise: bool) -> bool:
+    return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0 and _saves(1, tensor, quantise)
 
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -245,6 +284,15 @@ def _factors(spectrum: _Spectrum, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return (basis, singular, other) if flat else (other.T, singular, basis.T)
 
 
+def _quantised(left: Tensor, singular: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U and V in whole steps, each column's and row's its own; the steps go into Σ."""
+    step_left = left.abs().amax(0) / LARGEST
+    step_right = right.abs().amax(1) / LARGEST
+    whole_left = left / torch.where(step_left > 0, step_left, 1)
+    whole_right = right / torch.where(step_right > 0, step_right, 1).unsqueeze(1)
+    return whole_left.round().to(INTEGERS), singular * step_left * step_right, whole_right.round().to(INTEGERS)
+
+
 def _product(name: str, factors: list[Tensor], shape: torch.Size) -> Tensor:
     """U Σ V in its shape. Raises BadMessage where the three do not fit each other or the shape."""
     left, singular, right = factors
@@ -254,6 +302,8 @@ def _product(name: str, factors: list[Tensor], shape: torch.Size) -> Tensor:
     if not fits:
         shapes = ", ".join(str(tuple(factor.shape)) for factor in factors)
         raise BadMessage(f"tensor '{name}': factors of shapes {shapes} do not give {tuple(shape)}")
-    if not left.is_floating_point() or not left.dtype == singular.dtype == right.dtype:
+    own = INTEGERS if left.dtype == INTEGERS else singular.dtype
+    if not singular.is_floating_point() or not left.dtype == right.dtype == own:
         raise BadMessage(f"tensor '{name}': factors of types {left.dtype}, {singular.dtype}, {right.dtype}")
+    left, right = left.to(singular.dtype), right.to(singular.dtype)
     return ((left * singular) @ right).reshape(shape)

@@ -8,6 +8,7 @@ student itself, or the client is new, the whole student is sent instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
-from fedkdx_plugin.algorithm.compression import compress, compress_with_feedback, decompress, energy_threshold
+from fedkdx_plugin.algorithm.compression import (
+    compress,
+    compress_with_feedback,
+    decompress,
+    energy_kept,
+    energy_threshold,
+    rank_share,
+)
 from registry.errors import UserError
 from registry.interface import BadMessage, Client, Message, Round, Server, Task, float_state, mixture
 from registry.messages import check_state
@@ -26,6 +34,7 @@ from registry.parameters import hyper
 VERSION = "version"
 RESIDUAL = "residual/"
 SERVES = "serves"
+FIGURES = ("epsilon", "rank_share", "energy_kept", "bytes_share")
 HELD_OUT = 0.1  # of the training windows, where validation decides who predicts
 CHUNK = 512  # windows in a forward pass
 FLOAT = torch.finfo(torch.float32)
@@ -43,6 +52,7 @@ class CompressionParams:
     epsilon_start: float = hyper(0.9, "share of energy kept in the first round (eq. 10)", 0.0, 1.0)
     epsilon_end: float = hyper(0.98, "share of energy kept in the last round (eq. 10)", 0.0, 1.0)
     error_feedback: bool = hyper(False, "add what compression dropped to the next update, on both sides")
+    quantise: bool = hyper(False, "send what is left of a matrix as 8-bit integers")
     weights: str = hyper(
         "samples", "how updates are averaged: by number of samples, or all alike", choices=("samples", "uniform")
     )
@@ -61,6 +71,9 @@ class StudentParams(CompressionParams):
         "own",
         "where a client's teacher starts: weights of its own, or the student it is sent",
         choices=("own", "student"),
+    )
+    teacher_pull: float = hyper(
+        0.0, "how far a teacher goes towards the student it is sent, each time before it trains", 0.0, 1.0
     )
 
 
@@ -98,8 +111,15 @@ class StudentClient(Client):
         self.memory[VERSION] = torch.tensor(message.meta[VERSION])
         self.epsilon = message.meta["epsilon"]
         self.start = {name: tensor.clone() for name, tensor in self.shared().items()}
-        if self.params.teacher_init == "student" and not self.trained:
-            self.load(float_state({"teacher": self.nets["student"]}))
+        self._pull()
+
+    def _pull(self) -> None:
+        """The teacher goes to the student, all the way where it starts there, else as far as `teacher_pull` says."""
+        starts = self.params.teacher_init == "student" and not self.trained
+        share = 1.0 if starts else self.params.teacher_pull
+        if share > 0:
+            own, target = (float_state({"teacher": self.nets[name]}) for name in ("teacher", "student"))
+            self.load({name: tensor.lerp(target[name], share) for name, tensor in own.items()})
 
     def _catch_up(self, message: Message) -> None:
         own = int(self.memory[VERSION]) if VERSION in self.memory else None
@@ -115,9 +135,8 @@ class StudentClient(Client):
         """The update since W^t as a gradient; the student goes back to W^t, as only the server moves it."""
         rate, trained = self.learning_rate, self.shared()
         change = {name: start - trained[name] for name, start in self.start.items()}
-        payload, left = _send(
-            change, rate, self.epsilon, _residual(self.memory) if self.params.error_feedback else None
-        )
+        residual = _residual(self.memory) if self.params.error_feedback else None
+        payload, left = _send(change, rate, self.epsilon, residual, self.params.quantise)
         self.memory = {VERSION: self.memory[VERSION]} | {RESIDUAL + name: tensor for name, tensor in left.items()}
         self.load(self.start)
         if self.params.serve == "validation":
@@ -146,8 +165,8 @@ class Step:
 
     @property
     def size(self) -> int:
-        """Number of values sent."""
-        return _size(self.payload)
+        """Bytes sent."""
+        return _bytes(self.payload)
 
 
 class StudentServer(Server):
@@ -158,12 +177,15 @@ class StudentServer(Server):
 
     @classmethod
     def check(cls, task: Task, params: Any) -> None:
-        """A teacher that starts from the student must be of its kind."""
-        if params.teacher_init == "student" and task.model_class is not task.student_class:
-            raise UserError(
-                f"teacher_init=student: the student is a {task.student_class.__name__}, the teacher a "
-                f"{task.model_class.__name__}; leave -sm out, or use teacher_init=own"
-            )
+        """A teacher that starts from the student, or is pulled towards it, must be of its kind."""
+        if task.model_class is task.student_class:
+            return
+        for name, apart in (("teacher_init", "own"), ("teacher_pull", 0.0)):
+            if (asked := getattr(params, name)) != apart:
+                raise UserError(
+                    f"{name}={asked}: the student is a {task.student_class.__name__}, the teacher a "
+                    f"{task.model_class.__name__}; leave -sm out, or use {name}={apart}"
+                )
 
     def __init__(self, task: Any, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)
@@ -171,6 +193,7 @@ class StudentServer(Server):
         self.steps: list[Step] = []
         self.synced: dict[int, int] = {}  # client -> the version it is known to hold
         self.residual: dict[str, Tensor] = {}
+        self.told: dict[str, float | Tensor] = dict.fromkeys(FIGURES, math.nan)
 
     def epsilon(self, round: Round) -> float:
         """ε(ρ), eq. 10."""
@@ -181,7 +204,7 @@ class StudentServer(Server):
         since = self.synced.get(client, -1)
         missed = [step for step in self.steps if step.version > since]
         known = since >= self.version - len(self.steps)
-        if not known or sum(step.size for step in missed) > _size(self.weights):
+        if not known or sum(step.size for step in missed) > _bytes(self.weights):
             return Message(self.weights, meta | {"full": True})
         tensors = {f"{step.version}/{name}": tensor for step in missed for name, tensor in step.payload.items()}
         rates = [[step.version, step.rate] for step in missed]
@@ -208,14 +231,37 @@ class StudentServer(Server):
         gradients = [decompress(reply.tensors, shapes) for reply in replies.values()]
         change = weighted_sum(gradients, [share * rate for share, rate in zip(shares, rates, strict=True)])
         rate = sum(share * rate for share, rate in zip(shares, rates, strict=True))
-        payload, left = _send(change, rate, self.epsilon(round), self.residual if self.params.error_feedback else None)
+        residual = self.residual if self.params.error_feedback else None
+        payload, left = _send(change, rate, self.epsilon(round), residual, self.params.quantise)
+        self.told = self._tell(payload, change, rate, round)
         self.residual = left
         self.weights = {name: tensor.clone() for name, tensor in self.weights.items()}
         move(self.weights, payload, rate)
         self.version += 1
         self.steps.append(Step(self.version, rate, payload))
-        while sum(step.size for step in self.steps) > _size(self.weights):
+        while sum(step.size for step in self.steps) > _bytes(self.weights):
             del self.steps[0]
+
+    def _tell(
+        self, payload: Mapping[str, Tensor], change: Mapping[str, Tensor], rate: float, round: Round
+    ) -> dict[str, float | Tensor]:
+        """`FIGURES` of the payload about to be sent, which was made of `change` and what is left of earlier ones."""
+        whole = {name: (t + self.residual[name] if name in self.residual else t) / rate for name, t in change.items()}
+        shapes = {name: tensor.shape for name, tensor in change.items()}
+        figures = (
+            self.epsilon(round),
+            rank_share(payload, shapes),
+            energy_kept(payload, whole),
+            _bytes(payload) / _bytes(change),
+        )
+        return dict(zip(FIGURES, figures, strict=True))
+
+    def figures(self) -> Mapping[str, float]:
+        """ε, and of the last broadcast: mean R / min(P, Q), share of the energy kept, bytes as a share of dense.
+
+        To six digits: the last bits of a sum depend on how tensors lie in memory, which is not kept over a restart.
+        """
+        return {name: float(f"{float(value):.6g}") for name, value in self.told.items()}
 
     def save(self) -> Message:
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
@@ -243,7 +289,11 @@ def move(weights: Mapping[str, Tensor], payload: Mapping[str, Tensor], rate: flo
 
 
 def _send(
-    change: Mapping[str, Tensor], rate: float, epsilon: float, residual: Mapping[str, Tensor] | None
+    change: Mapping[str, Tensor],
+    rate: float,
+    epsilon: float,
+    residual: Mapping[str, Tensor] | None,
+    quantise: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The payload for the gradient `change`/`rate`, and the change it leaves out, to be added next time.
 
@@ -251,14 +301,14 @@ def _send(
     """
     gradient = {name: tensor / rate for name, tensor in change.items()}
     if residual is None:
-        return compress(gradient, epsilon).payload, {}
+        return compress(gradient, epsilon, quantise).payload, {}
     waiting = {name: tensor / rate for name, tensor in residual.items()}
-    compressed, left = compress_with_feedback(gradient, waiting, epsilon)
+    compressed, left = compress_with_feedback(gradient, waiting, epsilon, quantise)
     return compressed.payload, {name: rate * tensor for name, tensor in left.items()}
 
 
-def _size(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors.values())
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _group(tensors: Mapping[str, Tensor], key: int | str) -> dict[str, Tensor]:

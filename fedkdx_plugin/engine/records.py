@@ -45,6 +45,11 @@ def group_columns(groups: Mapping[str, Sequence[int]]) -> list[str]:
     return [f"{name}_accuracy" for name in groups if name != UNSEEN]
 
 
+def server_column(name: str) -> str:
+    """What a server's own figure (`Server.figures`) is called in `metrics.csv`."""
+    return f"server_{name}"
+
+
 def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """A round as one row; the figures of another view than the served one are called `<view>_<figure>`.
 
@@ -61,6 +66,7 @@ def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[st
         "bytes_down": record.bytes_down,
     }
     row |= {f"seconds_{name}": round(value, 6) for name, value in record.seconds.items()}
+    row |= {server_column(name): value for name, value in record.server.items()}
     for view, metrics in record.metrics.items():
         prefix = "" if view == SERVED else f"{view}_"
         row |= {prefix + name: getattr(metrics, name) for name in SCALARS}
@@ -88,7 +94,8 @@ def write_results(
     is theirs. `views/<view>/<figure>` (evaluations,) and `views/<view>/client_<figure>` (evaluations,
     clients) hold the figures of each view, `views/<view>/confusion` (clients, true, predicted) those of the last
     evaluation. `selected` (rounds, clients), `rejected` and `lost` (rounds,; JSON, client -> reason),
-    `bytes_up`, `bytes_down`, `train_loss` and `seconds/<part>` (rounds,) tell of every round.
+    `bytes_up`, `bytes_down`, `train_loss` and `seconds/<part>` (rounds,) tell of every round, and `server/<figure>`
+    (rounds,; NaN where there is none) holds what the server says of itself (`Server.figures`).
     """
     evaluated = [record for record in records if record.metrics]
     file["evaluated_rounds"] = np.array([record.round for record in evaluated], dtype=np.int64)
@@ -116,6 +123,8 @@ def write_results(
         file[f"seconds/{part}"] = np.array([record.seconds[part] for record in records])
     for name in ("rejected", "lost"):
         file[name] = [json.dumps(getattr(record, name)) for record in records]
+    for name in sorted({name for record in records for name in record.server}):
+        file[f"server/{name}"] = np.array([record.server.get(name, np.nan) for record in records])
     selected = np.zeros((len(records), data.clients), dtype=bool)
     for row, record in zip(selected, records, strict=True):
         row[record.selected] = True
@@ -131,6 +140,7 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
     evaluated = {int(round): row for row, round in enumerate(file["evaluated_rounds"][:])}
     views = {view: {name: data[:] for name, data in group.items()} for view, group in file.get("views", {}).items()}
     seconds = {part: data[:] for part, data in file["seconds"].items()}
+    server = {name: data[:] for name, data in file.get("server", {}).items()}
     plain = {name: file[name][:] for name in ("bytes_up", "bytes_down", "train_loss", "rejected", "lost", "selected")}
     records = []
     for index in range(len(plain["train_loss"])):
@@ -146,6 +156,7 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
                 bytes_down=int(plain["bytes_down"][index]),
                 seconds={part: float(values[index]) for part, values in seconds.items()},
                 metrics={} if row is None else {view: _metrics(data, row) for view, data in views.items()},
+                server={name: float(data[index]) for name, data in server.items() if not np.isnan(data[index])},
             )
         )
     return records, {view: data["confusion"] for view, data in views.items()}

@@ -25,6 +25,7 @@ from fedkdx_plugin.engine.records import (
     csv_row,
     group_columns,
     read_results,
+    server_column,
     without_confusion,
     write_results,
 )
@@ -99,7 +100,8 @@ class RunFolder:
         self._state: Message | None = None
         self._saved = time.monotonic()
         figures = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
-        self._columns = [*ROUND_COLUMNS, *figures, *group_columns(federation.groups)]
+        own = map(server_column, federation.server.figures())
+        self._columns = [*ROUND_COLUMNS, *figures, *group_columns(federation.groups), *own]
         if (path / STATE).exists():
             self._go_on()
 

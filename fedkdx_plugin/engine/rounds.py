@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,7 @@ class RoundRecord:
         bytes_up, bytes_down: as serialised, all clients together.
         seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
         metrics: see `evaluation.evaluate`; empty in rounds without evaluation.
+        server: see `Server.figures`; empty in rounds without aggregation, and without what is NaN.
     """
 
     round: int
@@ -68,6 +70,7 @@ class RoundRecord:
     seconds: dict[str, float]
     metrics: dict[str, Metrics] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
+    server: dict[str, float] = field(default_factory=dict)
 
 
 class Callback(Protocol):
@@ -153,16 +156,28 @@ class Federation:
         replies, rejected = self._collect(results, round)
         clock.lap("train")
 
+        figures = {}
         if replies:
             server.aggregate(replies, round)
+            figures = {name: float(value) for name, value in server.figures().items()}
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(server.networks()) if due else {}
         loss = self._train_loss({id: results[id].loss for id in replies})
         clock.lap("evaluate")
-        sizes = transport.up, transport.down
-        return RoundRecord(round.index, selected, rejected, loss, *sizes, clock.seconds, metrics, lost)
+        return RoundRecord(
+            round=round.index,
+            selected=selected,
+            rejected=rejected,
+            train_loss=loss,
+            bytes_up=transport.up,
+            bytes_down=transport.down,
+            seconds=clock.seconds,
+            metrics=metrics,
+            lost=lost,
+            server={name: value for name, value in figures.items() if not math.isnan(value)},
+        )
 
     def reachable(self, round: Round) -> list[int]:
         """Ids, ascending, of the clients that can be selected in a round."""

@@ -36,8 +36,8 @@ def shapes_of(tensors):
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def there_and_back(tensors, epsilon):
-    return decompress(compress(tensors, epsilon).payload, shapes_of(tensors))
+def there_and_back(tensors, epsilon, quantise=False):
+    return decompress(compress(tensors, epsilon, quantise).payload, shapes_of(tensors))
 
 
 def values(tensors):
@@ -215,6 +215,10 @@ def test_payloads_from_outside_are_checked():
         r"'w'.*do not give \(20, 30\)": {**good, "w.S": torch.ones(4, dtype=torch.float64)},
         r"'w'.*\(20, 1, 1\)": {**good, "w.U": good["w.U"][:, :1, None]},
         "'w'.*types": {**good, "w.V": good["w.V"].float()},
+        "'w'.*int8, torch.int8, torch.int8": {
+            key: t.to(torch.int8) if key.startswith("w") else t for key, t in good.items()
+        },
+        "'w'.*int8, torch.float64, torch.float64": {**good, "w.U": good["w.U"].to(torch.int8)},
         "'w'.*int64": {key: t.long() if key.startswith("w") else t for key, t in good.items()},
         "'b'.*do not give": {
             **{key: t for key, t in good.items() if key != "b"},
@@ -227,6 +231,88 @@ def test_payloads_from_outside_are_checked():
     huge = {**good, "w.S": good["w.S"] * 1e308, "w.U": good["w.U"] * 1e10}
     with pytest.raises(NonFinite, match="'w'"):
         decompress(huge, shapes)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("epsilon", [0.5, 0.9, 0.98])
+def test_quantised_factors_are_those_of_the_decomposition_to_half_a_step(shape, epsilon):
+    """Against the exact U, Σ, V in float64: every entry at most half a step off, the steps part of Σ."""
+    tensors = {"w": matrix(shape, 1.5)}
+    plain, small = (compress(tensors, epsilon, quantise).payload for quantise in (False, True))
+    if "w.U" not in plain:
+        plain = dict(
+            zip(("w.U", "w.S", "w.V"), torch.linalg.svd(tensors["w"].flatten(1), full_matrices=False), strict=True)
+        )
+        rank = len(small["w.S"])
+        plain = {"w.U": plain["w.U"][:, :rank], "w.S": plain["w.S"][:rank], "w.V": plain["w.V"][:rank]}
+    assert small["w.U"].dtype == small["w.V"].dtype == torch.int8
+    steps = {"w.U": plain["w.U"].abs().amax(0) / 127, "w.V": (plain["w.V"].abs().amax(1) / 127).unsqueeze(1)}
+    for name, step in steps.items():
+        assert int(small[name].abs().max()) == 127
+        found, exact = (small[name].double() * step).abs(), plain[name].abs()  # signs of a pair of vectors are free
+        assert ((found - exact).abs() <= (0.5 + 1e-6) * step).all()
+    torch.testing.assert_close(small["w.S"], plain["w.S"] * steps["w.U"] * steps["w.V"].squeeze(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("epsilon", EPSILONS)
+def test_what_quantising_adds_to_the_error_is_within_its_bound(epsilon, dtype):
+    """Half a step in each entry of U and V: by the triangle inequality of the rank-1 parts."""
+    for seed, shape in enumerate(SHAPES):
+        tensor = matrix(shape, 1.0, seed, dtype)
+        restored, small = (
+            there_and_back({"w": tensor}, epsilon, True)["w"],
+            compress({"w": tensor}, epsilon, True).payload,
+        )
+        rows, columns = tensor.flatten(1).shape
+        left, right = (small[name].double() for name in ("w.U", "w.V"))
+        off = [
+            0.5 * math.sqrt(n) / torch.linalg.vector_norm(f, dim=d)
+            for n, f, d in ((rows, left, 0), (columns, right, 1))
+        ]
+        sizes = small["w.S"].double() * torch.linalg.vector_norm(left, dim=0) * torch.linalg.vector_norm(right, dim=1)
+        bound = (sizes * (off[0] + off[1] + off[0] * off[1])).sum() / torch.linalg.norm(tensor.double())
+        assert error(restored, tensor) <= math.sqrt(1 - epsilon) + 1.1 * float(bound)
+        assert restored.dtype == dtype and restored.shape == shape
+
+
+def test_quantised_the_papers_model_takes_a_quarter_and_loses_a_hundredth():
+    torch.manual_seed(0)
+    update = {name: tensor for name, tensor in CNN((9, 1, 128), 6).state_dict().items() if tensor.ndim >= 2}
+    update = {
+        name: matrix(tensor.shape, 1.0, seed, torch.float32) for seed, (name, tensor) in enumerate(update.items())
+    }
+    plain, small = (compress(update, 0.9, quantise).payload for quantise in (False, True))
+    assert all("w.U" in payload or len(payload) > len(update) for payload in (plain, small))
+    assert len(safetensors.torch.save(small)) < 0.3 * len(safetensors.torch.save(plain))
+    exact, rough = (decompress(payload, shapes_of(update)) for payload in (plain, small))
+    for name in update:
+        assert error(rough[name], exact[name]) < 0.012, name
+
+
+def test_quantised_or_not_a_threshold_of_one_is_exact_and_nothing_grows():
+    tensors = {"w": torch.randn(20, 30), "b": torch.randn(7), "tiny": torch.randn(2, 2)}
+    assert all(torch.equal(there_and_back(tensors, 1.0, True)[name], tensors[name]) for name in tensors)
+    for epsilon in EPSILONS:
+        payload = compress(tensors, epsilon, True).payload
+        assert sum(t.nbytes for t in payload.values()) <= sum(t.nbytes for t in tensors.values())
+        assert "b" in payload and payload["b"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(20, 30), torch.eye(30), torch.full((20, 30), 1e-45), torch.zeros(0, 5)])
+def test_awkward_tensors_can_be_quantised(tensor):
+    restored = there_and_back({"w": tensor}, 0.9, True)["w"]
+    assert restored.isfinite().all() and torch.linalg.norm(restored - tensor) <= 0.5 * torch.linalg.norm(tensor)
+
+
+def test_feedback_sends_later_what_quantising_left_out():
+    owed, total, received = {}, 0, 0
+    for step in range(10):
+        update = {"w": matrix((40, 60), 1.5, seed=step)}
+        compressed, owed = compress_with_feedback(update, owed, 0.9999, True)
+        total, received = total + update["w"], received + decompress(compressed.payload, shapes_of(update))["w"]
+    torch.testing.assert_close(received + owed["w"], total)
+    assert 0 < torch.linalg.norm(owed["w"]) < 0.05 * torch.linalg.norm(total)
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, math.nan])

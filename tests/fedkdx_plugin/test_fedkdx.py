@@ -156,9 +156,9 @@ def students(federation) -> list[dict[str, torch.Tensor]]:
     return held
 
 
-@pytest.mark.parametrize("feedback", [False, True])
-def test_all_clients_hold_the_servers_student_however_rarely_they_train(feedback):
-    federation = make_federation(FedKDX, rounds=6, join_ratio=0.25, params={"error_feedback": feedback})
+@pytest.mark.parametrize("extra", [{}, {"error_feedback": True}, {"quantise": True, "error_feedback": True}])
+def test_all_clients_hold_the_servers_student_however_rarely_they_train(extra):
+    federation = make_federation(FedKDX, rounds=6, join_ratio=0.25, params=extra)
     full = set()
     for t in range(1, 7):
         full |= {federation.server.message(id, Round(t, 6)).meta["full"] for id in range(4)}
@@ -170,13 +170,13 @@ def test_all_clients_hold_the_servers_student_however_rarely_they_train(feedback
 
 def test_the_log_of_steps_is_bounded_and_a_message_never_larger_than_the_student():
     federation = make_federation(FedKDX, rounds=40, join_ratio=0.25, local_epochs=1)
-    dense = sum(tensor.numel() for tensor in federation.server.weights.values())
+    dense = sum(tensor.nbytes for tensor in federation.server.weights.values())
     for t in range(1, 41):
         federation.round(Round(t, 40))
         assert sum(step.size for step in federation.server.steps) <= dense
         for id in range(4):
             message = federation.server.message(id, Round(t, 40))
-            assert sum(tensor.numel() for tensor in message.tensors.values()) <= dense
+            assert sum(tensor.nbytes for tensor in message.tensors.values()) <= dense
 
 
 def test_a_client_that_lost_its_student_is_told():
@@ -254,12 +254,14 @@ def test_compression_sends_less_and_never_more_than_dense():
         return sum(record.bytes_up for record in recorder.records)
 
     assert total(epsilon_start=0.5, epsilon_end=0.5) < total() < total(epsilon_start=1.0, epsilon_end=1.0)
+    assert total(quantise=True) < total()
 
 
 CHANGES = {
     "epsilon_start": 0.5,
     "epsilon_end": 0.5,
     "error_feedback": True,
+    "quantise": True,
     "weights": "uniform",
     "gamma": 0.3,
     "tau": 2.0,
@@ -271,6 +273,7 @@ CHANGES = {
     "ctl_weight": 0.5,
     "serve": "validation",
     "teacher_init": "student",
+    "teacher_pull": 0.5,
 }
 
 
@@ -336,9 +339,9 @@ def test_without_terms_or_compression_the_student_is_fedavg():
         torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("feedback", [False, True])
-def test_a_saved_server_goes_on_as_if_nothing_had_happened(feedback):
-    federation = make_federation(FedKDX, rounds=6, join_ratio=0.25, params={"error_feedback": feedback})
+@pytest.mark.parametrize("extra", [{}, {"error_feedback": True}, {"quantise": True, "error_feedback": True}])
+def test_a_saved_server_goes_on_as_if_nothing_had_happened(extra):
+    federation = make_federation(FedKDX, rounds=6, join_ratio=0.25, params=extra)
     for t in (1, 2, 3):
         federation.round(Round(t, 6))
     saved = Message.from_bytes(federation.server.save().to_bytes())

@@ -155,7 +155,37 @@ def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itse
     torch.testing.assert_close(head, start["student.head.weight"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("algorithm", BOTH)
+@pytest.mark.parametrize("pull", [0.25, 1.0])
+def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, pull):
+    params = {"teacher_pull": pull}
+    federation = make_federation(algorithm, rounds=2, join_ratio=1, learning_rate=1e-9, params=params)
+    for t in (1, 2):  # the rate is tiny: where training ends is where it began
+        before = [dict(kept) or dict(federation.workspace.initial) for kept in federation.workspace.kept]
+        federation.server.weights = {name: tensor + t for name, tensor in federation.server.weights.items()}
+        federation.server.synced.clear()  # so that the whole student is sent
+        sent = {name: tensor.clone() for name, tensor in federation.server.weights.items()}
+        federation.round(Round(t, 2))
+        for own, kept in zip(before, federation.workspace.kept, strict=True):
+            for name, student in sent.items():
+                if ".running_" not in name:
+                    teacher = name.replace("student.", "teacher.")
+                    expected = (1 - pull) * own[teacher].double() + pull * student.double()
+                    torch.testing.assert_close(kept[teacher].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_pull_of_one_is_a_start_from_the_student():
+    one, two = (
+        make_federation(FedKDX, rounds=1, params=p) for p in ({"teacher_init": "student"}, {"teacher_pull": 1.0})
+    )
+    one.run()
+    two.run()
+    assert same_state(one.save().tensors, two.save().tensors)
+
+
 def test_a_warm_teacher_must_be_of_the_students_kind():
+    with pytest.raises(UserError, match=r"teacher_pull=0.5: the student is a TinierNet.*or use teacher_pull=0.0"):
+        FedKDX.check(make_task(TinierNet), FedKDX.Params(teacher_pull=0.5))
     with pytest.raises(UserError, match="teacher_init=student: the student is a TinierNet, the teacher a TinyNet"):
         FedKDX.check(make_task(TinierNet), FedKDX.Params(teacher_init="student"))
     FedKDX.check(make_task(), FedKDX.Params(teacher_init="student"))
