@@ -150,7 +150,7 @@ def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, f
 
     assert [record.round for record in records] == list(range(1, ROUNDS + 1))
     assert any("its key is client-2's" in row["detail"] for row in events)
-    assert happened("joined", 2)[0]["round"] in "23"
+    assert int(happened("joined", 2)[0]["round"]) >= 2
     assert any(0 in record.lost for record in records)
     assert any(2 in record.lost for record in records)
     assert "NaN" in records[5].rejected[1] or "finite" in records[5].rejected[1]
