@@ -103,6 +103,8 @@ def _experiment(arguments: argparse.Namespace, command: list[str]) -> int:
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: must be at least 1")
     planned = experiment.plan(name, given | {"set": dict(map(_assignment, given.pop("set", [])))}, only)
+    if any(job.settings["engine"] != "local" for job in planned.jobs):
+        raise UserError("--engine flower: the runs of an experiment take place in this process alone; leave it out")
     if dry:
         runner.show(planned)
         return 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fedkdx_plugin.distributed.protocol import Announcement
+from registry import __version__
 from registry.errors import UserError
 
 LOOK_SECONDS = 1.0  # between two looks at who is there
@@ -146,4 +147,6 @@ class Roster:
     def _against(self, site: Announcement) -> str:
         if site.client >= self.clients:
             return f"calls itself client {site.client}, but the federation has clients 0 to {self.clients - 1}"
+        if site.versions.get("fedkdx") != __version__:
+            return f"runs fedkdx {site.versions.get('fedkdx')}, the server {__version__}"
         return site.differs(self.about)

@@ -178,6 +178,17 @@ def test_data_of_another_kind_is_refused_by_name(what, change, shard_folder, tmp
     assert event.client == 1 and event.detail.startswith(what)
 
 
+def test_another_version_is_refused_by_name(shard_folder, tmp_path):
+    link = make_link(FEDAVG, shard_folder, tmp_path)
+    sites = link.sites
+    link.sites = lambda: {
+        id: replace(site, versions={"fedkdx": "0.0.1"} if id == 1 else site.versions) for id, site in sites().items()
+    }
+    coordinator, story = make_coordinator(FEDAVG, shard_folder, link, Schedule(1, 1.0), least=2)
+    coordinator.run()
+    assert [(event.client, event.detail[:18]) for event in story.of("refused")] == [(1, "runs fedkdx 0.0.1,")]
+
+
 def test_an_answer_shows_no_control_letters(shard_folder):
     sent = Answer(0, 1, dropped="\x1b[2Jgone\n" + "x" * 1000).to_message()
     dropped = Answer.from_message(Message.from_bytes(sent.to_bytes()), 0, 1, 4).dropped
