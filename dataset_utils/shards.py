@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import platform
 import zipfile
 import zlib
@@ -110,6 +111,15 @@ class ShardSet:
         channels, one, time = self.manifest["shape"]
         return channels, one, time
 
+    def facts(self) -> dict[str, Any]:
+        """What the environment of a run says of its data."""
+        return {
+            "name": self.name,
+            "folder": os.fspath(self.folder),
+            "evaluated_on": self.evaluated_on,
+            "manifest_sha256": hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest(),
+        }
+
 
 def evaluated_on(manifest: dict[str, Any]) -> str:
     """What `test/` holds: 'test', or 'validation' where those windows were held out of the training windows."""
@@ -169,6 +179,20 @@ def load(folder: Path) -> ShardSet:
     manifest = read_manifest(folder)
     parts = {name: [_read(folder, name, k, manifest) for k in range(len(manifest["clients"]))] for name in PARTS}
     return ShardSet(manifest["name"], folder, manifest, parts["train"], parts["test"])
+
+
+def load_client(folder: Path, k: int) -> tuple[dict[str, Any], Shard, Shard]:
+    """Manifest, training and test windows of one client, the only ones that are read.
+
+    Raises:
+        UserError: as `load`, or there is no such client.
+    """
+    manifest = read_manifest(folder)
+    count = len(manifest["clients"])
+    if not 0 <= k < count:
+        raise UserError(f"{folder}: holds shards 0 to {count - 1}, no shard {k}")
+    train, test = (_read(folder, name, k, manifest) for name in PARTS)
+    return manifest, train, test
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

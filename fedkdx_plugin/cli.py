@@ -111,6 +111,8 @@ def _experiment(arguments: argparse.Namespace, command: list[str]) -> int:
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: must be at least 1")
     planned = experiment.plan(name, given | {"set": dict(map(_assignment, given.pop("set", [])))}, only)
+    if any(job.settings["engine"] != "local" for job in planned.jobs):
+        raise UserError("--engine flower: the runs of an experiment take place in this process alone; leave it out")
     if dry:
         runner.show(planned)
         return 0
@@ -128,7 +130,7 @@ def _report(arguments: argparse.Namespace) -> None:
     report.command_line(arguments.report, arguments.out)
 
 
-def _resumed(arguments: argparse.Namespace) -> Path | None:
+def resumed(arguments: argparse.Namespace) -> Path | None:
     """The folder of `--resume`, whose configuration `arguments` then names; None without it. Raises UserError."""
     folder, arguments.resume = arguments.resume, None
     if folder is None:
@@ -172,16 +174,21 @@ def show_catalog() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser().parse_args(argv)
+        if words[:1] and words[0] in ("serve", "join", "certificates"):
+            from fedkdx_plugin.distributed import commands
+
+            return commands.main(words)
+        arguments = build_parser().parse_args(words)
         if arguments.list:
             show_catalog()
             return 0
         if arguments.report:
             _report(arguments)
             return 0
-        command = ["fedkdx", *(sys.argv[1:] if argv is None else argv)]
-        folder = _resumed(arguments)
+        command = ["fedkdx", *words]
+        folder = resumed(arguments)
         if arguments.experiment:
             return _experiment(arguments, command)
         config = read_config(arguments)
@@ -190,6 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.dry_run:
             comparison.show(config)
             return 0
+        if config.engine == "flower":
+            from fedkdx_plugin.distributed import require_flower
+
+            require_flower()
+            from fedkdx_plugin.distributed import loopback
+
+            return loopback.run(config, command, folder)
         return comparison.run(config, command, folder, arguments.tensorboard)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

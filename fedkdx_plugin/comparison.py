@@ -70,13 +70,12 @@ class Setting:
     @staticmethod
     def of(config: Config, choices: list[Choice]) -> Setting:
         """Everything in place for these algorithms. Raises UserError for wrong input, before the first round."""
-        model, student = _models(config)
         device = run_device(config)
         participation = _participation(config)
         _faults(config)
         shards = prepare_shards(config)
         groups = participation.groups(shards.num_clients, config.seed)  # more than there are says so now
-        task = Task(shards.shape, shards.num_classes, model, student, local_bn=config.bn == "local")
+        task = make_task(config, shards.shape, shards.num_classes)
         task.model(), task.student()  # a model that cannot take these windows says so now
         for choice in choices:
             choice.server.check(task, choice.params)
@@ -100,7 +99,15 @@ class Setting:
             The folder with its records, complete. Raises UserError where it cannot be written or continued.
         """
         config = self.config
-        federation = _federation(config, choice, self.task, self.data, settings["seed"])
+        federation = Federation(
+            choice.server,
+            self.task,
+            choice.params,
+            self.data,
+            training(config, settings["seed"]),
+            schedule(config),
+            config.backend,
+        )
         one = RunFolder(place, choice.entry, settings, command, self.shards, self.device, federation)
         done = len(one.records)
         callback = begin(done)
@@ -160,8 +167,9 @@ def _watched(begin: Callable[[int], Callback], place: Path, done: int) -> Callba
     return tensorboard.TensorBoard(place, begin(done))
 
 
-def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, seed: int) -> Federation:
-    settings = Settings(
+def training(config: Config, seed: int) -> Settings:
+    """How clients train."""
+    return Settings(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
         learning_rate=config.local_learning_rate,
@@ -170,8 +178,17 @@ def _federation(config: Config, choice: Choice, task: Task, data: DeviceData, se
         seed=seed,
         faults=_faults(config),
     )
-    schedule = Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
-    return Federation(choice.server, task, choice.params, data, settings, schedule, config.backend)
+
+
+def schedule(config: Config) -> Schedule:
+    """How many rounds, with whom. Raises UserError."""
+    return Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
+
+
+def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task:
+    """What is to be learnt. Raises UserError for an unknown model."""
+    model, student = _models(config)
+    return Task(shape, classes, model, student, local_bn=config.bn == "local")
 
 
 def _participation(config: Config) -> Participation:

@@ -70,6 +70,12 @@ class Options:
         "how clients are trained: one by one, in processes, stacked on one device, or what is fastest here",
         choices=("auto", "sequential", "parallel", "stacked"),  # engine.backends.NAMES, which imports torch
     )
+    engine: str = option(
+        "local",
+        "--engine",
+        "local: in this process; flower: a Flower federation of processes on this machine, one a site, to try it out",
+        choices=("local", "flower"),
+    )
     eval_gap: int = option(1, "-eg --eval_gap", "evaluate every so many rounds", low=1)
     preset: str = option("paper", "--preset", "hyper-parameters to begin with: paper, tuned, or a YAML file")
     label: str = option("", "--label", "shown behind the algorithms' names, to tell variants of one apart")

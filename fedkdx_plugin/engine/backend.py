@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.evaluation import Prediction
+from fedkdx_plugin.engine.evaluation import Evaluator, Prediction
+from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
 from registry.interface import Message, NonFinite, Round
@@ -45,6 +46,10 @@ class Backend(ABC):
     @abstractmethod
     def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
         """Logits (n, classes) of one network in several states, each on some of the test windows."""
+
+    def evaluator(self) -> Callable[[Mapping[str, Tensor]], dict[str, Metrics]]:
+        """What measures a state that the server would give every client; by default here, on the data it has."""
+        return Evaluator(self.workspace, self.data, self.predict)
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to give back
         """Give back what the backend holds beside memory; nothing by default."""

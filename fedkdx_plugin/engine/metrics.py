@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FIGURES = ("samples", "accuracy", "f1", "recall", "auc", "auc_macro", "loss")  # of a client: `Metrics.client_...`
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -102,15 +104,21 @@ def evaluate(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> Metrics
     columns = (samples.double(), hits.sum(1) / samples, f1, recall, auc, auc_macro)
     table = torch.stack(columns).cpu().numpy()
     loss = np.bincount(client.cpu().numpy(), losses.cpu().numpy(), clients)
-    return _summary(table, loss, confusion.cpu().numpy(), nonfinite=len(y) - int(finite.sum()))
+    loss = np.divide(loss, table[0], out=np.full(clients, np.nan), where=table[0] > 0)
+    return summary(np.vstack([table, loss]), confusion.cpu().numpy(), nonfinite=len(y) - int(finite.sum()))
 
 
-def _summary(table: np.ndarray, loss: np.ndarray, confusion: np.ndarray, nonfinite: int) -> Metrics:
-    """Overall figures from the clients' own, the rows of `table` and their summed losses."""
-    size, accuracy, f1, recall, auc, auc_macro = table
+def summary(table: np.ndarray, confusion: np.ndarray, nonfinite: int) -> Metrics:
+    """Overall figures from the clients' own.
+
+    Args:
+        table: (figures, clients), float64, a row for each of `FIGURES`; a client without samples has 0 and NaN.
+        confusion: (clients, classes, classes).
+        nonfinite: samples with a NaN or infinite logit.
+    """
+    size, accuracy, f1, recall, auc, auc_macro, loss = table
     tested = size > 0
     ranked = ~np.isnan(auc_macro)
-    loss = np.divide(loss, size, out=np.full(len(size), np.nan), where=tested)
     worst = int(np.nanargmin(accuracy)) if tested.any() else -1
     return Metrics(
         accuracy=_mean(accuracy[tested], size[tested]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -209,10 +208,5 @@ def environment(entry: Entry, command: list[str], shards: ShardSet, device: torc
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "data": {
-            "name": shards.name,
-            "folder": os.fspath(shards.folder),
-            "evaluated_on": shards.evaluated_on,
-            "manifest_sha256": hashlib.sha256((shards.folder / "manifest.json").read_bytes()).hexdigest(),
-        },
+        "data": shards.facts(),
     }

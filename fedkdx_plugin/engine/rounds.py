@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
 from fedkdx_plugin.engine import backends
-from fedkdx_plugin.engine.backend import Trained
+from fedkdx_plugin.engine.backend import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.evaluation import Evaluator, views
+from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import UNSEEN, Participation
@@ -24,6 +24,8 @@ from fedkdx_plugin.engine.workspace import Workspace
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 
 LONGEST_REASON = 200  # letters
+
+MakeBackend = Callable[[Workspace, DeviceData, Settings], Backend]
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Federation:
         task, params: see `registry.interface`.
         data: the shards on the device.
         settings, schedule: local training; rounds.
-        backend: a name of `backends.NAMES`; 'auto' chooses by device and algorithm.
+        backend: a name of `backends.NAMES`; 'auto' chooses by device and algorithm. Or what makes one.
 
     Attributes:
         groups: clients set apart, 'unseen', 'late' or 'rare' -> ids (see `Participation.groups`).
@@ -103,7 +105,7 @@ class Federation:
         data: DeviceData,
         settings: Settings,
         schedule: Schedule,
-        backend: str = "auto",
+        backend: str | MakeBackend = "auto",
     ) -> None:
         settings.faults.check()
         if algorithm.pools_data:  # no network that anything could go wrong in
@@ -122,8 +124,11 @@ class Federation:
         shared = {n: t for n, t in self.workspace.initial.items() if n not in self.workspace.private}
         self.server = algorithm(task, params, shared)
         selected = 1 if self.pools_data else count_selected(data.clients, schedule.join_ratio)
-        self.backend = backends.make(backend, self.workspace, data, settings, selected)
-        self.evaluate = Evaluator(self.workspace, data, self.backend.predict)
+        if isinstance(backend, str):
+            self.backend = backends.make(backend, self.workspace, data, settings, selected)
+        else:
+            self.backend = backend(self.workspace, data, settings)
+        self.evaluate = self.backend.evaluator()
         self.transport = Transport(device, self.workspace.private)
 
     @property
@@ -174,11 +179,17 @@ class Federation:
             server={name: value for name, value in figures.items() if not math.isnan(value)},
         )
 
+    def reachable(self, round: Round) -> list[int]:
+        """Ids, ascending, of the clients that can be selected in a round."""
+        participation = self.schedule.participation
+        return participation.reachable(self.groups, self.data.clients, round.index, self.settings.seed)
+
     def _select(self, round: Round) -> list[int]:
         if not self.pools_data:
-            seed, schedule = self.settings.seed, self.schedule
-            there = schedule.participation.reachable(self.groups, self.data.clients, round.index, seed)
-            return [there[i] for i in sample_clients(seed, round.index, len(there), schedule.join_ratio)]
+            there = self.reachable(round)
+            return [
+                there[i] for i in sample_clients(self.settings.seed, round.index, len(there), self.schedule.join_ratio)
+            ]
         if round.index == 1:  # what it takes to have all data in one place
             self.transport.up += sum(len(Message({"x": x, "y": y}).to_bytes()) for x, y in self.uploads)
         return [0]

@@ -1,0 +1,111 @@
+"""Certificates and keys for a test: an authority, the server's certificate, and a key pair for each site."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from dataset_utils.files import unwritable
+from registry.errors import UserError
+
+AUTHORITY, CERTIFICATE, KEY = "ca.pem", "server.pem", "server.key"
+KEYS, SITE_KEY = "keys", "site.key"
+DAYS = 90
+
+
+def site_name(client: int) -> str:
+    """The name under which a site's key is registered: with it, it can be this client and no other."""
+    return f"client-{client}"
+
+
+def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
+    """A folder for each party: `server` (certificate, key, the sites' public keys) and `site-<k>`.
+
+    Args:
+        folder: which must not be there yet.
+        hosts: names and addresses by which sites reach the server.
+        sites: how many there are.
+
+    Raises:
+        UserError: it is there, or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except FileExistsError as error:
+        raise UserError(f"{folder}: is there already; name a new folder, or remove it") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    authority = make_server(folder / "server", hosts)
+    for client in range(sites):
+        own = folder / f"site-{client}"
+        own.mkdir(mode=0o700)
+        (own / AUTHORITY).write_bytes(authority)
+        key = ec.generate_private_key(ec.SECP384R1())
+        _write_private(own / SITE_KEY, key, serialization.PrivateFormat.OpenSSH)
+        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        registered = folder / "server" / KEYS / f"{site_name(client)}.pub"
+        registered.parent.mkdir(exist_ok=True)
+        registered.write_bytes(public + b"\n")
+
+
+def make_server(folder: Path, hosts: Sequence[str]) -> bytes:
+    """A certificate for a server, signed by an authority whose key is thrown away. Returns the authority's."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    authority_key, key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkdx test authority")])
+    server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkdx server")])
+    root = (
+        _builder(authority, authority, authority_key.public_key(), authority_key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    leaf = (
+        _builder(server, authority, key.public_key(), authority_key)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([_name(host) for host in hosts]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    text = root.public_bytes(serialization.Encoding.PEM)
+    (folder / AUTHORITY).write_bytes(text)
+    (folder / CERTIFICATE).write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
+    _write_private(folder / KEY, key, serialization.PrivateFormat.PKCS8)
+    return text
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, issuer_key: ec.EllipticCurvePrivateKey
+) -> x509.CertificateBuilder:
+    now, issuer_public = datetime.datetime.now(datetime.UTC), issuer_key.public_key()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_public), critical=False)
+    )
+
+
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, format: serialization.PrivateFormat) -> None:
+    data = key.private_bytes(serialization.Encoding.PEM, format, serialization.NoEncryption())
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)

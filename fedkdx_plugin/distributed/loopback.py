@@ -1,0 +1,56 @@
+"""`run.py --engine flower`: a whole federation on this machine, a process a site, to try it out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from fedkdx_plugin.choice import choose, resolve
+from fedkdx_plugin.comparison import Setting, schedule
+from fedkdx_plugin.config import Config
+from fedkdx_plugin.distributed import supernode
+from fedkdx_plugin.distributed.coordinator import check_algorithm
+from fedkdx_plugin.distributed.finished import finish
+from fedkdx_plugin.distributed.plan import Terms
+from fedkdx_plugin.distributed.processes import Processes
+from fedkdx_plugin.distributed.site import Place
+from fedkdx_plugin.distributed.superlink import SuperLink
+from fedkdx_plugin.engine.results import new_folder, write_yaml
+
+WAIT_SECONDS = 120.0  # for the sites of this machine
+DEADLINE_SECONDS = 3600.0  # for a round: here a site that is slow is merely slow
+
+
+def run(config: Config, command: list[str], folder: Path | None = None) -> int:
+    """Run every algorithm under every seed on Flower; print and save the comparison. Returns the exit code.
+
+    Args:
+        folder: of a comparison with this configuration that was interrupted; None begins a new one.
+
+    Raises:
+        UserError: wrong input, or a run that failed.
+    """
+    choices = choose(config)
+    setting = Setting.of(config, choices)  # finds wrong input, and makes shards, before anything is started
+    for choice in choices:
+        check_algorithm(choice.server, schedule(config).participation)
+    shards, clients = setting.shards, setting.shards.num_clients
+    if folder is None:
+        folder = new_folder(Path(config.out), f"{shards.name}-{config.model}-{config.goal}")
+        write_yaml(folder / "config.yaml", resolve(config, choices))
+    print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}")
+    threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
+    try:
+        with Processes() as processes:
+            link = SuperLink(processes, folder, secure=False)
+            for id in range(clients):
+                place = Place(id, shards.folder, id, folder / "sites" / str(id), setting.device)
+                supernode.start(processes, place, supernode.Server(link.address), threads)
+            link.run_all(config, choices, command, Terms(clients, clients, WAIT_SECONDS, DEADLINE_SECONDS))
+    except KeyboardInterrupt:
+        print(f"\nstopped; to go on: fedkdx --resume {folder}", file=sys.stderr)
+        return 130
+    return finish(folder, config, choices, f"{shards.name}, {config.model}, on Flower")

@@ -1,0 +1,169 @@
+"""Starts Flower's programs as processes, and leaves none of them behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import psutil
+
+from registry.errors import UserError
+
+MARK = "FEDKDX_FEDERATION"  # in the environment of all that is started, and of what that starts
+GRACE_SECONDS = 5.0  # to end by itself, before it is killed
+# Flower counts uses, looks for updates and installs an app's dependencies unless told not to
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class Processes:
+    """Programs that end with this block: on success, failure, Ctrl-C, SIGTERM, and when the terminal goes away.
+
+    Flower's programs start others, some in sessions of their own, so all of them are found by a mark in their
+    environment.
+    """
+
+    def __init__(self) -> None:
+        self.mark = secrets.token_hex(8)
+        self._started: list[tuple[subprocess.Popen[bytes], Path]] = []
+        self._handlers: dict[int, object] = {}
+
+    def __enter__(self) -> Processes:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` means it
+                self._handlers[number] = signal.signal(number, _interrupt)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        for number in self._handlers:  # a second Ctrl-C must not stop the cleaning up
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            self.stop()
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+
+    def start(
+        self, command: Sequence[str], home: Path, log: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a program; what it says is appended to `log`.
+
+        Args:
+            command: see `flower` for Flower's own.
+            home: where Flower keeps what it installs and knows, for this process alone.
+            env: more of its environment.
+        """
+        with log.open("ab") as out:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment(home) | {MARK: self.mark} | dict(env or {}),
+                start_new_session=True,  # Ctrl-C is ours to hear
+            )
+        self._started.append((process, log))
+        return process
+
+    def check(self) -> None:
+        """Raises UserError where one of them has ended."""
+        for process, log in self._started:
+            if process.poll() is not None:
+                name = Path(process.args[0]).name
+                raise UserError(f"{name} ended with code {process.returncode}: {last_line(log)} (all of it: {log})")
+
+    def stop(self) -> None:
+        """End all, and all that they started; in the end by force."""
+        for process, _ in self._started:
+            if process.poll() is None:
+                process.terminate()
+        psutil.wait_procs(self.running(), GRACE_SECONDS)
+        while left := self.running():
+            for process in left:
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            psutil.wait_procs(left, GRACE_SECONDS)
+        for process, _ in self._started:
+            process.wait()
+
+    def running(self) -> list[psutil.Process]:
+        """All processes of this federation on this machine."""
+        return [process for process in psutil.process_iter() if _mark(process) == self.mark]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of Flower's programs: quiet, and with this installation's programs found first."""
+    bin = Path(sys.executable).parent
+    path = os.pathsep.join([str(bin), os.environ.get("PATH", "")])
+    return dict(os.environ) | QUIET | {"FLWR_HOME": str(home.absolute()), "PATH": path}
+
+
+def run_flower(program: str, arguments: Sequence[str], home: Path) -> str:
+    """Run one of Flower's programs to its end. Returns what it printed; raises UserError where it failed."""
+    result = subprocess.run(
+        [flower(program), *arguments], env=environment(home), capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        raise UserError(f"{program} {arguments[0]} failed: {' '.join(said[-3:])}")
+    return result.stdout
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for_port(host: str, port: int, processes: Processes, seconds: float = 60.0) -> None:
+    """Return once somebody listens there. Raises UserError after so many seconds, or when a process has ended."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        processes.check()
+        try:
+            socket.create_connection((host, port), 1.0).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise UserError(f"nobody answers at {host}:{port} after {seconds:.0f} s")
+
+
+def last_line(log: Path) -> str:
+    """The last line in a log that says something."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def flower(name: str) -> str:
+    """The path of one of Flower's programs. Raises UserError where it is not installed."""
+    path = Path(sys.executable).parent / name
+    if not path.is_file():
+        raise UserError(f"{path}: missing; install Flower anew: pip install 'fedkdx[flower]'")
+    return str(path)
+
+
+def _mark(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(MARK) if process.status() != psutil.STATUS_ZOMBIE else None
+    except (psutil.Error, OSError):
+        return None
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

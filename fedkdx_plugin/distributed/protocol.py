@@ -1,0 +1,230 @@
+"""What a coordinator and a site say to each other: a request and an answer, each one Message. Imports no Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedkdx_plugin.engine.metrics import FIGURES, Metrics
+from registry.interface import BadMessage, Message, Round
+
+PROTOCOL = 1
+LONGEST_TEXT = 300  # letters
+SHARES = ("accuracy", "f1", "recall", "auc", "auc_macro")
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a site says of itself when it joins: counts and names, no data.
+
+    Attributes:
+        client: its number in the federation.
+        samples, tests: how many windows it trains and is measured on.
+        shape: (channels, 1, time) of a window.
+        classes: names of the classes, in order.
+        data: name of the data set.
+        evaluated_on: what its test windows are, 'test' or 'validation'.
+        versions: package -> version.
+    """
+
+    client: int
+    samples: int
+    tests: int
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    data: str
+    evaluated_on: str
+    versions: Mapping[str, str]
+
+    def to_message(self) -> Message:
+        """As it travels."""
+        about = {"shape": list(self.shape), "classes": list(self.classes), "versions": dict(self.versions)}
+        return Message({}, {"protocol": PROTOCOL, **vars(self), **about})
+
+    @staticmethod
+    def from_message(message: Message) -> Announcement:
+        """Raises BadMessage."""
+        meta = _meta(message)
+        try:
+            whole = {name: _whole(meta[name]) for name in ("client", "samples", "tests")}
+            channels, one, time = map(_whole, meta["shape"])
+            texts = {name: _text(meta[name]) for name in ("data", "evaluated_on")}
+            classes = tuple(map(_text, meta["classes"]))
+            versions = {_text(name): _text(version) for name, version in meta["versions"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadMessage(f"not an announcement: {error}") from error
+        return Announcement(**whole, **texts, shape=(channels, one, time), classes=classes, versions=versions)
+
+    def differs(self, other: Announcement) -> str:
+        """Why the two cannot be in one federation, or ''."""
+        for name, what in (("shape", "windows of shape"), ("classes", "classes"), ("evaluated_on", "measures on")):
+            one, two = getattr(self, name), getattr(other, name)
+            if one != two:
+                return f"{what} {_short(one)}, but the federation has {_short(two)}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a site is asked in a round: to measure the state after the last one, to train, or both; in this order.
+
+    Attributes:
+        run: the run's name; the site keeps its state under it.
+        client: whom it is for.
+        round: which one.
+        state: round of this client's last reply that reached the server (0: none): what it is to go on from.
+        durable: last round that is on the server's disk: the site may forget what was before.
+        train: the algorithm's message where the client is selected.
+        shared: what the server would give every client now (`Server.networks`), where it is to be measured.
+    """
+
+    run: str
+    client: int
+    round: Round
+    state: int = 0
+    durable: int = 0
+    train: Message | None = None
+    shared: Mapping[str, Tensor] | None = None
+
+    def to_message(self) -> Message:
+        """As it travels; a tensor that is both in the algorithm's message and in `shared` travels once."""
+        train = dict(self.train.tensors) if self.train else {}
+        shared = self.shared or {}
+        same = sorted(name for name, tensor in shared.items() if _equal(train.get(name), tensor))
+        tensors = {f"train/{name}": tensor for name, tensor in train.items()}
+        tensors |= {f"shared/{name}": tensor for name, tensor in shared.items() if name not in same}
+        meta = {"protocol": PROTOCOL, "run": self.run, "client": self.client, "round": list(self.round)}
+        meta |= {"state": self.state, "durable": self.durable, "train": self.train and dict(self.train.meta)}
+        return Message(tensors, meta | {"measure": self.shared is not None, "same": same})
+
+    @staticmethod
+    def from_message(message: Message) -> Request:
+        """Raises BadMessage."""
+        meta = _meta(message)
+        try:
+            tensors, same = _part(message, "train"), meta["same"]
+            train = None if meta["train"] is None else Message(tensors, meta["train"])
+            shared = _part(message, "shared") | {name: tensors[name] for name in same} if meta["measure"] else None
+            whole = {name: _whole(meta[name]) for name in ("client", "state", "durable")}
+            return Request(meta["run"], **whole, round=Round(*map(_whole, meta["round"])), train=train, shared=shared)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadMessage(f"not a request: {error}") from error
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One client's own figures of one view.
+
+    Attributes:
+        row: `metrics.FIGURES`, float64: numbers between 0 and 1, but for sample count and loss; NaN where undefined.
+        confusion: (classes, classes), int64.
+        nonfinite: samples with a NaN or infinite logit.
+    """
+
+    row: Tensor
+    confusion: Tensor
+    nonfinite: int
+
+    @staticmethod
+    def of(metrics: Metrics, client: int) -> Figures:
+        """A client's own out of everybody's."""
+        row = [float(getattr(metrics, f"client_{name}")[client]) for name in FIGURES]
+        confusion = torch.from_numpy(metrics.confusion[client].copy())
+        return Figures(torch.tensor(row, dtype=torch.float64), confusion, metrics.nonfinite)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a site answers.
+
+    Attributes:
+        client, round: whose it is, and of which round (its index).
+        reply: the algorithm's reply, where the client trained.
+        loss: its mean training loss, then.
+        dropped: why there is no reply although one was asked for, or ''.
+        figures: view -> figures, where it was measured.
+    """
+
+    client: int
+    round: int
+    reply: Message | None = None
+    loss: float = float("nan")
+    dropped: str = ""
+    figures: Mapping[str, Figures] = field(default_factory=dict)
+
+    def to_message(self) -> Message:
+        """As it travels."""
+        tensors = {f"reply/{name}": tensor for name, tensor in (self.reply.tensors if self.reply else {}).items()}
+        tensors["loss"] = torch.tensor(self.loss, dtype=torch.float64)
+        for view, own in self.figures.items():
+            tensors |= {f"figures/{view}": own.row, f"confusion/{view}": own.confusion}
+        meta = {"protocol": PROTOCOL, "client": self.client, "round": self.round, "dropped": self.dropped}
+        nonfinite = {view: own.nonfinite for view, own in self.figures.items()}
+        return Message(tensors, meta | {"reply": self.reply and dict(self.reply.meta), "nonfinite": nonfinite})
+
+    @staticmethod
+    def from_message(message: Message, client: int, round: int, classes: int) -> Answer:
+        """Raises BadMessage where it is no answer of this client in this round, or its figures cannot be."""
+        meta = _meta(message)
+        if (meta.get("client"), meta.get("round")) != (client, round):
+            raise BadMessage(f"an answer of client {meta.get('client')} in round {meta.get('round')}")
+        try:
+            rows, confusions = _part(message, "figures"), _part(message, "confusion")
+            figures = {
+                view: Figures(rows[view], confusions[view], _whole(count)) for view, count in meta["nonfinite"].items()
+            }
+            reply = None if meta["reply"] is None else Message(_part(message, "reply"), meta["reply"])
+            answer = Answer(client, round, reply, float(message.tensors["loss"]), _text(meta["dropped"]), figures)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BadMessage(f"not an answer: {error}") from error
+        for view, own in figures.items():
+            _check(view, own, classes)
+        return answer
+
+
+def _check(view: str, figures: Figures, classes: int) -> None:
+    """Raises BadMessage for figures that no measurement gives."""
+    row, confusion = figures.row, figures.confusion
+    if row.shape != (len(FIGURES),) or confusion.shape != (classes, classes):
+        raise BadMessage(f"figures of '{view}' have shapes {tuple(row.shape)} and {tuple(confusion.shape)}")
+    if row.dtype != torch.float64 or confusion.dtype != torch.int64:
+        raise BadMessage(f"figures of '{view}' are {row.dtype} and {confusion.dtype}")
+    values = dict(zip(FIGURES, row.tolist(), strict=True))
+    shares = [values[name] for name in SHARES]
+    if any(share < 0 or share > 1 for share in shares) or values["loss"] < 0 or not values["samples"] >= 0:
+        raise BadMessage(f"figures of '{view}' are out of range: {values}")
+    if (confusion < 0).any() or confusion.sum() + figures.nonfinite != values["samples"]:
+        raise BadMessage(f"figures of '{view}': its confusion matrix does not add up to its samples")
+
+
+def _meta(message: Message) -> Mapping[str, Any]:
+    if message.meta.get("protocol") != PROTOCOL:
+        raise BadMessage(f"speaks protocol {message.meta.get('protocol')}, this version {PROTOCOL}")
+    return message.meta
+
+
+def _equal(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _part(message: Message, part: str) -> dict[str, Tensor]:
+    return {n.removeprefix(f"{part}/"): tensor for n, tensor in message.tensors.items() if n.startswith(f"{part}/")}
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no whole number")
+    return value
+
+
+def _text(value: Any) -> str:
+    """A short line that can be shown, whatever was sent."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:LONGEST_TEXT])
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
