@@ -4,7 +4,7 @@
 
 Windows are random numbers in the sizes of SLEEP, UCI-HAR and PAMAP2: what they hold does not change the time.
 Textbook and backends take turns in one process; figures are medians. Everything includes compression and the
-evaluation of all clients.
+evaluation of all clients. What is measured is written as it comes, so that an interrupted run leaves what it has.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from registry.errors import UserError
 from registry.interface import Round, Task
 
 ROUNDS = 500  # of the schedule that ε follows; a benchmark runs the first few
+WHOLE_SECONDS = 120  # for a whole run on a GPU, which is cut short there
 GROWTH = (10, 30, 100, 300, 1000)
 
 
@@ -88,9 +89,14 @@ def seconds(work: Callable[[], object], device: str) -> float:
     """Wall time, the device's work included."""
     start = time.perf_counter()
     work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def wait(device: str) -> None:
+    """Until a GPU has done all it was asked for."""
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def compare(algorithm: str, data: str, device: str, repeats: int) -> list[dict[str, object]]:
@@ -130,17 +136,17 @@ def compare(algorithm: str, data: str, device: str, repeats: int) -> list[dict[s
 
 
 @contextmanager
-def clocked(owner: object, names: tuple[str, ...], spent: dict[str, float], label: str) -> Iterator[None]:
-    """Add the time inside some functions of a module or object to `spent[label]`."""
+def clocked(owner: object, names: tuple[str, ...], spent: dict[str, float], label: str, device: str) -> Iterator[None]:
+    """Add the time inside some functions of a module or object to `spent[label]`; earlier work is waited for first."""
     originals = {name: getattr(owner, name) for name in names}
 
     def timed(function: Callable) -> Callable:
         def call(*args: object, **kwargs: object) -> object:
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[label] = spent.get(label, 0.0) + time.perf_counter() - start
+            results: list[object] = []
+            wait(device)
+            took = seconds(lambda: results.append(function(*args, **kwargs)), device)
+            spent[label] = spent.get(label, 0.0) + took
+            return results[0]
 
         return call
 
@@ -154,23 +160,43 @@ def clocked(owner: object, names: tuple[str, ...], spent: dict[str, float], labe
 
 
 def split(algorithm: str, data: str, device: str, repeats: int) -> dict[str, float]:
-    """Seconds a round of the sequential backend by what they went into."""
-    with closing(federation(algorithm, SIZES[data], device, "sequential")) as run:
+    """Seconds a round by what they went into: of the backend that `auto` takes, on a CPU of the sequential one."""
+    backend = "sequential" if device == "cpu" else "auto"  # worker processes would keep their times to themselves
+    with closing(federation(algorithm, SIZES[data], device, backend)) as run:
         run.round(Round(1, ROUNDS))
         spent: dict[str, float] = {}
         with (
-            clocked(student, ("compress", "compress_with_feedback", "decompress"), spent, "compression"),
-            clocked(run.transport, ("send_down", "send_up"), spent, "transport"),
-            clocked(run, ("evaluate",), spent, "evaluation"),
+            clocked(student, ("compress", "compress_with_feedback", "decompress"), spent, "compression", device),
+            clocked(run.transport, ("send_down", "send_up"), spent, "transport", device),
+            clocked(run, ("evaluate",), spent, "evaluation", device),
         ):
             total = seconds(lambda: [run.round(Round(index + 2, ROUNDS)) for index in range(repeats)], device)
     spent["training"] = total - sum(spent.values())
     return {label: spent.get(label, 0.0) / repeats for label in ("training", "compression", "evaluation", "transport")}
 
 
-def grow(algorithm: str, clients: int, device: str, each: int) -> dict[str, object]:
+def whole(algorithm: str, data: str, device: str) -> dict[str, object]:
+    """All rounds of a run, as many of them as there is time for."""
+    with closing(federation(algorithm, SIZES[data], device, "auto")) as run:
+        start, done = time.perf_counter(), 0
+        while done < ROUNDS and time.perf_counter() - start < WHOLE_SECONDS:
+            done += 1
+            run.round(Round(done, ROUNDS))  # ends with figures fetched from the device
+        took = time.perf_counter() - start
+        return {
+            "data": data,
+            "algorithm": algorithm,
+            "backend": run.backend.name,
+            "rounds": done,
+            "s": took,
+            f"s for {ROUNDS}": took / done * ROUNDS,
+        }
+
+
+def grow(algorithm: str, clients: int, device: str, each: int, backend: str) -> dict[str, object]:
     """A round of many clients of `each` SLEEP windows, in a process of its own, with its peak of memory."""
-    with closing(federation(algorithm, SIZES["SLEEP"]._replace(windows=(each,) * clients), device, "auto")) as run:
+    sizes = SIZES["SLEEP"]._replace(windows=(each,) * clients)
+    with closing(federation(algorithm, sizes, device, backend)) as run:
         run.round(Round(1, ROUNDS))
         took = seconds(lambda: run.round(Round(2, ROUNDS)), device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -183,6 +209,15 @@ def grow(algorithm: str, clients: int, device: str, each: int) -> dict[str, obje
             "ms a client": 1000 * took / clients,
             "GB": torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else peak,
         }
+
+
+def growth(device: str, each: int, counts: tuple[int, ...]) -> Iterator[dict[str, object]]:
+    """Rows of `grow`, as they come; on a GPU the sequential backend, too, as long as it does not take minutes."""
+    for clients in counts:
+        for algorithm in ("FedAvg", "FedKDX"):
+            for backend in ("auto",) if device == "cpu" or clients > 100 else ("stacked", "sequential"):
+                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                    yield pool.submit(grow, algorithm, clients, device, each, backend).result()
 
 
 def table(rows: list[dict[str, object]]) -> str:
@@ -208,55 +243,68 @@ def draw(path: Path, compared: list[dict], splits: dict[str, dict[str, float]], 
         for colour, (label, value) in enumerate(share.items()):
             parts.barh(name, value, left=left, color=f"C{colour}", label=label if index == 0 else None)
             left += value
-    parts.set(xlabel="seconds a round, sequential backend")
+    parts.set(xlabel="seconds a round")
     parts.legend(fontsize=7)
-    for algorithm in dict.fromkeys(row["algorithm"] for row in growth):
-        same = [row for row in growth if row["algorithm"] == algorithm]
-        grown.plot([row["clients"] for row in same], [row["ms a client"] for row in same], "o-", label=algorithm)
+    for label in dict.fromkeys(f"{row['algorithm']}, {row['backend']}" for row in growth):
+        same = [row for row in growth if f"{row['algorithm']}, {row['backend']}" == label]
+        grown.plot([row["clients"] for row in same], [row["ms a client"] for row in same], "o-", label=label)
     grown.set(xlabel="clients", ylabel="milliseconds a round and client", xscale="log", ylim=(0, None))
     grown.legend(fontsize=7)
     figure.savefig(path, dpi=150)
 
 
+class Report:
+    """Text that is shown and written as it comes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.parts = path, []
+
+    def add(self, *parts: str) -> None:
+        print(*parts, sep="\n\n", end="\n\n", flush=True)
+        self.parts += parts
+        self.path.write_text("\n\n".join(self.parts) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="(%(default)s)",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="SLEEP alone, and growth to 100 clients")
     parser.add_argument("--out", type=Path, default=Path("benchmarks-out"))
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     device = options.device
+    if device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here: nothing is measured")
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    report = Report(options.out / "rounds.md")
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    report.add(f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}")
+
+    algorithms = ("FedAvg", "FedKDX")
+    compared = []
+    for data in ["SLEEP"] if options.quick else SIZES:
+        rows = [row for algorithm in algorithms for row in compare(algorithm, data, device, options.repeats)]
+        report.add(table(rows))
+        compared += rows
+    splits = {f"{algorithm} SLEEP": split(algorithm, "SLEEP", device, options.repeats) for algorithm in algorithms}
+    report.add("What a round's seconds go into:", table([{"": name} | share for name, share in splits.items()]))
+    if device == "cuda":
+        report.add("Whole runs:", table([whole(algorithm, "SLEEP", device) for algorithm in algorithms]))
     # on a CPU small clients, so that a thousand of them take seconds and not minutes
-    each = 588 if device != "cpu" else 60
-    growth = []
-    for clients in GROWTH[:3] if options.quick else GROWTH:
-        for algorithm in ("FedAvg", "FedKDX"):
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                growth.append(pool.submit(grow, algorithm, clients, device, each).result())
-    compared = [
-        row
-        for data in (["SLEEP"] if options.quick else SIZES)
-        for algorithm in ("FedAvg", "FedKDX")
-        for row in compare(algorithm, data, device, options.repeats)
-    ]
-    splits = {
-        f"{algorithm} SLEEP": split(algorithm, "SLEEP", device, options.repeats) for algorithm in ("FedAvg", "FedKDX")
-    }
-    text = "\n\n".join(
-        [
-            f"{torch.cuda.get_device_name() if device != 'cpu' else 'CPU'}, {torch.get_num_threads()} threads, "
-            f"PyTorch {torch.__version__}",
-            table(compared),
-            "Seconds a round, sequential backend:",
-            table([{"": name} | share for name, share in splits.items()]),
-            f"Growth, clients of {each} windows, join ratio 0.4:",
-            table(growth),
-        ]
-    )
-    print(text)
-    (options.out / "rounds.md").write_text(text + "\n", encoding="utf-8")
-    draw(options.out / "rounds.png", compared, splits, growth)
+    each = 588 if device == "cuda" else 60
+    report.add(f"Growth, clients of {each} windows, join ratio 0.4:")
+    grown = []
+    for row in growth(device, each, GROWTH[:3] if options.quick else GROWTH):
+        grown.append(row)
+        print(row, flush=True)
+    report.add(table(grown))
+    draw(options.out / "rounds.png", compared, splits, grown)
 
 
 if __name__ == "__main__":

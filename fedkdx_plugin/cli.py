@@ -68,6 +68,12 @@ def build_parser() -> Parser:
         metavar="N",
         help="of an experiment: runs side by side (default: one a CPU thread, one on a GPU)",
     )
+    parser.add_argument(
+        "--report", nargs="+", metavar="FOLDER", help="write a report of the runs in these folders; goes with -o alone"
+    )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="of a comparison: write its figures for TensorBoard, too"
+    )
     parser.add_argument("--list", action="store_true", help="show algorithms, models and data sets, then stop")
     parser.add_argument("--dry-run", action="store_true", help="show the resolved configuration, then stop")
     parser.add_argument("--version", action="version", version=f"fedkdx {__version__}")
@@ -78,7 +84,7 @@ def build_parser() -> Parser:
 def read_config(arguments: argparse.Namespace) -> Config:
     """The checked configuration: defaults <- YAML <- command line. Raises UserError."""
     given = {key: value for key, value in vars(arguments).items() if value is not None}
-    for key in ("list", "dry_run"):
+    for key in ("list", "dry_run", "tensorboard"):
         given.pop(key)
     for key in ("only", "jobs"):
         if key in given:
@@ -97,6 +103,8 @@ def _experiment(arguments: argparse.Namespace, command: list[str]) -> int:
 
     given = {key: value for key, value in vars(arguments).items() if value is not None}
     dry, _ = given.pop("dry_run"), given.pop("list")
+    if given.pop("tensorboard"):
+        raise UserError("--tensorboard goes with a comparison; of an experiment, see --report")
     if "config" in given:
         raise UserError("--experiment and --config exclude each other: an experiment's file is its configuration")
     name, only, jobs = given.pop("experiment"), given.pop("only", []), given.pop("jobs", None)
@@ -111,12 +119,24 @@ def _experiment(arguments: argparse.Namespace, command: list[str]) -> int:
     return runner.run(planned, command, jobs)
 
 
+def _report(arguments: argparse.Namespace) -> None:
+    """`--report`. Raises UserError."""
+    from fedkdx_plugin.reports import report
+
+    given = [name for name, value in vars(arguments).items() if value not in (None, False)]
+    other = [name for name in given if name not in ("report", "out")]
+    if other:
+        raise UserError(f"--report takes -o and no other option, such as {other[0]}")
+    report.command_line(arguments.report, arguments.out)
+
+
 def resumed(arguments: argparse.Namespace) -> Path | None:
     """The folder of `--resume`, whose configuration `arguments` then names; None without it. Raises UserError."""
     folder, arguments.resume = arguments.resume, None
     if folder is None:
         return None
     other = [name for name, value in vars(arguments).items() if value not in (None, False)]
+    other = [name for name in other if name != "tensorboard"]
     if other:
         raise UserError(f"--resume takes the folder's own configuration and no other option, such as {other[0]}")
     arguments.config = str(Path(folder) / "config.yaml")
@@ -164,6 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.list:
             show_catalog()
             return 0
+        if arguments.report:
+            _report(arguments)
+            return 0
         command = ["fedkdx", *words]
         folder = resumed(arguments)
         if arguments.experiment:
@@ -181,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from fedkdx_plugin.distributed import loopback
 
             return loopback.run(config, command, folder)
-        return comparison.run(config, command, folder)
+        return comparison.run(config, command, folder, arguments.tensorboard)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

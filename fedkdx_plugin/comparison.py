@@ -26,7 +26,7 @@ from fedkdx_plugin.engine.progress import Progress
 from fedkdx_plugin.engine.results import RunFolder, new_folder, write_yaml
 from fedkdx_plugin.engine.rounds import Callback, Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
-from fedkdx_plugin.reports import curves, table
+from fedkdx_plugin.reports import curves, table, tensorboard
 from registry import catalog
 from registry.errors import UserError
 from registry.interface import Task
@@ -117,15 +117,18 @@ class Setting:
         return one
 
 
-def run(config: Config, command: list[str], folder: Path | None = None) -> int:
+def run(config: Config, command: list[str], folder: Path | None = None, board: bool = False) -> int:
     """Run every algorithm under every seed; print and save the comparison. Returns the exit code.
 
     Args:
         folder: of a comparison with this configuration that was interrupted; None begins a new one.
+        board: write TensorBoard's files, too.
 
     Raises:
         UserError: wrong input, found before the first round.
     """
+    if board:
+        tensorboard.check()
     choices = choose(config)
     setting = Setting.of(config, choices)
     shards, data = setting.shards, setting.data
@@ -147,6 +150,8 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
                     name = f"{choice.name} seed {seed}" if config.times > 1 else choice.name
                     begin = partial(progress.begin, name, rounds)
                     place = folder / f"{choice.name}-seed{seed}"
+                    if board:
+                        begin = partial(_watched, begin, place)
                     runs.append(setting.run(choice, run_settings(resolved, choice, seed), place, command, begin))
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: fedkdx --resume {folder}", file=sys.stderr)
@@ -156,6 +161,10 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
         curves.draw(folder / "comparison.png", runs, f"{shards.name}, {config.model}")
     print(f"saved in {folder}")
     return 0
+
+
+def _watched(begin: Callable[[int], Callback], place: Path, done: int) -> Callback:
+    return tensorboard.TensorBoard(place, begin(done))
 
 
 def training(config: Config, seed: int) -> Settings:

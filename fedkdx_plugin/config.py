@@ -67,8 +67,8 @@ class Options:
     backend: str = option(
         "auto",
         "--backend",
-        "how clients are trained: one by one, in processes, or what is fastest here",
-        choices=("auto", "sequential", "parallel"),  # engine.backends.NAMES, which imports torch
+        "how clients are trained: one by one, in processes, stacked on one device, or what is fastest here",
+        choices=("auto", "sequential", "parallel", "stacked"),  # engine.backends.NAMES, which imports torch
     )
     engine: str = option(
         "local",

@@ -118,7 +118,7 @@ main(sys.argv[3:])
 """
 
 
-@pytest.mark.parametrize(("round", "backend"), [(2, "sequential"), (5, "parallel"), (9, "parallel")])
+@pytest.mark.parametrize(("round", "backend"), [(2, "sequential"), (5, "parallel"), (9, "parallel"), (10, "stacked")])
 def test_kill_9_and_resume_end_bit_identical(shard_folder, round, backend):
     threads = 2 if backend == "parallel" else 1
     torch.set_num_threads(threads)

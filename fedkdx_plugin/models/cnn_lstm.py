@@ -16,7 +16,7 @@ class CNNLSTM(Model):
     The paper gives the layers but not their sizes. The convolution block and the fully connected layers are
     as in `CNN`, and so is the padding of windows of fewer than 28 samples. The hidden states of all time
     steps go on: with the last one alone, or their mean, the network learns far more slowly at the paper's
-    learning rate. `torch.vmap` cannot run an LSTM (pytorch/pytorch#105982).
+    learning rate.
 
     Args:
         shape: (channels, 1, time) of one window.

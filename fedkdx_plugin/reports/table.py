@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.results import RunFolder
+from fedkdx_plugin.engine.rounds import RoundRecord
 
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
 REJECTED = "rejected"
@@ -34,15 +35,21 @@ class Row:
     values: dict[str, float]
 
 
-def rows(run: RunFolder) -> list[Row]:
-    """The served models' row, and one for each network that did not predict the very same for everybody."""
-    evaluated = [record for record in run.records if record.metrics]
+def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[str, Sequence[int]]) -> list[Row]:
+    """The served models' row, and one for each network that did not predict the very same for everybody.
+
+    Args:
+        name: the method's.
+        records: all rounds of one run.
+        groups: clients set apart (see `Participation.groups`).
+    """
+    evaluated = [record for record in records if record.metrics]
     if not evaluated:
         return []
     last = evaluated[-1].metrics
-    megabytes = [sum(getattr(r, f"bytes_{way}") for r in run.records) / 1e6 for way in ("up", "down")]
-    pace = float(np.median([sum(record.seconds.values()) for record in run.records]))
-    rejected = sum(len(record.rejected) for record in run.records)
+    megabytes = [sum(getattr(r, f"bytes_{way}") for r in records) / 1e6 for way in ("up", "down")]
+    pace = float(np.median([sum(record.seconds.values()) for record in records]))
+    rejected = sum(len(record.rejected) for record in records)
     result = []
     for view, metrics in last.items():
         if view != SERVED and np.array_equal(metrics.client_loss, last[SERVED].client_loss, equal_nan=True):
@@ -50,12 +57,11 @@ def rows(run: RunFolder) -> list[Row]:
         best = max(record.metrics[view].accuracy for record in evaluated)
         figures = (metrics.accuracy, best, metrics.auc, metrics.f1, metrics.recall, metrics.accuracy_worst)
         values = dict(zip(PERCENT, figures, strict=True))
-        for name, ids in run.federation.groups.items():
-            if name != UNSEEN:
-                values[f"{name} clients"] = metrics.accuracy_of(ids)
+        for group, ids in groups.items():
+            if group != UNSEEN:
+                values[f"{group} clients"] = metrics.accuracy_of(ids)
         values |= dict(zip(PLAIN, (*megabytes, pace, rejected), strict=True))
-        name = run.entry.name if view == SERVED else f"{run.entry.name} ({view})"
-        result.append(Row(name, run.seed, values))
+        result.append(Row(name if view == SERVED else f"{name} ({view})", seed, values))
     return result
 
 
@@ -96,7 +102,7 @@ def _cells(same: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 def write(folder: Path, runs: Sequence[RunFolder]) -> str:
     """Write `comparison.md` and `comparison.csv` (a row a seed) into `folder`. Returns the Markdown."""
-    table = [row for run in runs for row in rows(run)]
+    table = [row for run in runs for row in rows(run.entry.name, run.seed, run.records, run.federation.groups)]
     on = runs[0].shards.evaluated_on
     text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
     with replacing(folder / "comparison.md") as part:

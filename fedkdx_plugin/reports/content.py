@@ -1,0 +1,311 @@
+"""Which tables a report holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fedkdx_plugin.engine.evaluation import SERVED
+from fedkdx_plugin.engine.records import PARTS
+from fedkdx_plugin.reports import statistics, table
+from fedkdx_plugin.reports.sections import CEILING, Method, Section, slug
+from fedkdx_plugin.reports.statistics import spread
+from fedkdx_plugin.reports.tables import NONE, Cell, Table, number, plain, ranked
+
+METRICS = {"accuracy": "accuracy %", "auc": "AUC %", "f1": "F1 %", "recall": "recall %"}
+ABREAST = 4  # sections whose four metrics stand side by side in the overview, as in the paper's tables
+FEW = 3  # methods for which the overview has a row a section instead
+PAPER = Path(__file__).parent / "paper.yaml"
+# what the paper's own runs were, besides their model and join ratio
+PAPERS_SETTING = {
+    "partition": "subject",
+    "split": "shuffled",
+    "train_fraction": 1.0,
+    "unseen": 0.0,
+    "late": None,
+    "rare": None,
+    "dropout": 0.0,
+    "stragglers": 0.0,
+    "corrupt": 0.0,
+}
+PAPERS_ROUNDS = 500
+
+
+def last(method: Method, figure: str) -> statistics.Spread:
+    """A figure of the last round, over seeds."""
+    return spread([getattr(run.evaluated[-1].metrics[SERVED], figure) for run in method.runs])
+
+
+def whole_run(method: Method) -> statistics.Spread:
+    """Seconds of all rounds, over seeds."""
+    return spread([sum(sum(record.seconds.values()) for record in run.records) for run in method.runs])
+
+
+def results(section: Section) -> Table:
+    """The section's main table: last round, best round, cost."""
+    rows = {name: same for method in section.methods for name, same in _rows(method).items()}
+    names = list(dict.fromkeys(name for same in rows.values() for row in same for name in row.values))
+    apart = [name for name in names if name.endswith("clients")]
+    final = ["accuracy", "auc", "f1", "recall", "worst client", *apart]
+    columns = [
+        [number(spread([row.values.get(name, np.nan) for row in same]), 100) for same in rows.values()]
+        for name in (*final, "best accuracy")
+    ]
+    served = {method.name for method in section.methods}
+    for kind in (served - {CEILING}, {name for name in rows if name.endswith(" (unseen)")}):
+        among = [i for i, name in enumerate(rows) if name in kind]
+        columns = [_merge(column, ranked(column, among)) for column in columns]
+    rounds = {m.name: spread([statistics.best_round(run)[0] for run in m.runs]) for m in section.methods}
+    columns.append([number(rounds[name], digits=0) if name in rounds else Cell(NONE) for name in rows])
+    cost = [name for name in table.PLAIN if name != table.REJECTED or _any(rows, name)]
+    columns += [
+        [
+            number(spread([row.values[name] for row in same]), digits=2 if name == "s/round" else 1)
+            for same in rows.values()
+        ]
+        for name in cost
+    ]
+    heads = [("last round", METRICS.get(name, f"{name} %")) for name in final]
+    heads += [("best round", "accuracy %"), ("best round", "number"), *(("whole run", name) for name in cost)]
+    seeds = [Cell(str(len(same)), len(same)) for same in rows.values()]
+    return Table(
+        f"{section.slug}-results",
+        f"{section.title}: mean ± standard deviation over seeds, on {section.on} windows. Bold: best, underlined: "
+        f"second{f', {CEILING} apart' if CEILING in served else ''}. The best round is chosen on these same windows, "
+        "which flatters. A row with a name in brackets is one of a method's networks alone.",
+        [("", "method"), ("", "seeds"), *heads],
+        [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
+    )
+
+
+def _any(rows: Mapping[str, Sequence[table.Row]], name: str) -> bool:
+    """Whether a figure is other than 0 somewhere."""
+    return any(row.values[name] for same in rows.values() for row in same)
+
+
+def _rows(method: Method) -> dict[str, list[table.Row]]:
+    """The rows of the method and of its networks, one a seed each."""
+    seeds = [{row.name: row for row in table.rows(method.name, r.seed, r.records, r.groups)} for r in method.runs]
+    names = dict.fromkeys(name for rows in seeds for name in rows)
+    # a network has no row where it predicted the very same as the method
+    return {name: [rows.get(name, rows[method.name]) for rows in seeds] for name in names}
+
+
+def _merge(old: Sequence[Cell], new: Sequence[Cell]) -> list[Cell]:
+    return [before if before.rank else after for before, after in zip(old, new, strict=True)]
+
+
+def significance(section: Section) -> tuple[Table | None, str]:
+    """Each method against the reference, and what that means; or None, and why it cannot be said."""
+    tests, untested = statistics.tests(section)
+    left_out = f" Fewer than {statistics.PAIRS} pairs, so not tested: {', '.join(untested)}." if untested else ""
+    if not tests:
+        return None, f"Significance cannot be told: there is nothing to compare with.{left_out}" if not untested else (
+            f"Significance cannot be told.{left_out}"
+        )
+    reference, pairs = section.reference.name, min(test.pairs for test in tests)
+    meaning = (
+        f"Each method's accuracy in the last round, paired with that of {reference} by {tests[0].over[:-1]} "
+        "(a client's accuracies are averaged over seeds first). p: Wilcoxon signed-rank test, two-sided; corrected by "
+        f"Holm for {len(tests)} comparisons. Below {statistics.LEVEL}, such a difference would hardly come about by "
+        "chance alone; above it, these runs do not tell the methods apart, which is not to say that they are equal."
+    )
+    if tests[0].over == "clients":
+        meaning += " Pairs of clients say nothing of how much other seeds would change."
+    if statistics.smallest_p(pairs) * len(tests) >= statistics.LEVEL:
+        meaning += f" With {pairs} pairs and {len(tests)} comparisons, no difference could come out as significant."
+    rows = [
+        [
+            Cell(test.name),
+            Cell(f"{test.pairs} {test.over}", test.pairs),
+            plain(100 * test.difference, sign=True),
+            Cell(f"{test.better} / {test.pairs - test.better - test.worse} / {test.worse}"),
+            _p(test.p),
+            _p(test.corrected),
+            Cell(("better" if test.difference > 0 else "worse") if test.significant else "not told apart"),
+        ]
+        for test in tests
+    ]
+    heads = ("method", "pairs", "difference, points", "better / equal / worse", "p", "p, Holm", f"against {reference}")
+    caption = f"{section.title}: accuracy against {reference}."
+    return Table(f"{section.slug}-significance", caption, [("", head) for head in heads], rows), meaning + left_out
+
+
+def _p(value: float) -> Cell:
+    return Cell(f"{value:.3f}" if value >= 0.001 else "< 0.001", value)
+
+
+def reaching(section: Section) -> Table:
+    """Rounds and megabytes until an accuracy is reached."""
+    targets = statistics.targets(section)
+    rows = []
+    for method in section.methods:
+        cells = [Cell(method.name)]
+        for target in targets.values():
+            hits = [hit for hit in (statistics.reached(run, target) for run in method.runs) if hit]
+            # a mean of those seeds alone that got there would flatter
+            short = f" ({len(hits)} of {len(method.runs)} seeds)" if hits and len(hits) < len(method.runs) else ""
+            for values, digits in (([h[0] for h in hits], 0), ([h[1] for h in hits], 1)):
+                cell = number(spread(values), digits=digits)
+                cells.append(Cell(cell.text + short, cell.value, cell.std))
+        rows.append(cells)
+    return Table(
+        f"{section.slug}-targets",
+        f"{section.title}: rounds, and megabytes sent both ways by all clients, until {section.on} accuracy first "
+        f"reaches a target; '{NONE}' where it never does. Mean ± standard deviation over the seeds that do.",
+        [("", "method"), *((name, unit) for name in targets for unit in ("rounds", "MB"))],
+        rows,
+    )
+
+
+def clients(section: Section) -> Table:
+    """How accuracy spreads over clients, and who is worst off."""
+    rows = []
+    for method in section.methods:
+        values = statistics.per_client(method)
+        known = values[~np.isnan(values)]
+        quartiles = np.percentile(known, (25, 50, 75))
+        worst = int(np.nanargmin(values))
+        figures = (known.mean(), known.std(), known.min(), *quartiles, known.max())
+        rows.append([Cell(method.name), *(plain(100 * float(f)) for f in figures), Cell(str(worst), worst)])
+    heads = ("method", "mean", "std", "lowest", "quarter", "median", "three quarters", "highest", "lowest is client")
+    return Table(
+        f"{section.slug}-clients",
+        f"{section.title}: accuracy of each client in the last round, %, mean over seeds, as it spreads over clients. "
+        "A client counts once, however many windows it has.",
+        [("", head) for head in heads],
+        rows,
+    )
+
+
+def seconds(section: Section) -> Table:
+    """Where the time went."""
+    rows = []
+    for method in section.methods:
+        parts = {part: [np.mean([r.seconds[part] for r in run.records]) for run in method.runs] for part in PARTS}
+        cells = [number(spread([float(v) for v in values]), digits=3) for values in parts.values()]
+        total = number(spread([float(sum(values)) for values in zip(*parts.values(), strict=True)]), digits=3)
+        rows.append([Cell(method.name), *cells, total, number(whole_run(method), digits=0)])
+    return Table(
+        f"{section.slug}-seconds",
+        f"{section.title}: wall time. Runs made side by side on one machine slow each other down.",
+        [("", "method"), *(("mean of a round, s", head) for head in (*PARTS, "all")), ("", "whole run, s")],
+        rows,
+    )
+
+
+def overview(sections: Sequence[Section]) -> list[Table]:
+    """All sections at a glance: the paper's layout where it fits, else accuracy alone, or a row a section."""
+    if len(sections) < 2:
+        return []
+    methods = list(dict.fromkeys(method.name for section in sections for method in section.methods))
+    if len(sections) <= ABREAST:
+        return [_abreast(sections, methods)]
+    by_data: dict[str, list[Section]] = {}
+    for section in sections:
+        by_data.setdefault(section.data, []).append(section)
+    one = _downwards if len(methods) <= FEW else _accuracies
+    return [one(same, methods) for same in by_data.values()]
+
+
+def _abreast(sections: Sequence[Section], methods: Sequence[str]) -> Table:
+    columns = [
+        _ranked([_last(section, name, metric) for name in methods], methods)
+        for section in sections
+        for metric in METRICS
+    ]
+    heads = [(section.title, head.removesuffix(" %")) for section in sections for head in METRICS.values()]
+    caption = "Last round, %, mean ± standard deviation over seeds. Bold: best, underlined: second."
+    rows = [[Cell(name), *cells] for name, *cells in zip(methods, *columns, strict=True)]
+    return Table("overview", caption, [("", "method"), *heads], rows)
+
+
+def _accuracies(sections: Sequence[Section], methods: Sequence[str]) -> Table:
+    data = sections[0].data
+    own = [name for name in methods if any(m.name == name for section in sections for m in section.methods)]
+    columns = [_ranked([_last(section, name, "accuracy") for name in own], own) for section in sections]
+    caption = (
+        f"{data}: accuracy in the last round, %, mean ± standard deviation over seeds. Bold: best, underlined: second."
+    )
+    rows = [[Cell(name), *cells] for name, *cells in zip(own, *columns, strict=True)]
+    heads = [("", section.setting or "usual setting") for section in sections]
+    return Table(slug(f"overview-{data}"), caption, [("", "method"), *heads], rows)
+
+
+def _downwards(sections: Sequence[Section], methods: Sequence[str]) -> Table:
+    rows = []
+    for section in sections:
+        for method in section.methods:
+            figures = [number(last(method, metric), 100) for metric in METRICS]
+            rows.append(
+                [
+                    Cell(section.setting or "usual setting"),
+                    Cell(method.name),
+                    *figures,
+                    number(whole_run(method), digits=0),
+                ]
+            )
+    heads = ("setting", "method", *METRICS.values(), "whole run, s")
+    caption = f"{sections[0].data}: last round, mean ± standard deviation over seeds."
+    return Table(slug(f"overview-{sections[0].data}"), caption, [("", head) for head in heads], rows)
+
+
+def _last(section: Section, name: str, metric: str) -> Cell:
+    return next((number(last(m, metric), 100) for m in section.methods if m.name == name), Cell(NONE))
+
+
+def _ranked(column: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
+    return ranked(column, [i for i, name in enumerate(names) if name != CEILING])
+
+
+@cache
+def _papers() -> list[dict[str, Any]]:
+    return yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+
+
+def _is_papers(config: Mapping[str, Any]) -> bool:
+    return all(config.get(key, value) == value for key, value in PAPERS_SETTING.items())
+
+
+def paper(section: Section) -> Table | None:
+    """The paper's own figures beside these; None where it has none for this data set, model and setting."""
+    if section.on != "test" or not _is_papers(section.config):
+        return None
+    rows = [
+        (method, entry)
+        for method in section.methods
+        for entry in _papers()
+        if entry["method"] == method.name
+        and section.data in entry
+        and all(entry[key] == section.config[key] for key in ("model", "join_ratio"))
+    ]
+    if not rows:
+        return None
+    rounds = section.config["global_rounds"]
+    caption = (
+        f"{section.title}: this report's last round beside the paper's tables, %. "
+        + (f"The paper's are after {PAPERS_ROUNDS} rounds, these after {rounds}. " if rounds != PAPERS_ROUNDS else "")
+        + "The paper does not say over how many seeds, nor whether its round is the last or the best. Its tables 1, 2 "
+        "and 3 differ from each other for the same setting."
+    )
+    heads = [(head, part) for head in METRICS.values() for part in ("here", "paper", "difference")]
+    cells = [[Cell(m.name), Cell(str(entry["table"])), *_beside(m, entry[section.data])] for m, entry in rows]
+    if any("seconds" in entry for _, entry in rows):
+        heads += [("whole run, s", part) for part in ("here", "paper")]
+        for line, (method, entry) in zip(cells, rows, strict=True):
+            theirs = entry.get("seconds", {}).get(section.data, np.nan)
+            line += [plain(whole_run(method).mean, digits=0), plain(theirs, digits=0)]
+    return Table(f"{section.slug}-paper", caption, [("", "method"), ("", "table"), *heads], cells)
+
+
+def _beside(method: Method, papers: Iterable[float]) -> list[Cell]:
+    cells = []
+    for metric, value in zip(METRICS, papers, strict=True):
+        own = 100 * last(method, metric).mean
+        cells += [plain(own), plain(value), plain(own - value, sign=True)]
+    return cells

@@ -1,0 +1,159 @@
+"""Figures over seeds and clients, and whether methods differ by more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from fedkdx_plugin.engine.evaluation import SERVED
+from fedkdx_plugin.engine.metrics import Metrics
+from fedkdx_plugin.reports.runs import Run
+from fedkdx_plugin.reports.sections import Method, Section
+
+LEVEL = 0.05
+PAIRS = 6  # with fewer, the smallest p that a signed-rank test can give, 2 / 2^n, is above LEVEL
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (ddof 1; NaN of one value) of `n` values."""
+
+    mean: float
+    std: float
+    n: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of all values that are not NaN."""
+    known = np.array([value for value in values if not np.isnan(value)], dtype=float)
+    mean = known.mean() if len(known) else np.nan
+    return Spread(float(mean), float(known.std(ddof=1)) if len(known) > 1 else float("nan"), len(known))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): the k-th smallest of m times m + 1 - k, never falling."""
+    corrected, highest = [0.0] * len(p), 0.0
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
+        corrected[index] = highest
+    return corrected
+
+
+@dataclass(frozen=True)
+class Test:
+    """A method against the section's reference.
+
+    Attributes:
+        name: the method's.
+        over: what the pairs are: 'seeds' or 'clients'.
+        pairs: how many.
+        better, worse: pairs in which the method is above, and below, the reference.
+        difference: mean accuracy of the pairs, method minus reference, in [-1, 1].
+        p: of the Wilcoxon signed-rank test, two-sided; 1 where no pair differs.
+        corrected: the same, by Holm over all methods of the section.
+    """
+
+    name: str
+    over: str
+    pairs: int
+    better: int
+    worse: int
+    difference: float
+    p: float
+    corrected: float
+
+    @property
+    def significant(self) -> bool:
+        return self.corrected < LEVEL
+
+
+def tests(section: Section) -> tuple[list[Test], list[str]]:
+    """Every method against the reference, by the last round's accuracy; and the names of those that cannot be tested.
+
+    Pairs are the seeds of both methods if there are enough, else clients, their accuracies averaged over those seeds.
+    """
+    reference = section.reference
+    paired = {m.name: _differences(m, reference) for m in section.methods if m is not reference}
+    tested = {name: pair for name, pair in paired.items() if len(pair[1]) >= PAIRS}
+    p = [_wilcoxon(differences) for _, differences in tested.values()]
+    results = [
+        Test(name, over, len(d), int((d > 0).sum()), int((d < 0).sum()), float(d.mean()), raw, corrected)
+        for (name, (over, d)), raw, corrected in zip(tested.items(), p, holm(p), strict=True)
+    ]
+    return results, [name for name in paired if name not in tested]
+
+
+def _differences(method: Method, reference: Method) -> tuple[str, np.ndarray]:
+    """What the pairs are, 'seeds' or 'clients', and of each the method's accuracy minus the reference's."""
+    seeds = set(method.seeds) & set(reference.seeds)
+    if len(seeds) >= PAIRS:
+        own, other = (np.array([one.accuracy for one in _last(m, seeds)]) for m in (method, reference))
+        return "seeds", _difference(own, other)
+    if not seeds:
+        return "clients", np.empty(0)
+    own, other = (client_mean(np.array([one.client_accuracy for one in _last(m, seeds)])) for m in (method, reference))
+    return "clients", _difference(own, other)
+
+
+def _difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of the pairs that are known; what differs by rounding alone, as equal sums in another order do, is 0."""
+    difference = np.round(own - other, 12)
+    return difference[~np.isnan(difference)]
+
+
+def _last(method: Method, seeds: Collection[int]) -> list[Metrics]:
+    """The last round's figures under each of these seeds."""
+    return [run.evaluated[-1].metrics[SERVED] for run in method.runs if run.seed in seeds]
+
+
+def client_mean(values: np.ndarray) -> np.ndarray:
+    """(seeds, clients) -> (clients,), of the seeds for which a client has a value; NaN where it never has."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=0)
+    return np.divide(total, known.sum(axis=0), out=np.full(values.shape[1], np.nan), where=known.any(axis=0))
+
+
+def _wilcoxon(differences: np.ndarray) -> float:
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
+
+
+def per_client(method: Method) -> np.ndarray:
+    """(clients,): the last round's accuracy, mean over seeds; NaN where a client has no test windows."""
+    return client_mean(np.array([one.client_accuracy for one in _last(method, method.seeds)]))
+
+
+def sent(run: Run) -> np.ndarray:
+    """(rounds,): megabytes (10^6 bytes) sent until each round's end, up and down, all clients together."""
+    return np.cumsum([record.bytes_up + record.bytes_down for record in run.records]) / 1e6
+
+
+def reached(run: Run, target: float) -> tuple[int, float] | None:
+    """The first evaluated round whose accuracy is at least `target`, and megabytes until then; None without one."""
+    for record in run.evaluated:
+        if record.metrics[SERVED].accuracy >= target:
+            return record.round, float(sent(run)[record.round - 1])
+    return None
+
+
+def targets(section: Section) -> dict[str, float]:
+    """Accuracies worth reaching: name -> share. 80, 90 and 95 %, and 99 % of FedAvg's best where it takes part."""
+    fixed = {f"{percent} %": percent / 100 for percent in (80, 90, 95)}
+    best = [best_round(run)[1] for method in section.methods if method.name == "FedAvg" for run in method.runs]
+    return fixed | (
+        {f"99 % of FedAvg's best ({99 * np.mean(best):.1f} %)": 0.99 * float(np.mean(best))} if best else {}
+    )
+
+
+def best_round(run: Run) -> tuple[int, float]:
+    """The first round of the highest accuracy, and that accuracy."""
+    best = max(run.evaluated, key=lambda record: record.metrics[SERVED].accuracy)
+    return best.round, best.metrics[SERVED].accuracy
+
+
+def smallest_p(pairs: int) -> float:
+    """The smallest p-value that so many pairs can give."""
+    return 2.0 ** (1 - pairs)

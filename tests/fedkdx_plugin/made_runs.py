@@ -1,0 +1,117 @@
+"""Run folders as a run leaves them, made of random figures in milliseconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+import yaml
+
+from fedkdx_plugin.engine import metrics
+from fedkdx_plugin.engine.records import write_results
+from fedkdx_plugin.engine.rounds import RoundRecord
+
+CLASSES = ("sit & stand", "walk_1", "run <fast>")
+CONFIG = {
+    "data": "made",
+    "partition": "subject",
+    "alpha": 0.1,
+    "split": "blocked",
+    "train_fraction": 1.0,
+    "model": "cnn",
+    "student_model": None,
+    "global_rounds": 3,
+    "join_ratio": 0.4,
+    "unseen": 0.0,
+    "late": None,
+    "rare": None,
+    "label": "",
+}
+
+
+def make_metrics(rng: torch.Generator, skill: float, clients: int = 8, windows: int = 20) -> metrics.Metrics:
+    """Figures of predictions that are right the more often the larger `skill` is."""
+    y = torch.randint(len(CLASSES), (clients * windows,), generator=rng)
+    logits = torch.randn(len(y), len(CLASSES), generator=rng)
+    logits[torch.arange(len(y)), y] += skill
+    return metrics.evaluate(logits, y, torch.arange(clients).repeat_interleave(windows), clients)
+
+
+def make_run(
+    folder: Path,
+    algorithm: str = "FedAvg",
+    seed: int = 0,
+    skill: float = 1.0,
+    done: int | None = None,
+    views: tuple[str, ...] = ("served",),
+    server: bool = False,
+    damaged: bool = False,
+    data: dict[str, Any] | None = None,
+    hyper: dict[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """Write a run folder.
+
+    Args:
+        skill: see `make_metrics`; figures get better from round to round.
+        done: rounds that have results; all by default.
+        damaged: whether a reply was rejected in the first round.
+        data: entries of the environment's data that differ from the usual.
+    """
+    values = CONFIG | {
+        "algorithm": [algorithm],
+        "seed": seed,
+        "set": {f"{algorithm}.{k}": v for k, v in (hyper or {}).items()},
+    }
+    values |= config
+    rng = torch.Generator().manual_seed(seed + sum(map(ord, algorithm)))
+    records = []
+    for round in range(1, (values["global_rounds"] if done is None else done) + 1):
+        figures = {view: make_metrics(rng, skill * round) for view in views}
+        own = {"epsilon": 0.9, "rank_share": 0.2, "energy_kept": 0.95, "bytes_share": 0.1} if server else {}
+        seconds = {"train": 1.0 + round, "aggregate": 0.5, "evaluate": 0.25}
+        records.append(
+            RoundRecord(
+                round=round,
+                selected=[0, 1],
+                rejected={1: "not finite"} if damaged and round == 1 else {},
+                train_loss=1.0 / round,
+                bytes_up=10**6,
+                bytes_down=2 * 10**6,
+                seconds=seconds,
+                metrics=figures,
+                server=own,
+            )
+        )
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    about = {"name": "made", "folder": "/nowhere", "manifest_sha256": "0" * 64, "evaluated_on": "test"} | (data or {})
+    environment = {
+        "command": ["fedkdx", "-algo", algorithm],
+        "versions": {"torch": "2"},
+        "device": "cpu",
+        "data": about,
+    }
+    (folder / "environment.json").write_text(json.dumps(environment))
+    with h5py.File(folder / "results.h5", "w") as file:
+        shards = SimpleNamespace(evaluated_on=about["evaluated_on"], clients=8)
+        write_results(file, records, {v: records[-1].metrics[v].confusion for v in views}, shards, {})
+        file.attrs["class_names"] = list(CLASSES)
+    return folder
+
+
+def last_accuracy(folder: Path, view: str = "served") -> float:
+    """Per cent, straight from the file."""
+    with h5py.File(folder / "results.h5") as file:
+        return 100 * float(file[f"views/{view}/accuracy"][-1])
+
+
+def client_accuracy(folder: Path) -> np.ndarray:
+    """(clients,), straight from the file."""
+    with h5py.File(folder / "results.h5") as file:
+        return file["views/served/client_accuracy"][-1]
