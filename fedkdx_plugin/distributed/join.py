@@ -11,7 +11,7 @@ import torch
 
 from dataset_utils import shards
 from fedkdx_plugin.distributed import certificates, supernode
-from fedkdx_plugin.distributed.processes import Processes, last_line
+from fedkdx_plugin.distributed.processes import COLOUR, Processes, last_words
 from fedkdx_plugin.distributed.site import LocalData, Place
 from fedkdx_plugin.distributed.tail import Tail
 from registry.errors import UserError
@@ -20,7 +20,6 @@ AGAIN_SECONDS = 5.0  # before a SuperNode that has ended is started again
 SOON_SECONDS = 30.0  # one that ends before this has hardly been there
 ATTEMPTS = 3  # how often that may happen on end
 WORTH_SAYING = re.compile(r"^fedkdx site |WARNING|ERROR|SuperNode ID")
-COLOUR = re.compile(r"\x1b\[\d*m")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -55,7 +54,7 @@ def _stay(processes: Processes, place: Place, server: supernode.Server) -> None:
         short = short + 1 if time.monotonic() - began < SOON_SECONDS else 0
         print(f"the connection ended; joining again in {AGAIN_SECONDS:.0f} s", file=sys.stderr, flush=True)
         time.sleep(AGAIN_SECONDS)
-    raise UserError(f"cannot stay in the federation: {last_line(log)} (all of it: {log})")
+    raise UserError(f"cannot stay in the federation: {last_words(log)} (all of it: {log})")
 
 
 def _say(tail: Tail) -> None:

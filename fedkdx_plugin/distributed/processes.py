@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -18,6 +19,7 @@ import psutil
 from registry.errors import UserError
 
 MARK = "FEDKDX_FEDERATION"  # in the environment of all that is started, and of what that starts
+COLOUR = re.compile(r"\x1b\[\d*m")
 GRACE_SECONDS = 5.0  # to end by itself, before it is killed
 # Flower counts uses, looks for updates and installs an app's dependencies unless told not to
 QUIET = {
@@ -83,7 +85,7 @@ class Processes:
         for process, log in self._started:
             if process.poll() is not None:
                 name = Path(process.args[0]).name
-                raise UserError(f"{name} ended with code {process.returncode}: {last_line(log)} (all of it: {log})")
+                raise UserError(f"{name} ended with code {process.returncode}: {last_words(log)} (all of it: {log})")
 
     def stop(self) -> None:
         """End all, and all that they started; in the end by force."""
@@ -144,10 +146,21 @@ def wait_for_port(host: str, port: int, processes: Processes, seconds: float = 6
     raise UserError(f"nobody answers at {host}:{port} after {seconds:.0f} s")
 
 
-def last_line(log: Path) -> str:
-    """The last line in a log that says something."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+def check_free(host: str, port: int) -> None:
+    """Raises UserError where a port cannot be listened on."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise UserError(f"{host}:{port}: cannot be listened on ({error.strerror}); choose another --port") from error
+
+
+def last_words(log: Path) -> str:
+    """The last line in a log that tells of an error, or else the last that says something."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return COLOUR.sub("", (errors or lines or ["it said nothing"])[-1])
 
 
 def flower(name: str) -> str:

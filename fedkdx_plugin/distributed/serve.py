@@ -13,7 +13,7 @@ from fedkdx_plugin.distributed import certificates
 from fedkdx_plugin.distributed.coordinator import check_algorithm
 from fedkdx_plugin.distributed.finished import finish
 from fedkdx_plugin.distributed.plan import Terms
-from fedkdx_plugin.distributed.processes import Processes
+from fedkdx_plugin.distributed.processes import Processes, check_free
 from fedkdx_plugin.distributed.superlink import SuperLink
 from fedkdx_plugin.engine.results import new_folder, write_yaml
 from registry.errors import UserError
@@ -60,6 +60,7 @@ def run(config: Config, command: list[str], folder: Path | None, terms: Terms, g
     choices, keys = choose(config), gate.keys()
     for choice in choices:
         check_algorithm(choice.server, schedule(config).participation)
+    check_free(gate.host, gate.port)
     if folder is None:
         folder = new_folder(Path(config.out), f"{config.shards.data}-{config.model}-{config.goal}")
         write_yaml(folder / "config.yaml", resolve(config, choices))
