@@ -66,9 +66,7 @@ def run(experiment: Experiment, command: list[str], at_once: int | None = None) 
         print("\nstopped; the same command goes on", file=sys.stderr)
         return 130
     if failed:
-        print(
-            f"{len(failed)} of {len(experiment.jobs)} runs failed:", *map(_reason, failed), sep="\n  ", file=sys.stderr
-        )
+        print(f"{len(failed)} of {len(experiment.jobs)} runs failed:", *_reasons(failed), sep="\n  ", file=sys.stderr)
     _report(experiment)
     return 1 if failed else 0
 
@@ -112,7 +110,18 @@ def _fail(job: Job, reason: str, trace: str = "") -> None:
 
 
 def _reason(job: Job) -> str:
-    return f"{job.name}: {(job.place / FAILED).read_text(encoding='utf-8').splitlines()[0]}"
+    return (job.place / FAILED).read_text(encoding="utf-8").splitlines()[0]
+
+
+def _reasons(jobs: Sequence[Job]) -> list[str]:
+    """A line for each reason, with the first run it stopped and how many others."""
+    alike: dict[str, list[Job]] = {}
+    for job in jobs:
+        alike.setdefault(_reason(job), []).append(job)
+    return [
+        f"{same[0].name}{f' and {len(same) - 1} more' if len(same) > 1 else ''}: {reason}"
+        for reason, same in alike.items()
+    ]
 
 
 class _Pool:
@@ -158,7 +167,7 @@ class _Pool:
                 _fail(worker.job, *content)
                 self.failed.append(worker.job)
                 self.progress.skip(worker.job.rounds - worker.seen)
-                self.progress.say(f"failed: {_reason(worker.job)}")
+                self.progress.say(f"failed: {worker.job.name}: {_reason(worker.job)}")
         return kind not in ("begin", "round")
 
 

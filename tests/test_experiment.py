@@ -196,6 +196,13 @@ class Dying(FedAvg):
     assert list(Path("runs").rglob("FedAvg-*/state.safetensors"))
 
 
+def test_runs_that_fail_alike_are_told_in_one_line(tmp_path, capsys):
+    grid = {"algorithm": ["Local", "FedAvg"], "seed": [0, 1]}
+    assert main(["--experiment", written(grid, data="PAMAP2")]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if "PAMAP2" in line]
+    assert len(lines) == 1 and " and 3 more: PAMAP2 is not in" in lines[0]
+
+
 def test_ctrl_c_and_the_same_command_end_as_if_unbroken(shard_folder):
     torch.set_num_threads(1)
     name = written({"algorithm": ["Local", "FedAvg", "FedKDX"]}, data=str(shard_folder), global_rounds=60)

@@ -30,6 +30,7 @@ from registry import __version__
 from registry.errors import UserError
 
 PAGE, TEXT, TABLES, FIGURES = "report.html", "report.md", "tables", "figures"
+MOST_NAMED = 4  # folders in the title
 SHUFFLED = (
     "Split 'shuffled': overlapping windows fall into training and test part alike, which flatters every method; "
     "'--split blocked' does not."
@@ -57,7 +58,8 @@ def command_line(folders: Sequence[str], out: str | None) -> None:
     if out is None and len(folders) > 1:
         raise UserError("--report with several folders: say with -o DIR where the report goes")
     found = [run for folder in folders for run in find(Path(folder))]
-    title = ", ".join(dict.fromkeys(Path(folder).resolve().name for folder in folders))
+    names = list(dict.fromkeys(Path(folder).resolve().name for folder in folders))
+    title = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if (more := len(names) - MOST_NAMED) > 0 else "")
     print(f"report: {write(found, Path(out) if out else Path(folders[0]) / 'report', title)}")
 
 
