@@ -10,8 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_ci_runs_exactly_the_readmes_test_command():
-    command = (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1]
-    assert command.endswith("-m pytest")
+    (command,) = (line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line.endswith("-m pytest"))
     assert f"```sh\n{command}\n```" in (ROOT / "README.md").read_text()
 
 
