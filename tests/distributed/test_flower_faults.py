@@ -114,6 +114,9 @@ def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, f
         impostor = join(0, key=2)  # site 2's key, but it calls itself client 0
         programs += [*sites, impostor]
         wait_for(done(1), server)
+        wait_for(
+            lambda: "refused by the server: calls itself client 0, but its key is client-2's" in impostor.said(), server
+        )
         assert impostor.end() == 130
         sites.append(join(2))  # late
         programs.append(sites[2])
