@@ -198,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             comparison.show(config)
             return 0
         if config.engine == "flower":
+            if arguments.tensorboard:
+                raise UserError("--tensorboard: not with --engine flower; `fedkdx --report` reads its folders")
             from fedkdx_plugin.distributed import require_flower
 
             require_flower()

@@ -61,6 +61,9 @@ def _serve(arguments: Sequence[str]) -> int:
     least = own["min_clients"] or own["sites"]
     if least > own["sites"]:
         raise UserError(f"--min-clients {least}: there are at most {own['sites']} sites (--sites)")
+    for name in ("list", "dry_run", "tensorboard", "report", "experiment"):
+        if getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')}: not with `fedkdx serve`")
     if options.data:
         raise UserError("-data: the data are the sites' own (fedkdx join); leave it out")
     folder = resumed(options)

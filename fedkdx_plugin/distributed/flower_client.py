@@ -13,7 +13,7 @@ from fedkdx_plugin.choice import choose
 from fedkdx_plugin.comparison import make_task, training
 from fedkdx_plugin.distributed.flower_records import pack, unpack
 from fedkdx_plugin.distributed.plan import read_settings
-from fedkdx_plugin.distributed.protocol import Answer, Request
+from fedkdx_plugin.distributed.protocol import Answer, Request, shown
 from fedkdx_plugin.distributed.site import LocalData, Place, Site
 from fedkdx_plugin.engine.evaluation import SERVED
 from registry import interface
@@ -48,7 +48,10 @@ def site(context: Context, own: Place) -> Site:
 
 @app.query()
 def announce(message: Message, context: Context) -> Message:
-    """Say who is here."""
+    """Say who is here; and on the screen, where the server says so, why it does not want us."""
+    reason = unpack(message.content).decode(errors="replace")
+    if reason:
+        _say(place(context), f"refused by the server: {shown(reason)}")
     return Message(pack(LocalData(place(context)).announcement().to_message().to_bytes()), reply_to=message)
 
 

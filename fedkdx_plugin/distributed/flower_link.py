@@ -54,6 +54,9 @@ class FlowerLink:
                 self._node_of[site.client] = node
         return {id: self._announced[node] for id, node in self._node_of.items()}
 
+    def refuse(self, client: int, reason: str) -> None:
+        self._let_know(self._node_of[client], reason)
+
     def exchange(self, requests: Mapping[int, bytes], seconds: float) -> Mapping[int, bytes | str]:
         until = time.monotonic() + seconds
         messages = [
@@ -88,6 +91,11 @@ class FlowerLink:
             if message:
                 self._asked[message] = (node, until)
 
+    def _let_know(self, node: int, reason: str) -> None:
+        """Say to a site why it is not asked anything; nobody waits for an answer."""
+        data = pack(reason.encode())
+        self.grid.push_messages([Message(data, dst_node_id=node, message_type=MessageType.QUERY, ttl=ANNOUNCE_SECONDS)])
+
     def _hear(self, nodes: Mapping[int, str]) -> None:
         """Take in the announcements that have come."""
         for reply in self.grid.pull_messages(list(self._asked)) if self._asked else ():
@@ -104,6 +112,7 @@ class FlowerLink:
             except BadMessage as error:
                 if self._refused.get(node, ("",))[0] != str(error):
                     self.tell(Event(0, -1, "refused", f"node {node}: {error}"))
+                    self._let_know(node, str(error))
                 self._refused[node] = str(error), time.monotonic() + AGAIN_SECONDS
 
     def _check(self, site: Announcement, node: int, nodes: Mapping[int, str]) -> None:

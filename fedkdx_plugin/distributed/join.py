@@ -19,7 +19,7 @@ from registry.errors import UserError
 AGAIN_SECONDS = 5.0  # before a SuperNode that has ended is started again
 SOON_SECONDS = 30.0  # one that ends before this has hardly been there
 ATTEMPTS = 3  # how often that may happen on end
-WORTH_SAYING = re.compile(r"^fedkdx site |WARNING|ERROR|SuperNode ID")
+WORTH_SAYING = re.compile(r"^fedkdx site |WARNING|ERROR|SuperNode ID|^\[code")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -54,7 +54,10 @@ def _stay(processes: Processes, place: Place, server: supernode.Server) -> None:
         short = short + 1 if time.monotonic() - began < SOON_SECONDS else 0
         print(f"the connection ended; joining again in {AGAIN_SECONDS:.0f} s", file=sys.stderr, flush=True)
         time.sleep(AGAIN_SECONDS)
-    raise UserError(f"cannot stay in the federation: {last_words(log)} (all of it: {log})")
+    raise UserError(
+        f"cannot stay in the federation: {last_words(log)}; does the server know this site's key, and was its "
+        f"certificate signed by this site's authority? (all of it: {log})"
+    )
 
 
 def _say(tail: Tail) -> None:

@@ -17,6 +17,11 @@ LONGEST_TEXT = 300  # letters
 SHARES = ("accuracy", "f1", "recall", "auc", "auc_macro")
 
 
+def shown(value: Any) -> str:
+    """A short line that can be shown, whatever was sent."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:LONGEST_TEXT])
+
+
 @dataclass(frozen=True)
 class Announcement:
     """What a site says of itself when it joins: counts and names, no data.
@@ -52,9 +57,9 @@ class Announcement:
         try:
             whole = {name: _whole(meta[name]) for name in ("client", "samples", "tests")}
             channels, one, time = map(_whole, meta["shape"])
-            texts = {name: _text(meta[name]) for name in ("data", "evaluated_on")}
-            classes = tuple(map(_text, meta["classes"]))
-            versions = {_text(name): _text(version) for name, version in meta["versions"].items()}
+            texts = {name: shown(meta[name]) for name in ("data", "evaluated_on")}
+            classes = tuple(map(shown, meta["classes"]))
+            versions = {shown(name): shown(version) for name, version in meta["versions"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadMessage(f"not an announcement: {error}") from error
         return Announcement(**whole, **texts, shape=(channels, one, time), classes=classes, versions=versions)
@@ -178,7 +183,7 @@ class Answer:
                 view: Figures(rows[view], confusions[view], _whole(count)) for view, count in meta["nonfinite"].items()
             }
             reply = None if meta["reply"] is None else Message(_part(message, "reply"), meta["reply"])
-            answer = Answer(client, round, reply, float(message.tensors["loss"]), _text(meta["dropped"]), figures)
+            answer = Answer(client, round, reply, float(message.tensors["loss"]), shown(meta["dropped"]), figures)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BadMessage(f"not an answer: {error}") from error
         for view, own in figures.items():
@@ -219,11 +224,6 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is no whole number")
     return value
-
-
-def _text(value: Any) -> str:
-    """A short line that can be shown, whatever was sent."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:LONGEST_TEXT])
 
 
 def _short(value: Any) -> str:

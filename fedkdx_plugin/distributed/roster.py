@@ -49,6 +49,9 @@ class Link(Protocol):
     def sites(self) -> Mapping[int, Announcement]:
         """Who is connected now, by client number."""
 
+    def refuse(self, client: int, reason: str) -> None:
+        """Let a client know why it is not asked to take part."""
+
     def exchange(self, requests: Mapping[int, bytes], seconds: float) -> Mapping[int, bytes | str]:
         """Send each client its request and wait at most so long: client -> its answer, or why there is none."""
 
@@ -86,6 +89,7 @@ class Roster:
             elif self._refused.get(id) != reason:
                 self._refused[id] = reason
                 self.tell(Event(round, id, "refused", reason))
+                self.link.refuse(id, reason)
         for id in sorted(there - self._there):
             self._refused.pop(id, None)
             self.tell(Event(round, id, "joined", f"{self.known[id].samples} training windows"))

@@ -29,6 +29,7 @@ class FakeLink:
         away: clients that are not connected.
         spoil: client -> what becomes of its answer's bytes; None is silence.
         requests, answers: all bytes that travelled, (client, bytes).
+        refused: client -> what it was told.
     """
 
     def __init__(self, places: Mapping[int, Place], make: Callable[[Place], Site]) -> None:
@@ -37,10 +38,14 @@ class FakeLink:
         self.spoil: dict[int, Callable[[bytes], bytes | str | None]] = {}
         self.requests: list[tuple[int, bytes]] = []
         self.answers: list[tuple[int, bytes]] = []
+        self.refused: dict[int, str] = {}
 
     def sites(self) -> dict[int, Announcement]:
         there = {id: place for id, place in self.places.items() if id not in self.away}
         return {id: _travel(LocalData(place).announcement()) for id, place in there.items()}
+
+    def refuse(self, client: int, reason: str) -> None:
+        self.refused[client] = reason
 
     def exchange(self, requests: Mapping[int, bytes], seconds: float) -> dict[int, bytes | str]:
         answers = {}

@@ -16,6 +16,7 @@ WRONG = {
     f"{SERVE} --deadline 0": "seconds above 0",
     f"{SERVE} --port 99999": "between 1 and 65535",
     f"{SERVE} -data SPAR": "the sites' own",
+    f"{SERVE} --dry-run": "not with `fedkdx serve`",
     f"{SERVE} -gr 0": "global_rounds",
     f"{SERVE} --resume nowhere": "no other option",
     "serve --sites 2 --insecure --resume nowhere": "no comparison there",

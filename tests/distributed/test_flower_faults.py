@@ -114,6 +114,9 @@ def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, f
         impostor = join(0, key=2)  # site 2's key, but it calls itself client 0
         programs += [*sites, impostor]
         wait_for(done(1), server)
+        wait_for(
+            lambda: "refused by the server: calls itself client 0, but its key is client-2's" in impostor.said(), server
+        )
         assert impostor.end() == 130
         sites.append(join(2))  # late
         programs.append(sites[2])
@@ -156,7 +159,9 @@ def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, f
     assert "NaN" in records[5].rejected[1] or "finite" in records[5].rejected[1]
     assert not any("missing; the server goes on" in row["detail"] for row in events)  # private state survived
     assert {0, 1, 2} >= set(records[-1].selected) and 0 in [id for record in records[4:] for id in record.selected]
-    assert np.isfinite([record.train_loss for record in records]).all()
+    for record in records:  # also one in which nobody's work counted
+        worked = set(record.selected) - record.rejected.keys() - record.lost.keys()
+        assert bool(worked) == bool(np.isfinite(record.train_loss))
     assert "ended early" not in (place / "log.txt").read_text().splitlines()[-1]
 
 
@@ -177,7 +182,10 @@ def test_ctrl_c_ends_all_processes(shard_folder, tmp_path):
     wait_for(lambda: len(psutil.Process(program.process.pid).children(recursive=True)) >= 8, program)
     started = psutil.Process(program.process.pid).children(recursive=True)
     for process in started:
-        settings = process.environ()
+        try:
+            settings = process.environ()
+        except psutil.NoSuchProcess:  # it had little to do
+            continue
         assert settings["FLWR_TELEMETRY_ENABLED"] == "0" and settings["FLWR_DISABLE_UPDATE_CHECK"] == "1"
         assert settings["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert program.end() == 130

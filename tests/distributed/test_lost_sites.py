@@ -176,6 +176,7 @@ def test_data_of_another_kind_is_refused_by_name(what, change, shard_folder, tmp
     assert records.records[0].selected == [0, 2]
     (event,) = story.of("refused")
     assert event.client == 1 and event.detail.startswith(what)
+    assert link.refused == {1: event.detail}
 
 
 def test_another_version_is_refused_by_name(shard_folder, tmp_path):
