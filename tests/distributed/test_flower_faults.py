@@ -24,7 +24,7 @@ pytestmark = pytest.mark.flower
 ROOT = Path(__file__).parent.parent.parent
 ROUNDS, DEADLINE = 8, 60
 PATIENCE = 600  # seconds, for anything a test waits for
-# a site that answers rubbish in round 6: its own process spoils what it sends
+# a site that answers rubbish from round 6 on: its own process spoils what it sends
 SPOIL = """
 import sys
 if "flwr-clientapp" in sys.argv[0]:
@@ -32,7 +32,7 @@ if "flwr-clientapp" in sys.argv[0]:
     train = site.Site._train
     def spoilt(self, request, answer, store):
         answer = train(self, request, answer, store)
-        if request.round.index == 6:
+        if request.round.index >= 6 and answer.reply:
             for tensor in answer.reply.tensors.values():
                 tensor[...] = float("nan")
         return answer
@@ -129,7 +129,7 @@ def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, f
         sites[2].signal_all(signal.SIGSTOP)
         wait_for(done(5), server)
         sites[2].signal_all(signal.SIGCONT)
-        wait_for(done(6), server)
+        wait_for(lambda: any("dropped an update: client 1" in log.read_text() for log in logs()), server)
         server.signal_all(signal.SIGKILL)
         (folder,) = (tmp_path / "server" / "runs").iterdir()
         server = Program(tmp_path / "server", "serve", *here, "--resume", folder)
@@ -154,11 +154,11 @@ def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, f
     assert [record.round for record in records] == list(range(1, ROUNDS + 1))
     assert any("its key is client-2's" in row["detail"] for row in events)
     assert int(happened("joined", 2)[0]["round"]) >= 2
-    assert any(0 in record.lost for record in records)
-    assert any(2 in record.lost for record in records)
-    assert "NaN" in records[5].rejected[1] or "finite" in records[5].rejected[1]
+    # told of by the journal, since a round that the killed server had not saved was repeated
+    assert happened("silent", 0) and happened("silent", 2) and len(happened("joined", 0)) > 1
+    assert "client 1: student." in (place / "log.txt").read_text()
     assert not any("missing; the server goes on" in row["detail"] for row in events)  # private state survived
-    assert {0, 1, 2} >= set(records[-1].selected) and 0 in [id for record in records[4:] for id in record.selected]
+    assert any(0 in record.selected for record in records[4:])
     for record in records:  # also one in which nobody's work counted
         worked = set(record.selected) - record.rejected.keys() - record.lost.keys()
         assert bool(worked) == bool(np.isfinite(record.train_loss))
