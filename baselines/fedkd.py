@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.losses import kd
-from fedkdx_plugin.algorithm.student import StudentClient, StudentParams, StudentServer
+from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
+from fedkdx_plugin.algorithm.student_server import StudentServer
 from registry.interface import Batch, Task
 from registry.parameters import hyper
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedkdx_plugin.algorithm.client import FedKDXClient, FedKDXParams
-from fedkdx_plugin.algorithm.student import StudentServer
+from fedkdx_plugin.algorithm.student_server import StudentServer
 
 
 class FedKDX(StudentServer):

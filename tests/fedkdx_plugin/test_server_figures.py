@@ -53,7 +53,7 @@ def test_fedkdx_tells_of_its_broadcast(feedback):
         assert told["epsilon"] == pytest.approx(0.9 + 0.08 * record.round / 3)
         assert told["epsilon"] < told["energy_kept"] <= 1
         assert 0 < told["rank_share"] <= 1
-    payload, weights = federation.server.steps[-1].payload, federation.server.weights
+    payload, weights = federation.server.downlink.steps[-1].payload, federation.server.weights
     sizes = [sum(tensor.nbytes for tensor in tensors.values()) for tensors in (payload, weights)]
     assert recorder.records[-1].server["bytes_share"] == pytest.approx(sizes[0] / sizes[1])
 

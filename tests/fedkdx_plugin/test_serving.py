@@ -149,7 +149,7 @@ def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itse
             if ".running_" not in name:
                 torch.testing.assert_close(kept[name.replace("student.", "teacher.")], tensor, rtol=0, atol=1e-5)
     federation.server.weights = {name: tensor + 3 for name, tensor in start.items()}
-    federation.server.synced.clear()  # so that the whole student is sent again
+    federation.server.downlink.synced.clear()  # so that the whole student is sent again
     federation.round(Round(2, 2))
     head = federation.workspace.kept[0]["teacher.head.weight"]
     torch.testing.assert_close(head, start["student.head.weight"], rtol=0, atol=1e-5)
@@ -163,7 +163,7 @@ def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, pull):
     for t in (1, 2):  # the rate is tiny: where training ends is where it began
         before = [dict(kept) or dict(federation.workspace.initial) for kept in federation.workspace.kept]
         federation.server.weights = {name: tensor + t for name, tensor in federation.server.weights.items()}
-        federation.server.synced.clear()  # so that the whole student is sent
+        federation.server.downlink.synced.clear()  # so that the whole student is sent
         sent = {name: tensor.clone() for name, tensor in federation.server.weights.items()}
         federation.round(Round(t, 2))
         for own, kept in zip(before, federation.workspace.kept, strict=True):
