@@ -57,6 +57,21 @@ class Message:
         return Message({name: tensors[name].to(device) for name in sorted(tensors)}, meta)
 
 
+def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first floating-point tensor that holds NaN or infinity; asks the device once for all.
+
+    By least and greatest values, which let NaN through: `isfinite` of a large tensor takes twenty times as long.
+    """
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not floats:
+        return None
+    # PyTorch knows of no order, and no infinity, in types of one byte
+    wide = (tensor if tensor.itemsize > 1 else tensor.float() for tensor in floats.values())
+    ends = torch.stack([end for tensor in wide for end in tensor.aminmax()])
+    finite = ends.isfinite().view(-1, 2).all(1).tolist()
+    return None if all(finite) else list(floats)[finite.index(False)]
+
+
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise BadMessage unless tensors have the expected ones' names, shapes and types."""
     for name, like in expected.items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from registry.interface import BadMessage, NonFinite
+from registry.messages import first_nonfinite
 
 FACTORS = (".U", ".S", ".V")
 DENSE = ".dense"
@@ -199,12 +200,7 @@ def _worth_a_try(tensor: Tensor, quantise: bool) -> bool:
 
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raise NonFinite for the first tensor that is not; asks the device once."""
-    if not tensors:
-        return
-    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
-    if not all(finite):
-        name = list(tensors)[finite.index(False)]
+    if (name := first_nonfinite(tensors)) is not None:
         raise NonFinite(f"tensor '{name}' holds NaN or infinity")
 
 

@@ -16,7 +16,7 @@ from fedkdx_plugin.algorithm.student import VERSION, StudentClient, StudentParam
 from fedkdx_plugin.algorithm.updates import group, labelled
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, Round, Server, Task
-from registry.messages import check_state
+from registry.messages import check_state, first_nonfinite
 
 FLOAT = torch.finfo(torch.float32)
 DOWNLINKS: dict[str, type[Downlink]] = {"broadcast": Broadcast, "differences": Differences}
@@ -62,8 +62,7 @@ class StudentServer(Server):
         rate = reply.meta.get("rate")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not FLOAT.tiny <= rate <= FLOAT.max:
             raise BadMessage(f"'rate' must be a positive number, not {rate!r}")
-        finite = [(rate * tensor).isfinite().all() for tensor in gradient.values()]
-        if finite and not torch.stack(finite).all():
+        if first_nonfinite({name: rate * tensor for name, tensor in gradient.items()}) is not None:
             raise BadMessage(f"the update at a rate of {rate:g} is not finite")
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from fedkdx_plugin.engine.faults import Damage
 from registry.interface import Message, NonFinite
+from registry.messages import first_nonfinite
 
 
 class Transport:
@@ -64,12 +65,5 @@ def _same(one: Message, other: Message) -> bool:
 
 def check_finite(client: int, tensors: dict[str, torch.Tensor]) -> None:
     """Raise NonFinite, naming client and tensor, where a tensor holds NaN or infinity. One sync for all tensors."""
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    if not floats:
-        return
-    # PyTorch knows of no infinity in types of one byte
-    wide = (tensor if tensor.itemsize > 1 else tensor.float() for tensor in floats.values())
-    finite = torch.stack([tensor.isfinite().all() for tensor in wide])
-    if not finite.all():
-        name = next(name for name, fine in zip(floats, finite.tolist(), strict=True) if not fine)
+    if (name := first_nonfinite(tensors)) is not None:
         raise NonFinite(f"client {client}: {name} holds NaN or infinity")
