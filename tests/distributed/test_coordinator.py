@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
+from fedkdx_plugin.algorithm.client import FedKDXParams
+from fedkdx_plugin.algorithm.server import FedKDX
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.rounds import Schedule
 from registry import catalog
@@ -32,9 +36,27 @@ def assert_same_records(some, others):
                 np.testing.assert_array_equal(value, getattr(other.metrics[view], name), err_msg=f"{view} {name}")
 
 
-@pytest.mark.parametrize("name", FEDERATED)
-def test_sites_give_the_bits_of_one_process(name, shard_folder, tmp_path):
-    algorithm, schedule = catalog.load("algorithms", name), Schedule(4, 0.7, eval_gap=2)
+@dataclass(frozen=True)
+class OtherDefaults(FedKDXParams):
+    """As the preset `tuned`, in what is sent."""
+
+    downlink: str = "differences"
+    quantise: bool = True
+    error_feedback: bool = True
+
+
+class FedKDXByDifferences(FedKDX):
+    """FedKDX with a state of its own for each client on the server, and a difference yet to be settled on each site."""
+
+    Params = OtherDefaults
+
+
+ALGORITHMS = [*(catalog.load("algorithms", name) for name in FEDERATED), FedKDXByDifferences]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
+def test_sites_give_the_bits_of_one_process(algorithm, shard_folder, tmp_path):
+    schedule = Schedule(4, 0.7, eval_gap=2)
     local, here = make_local(algorithm, shard_folder, schedule), Recorder()
     local.run([here])
     link = make_link(algorithm, shard_folder, tmp_path)

@@ -23,7 +23,8 @@ def test_the_first_tensor_with_nan_or_infinity_is_named(dtype, bad, place):
 
 def test_what_is_large_but_finite_passes():
     limit = torch.finfo(torch.float32).max
-    assert first_nonfinite({"w": torch.tensor([limit, limit, -limit]), "d": torch.tensor([1e300], dtype=torch.float64)}) is None
+    wide = torch.tensor([1e300], dtype=torch.float64)
+    assert first_nonfinite({"w": torch.tensor([limit, limit, -limit]), "wide": wide}) is None
     assert first_nonfinite({}) is None
     assert first_nonfinite({"whole": torch.tensor([1]), "empty": torch.empty(0)}) is None
 
