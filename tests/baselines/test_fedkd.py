@@ -140,6 +140,7 @@ def test_the_defaults_are_the_papers():
 
 CHANGES = {"epsilon_start": 0.5, "epsilon_end": 0.5, "error_feedback": True, "weights": "uniform"}
 CHANGES |= {"serve": "validation", "teacher_init": "student", "teacher_pull": 0.5, "quantise": True}
+CHANGES |= {"downlink": "differences"}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(FedKDParams)])
