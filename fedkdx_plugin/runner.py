@@ -24,6 +24,7 @@ from fedkdx_plugin.comparison import Setting, prepare_shards, run_device
 from fedkdx_plugin.config import from_dict
 from fedkdx_plugin.engine.progress import Progress, RunProgress
 from fedkdx_plugin.engine.records import without_confusion
+from fedkdx_plugin.engine.results import write_yaml
 from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.experiment import Experiment, Job
 from registry.errors import UserError
@@ -73,9 +74,12 @@ def run(experiment: Experiment, command: list[str], at_once: int | None = None) 
 
 def _report(experiment: Experiment) -> None:
     from fedkdx_plugin.reports import report
+    from fedkdx_plugin.reports.runs import EXPERIMENT
 
     folders = [job.place for job in experiment.jobs]
-    page = report.write(folders, folders[0].parent.parent / "report", experiment.title, experiment.about)
+    whole = folders[0].parent.parent
+    write_yaml(whole / EXPERIMENT, {"title": experiment.title, "about": experiment.about})
+    page = report.write(folders, whole / "report", experiment.title, experiment.about)
     print(f"report: {page}")
 
 

@@ -163,6 +163,12 @@ def test_runs_side_by_side_are_made_once_and_equal_a_comparisons(shard_folder, c
     rows = [[line.split(",")[columns] for line in path.read_text().splitlines()] for path in (own, compared)]
     assert rows[0] == rows[1]
 
+    page = Path("runs/mine/report/report.html")
+    assert "<title>Mine" in page.read_text()
+    page.unlink()
+    assert main(["--report", "runs/mine"]) == 0  # as it was called when it ran
+    assert "<title>Mine" in page.read_text()
+
 
 def test_a_failed_run_is_told_and_the_others_go_on(shard_folder, tmp_path, monkeypatch, capsys):
     """Data that are not there, an algorithm that raises, and a process that is killed."""

@@ -22,7 +22,7 @@ from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
 from dataset_utils.shards import read_manifest
 from fedkdx_plugin.reports import content, figures, tables
-from fedkdx_plugin.reports.runs import Run, find, read_all
+from fedkdx_plugin.reports.runs import Run, find, read_all, title_and_about
 from fedkdx_plugin.reports.sections import Section, arrange
 from fedkdx_plugin.reports.table import TUNING
 from fedkdx_plugin.reports.tables import Table
@@ -58,9 +58,10 @@ def command_line(folders: Sequence[str], out: str | None) -> None:
     if out is None and len(folders) > 1:
         raise UserError("--report with several folders: say with -o DIR where the report goes")
     found = [run for folder in folders for run in find(Path(folder))]
+    title, about = title_and_about(Path(folders[0])) if len(folders) == 1 else ("", "")
     names = list(dict.fromkeys(Path(folder).resolve().name for folder in folders))
-    title = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if (more := len(names) - MOST_NAMED) > 0 else "")
-    print(f"report: {write(found, Path(out) if out else Path(folders[0]) / 'report', title)}")
+    named = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if (more := len(names) - MOST_NAMED) > 0 else "")
+    print(f"report: {write(found, Path(out) if out else Path(folders[0]) / 'report', title or named, about)}")
 
 
 def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Path:

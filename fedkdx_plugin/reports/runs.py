@@ -16,6 +16,7 @@ from fedkdx_plugin.engine.records import read_results
 from fedkdx_plugin.engine.rounds import RoundRecord
 from registry.errors import UserError
 
+EXPERIMENT = "experiment.yaml"  # in an experiment's folder: its title, and what it is about
 CONFIG, ENVIRONMENT, RESULTS, ROUNDS = "config.yaml", "environment.json", "results.h5", "metrics.csv"
 FAILED = "failed.txt"  # why a run failed, in its first line
 
@@ -130,16 +131,30 @@ def _results(folder: Path, config: Mapping[str, Any], environment: Mapping[str, 
     return Run(folder, config, environment, records, confusion, classes, groups)
 
 
+def title_and_about(folder: Path) -> tuple[str, str]:
+    """What an experiment's folder says it is; of any other folder, nothing. Raises UserError for a damaged file."""
+    path = folder / EXPERIMENT
+    if not path.is_file():
+        return "", ""
+    values = _yaml(path, "what an experiment is called")
+    _check(path, values, {"title": str, "about": str})
+    return values["title"], values["about"]
+
+
 def _config(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not the configuration of a run ({_text(error)})") from error
+    values = _yaml(path, "the configuration of a run")
     wanted = {"algorithm": list, "seed": int, "global_rounds": int, "model": str}
     _check(path, values, wanted)
     if len(values["algorithm"]) != 1:
         raise UserError(f"{path}: of {len(values['algorithm'])} algorithms; a run has one")
     return values
+
+
+def _yaml(path: Path, what: str) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not {what} ({_text(error)})") from error
 
 
 def _environment(path: Path) -> dict[str, Any]:
