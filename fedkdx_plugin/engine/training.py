@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkdx_plugin.engine.faults import Faults
+from fedkdx_plugin.engine.fused import ClipAndMove
 from fedkdx_plugin.engine.randomness import generator, seeded
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
@@ -54,21 +55,19 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     context = client.context()
     trained = {name: net for name, net in client.nets.items() if name not in client.frozen}
     parameters = {name: list(net.parameters()) for name, net in trained.items()}
-    everything = [parameter for group in parameters.values() for parameter in group]
-    optimiser = torch.optim.SGD(everything, lr=client.learning_rate)
+    move = mover(list(parameters.values()), client.learning_rate, settings.clip_norm)
     x, y, _ = client.data
     total = torch.zeros((), device=x.device)
     for name, net in client.nets.items():
         net.train(name in trained)
+        net.zero_grad()
     with seeded(settings.seed, "dropout", round.index, client.id):
         for step, index in enumerate(batches(len(y), round, client.id, settings, x.device), 1):
             with named(f"client {client.id}, round {round.index}, step {step}"):
                 losses = client.losses(client.nets, Batch(x[index], y[index]), context)
                 loss = torch.stack(list(losses.values())).sum()
-                optimiser.zero_grad()
                 loss.backward()
-                _clip(parameters, settings.clip_norm)
-                optimiser.step()
+                move()
                 total += loss.detach() * len(index)
     return total / (len(y) * settings.epochs(round, client.id))
 
@@ -112,7 +111,23 @@ def hold_out(data: Batch, share: float, client: int, seed: int) -> tuple[Batch, 
     return training, validation
 
 
-def _clip(parameters: Mapping[str, list[nn.Parameter]], bound: float) -> None:
-    if bound > 0:
-        for group in parameters.values():
+def mover(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> Callable[[], None]:
+    """What moves several networks' parameters by their gradients, which are then forgotten: plain SGD.
+
+    Args:
+        groups: each network's parameters.
+        rate: learning rate.
+        bound: on the norm of each network's gradient (0: none).
+    """
+    everything = [parameter for group in groups for parameter in group]
+    if ClipAndMove.takes(everything):
+        return ClipAndMove(groups, rate, bound)
+    optimiser = torch.optim.SGD(everything, lr=rate)
+
+    def move() -> None:
+        for group in groups if bound > 0 else ():
             nn.utils.clip_grad_norm_(group, bound)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return move

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedkdx_plugin.engine.fused import Block
+
 
 class Rows:
     """What layers must know of the batch at work.
@@ -187,6 +189,7 @@ class BatchNorm3d(_Masked, nn.BatchNorm3d):
 
 
 CONVERTED: dict[type[nn.Module], type[nn.Module]] = {
+    Block: nn.Sequential,
     nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
     nn.LSTM: LSTM,

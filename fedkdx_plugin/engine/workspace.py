@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine.data import memory_format
+from fedkdx_plugin.engine.fused import fuse
 from fedkdx_plugin.engine.randomness import seeded
 from registry.interface import Client, Server, Task, copy_state, float_state, matches, private_names
 
@@ -30,6 +31,8 @@ class Workspace:
         with seeded(seed, "initial weights"):
             nets = algorithm.Client.build(task)
         self.nets = {name: net.to(device, memory_format=memory_format(device)) for name, net in nets.items()}
+        if device.type == "cpu":
+            fuse(self.nets)
         for name in algorithm.Client.frozen:
             self.nets[name].requires_grad_(False)
         self.initial = {name: tensor.clone() for name, tensor in float_state(self.nets).items()}
