@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm.losses import kd
+from fedkdx_plugin.algorithm.losses import kd, soften
 from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
 from fedkdx_plugin.algorithm.student_server import StudentServer
 from registry.interface import Batch, Task
@@ -54,8 +54,9 @@ class FedKDClient(StudentClient):
         intensity = 1 / (task_t + task_s).detach().clamp(min=SMALLEST_TASK_LOSS)
 
         mapped = nets["projection"](student.features)  # W_h H_s: learnt on the student's side
-        of_teacher = kd(teacher.logits, student.logits, 1.0) + _mse(teacher.features, mapped.detach())
-        of_student = kd(student.logits, teacher.logits, 1.0) + _mse(mapped, teacher.features.detach())
+        log_t, log_s = soften(teacher.logits, 1.0), soften(student.logits, 1.0)
+        of_teacher = kd(log_t, log_s, 1.0) + _mse(teacher.features, mapped.detach())
+        of_student = kd(log_s, log_t, 1.0) + _mse(mapped, teacher.features.detach())
         return {
             "teacher": task_t + intensity * batch.mean(of_teacher),
             "student": task_s + intensity * batch.mean(of_student),

@@ -133,8 +133,9 @@ class FedKDX(FedAvg):
     def loss(self, t: object, s: object, y: Tensor) -> Tensor:
         loss = F.cross_entropy(t.logits, y) + F.cross_entropy(s.logits, y)
         for learner, target in ((t, s), (s, t)):
-            loss = loss + losses.kd(learner.logits, target.logits, TAU).mean()
-            loss = loss + losses.nkd(learner.logits, target.logits, y, GAMMA, TAU).mean()
+            learnt, fixed = losses.soften(learner.logits, TAU), losses.soften(target.logits, TAU)
+            loss = loss + losses.kd(learnt, fixed, TAU).mean()
+            loss = loss + losses.nkd(losses.apart(learnt, y), losses.apart(fixed, y), GAMMA, TAU).mean()
         loss = loss + losses.contrastive(t.features, s.features.detach(), TAU).mean()
         return loss + losses.contrastive(t.features.detach(), s.features, TAU).mean()
 

@@ -53,13 +53,15 @@ class FedKDXClient(StudentClient):
         loss_t = F.cross_entropy(teacher.logits, batch.y, reduction="none")
         loss_s = F.cross_entropy(student.logits, batch.y, reduction="none")
         p = self.params
+        log_t, log_s = losses.soften(teacher.logits, p.tau), losses.soften(student.logits, p.tau)
         if "kd" in p.use:
-            loss_t = loss_t + p.kd_weight * losses.kd(teacher.logits, student.logits, p.tau)
-            loss_s = loss_s + p.kd_weight * losses.kd(student.logits, teacher.logits, p.tau)
+            loss_t = loss_t + p.kd_weight * losses.kd(log_t, log_s, p.tau)
+            loss_s = loss_s + p.kd_weight * losses.kd(log_s, log_t, p.tau)
         if "nkd" in p.use:
+            apart_t, apart_s = losses.apart(log_t, batch.y), losses.apart(log_s, batch.y)
             of_teacher = losses.nkd if p.nkd_direction == "mutual" else losses.nkd_teacher_literal
-            loss_t = loss_t + p.nkd_weight * of_teacher(teacher.logits, student.logits, batch.y, p.gamma, p.tau)
-            loss_s = loss_s + p.nkd_weight * losses.nkd(student.logits, teacher.logits, batch.y, p.gamma, p.tau)
+            loss_t = loss_t + p.nkd_weight * of_teacher(apart_t, apart_s, p.gamma, p.tau)
+            loss_s = loss_s + p.nkd_weight * losses.nkd(apart_s, apart_t, p.gamma, p.tau)
         if "ctl" in p.use:
             h_t, h_s = self._to_student_size(nets, teacher), student.features
             tau = p.tau if p.tau_ctl is None else p.tau_ctl

@@ -1,10 +1,12 @@
-"""The distillation losses of FedKDX (paper eq. 5-8): per-sample values of logits and features, without state.
+"""The distillation losses of FedKDX (paper eq. 5-8): per-sample values of predictions and features, without state.
 
-`kd`, `nkd` and `nkd_teacher_literal` detach the fixed side themselves: no gradient reaches it. `contrastive`
-does not, for the reason it gives.
+`kd`, `nkd` and `nkd_teacher_literal` take softened predictions, made once for all of them by `soften` and `apart`, and
+detach the fixed side themselves: no gradient reaches it. `contrastive` does not, for the reason it gives.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,45 +15,71 @@ from torch.nn import functional as F
 SHORTEST_FEATURE = 1e-6  # a feature vector shorter than this has no direction worth comparing
 
 
-def kd(z_learner: Tensor, z_target: Tensor, tau: float) -> Tensor:
-    """τ² KL(p_target ‖ p_learner) of the softened predictions, the target fixed (paper §3.2, eq. 5-6).
+class Apart(NamedTuple):
+    """Softened predictions p, the true class apart from the others.
+
+    Attributes:
+        true: log p of the true class, (n,).
+        others: log N(p): p renormalised over all other classes, (n, classes - 1).
+    """
+
+    true: Tensor
+    others: Tensor
+
+
+def soften(z: Tensor, tau: float) -> Tensor:
+    """log p at temperature τ > 0 (eq. 5-6): logits (n, classes) -> (n, classes)."""
+    return F.log_softmax(z / tau, dim=1)
+
+
+def apart(log_p: Tensor, y: Tensor) -> Apart:
+    """What eq. 8 compares of softened predictions (n, classes) with the true classes (n,), int64.
+
+    N(p) is a softmax of its own over what is not the true class, so it is stable where p of the true class is 1.
+    """
+    true = y.unsqueeze(1)
+    index = torch.arange(log_p.shape[1] - 1, device=log_p.device)
+    others = log_p.gather(1, index + (index >= true))
+    return Apart(log_p.gather(1, true).squeeze(1), F.log_softmax(others, dim=1))
+
+
+def kd(log_learner: Tensor, log_target: Tensor, tau: float) -> Tensor:
+    """τ² KL(p_target ‖ p_learner) of softened predictions, the target fixed (paper §3.2).
 
     Args:
-        z_learner, z_target: logits (n, classes).
-        tau: temperature τ > 0.
+        log_learner, log_target: as of `soften`, (n, classes).
+        tau: the temperature they were softened with.
 
     Returns:
         (n,), one value a sample.
     """
-    log_learner = F.log_softmax(z_learner / tau, dim=1)
-    log_target = F.log_softmax(z_target.detach() / tau, dim=1)
+    log_target = log_target.detach()
     return tau**2 * (log_target.exp() * (log_target - log_learner)).sum(1)  # torch.vmap has no rule for F.kl_div
 
 
-def nkd(z_learner: Tensor, z_target: Tensor, y: Tensor, gamma: float, tau: float) -> Tensor:
+def nkd(learner: Apart, target: Apart, gamma: float, tau: float) -> Tensor:
     """Negative knowledge distillation (eq. 8), the learner as S and the target as T, the target fixed.
 
     With the teacher as learner and the student as target it is the mutual reading of eq. 8, as KD is mutual.
 
     Args:
-        z_learner, z_target: logits (n, classes).
-        y: true classes (n,), int64.
+        learner, target: as of `apart`.
         gamma: share γ of the second term, which compares what is not the true class, in [0, 1].
-        tau: temperature τ > 0.
+        tau: the temperature they were softened with.
 
     Returns:
         (n,), one value a sample.
     """
-    return _equation_8(z_target.detach(), z_learner, y, gamma, tau)
+    return _equation_8(Apart(target.true.detach(), target.others.detach()), learner, gamma, tau)
 
 
-def nkd_teacher_literal(z_teacher: Tensor, z_student: Tensor, y: Tensor, gamma: float, tau: float) -> Tensor:
+def nkd_teacher_literal(teacher: Apart, student: Apart, gamma: float, tau: float) -> Tensor:
     """Eq. 8 to the letter as a loss of the teacher: p_T is both weight and variable, the student is fixed.
 
     Its gradient lowers the probability that the teacher gives to the true class. Arguments and result as of
     `nkd`.
     """
-    return _equation_8(z_teacher, z_student.detach(), y, gamma, tau)
+    return _equation_8(teacher, Apart(student.true.detach(), student.others.detach()), gamma, tau)
 
 
 def contrastive(h_teacher: Tensor, h_student: Tensor, tau: float, mask: Tensor | None = None) -> Tensor:
@@ -80,24 +108,10 @@ def contrastive(h_teacher: Tensor, h_student: Tensor, tau: float, mask: Tensor |
     return F.cross_entropy(similarity, own, reduction="none").masked_fill(~mask, 0)
 
 
-def _equation_8(z_teacher: Tensor, z_student: Tensor, y: Tensor, gamma: float, tau: float) -> Tensor:
-    """Eq. 8 as it stands, (n,). N(p) is a softmax over the other logits, so it is stable where p[c*] is 1."""
-    z_teacher, z_student = z_teacher / tau, z_student / tau
-    true = y.unsqueeze(1)
-    p_teacher = F.softmax(z_teacher, dim=1).gather(1, true)
-    log_student = F.log_softmax(z_student, dim=1).gather(1, true)
-    target = (p_teacher * log_student).squeeze(1)
-
-    n_teacher = F.softmax(_others(z_teacher, true), dim=1)
-    log_n_student = F.log_softmax(_others(z_student, true), dim=1)
-    others = (n_teacher * log_n_student).sum(1)
-    return -(1 - gamma) * target - gamma * tau**2 * others
-
-
-def _others(z: Tensor, true: Tensor) -> Tensor:
-    """The logits of all classes but the true one: (n, classes), (n, 1) -> (n, classes - 1)."""
-    index = torch.arange(z.shape[1] - 1, device=z.device)
-    return z.gather(1, index + (index >= true).long())
+def _equation_8(teacher: Apart, student: Apart, gamma: float, tau: float) -> Tensor:
+    """Eq. 8 as it stands, (n,)."""
+    others = (teacher.others.exp() * student.others).sum(1)
+    return -(1 - gamma) * teacher.true.exp() * student.true - gamma * tau**2 * others
 
 
 def unit(h: Tensor) -> Tensor:

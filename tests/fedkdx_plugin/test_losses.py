@@ -5,9 +5,26 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm.losses import contrastive, kd, nkd, nkd_teacher_literal
+from fedkdx_plugin.algorithm import losses
+from fedkdx_plugin.algorithm.losses import contrastive
 
 N, C, TAU, GAMMA = 5, 4, 0.8, 0.9
+
+
+def kd(z_learner, z_target, tau):
+    return losses.kd(losses.soften(z_learner, tau), losses.soften(z_target, tau), tau)
+
+
+def nkd(z_learner, z_target, y, gamma, tau):
+    return losses.nkd(*_both_apart(z_learner, z_target, y, tau), gamma, tau)
+
+
+def nkd_teacher_literal(z_teacher, z_student, y, gamma, tau):
+    return losses.nkd_teacher_literal(*_both_apart(z_teacher, z_student, y, tau), gamma, tau)
+
+
+def _both_apart(z_one, z_other, y, tau):
+    return [losses.apart(losses.soften(z, tau), y) for z in (z_one, z_other)]
 
 
 def random(*shape, seed=0, **options):
