@@ -21,7 +21,13 @@ from registry.parameters import suggest
 PARTS = ("title", "about", "base", "grid")
 # found in a clone, and where setup.cfg puts them when installed
 FOLDERS = (Path(__file__).parent.parent / "experiments", Path(sys.prefix) / "share" / "fedkdx" / "experiments")
-IN_THE_RUN = ("algorithm", "label", "set", "student_model")  # tell runs of one section apart; all else makes sections
+IN_THE_RUN = (
+    "algorithm",
+    "label",
+    "set",
+    "preset",
+    "student_model",
+)  # tell runs of a section apart; all else makes sections
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change what comes out
 
 
