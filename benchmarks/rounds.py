@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import textbook
-from fedkdx_plugin.algorithm import student
+from fedkdx_plugin.algorithm import downlink, student, student_server
 from fedkdx_plugin.engine import backends
 from fedkdx_plugin.engine.data import DeviceData, memory_format
 from fedkdx_plugin.engine.randomness import sample_clients
@@ -166,7 +166,9 @@ def split(algorithm: str, data: str, device: str, repeats: int) -> dict[str, flo
         run.round(Round(1, ROUNDS))
         spent: dict[str, float] = {}
         with (
-            clocked(student, ("compress", "compress_with_feedback", "decompress"), spent, "compression", device),
+            clocked(student, ("send", "move"), spent, "compression", device),
+            clocked(student_server, ("decompress",), spent, "compression", device),
+            clocked(downlink, ("send", "move", "compress"), spent, "compression", device),
             clocked(run.transport, ("send_down", "send_up"), spent, "transport", device),
             clocked(run, ("evaluate",), spent, "evaluation", device),
         ):

@@ -82,9 +82,9 @@ class StudentClient(Client):
     which of teacher, shared student and the mean of both has the least loss there. The student is the one it was
     sent: what its own training made of it is not what it will be served.
 
-    With `pull_by` = validation, the same windows say, before each training, how far the teacher goes towards the student:
-    the share is multiplied by the student's posterior probability where either of the two is as likely beforehand,
-    L_S / (L_S + L_T), L the likelihood of the held-out labels.
+    With `pull_by` = validation, the same windows say, before each training, how far the teacher goes to the student:
+    the share is multiplied by the student's posterior probability, L_S / (L_S + L_T), where L is the likelihood of the
+    held-out labels and neither network is preferred beforehand.
     """
 
     kept = ("student.*",)
@@ -150,7 +150,7 @@ class StudentClient(Client):
                 raise BadMessage(f"client {self.id}: '{name}' does not begin as the server's: another seed or model?")
 
     def _pull(self) -> None:
-        """The teacher goes to the student, all the way where it starts there, else as far as the hyper-parameters say."""
+        """The teacher goes to the student: all the way where it starts there, else as hyper-parameters say."""
         starts = self.params.teacher_init == "student" and not self.trained
         share = 1.0 if starts else self.params.teacher_pull
         if share > 0:

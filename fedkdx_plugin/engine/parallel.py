@@ -164,7 +164,7 @@ def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, paren
     """A worker's life: tasks in, answers out, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
-    _keep_freed_memory()
+    keep_freed_memory()
     while True:
         while not connection.poll(POLL_SECONDS):
             if os.getppid() != parent:
@@ -180,7 +180,7 @@ def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, paren
         _put(memory, connection, answer)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tell glibc not to give memory back between steps: page faults cost 5 to 7 % of them (docs/performance.md)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -1,0 +1,27 @@
+"""The benchmarks run: what they time is where they look for it."""
+
+from __future__ import annotations
+
+from benchmarks import fused, rounds
+
+TINY = rounds.Sizes(3, 40, 4, (12, 9, 12))
+
+
+def test_every_part_of_a_round_is_timed(monkeypatch):
+    monkeypatch.setitem(rounds.SIZES, "tiny", TINY)
+    spent = rounds.split("FedKDX", "tiny", "cpu", repeats=1)
+    assert list(spent) == ["training", "compression", "evaluation", "transport"]
+    assert all(seconds > 0 for seconds in spent.values())
+
+
+def test_textbook_and_backends_are_compared(monkeypatch):
+    monkeypatch.setitem(rounds.SIZES, "tiny", TINY)
+    rows = rounds.compare("FedKDX", "tiny", "cpu", repeats=1)
+    assert [row["what"] for row in rows][:2] == ["textbook", "sequential"]
+    assert all(row["s/round"] > 0 for row in rows)
+    assert rounds.table(rows).count("\n") == len(rows) + 1
+
+
+def test_steps_with_and_without_the_compiled_operations_take_turns():
+    (plain, ours) = fused.step_times("FedAvg", TINY, repeats=1)
+    assert plain > 0 and ours > 0
