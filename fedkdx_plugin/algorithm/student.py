@@ -70,8 +70,8 @@ class StudentParams(CompressionParams):
     )
     pull_by: str = hyper(
         "share",
-        "what decides on that: the share alone, or also how well the student fits the client's own windows",
-        choices=("share", "fit"),
+        "what decides on that: the share alone, or also who of the two explains held-out windows better",
+        choices=("share", "validation"),
     )
 
 
@@ -82,9 +82,9 @@ class StudentClient(Client):
     which of teacher, shared student and the mean of both has the least loss there. The student is the one it was
     sent: what its own training made of it is not what it will be served.
 
-    With `pull_by` = fit, the share by which the teacher goes to the student is multiplied by the mean probability that
-    the student gives to the true classes of the client's own training windows: a client that the shared student fails
-    keeps its teacher.
+    With `pull_by` = validation, the same windows say, before each training, how far the teacher goes to the student:
+    the share is multiplied by the student's posterior probability, L_S / (L_S + L_T), where L is the likelihood of the
+    held-out labels and neither network is preferred beforehand.
     """
 
     kept = ("student.*",)
@@ -96,7 +96,7 @@ class StudentClient(Client):
         self.base: dict[str, Tensor] = {}  # the student it goes back to after training
 
     def holdout(self) -> float:
-        return HELD_OUT if self.params.serve == "validation" else 0.0
+        return HELD_OUT if "validation" in (self.params.serve, self.params.pull_by) else 0.0
 
     def serves(self) -> str | Mapping[str, float]:
         """As `serve` says, once the client has trained; until then the student."""
@@ -154,14 +154,15 @@ class StudentClient(Client):
         starts = self.params.teacher_init == "student" and not self.trained
         share = 1.0 if starts else self.params.teacher_pull
         if share > 0:
-            weight = self._fit() if self.params.pull_by == "fit" and not starts else 1.0
+            weight = self._posterior() if self.params.pull_by == "validation" and not starts else 1.0
             own, target = (float_state({"teacher": self.nets[name]}) for name in ("teacher", "student"))
             self.load({name: tensor.lerp(target[name], share * weight) for name, tensor in own.items()})
 
-    def _fit(self) -> Tensor:
-        """Mean probability of the true class, by the student as it was sent, on the client's training windows, ()."""
-        p = self._logits("student", self.data.x).softmax(1)
-        return p.gather(1, self.data.y.unsqueeze(1)).mean()
+    def _posterior(self) -> Tensor:
+        """Of the student as it was sent, against the teacher, on the held-out windows, ()."""
+        logits = self._held_out_logits()
+        losses = {name: F.cross_entropy(own, self.validation.y, reduction="sum") for name, own in logits.items()}
+        return torch.sigmoid(losses["teacher"] - losses["student"])
 
     def _catch_up(self, message: Message) -> None:
         own = int(self.memory[VERSION]) if VERSION in self.memory else None
@@ -189,16 +190,18 @@ class StudentClient(Client):
 
     def _best_on_validation(self) -> Tensor:
         """Which of `PREDICTORS` has the least cross-entropy on the held-out windows, by its place."""
-        x, y, _ = self.validation
-        logits = {name: self._logits(name, x) for name in ("teacher", "student")}
-        losses = [F.cross_entropy(mixture(logits, serves), y) for serves in PREDICTORS.values()]
+        logits = self._held_out_logits()
+        losses = [F.cross_entropy(mixture(logits, serves), self.validation.y) for serves in PREDICTORS.values()]
         return torch.stack(losses).argmin()
 
     @torch.no_grad()
-    def _logits(self, name: str, x: Tensor) -> Tensor:
-        """(n, classes) of a network as it is now."""
-        net = self.nets[name].eval()
-        return torch.cat([net(chunk).logits for chunk in x.split(CHUNK)])
+    def _held_out_logits(self) -> dict[str, Tensor]:
+        """Logits (n, classes) of teacher and student as they are now."""
+        logits = {}
+        for name in ("teacher", "student"):
+            net = self.nets[name].eval()
+            logits[name] = torch.cat([net(chunk).logits for chunk in self.validation.x.split(CHUNK)])
+        return logits
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
