@@ -68,11 +68,6 @@ class StudentParams(CompressionParams):
     teacher_pull: float = hyper(
         0.0, "how far a teacher goes towards the student it is sent, each time before it trains", 0.0, 1.0
     )
-    pull_by: str = hyper(
-        "share",
-        "what decides on that: the share alone, or also who of the two explains held-out windows better",
-        choices=("share", "validation"),
-    )
 
 
 class StudentClient(Client):
@@ -81,10 +76,6 @@ class StudentClient(Client):
     With `serve` = validation, a tenth of its windows is never trained on, and after each training the client notes
     which of teacher, shared student and the mean of both has the least loss there. The student is the one it was
     sent: what its own training made of it is not what it will be served.
-
-    With `pull_by` = validation, the same windows say, before each training, how far the teacher goes to the student:
-    the share is multiplied by the student's posterior probability, L_S / (L_S + L_T), where L is the likelihood of the
-    held-out labels and neither network is preferred beforehand.
     """
 
     kept = ("student.*",)
@@ -96,7 +87,7 @@ class StudentClient(Client):
         self.base: dict[str, Tensor] = {}  # the student it goes back to after training
 
     def holdout(self) -> float:
-        return HELD_OUT if "validation" in (self.params.serve, self.params.pull_by) else 0.0
+        return HELD_OUT if self.params.serve == "validation" else 0.0
 
     def serves(self) -> str | Mapping[str, float]:
         """As `serve` says, once the client has trained; until then the student."""
@@ -150,19 +141,12 @@ class StudentClient(Client):
                 raise BadMessage(f"client {self.id}: '{name}' does not begin as the server's: another seed or model?")
 
     def _pull(self) -> None:
-        """The teacher goes to the student: all the way where it starts there, else as hyper-parameters say."""
+        """The teacher goes to the student, all the way where it starts there, else as far as `teacher_pull` says."""
         starts = self.params.teacher_init == "student" and not self.trained
         share = 1.0 if starts else self.params.teacher_pull
         if share > 0:
-            weight = self._posterior() if self.params.pull_by == "validation" and not starts else 1.0
             own, target = (float_state({"teacher": self.nets[name]}) for name in ("teacher", "student"))
-            self.load({name: tensor.lerp(target[name], share * weight) for name, tensor in own.items()})
-
-    def _posterior(self) -> Tensor:
-        """Of the student as it was sent, against the teacher, on the held-out windows, ()."""
-        logits = self._held_out_logits()
-        losses = {name: F.cross_entropy(own, self.validation.y, reduction="sum") for name, own in logits.items()}
-        return torch.sigmoid(losses["teacher"] - losses["student"])
+            self.load({name: tensor.lerp(target[name], share) for name, tensor in own.items()})
 
     def _catch_up(self, message: Message) -> None:
         own = int(self.memory[VERSION]) if VERSION in self.memory else None
@@ -188,20 +172,16 @@ class StudentClient(Client):
         self.load(self.base)
         return Message(payload, {"samples": self.samples, "rate": rate})
 
+    @torch.no_grad()
     def _best_on_validation(self) -> Tensor:
         """Which of `PREDICTORS` has the least cross-entropy on the held-out windows, by its place."""
-        logits = self._held_out_logits()
-        losses = [F.cross_entropy(mixture(logits, serves), self.validation.y) for serves in PREDICTORS.values()]
-        return torch.stack(losses).argmin()
-
-    @torch.no_grad()
-    def _held_out_logits(self) -> dict[str, Tensor]:
-        """Logits (n, classes) of teacher and student as they are now."""
+        x, y, _ = self.validation
         logits = {}
         for name in ("teacher", "student"):
             net = self.nets[name].eval()
-            logits[name] = torch.cat([net(chunk).logits for chunk in self.validation.x.split(CHUNK)])
-        return logits
+            logits[name] = torch.cat([net(chunk).logits for chunk in x.split(CHUNK)])
+        losses = [F.cross_entropy(mixture(logits, serves), y) for serves in PREDICTORS.values()]
+        return torch.stack(losses).argmin()
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
