@@ -48,8 +48,8 @@ class _Spectrum(NamedTuple):
     basis: Tensor
 
 
-def energy_threshold(progress: float, start: float, end: float) -> float:
-    """ε(ρ) = ε_start + (ε_end − ε_start)·ρ (eq. 10). Raises ValueError unless ρ is in [0, 1]."""
+def linear(progress: float, start: float, end: float) -> float:
+    """start + (end − start)·ρ, the schedule of ε in eq. 10. Raises ValueError unless ρ is in [0, 1]."""
     if not 0 <= progress <= 1:
         raise ValueError(f"progress {progress}; 0 to 1 would be right")
     return start + (end - start) * progress

@@ -65,9 +65,10 @@ class StudentParams(CompressionParams):
         "where a client's teacher starts: weights of its own, or the student it is sent",
         choices=("own", "student"),
     )
-    teacher_pull: float = hyper(
-        0.0, "how far a teacher goes towards the student it is sent, each time before it trains", 0.0, 1.0
+    pull_start: float = hyper(
+        0.0, "how far a teacher goes towards the student it is sent before it trains, in the first round", 0.0, 1.0
     )
+    pull_end: float = hyper(0.0, "the same in the last round; in between, as ε, it moves in a straight line", 0.0, 1.0)
 
 
 class StudentClient(Client):
@@ -111,7 +112,7 @@ class StudentClient(Client):
             self.memory |= {PENDING: torch.tensor(meta[VERSION])} | labelled(message.tensors, PENDING)
         self.epsilon = meta["epsilon"]
         self.start = _copy(self.shared())
-        self._pull()
+        self._pull(meta["pull"])
 
     def _hold(self, version: int) -> None:
         """The student as it is now is the one to go back to."""
@@ -140,10 +141,10 @@ class StudentClient(Client):
             if not off <= SAME_SUM * (1 + float(tensor.double().abs().sum())):
                 raise BadMessage(f"client {self.id}: '{name}' does not begin as the server's: another seed or model?")
 
-    def _pull(self) -> None:
-        """The teacher goes to the student, all the way where it starts there, else as far as `teacher_pull` says."""
-        starts = self.params.teacher_init == "student" and not self.trained
-        share = 1.0 if starts else self.params.teacher_pull
+    def _pull(self, share: float) -> None:
+        """The teacher goes that share of the way to the student; all of it where it starts there."""
+        if self.params.teacher_init == "student" and not self.trained:
+            share = 1.0
         if share > 0:
             own, target = (float_state({"teacher": self.nets[name]}) for name in ("teacher", "student"))
             self.load({name: tensor.lerp(target[name], share) for name, tensor in own.items()})

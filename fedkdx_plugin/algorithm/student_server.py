@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
-from fedkdx_plugin.algorithm.compression import decompress, energy_threshold
+from fedkdx_plugin.algorithm.compression import decompress, linear
 from fedkdx_plugin.algorithm.downlink import FIGURES, Broadcast, Differences, Downlink
 from fedkdx_plugin.algorithm.student import VERSION, StudentClient, StudentParams
 from fedkdx_plugin.algorithm.updates import group, labelled
@@ -33,7 +33,7 @@ class StudentServer(Server):
         """A teacher that starts from the student, or is pulled towards it, must be of its kind."""
         if task.model_class is task.student_class:
             return
-        for name, apart in (("teacher_init", "own"), ("teacher_pull", 0.0)):
+        for name, apart in (("teacher_init", "own"), ("pull_start", 0.0), ("pull_end", 0.0)):
             if (asked := getattr(params, name)) != apart:
                 raise UserError(
                     f"{name}={asked}: the student is a {task.student_class.__name__}, the teacher a "
@@ -48,12 +48,13 @@ class StudentServer(Server):
 
     def epsilon(self, round: Round) -> float:
         """ε(ρ), eq. 10."""
-        return energy_threshold(round.progress, self.params.epsilon_start, self.params.epsilon_end)
+        return linear(round.progress, self.params.epsilon_start, self.params.epsilon_end)
 
     def message(self, client: int, round: Round) -> Message:
         epsilon = self.epsilon(round)
+        pull = linear(round.progress, self.params.pull_start, self.params.pull_end)
         down = self.downlink.message(client, self.weights, self.version, epsilon)
-        return Message(down.tensors, down.meta | {VERSION: self.version, "epsilon": epsilon})
+        return Message(down.tensors, down.meta | {VERSION: self.version, "epsilon": epsilon, "pull": pull})
 
     def check_reply(self, client: int, reply: Message) -> None:
         """A payload that gives an update of the student's shape, and a rate by which it stays finite."""

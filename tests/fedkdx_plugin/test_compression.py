@@ -12,7 +12,7 @@ from fedkdx_plugin.algorithm.compression import (
     compress,
     compress_with_feedback,
     decompress,
-    energy_threshold,
+    linear,
 )
 from fedkdx_plugin.models.cnn import CNN
 from registry.interface import BadMessage
@@ -53,10 +53,10 @@ def error(restored, tensor):
 
 
 def test_threshold_is_equation_10():
-    assert [energy_threshold(p, 0.9, 0.98) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.94, 0.98], abs=1e-15)
+    assert [linear(p, 0.9, 0.98) for p in (0, 0.5, 1)] == pytest.approx([0.9, 0.94, 0.98], abs=1e-15)
     for progress in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match="progress"):
-            energy_threshold(progress, 0.9, 0.98)
+            linear(progress, 0.9, 0.98)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedkdx_plugin.algorithm.client import FedKDXClient, FedKDXParams
-from fedkdx_plugin.algorithm.compression import compress, decompress, energy_threshold
+from fedkdx_plugin.algorithm.compression import compress, decompress, linear
 from fedkdx_plugin.algorithm.server import FedKDX
 from registry.interface import BadMessage, Batch, Message, Round, copy_state, float_state
 from tests.conftest import (
@@ -119,7 +119,7 @@ def test_one_full_batch_step_is_algorithm_1():
     federation = make_federation(
         FedKDX, data, rounds=1, join_ratio=1, batch_size=64, local_epochs=1, clip_norm=0, params={"epsilon_end": 0.95}
     )
-    rate, epsilon = 0.05, energy_threshold(1.0, 0.9, 0.95)
+    rate, epsilon = 0.05, linear(1.0, 0.9, 0.95)
     initial = {name: tensor.clone() for name, tensor in federation.workspace.initial.items()}
     federation.run()
 
@@ -274,7 +274,8 @@ CHANGES = {
     "ctl_weight": 0.5,
     "serve": "validation",
     "teacher_init": "student",
-    "teacher_pull": 0.5,
+    "pull_start": 0.5,
+    "pull_end": 0.5,
 }
 
 

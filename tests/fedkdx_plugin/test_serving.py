@@ -156,11 +156,12 @@ def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itse
 
 
 @pytest.mark.parametrize("algorithm", BOTH)
-@pytest.mark.parametrize("pull", [0.25, 1.0])
-def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, pull):
-    params = {"teacher_pull": pull}
+@pytest.mark.parametrize(("start", "end"), [(0.25, 0.25), (1.0, 1.0), (0.8, 0.0)])
+def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, start, end):
+    params = {"pull_start": start, "pull_end": end}
     federation = make_federation(algorithm, rounds=2, join_ratio=1, learning_rate=1e-9, params=params)
     for t in (1, 2):  # the rate is tiny: where training ends is where it began
+        pull = start + (end - start) * t / 2  # in a straight line, as ε in eq. 10
         before = [dict(kept) or dict(federation.workspace.initial) for kept in federation.workspace.kept]
         federation.server.weights = {name: tensor + t for name, tensor in federation.server.weights.items()}
         federation.server.downlink.synced.clear()  # so that the whole student is sent
@@ -175,17 +176,15 @@ def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, pull):
 
 
 def test_a_pull_of_one_is_a_start_from_the_student():
-    one, two = (
-        make_federation(FedKDX, rounds=1, params=p) for p in ({"teacher_init": "student"}, {"teacher_pull": 1.0})
-    )
+    one, two = (make_federation(FedKDX, rounds=1, params=p) for p in ({"teacher_init": "student"}, {"pull_end": 1.0}))
     one.run()
     two.run()
     assert same_state(one.save().tensors, two.save().tensors)
 
 
 def test_a_warm_teacher_must_be_of_the_students_kind():
-    with pytest.raises(UserError, match=r"teacher_pull=0.5: the student is a TinierNet.*or use teacher_pull=0.0"):
-        FedKDX.check(make_task(TinierNet), FedKDX.Params(teacher_pull=0.5))
+    with pytest.raises(UserError, match=r"pull_end=0.5: the student is a TinierNet.*or use pull_end=0.0"):
+        FedKDX.check(make_task(TinierNet), FedKDX.Params(pull_end=0.5))
     with pytest.raises(UserError, match="teacher_init=student: the student is a TinierNet, the teacher a TinyNet"):
         FedKDX.check(make_task(TinierNet), FedKDX.Params(teacher_init="student"))
     FedKDX.check(make_task(), FedKDX.Params(teacher_init="student"))
