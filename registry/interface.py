@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, NamedTuple
@@ -180,6 +180,18 @@ class Client(ABC):
         """Read-only tensors that `losses` needs, called once after `receive`; none by default."""
         return {}
 
+    @classmethod  # noqa: B027 (may be overridden, need not)
+    def before_replies(cls, clients: Sequence[Client], states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Called once before `reply` where several clients were trained together, with what training made of each.
+
+        For work on the device that is better done for all at once, to be kept on the clients; by default none. A client
+        that is trained by itself is not asked, so `reply` must do without.
+
+        Args:
+            clients: of this class, each after its training.
+            states: of each its `state`, in the same order.
+        """
+
     def reply(self) -> Message:
         """What goes back after training. By default: all state that is not private, and the number of samples."""
         return Message(self.shared(), {"samples": self.samples})
@@ -236,6 +248,10 @@ class Server(ABC):
     @classmethod  # noqa: B027 (may be overridden, need not)
     def check(cls, task: Task, params: Any) -> None:
         """Raise `registry.errors.UserError` where models and hyper-parameters do not go together; by default never."""
+
+    def messages(self, clients: Sequence[int], round: Round) -> dict[int, Message]:
+        """`message` of all clients selected in a round; for servers that make several at once."""
+        return {client: self.message(client, round) for client in clients}
 
     @abstractmethod
     def message(self, client: int, round: Round) -> Message:

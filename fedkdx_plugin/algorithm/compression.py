@@ -8,8 +8,8 @@ may travel as 8-bit integers, the steps between which are then part of Σ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ FACTORS = (".U", ".S", ".V")
 DENSE = ".dense"
 INTEGERS = torch.int8
 LARGEST = torch.iinfo(INTEGERS).max
+AT_ONCE = 1 << 24  # values of matrices decomposed in one call: 128 MB as float64, and what the call takes beside
+
+Key = tuple[int, str]  # which update, and which of its tensors
 
 
 class Compressed(NamedTuple):
@@ -67,9 +70,6 @@ def compress(tensors: Mapping[str, Tensor], epsilon: float, quantise: bool = Fal
     Quantised, a column of U and a row of V are integers from -127 to 127: a quarter of the bytes of float32, and
     each number off by at most half a step, 1/254 of the largest in its column or row.
 
-    On an accelerator the ranks of all tensors are fetched at once; PyTorch's `eigh` asks the device once
-    more each.
-
     Args:
         tensors: name -> tensor.
         epsilon: energy threshold ε, at least 0.
@@ -79,16 +79,41 @@ def compress(tensors: Mapping[str, Tensor], epsilon: float, quantise: bool = Fal
         NonFinite: a tensor holds NaN or infinity. Nothing has been decomposed.
         ValueError: epsilon is negative or NaN.
     """
+    return compress_together([tensors], epsilon, quantise)[0]
+
+
+def compress_together(
+    updates: Sequence[Mapping[str, Tensor]], epsilon: float, quantise: bool = False
+) -> list[Compressed]:
+    """`compress` of each; matrices of one shape are decomposed in one call, all ranks fetched from the device at once.
+
+    Raises: as `compress`, with nothing of any update decomposed.
+    """
     if not epsilon >= 0:
         raise ValueError(f"energy threshold {epsilon}; 0 to 1 would be right")
-    _require_finite(tensors)
-    spectra = {}
+    for tensors in updates:
+        _require_finite(tensors)
+    matrices = {}
     if epsilon < 1:
-        for name, tensor in tensors.items():
-            if _worth_a_try(tensor, quantise) and (spectrum := _decompose(tensor)) is not None:
-                spectra[name] = spectrum
+        for place, tensors in enumerate(updates):
+            worthy = {name: tensor for name, tensor in tensors.items() if _worth_a_try(tensor, quantise)}
+            matrices |= {(place, name): tensor.detach().flatten(1) for name, tensor in worthy.items()}
+    spectra = _decompose(matrices)
     ranks = dict(zip(spectra, _ranks(list(spectra.values()), epsilon), strict=True))
+    return [
+        _compressed(
+            tensors,
+            {name: spectra[place, name] for name in tensors if (place, name) in spectra},
+            {name: ranks[place, name] for name in tensors if (place, name) in ranks},
+            quantise,
+        )
+        for place, tensors in enumerate(updates)
+    ]
 
+
+def _compressed(
+    tensors: Mapping[str, Tensor], spectra: Mapping[str, _Spectrum], ranks: dict[str, int], quantise: bool
+) -> Compressed:
     payload = {}
     for name, tensor in tensors.items():
         rank = ranks.get(name)
@@ -166,22 +191,10 @@ def rank_share(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
     return sum(shares) / len(shares) if shares else float("nan")
 
 
-def compress_with_feedback(
-    update: Mapping[str, Tensor], residual: Mapping[str, Tensor], epsilon: float, quantise: bool = False
-) -> tuple[Compressed, dict[str, Tensor]]:
-    """`compress` of the update plus what earlier uploads left out, and what this one leaves out.
-
-    Error feedback (Seide et al. 2014; Karimireddy et al., arXiv:1901.09847): the caller keeps the residual
-    and gives it back with the next update; it begins as {} and names only tensors of which something was
-    left out.
-    """
-    total = {name: tensor + residual[name] if name in residual else tensor for name, tensor in update.items()}
-    compressed = compress(total, epsilon, quantise)
-    shapes = {name: tensor.shape for name, tensor in total.items()}
-    restored = decompress(compressed.payload, shapes)
-    factored = (name for name in total if _dense_key(name) not in compressed.payload)
-    left = {name: total[name] - restored[name] for name in factored}
-    return compressed, left
+def left_out(tensors: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a payload made of `tensors` does not tell, of each tensor that went as factors."""
+    restored = decompress(payload, {name: tensor.shape for name, tensor in tensors.items()})
+    return {name: t - restored[name] for name, t in tensors.items() if _dense_key(name) not in payload}
 
 
 def _dense_key(name: str) -> str:
@@ -204,51 +217,86 @@ def _require_finite(tensors: Mapping[str, Tensor]) -> None:
         raise NonFinite(f"tensor '{name}' holds NaN or infinity")
 
 
-def _decompose(tensor: Tensor) -> _Spectrum | None:
-    """Half a decomposition by the first method that converges, or None.
+def _decompose(matrices: Mapping[Key, Tensor]) -> dict[Key, _Spectrum]:
+    """Half a decomposition of each that any method can decompose; in one call where shape and type are the same."""
+    alike: dict[Any, list[Key]] = {}
+    for key, matrix in matrices.items():
+        alike.setdefault((matrix.shape, matrix.dtype), []).append(key)
+    spectra = {}
+    for keys in alike.values():
+        at_once = max(1, AT_ONCE // matrices[keys[0]].numel())
+        for start in range(0, len(keys), at_once):
+            some = keys[start : start + at_once]
+            found = _decompose_alike(torch.stack([matrices[key] for key in some]))
+            spectra |= {key: spectrum for key, spectrum in zip(some, found, strict=True) if spectrum is not None}
+    return {key: spectra[key] for key in matrices if key in spectra}
+
+
+def _decompose_alike(matrices: Tensor) -> list[_Spectrum | None]:
+    """(n, P, Q) -> of each its spectrum, or None where no method converges.
 
     Scaled to a largest value of 1 first: squares neither vanish nor overflow.
     """
-    matrix = tensor.detach().flatten(1).double()
-    limit = torch.finfo(tensor.dtype).max
-    scale = matrix.abs().max()
-    matrix = matrix / torch.where(scale > 0, scale, 1)
+    limit = torch.finfo(matrices.dtype).max
+    matrices = matrices.double()
+    scales = matrices.abs().amax((1, 2))
+    matrices = matrices / torch.where(scales > 0, scales, 1)[:, None, None]
+    try:
+        found: Iterable[tuple[Tensor, Tensor] | None] = zip(*METHODS[0](matrices), strict=True)
+    except torch.linalg.LinAlgError:
+        found = map(_converged, matrices)
+    halves = zip(matrices, scales, found, strict=True)
+    return [_Spectrum(matrix, scale, limit, *half) if half else None for matrix, scale, half in halves]
+
+
+def _converged(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Energies and basis by the first method that converges for this matrix alone, or None."""
     for method in METHODS:
         try:
-            return _Spectrum(matrix, scale, limit, *method(matrix))
+            energies, bases = method(matrix.unsqueeze(0))
+            return energies[0], bases[0]
         except torch.linalg.LinAlgError:
             continue
     return None
 
 
-def _by_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors of the Gram matrix of the shorter side.
+def _flat(matrices: Tensor) -> bool:
+    return matrices.shape[-2] <= matrices.shape[-1]
+
+
+def _by_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvectors of the Gram matrices of the shorter side.
 
     In float64 their energies are wrong by some 1e-16 of the largest: far less than any 1 − ε that matters.
     """
-    shorter = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    values, vectors = torch.linalg.eigh(shorter @ shorter.T)
-    return values.flip(0).clamp(min=0), vectors.flip(1)
+    shorter = matrices if _flat(matrices) else matrices.mT
+    values, vectors = torch.linalg.eigh(shorter @ shorter.mT)
+    return values.flip(-1).clamp(min=0), vectors.flip(-1)
 
 
-def _by_svd(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return values**2, left if matrix.shape[0] <= matrix.shape[1] else right.T
+def _by_svd(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    return values**2, left if _flat(matrices) else right.mT
 
 
-def _by_gesvd(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def _by_gesvd(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """LAPACK's QR iteration: slower than the divide and conquer of the others, and fails least."""
     import numpy as np
     from scipy import linalg
 
-    try:
-        left, values, right = linalg.svd(matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
-    except np.linalg.LinAlgError as error:
-        raise torch.linalg.LinAlgError(str(error)) from error
-    basis = left if matrix.shape[0] <= matrix.shape[1] else right.T
-    return torch.from_numpy(values**2).to(matrix.device), torch.from_numpy(basis.copy()).to(matrix.device)
+    energies, bases = [], []
+    for matrix in matrices.cpu().numpy():
+        try:
+            left, values, right = linalg.svd(matrix, full_matrices=False, lapack_driver="gesvd")
+        except np.linalg.LinAlgError as error:
+            raise torch.linalg.LinAlgError(str(error)) from error
+        energies.append(torch.from_numpy(values**2))
+        bases.append(torch.from_numpy((left if _flat(matrices) else right.T).copy()))
+    return torch.stack(energies).to(matrices.device), torch.stack(bases).to(matrices.device)
 
 
+# each (n, P, Q) -> energies in falling order (n, min(P, Q)), singular vectors of the shorter side as columns; raises
+# LinAlgError where any of the n does not converge
 METHODS = (_by_eigh, _by_svd, _by_gesvd)
 
 

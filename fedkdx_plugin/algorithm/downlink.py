@@ -15,14 +15,14 @@ server and one decomposition a message.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from fedkdx_plugin.algorithm.compression import compress, energy_kept, rank_share
-from fedkdx_plugin.algorithm.updates import group, labelled, move, send, size
+from fedkdx_plugin.algorithm.compression import compress, compress_together, energy_kept, rank_share
+from fedkdx_plugin.algorithm.updates import group, labelled, move, owed, residual_of, size
 from registry.interface import Message
 
 FIGURES = ("rank_share", "energy_kept", "bytes_share")
@@ -32,6 +32,11 @@ State = dict[str, Tensor]
 
 class Downlink(ABC):
     """How the student gets to the clients. What is known of a client is learnt from its replies alone."""
+
+    def prepare(  # noqa: B027 (may be overridden, need not)
+        self, clients: Sequence[int], weights: State, version: int, epsilon: float
+    ) -> None:
+        """Make what `message` will need for all of these clients, at once; by default there is nothing to make."""
 
     @abstractmethod
     def message(self, client: int, weights: State, version: int, epsilon: float) -> Message:
@@ -96,9 +101,10 @@ class Broadcast(Downlink):
     ) -> tuple[State, list[dict[str, float | Tensor]]]:
         # one whose reply was lost may be ahead of what is noted here, never behind
         self.synced.update(dict.fromkeys(replied, version))
-        whole = {name: (t + self.residual[name] if name in self.residual else t) / rate for name, t in change.items()}
-        residual = self.residual if self.params.error_feedback else None
-        payload, self.residual = send(change, rate, epsilon, residual, self.params.quantise)
+        whole = owed(change, rate, self.residual)
+        payload = compress(whole, epsilon, self.params.quantise).payload
+        if self.params.error_feedback:
+            self.residual = residual_of(whole, payload, rate)
         moved = {name: tensor.clone() for name, tensor in weights.items()}
         move(moved, payload, rate)
         self.steps.append(Step(version + 1, rate, payload))
@@ -138,12 +144,15 @@ class Differences(Downlink):
             meta["sums"] = sums(self.initial)
         return Message(self._payload(client, weights, version, epsilon), meta)
 
+    def prepare(self, clients: Sequence[int], weights: State, version: int, epsilon: float) -> None:
+        missing = [client for client in clients if self._made.get(client, (-1, {}))[0] != version]
+        behind = [self._behind(client, weights) for client in missing]
+        for client, made in zip(missing, compress_together(behind, epsilon, self.params.quantise), strict=True):
+            self._made[client] = version, made.payload
+
     def _payload(self, client: int, weights: State, version: int, epsilon: float) -> State:
-        made, payload = self._made.get(client, (-1, {}))
-        if made != version:
-            payload = compress(self._behind(client, weights), epsilon, self.params.quantise).payload
-            self._made[client] = version, payload
-        return payload
+        self.prepare([client], weights, version, epsilon)
+        return self._made[client][1]
 
     def _behind(self, client: int, weights: State) -> State:
         return {name: tensor - weights[name] for name, tensor in self.held(client)[1].items()}

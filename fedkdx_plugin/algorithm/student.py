@@ -7,7 +7,7 @@ one of the two ways of `downlink`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm.updates import group, labelled, move, send
+from fedkdx_plugin.algorithm.compression import compress, compress_together
+from fedkdx_plugin.algorithm.updates import group, labelled, move, owed, residual_of
 from registry.interface import BadMessage, Client, Message, float_state, mixture
+from registry.messages import first_nonfinite
 from registry.parameters import hyper
 
 VERSION = "version"
@@ -86,6 +88,7 @@ class StudentClient(Client):
         self.epsilon = 1.0
         self.start: dict[str, Tensor] = {}  # the student it was brought to, W^t
         self.base: dict[str, Tensor] = {}  # the student it goes back to after training
+        self.prepared: dict[str, Tensor] = {}  # what it will send, where it is already compressed
 
     def holdout(self) -> float:
         return HELD_OUT if self.params.serve == "validation" else 0.0
@@ -110,7 +113,7 @@ class StudentClient(Client):
             self._settle(meta["since"], meta.get("sums"))
             move(self.shared(), message.tensors, 1.0)
             self.memory |= {PENDING: torch.tensor(meta[VERSION])} | labelled(message.tensors, PENDING)
-        self.epsilon = meta["epsilon"]
+        self.epsilon, self.prepared = meta["epsilon"], {}
         self.start = _copy(self.shared())
         self._pull(meta["pull"])
 
@@ -159,12 +162,26 @@ class StudentClient(Client):
             if version > own:
                 move(self.shared(), group(message.tensors, version), rate)
 
+    @classmethod
+    def before_replies(cls, clients: Sequence[StudentClient], states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Compress all gradients at once, but those that will be refused for NaN or infinity."""
+        gradients = [client._gradient(state) for client, state in zip(clients, states, strict=True)]
+        sound = [place for place, gradient in enumerate(gradients) if first_nonfinite(gradient) is None]
+        epsilon, quantise = clients[0].epsilon, clients[0].params.quantise  # the server's, the same for all in a round
+        made = compress_together([gradients[place] for place in sound], epsilon, quantise)
+        for place, compressed in zip(sound, made, strict=True):
+            clients[place].prepared = compressed.payload
+
+    def _gradient(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The accumulated gradient to send, with what earlier ones left out where that is fed back."""
+        change = {name: start - trained[name] for name, start in self.start.items()}
+        return owed(change, self.learning_rate, group(self.memory, RESIDUAL))
+
     def reply(self) -> Message:
         """The update since W^t as a gradient; the student goes back, as only the server moves it."""
-        rate, trained = self.learning_rate, self.shared()
-        change = {name: start - trained[name] for name, start in self.start.items()}
-        residual = group(self.memory, RESIDUAL) if self.params.error_feedback else None
-        payload, left = send(change, rate, self.epsilon, residual, self.params.quantise)
+        gradient, rate = self._gradient(self.shared()), self.learning_rate
+        payload = self.prepared or compress(gradient, self.epsilon, self.params.quantise).payload
+        left = residual_of(gradient, payload, rate) if self.params.error_feedback else {}
         kept = {name: t for name, t in self.memory.items() if name.startswith((VERSION, PENDING))}
         self.memory = kept | labelled(left, RESIDUAL)
         if self.params.serve == "validation":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,10 @@ class StudentServer(Server):
     def epsilon(self, round: Round) -> float:
         """ε(ρ), eq. 10."""
         return linear(round.progress, self.params.epsilon_start, self.params.epsilon_end)
+
+    def messages(self, clients: Sequence[int], round: Round) -> dict[int, Message]:
+        self.downlink.prepare(clients, self.weights, self.version, self.epsilon(round))
+        return super().messages(clients, round)
 
     def message(self, client: int, round: Round) -> Message:
         epsilon = self.epsilon(round)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedkdx_plugin.algorithm.compression import compress, compress_with_feedback, decompress
+from fedkdx_plugin.algorithm.compression import decompress, left_out
 
 
 def move(weights: Mapping[str, Tensor], payload: Mapping[str, Tensor], rate: float) -> None:
@@ -16,23 +16,18 @@ def move(weights: Mapping[str, Tensor], payload: Mapping[str, Tensor], rate: flo
         tensor.sub_(gradient[name], alpha=rate)
 
 
-def send(
-    change: Mapping[str, Tensor],
-    rate: float,
-    epsilon: float,
-    residual: Mapping[str, Tensor] | None,
-    quantise: bool,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The payload for the gradient `change`/`rate`, and the change it leaves out, to be added next time.
+def owed(change: Mapping[str, Tensor], rate: float, residual: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradient to send: `change`/`rate`, and what earlier ones left out, which is kept as a change: rates decay.
 
-    Without a residual, no error feedback: nothing is left over. Residuals are kept as changes, since rates decay.
+    Error feedback (Seide et al. 2014; Karimireddy et al., arXiv:1901.09847). The residual begins as {} and names
+    only tensors of which something was left out.
     """
-    gradient = {name: tensor / rate for name, tensor in change.items()}
-    if residual is None:
-        return compress(gradient, epsilon, quantise).payload, {}
-    waiting = {name: tensor / rate for name, tensor in residual.items()}
-    compressed, left = compress_with_feedback(gradient, waiting, epsilon, quantise)
-    return compressed.payload, {name: rate * tensor for name, tensor in left.items()}
+    return {name: (t + residual[name] if name in residual else t) / rate for name, t in change.items()}
+
+
+def residual_of(gradient: Mapping[str, Tensor], payload: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
+    """The change that a payload leaves out, to be owed next time."""
+    return {name: rate * tensor for name, tensor in left_out(gradient, payload).items()}
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:

@@ -150,7 +150,7 @@ class Federation:
         transport.start_round()
         selected = self._select(round)
 
-        messages = {id: transport.send_down(server.message(id, round)) for id in selected}
+        messages = {id: transport.send_down(m) for id, m in server.messages(selected, round).items()}
         lost = self._lost(selected, round)
         results = self.backend.train({id: message for id, message in messages.items() if id not in lost}, round)
         replies, rejected = self._collect(results, round)

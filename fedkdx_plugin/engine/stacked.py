@@ -107,7 +107,11 @@ class Stacked(Backend):
         except Exception as error:
             one_by_one()
             raise RuntimeError(f"round {round.index}: fails in a stack of {len(group)} clients alone") from error
-        return {one.client.id: self._end(one, stack.state(k), losses[k], round) for k, one in enumerate(group)}
+        clients, states = [one.client for one in group], [stack.state(k) for k in range(len(group))]
+        with training.named(f"round {round.index}"):
+            type(clients[0]).before_replies(clients, states)
+        ended = zip(group, states, losses, strict=True)
+        return {one.client.id: self._end(one, state, loss, round) for one, state, loss in ended}
 
     def _reason(self, kind: Any, group: Sequence[Ready]) -> str | None:
         """Why clients of this kind are not stacked, found out at their first training; '' if they are.

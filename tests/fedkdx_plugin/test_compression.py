@@ -10,10 +10,11 @@ from fedkdx_plugin.algorithm import compression
 from fedkdx_plugin.algorithm.compression import (
     NonFinite,
     compress,
-    compress_with_feedback,
+    compress_together,
     decompress,
     linear,
 )
+from fedkdx_plugin.algorithm.updates import owed, residual_of
 from fedkdx_plugin.models.cnn import CNN
 from registry.interface import BadMessage
 
@@ -305,14 +306,24 @@ def test_awkward_tensors_can_be_quantised(tensor):
     assert restored.isfinite().all() and torch.linalg.norm(restored - tensor) <= 0.5 * torch.linalg.norm(tensor)
 
 
+RATE = 0.25
+
+
+def sent_with_feedback(change, debt, epsilon, quantise=False):
+    """The payload for a change at `RATE`, as a gradient, and the change still owed."""
+    gradient = owed(change, RATE, debt)
+    payload = compress(gradient, epsilon, quantise).payload
+    return payload, residual_of(gradient, payload, RATE)
+
+
 def test_feedback_sends_later_what_quantising_left_out():
-    owed, total, received = {}, 0, 0
+    debt, total, received = {}, 0, 0
     for step in range(10):
         update = {"w": matrix((40, 60), 1.5, seed=step)}
-        compressed, owed = compress_with_feedback(update, owed, 0.9999, True)
-        total, received = total + update["w"], received + decompress(compressed.payload, shapes_of(update))["w"]
-    torch.testing.assert_close(received + owed["w"], total)
-    assert 0 < torch.linalg.norm(owed["w"]) < 0.05 * torch.linalg.norm(total)
+        payload, debt = sent_with_feedback(update, debt, 0.9999, True)
+        total, received = total + update["w"], received + RATE * decompress(payload, shapes_of(update))["w"]
+    torch.testing.assert_close(received + debt["w"], total)
+    assert 0 < torch.linalg.norm(debt["w"]) < 0.05 * torch.linalg.norm(total)
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, math.nan])
@@ -339,7 +350,7 @@ def test_every_method_that_fails_has_a_successor(failing, monkeypatch):
 
 def test_a_method_that_gives_nan_is_not_believed(monkeypatch):
     monkeypatch.setattr(
-        compression, "METHODS", [lambda m: (torch.full((20,), math.nan), torch.full((20, 20), math.nan))]
+        compression, "METHODS", [lambda m: (torch.full((1, 20), math.nan), torch.full((1, 20, 20), math.nan))]
     )
     tensor = matrix((20, 30))
     assert torch.equal(compress({"w": tensor}, 0.9).payload["w"], tensor)
@@ -367,22 +378,65 @@ def test_same_tensors_same_bytes_and_the_input_stays():
 
 def test_feedback_sends_later_what_was_left_out():
     """What has been received and what is still owed is what there was, and the debt stays bounded."""
-    sent, owed, total, received = [], {}, 0, 0
+    sent, debt, total, received = [], {}, 0, 0
     for step in range(30):
         update = {"w": matrix((40, 60), 1.5, seed=step), "b": torch.ones(3)}
-        compressed, owed = compress_with_feedback(update, owed, 0.9)
-        sent.append(values(compressed.payload))
+        payload, debt = sent_with_feedback(update, debt, 0.9)
+        sent.append(values(payload))
         total = total + update["w"]
-        received = received + decompress(compressed.payload, shapes_of(update))["w"]
-    torch.testing.assert_close(received + owed["w"], total)
-    assert set(owed) == {"w"}
-    # ‖owed‖ ≤ Σ_i q^i ‖update‖ with q = √(1 − ε)
+        received = received + RATE * decompress(payload, shapes_of(update))["w"]
+    torch.testing.assert_close(received + debt["w"], total)
+    assert set(debt) == {"w"}
+    # ‖debt‖ ≤ Σ_i q^i ‖update‖ with q = √(1 − ε)
     q = math.sqrt(0.1)
-    assert 0 < torch.linalg.norm(owed["w"]) <= q / (1 - q) * torch.linalg.norm(matrix((40, 60), 1.5))
+    assert 0 < torch.linalg.norm(debt["w"]) <= q / (1 - q) * torch.linalg.norm(matrix((40, 60), 1.5))
     assert max(sent) <= 40 * 60 + 3
 
 
 def test_feedback_owes_nothing_where_nothing_is_left_out():
     update = {"w": torch.randn(40, 60), "count": torch.tensor(3)}
-    _, owed = compress_with_feedback(update, {}, 1.0)
-    assert owed == {}
+    assert sent_with_feedback(update, {}, 1.0)[1] == {}
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 0.9, 1.0])
+@pytest.mark.parametrize("quantise", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2400, 5000])
+def test_updates_compressed_together_are_what_each_is_alone(epsilon, quantise, at_once, monkeypatch):
+    monkeypatch.setattr(compression, "AT_ONCE", at_once)
+    updates = [
+        {"w": matrix((40, 60), 1.5, seed), "v": matrix((40, 60), 3.0, seed + 9), "t": matrix((60, 40), 2.0, seed)}
+        | {"k": matrix((16, 3, 1, 9), 2.0, seed), "b": torch.randn(3), "n": torch.tensor(seed)}
+        for seed in range(4)
+    ]
+    updates.append({"zero": torch.zeros(40, 60), "small": matrix((40, 60), 1.5, 1).float(), "w": torch.randn(3, 4)})
+    updates.append({})
+    for update, made in zip(updates, compress_together(updates, epsilon, quantise), strict=True):
+        alone = compress(update, epsilon, quantise)
+        assert made.ranks == alone.ranks and list(made.ranks) == list(alone.ranks)
+        assert [(n, t.dtype) for n, t in made.payload.items()] == [(n, t.dtype) for n, t in alone.payload.items()]
+        restored, expected = (decompress(one.payload, shapes_of(update)) for one in (made, alone))
+        for name in update:
+            torch.testing.assert_close(restored[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_a_matrix_that_fails_among_others_alone_goes_another_way(monkeypatch):
+    """The first method fails on a stack with the bad one in it, then on the bad one; all others keep to it."""
+    bad, asked = matrix((20, 30), 2.0, 1), []
+
+    def first(matrices):
+        asked.append(len(matrices))
+        if any(torch.equal(one, bad / bad.abs().max()) for one in matrices):
+            raise torch.linalg.LinAlgError("did not converge")
+        return compression._by_eigh(matrices)
+
+    monkeypatch.setattr(compression, "METHODS", (first, compression._by_svd))
+    updates = [{"w": matrix((20, 30), 2.0, seed)} for seed in range(3)]
+    for update, made in zip(updates, compress_together(updates, 0.9), strict=True):
+        assert error(decompress(made.payload, shapes_of(update))["w"], update["w"]) <= math.sqrt(0.1)
+    assert asked == [3, 1, 1, 1]
+
+
+def test_one_update_with_nan_among_others_is_refused_before_anything_is_decomposed(monkeypatch):
+    monkeypatch.setattr(compression, "METHODS", ())
+    with pytest.raises(NonFinite, match="'w'"):
+        compress_together([{"w": torch.randn(20, 30)}, {"w": torch.full((20, 30), math.nan)}], 0.9)

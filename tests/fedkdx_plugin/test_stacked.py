@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
+from fedkdx_plugin.algorithm import compression
+from fedkdx_plugin.algorithm.downlink import Differences
 from fedkdx_plugin.engine import backends, stacked, together
 from fedkdx_plugin.engine.evaluation import Prediction
 from fedkdx_plugin.engine.faults import Faults
@@ -141,6 +143,34 @@ def test_stragglers_make_the_epochs_they_have_time_for(double):
 def test_local_batch_norm_and_held_out_windows_as_the_reference(name, params, double):
     algorithm, task = catalog.load("algorithms", name), Task(SHAPE, CLASSES, TinyNet, TinierNet, local_bn=True)
     assert_alike(*both(algorithm, task=task, params=params), 1e-9)
+
+
+@pytest.mark.parametrize("downlink", ["broadcast", "differences"])
+@pytest.mark.parametrize("name", ["FedKDX", "FedKD"])
+def test_compressed_together_as_in_the_reference(name, downlink, double):
+    params = {"downlink": downlink, "error_feedback": True, "quantise": True, "epsilon_end": 0.95}
+    task = Task(SHAPE, CLASSES, CNNSmall, CNNSmall)
+    assert_alike(*both(catalog.load("algorithms", name), task=task, rounds=3, params=params), 1e-9)
+
+
+def test_matrices_of_all_clients_are_decomposed_in_one_call(monkeypatch):
+    """Up and down: as many calls as there are shapes, whatever the number of clients."""
+    calls = []
+
+    def first(matrices):
+        calls.append((len(matrices), tuple(matrices.shape[1:])))
+        return compression._by_eigh(matrices)
+
+    monkeypatch.setattr(compression, "METHODS", (first, *compression.METHODS[1:]))
+    task, algorithm = Task(SHAPE, CLASSES, CNNSmall, CNNSmall), catalog.load("algorithms", "FedKDX")
+    federation = make_federation(algorithm, windows(), task, rounds=3, join_ratio=1, backend="stacked")
+    federation.server.downlink = Differences(federation.server.params, federation.server.weights)
+    federation.round(Round(1, 3))  # nothing lies between the students yet
+    calls.clear()
+    federation.round(Round(2, 3))
+    shapes = {shape for _, shape in calls}
+    assert len(shapes) > 1 and len(calls) == 2 * len(shapes)
+    assert all(count % len(SIZES) == 0 for count, _ in calls)
 
 
 def test_portions_that_fit_into_memory_change_nothing(double, monkeypatch):
