@@ -10,13 +10,14 @@ evaluation of all clients. What is measured is written as it comes, so that an i
 from __future__ import annotations
 
 import argparse
-import resource
+import multiprocessing
+import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,21 +197,29 @@ def whole(algorithm: str, data: str, device: str) -> dict[str, object]:
         }
 
 
+def peak_memory() -> float:
+    """GB that this process and its workers had at most, shared pages counted in each.
+
+    From Linux's /proc: `ru_maxrss` would begin with what the process that started this one had.
+    """
+    processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    found = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{id}/status").read_text()) for id in processes]
+    return sum(int(peak[1]) for peak in found) * 1024 / 1e9
+
+
 def grow(algorithm: str, clients: int, device: str, each: int, backend: str) -> dict[str, object]:
     """A round of many clients of `each` SLEEP windows, in a process of its own, with its peak of memory."""
     sizes = SIZES["SLEEP"]._replace(windows=(each,) * clients)
     with closing(federation(algorithm, sizes, device, backend)) as run:
         run.round(Round(1, ROUNDS))
         took = seconds(lambda: run.round(Round(2, ROUNDS)), device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        peak += resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
         return {
             "algorithm": algorithm,
             "clients": clients,
             "backend": run.backend.name,
             "s/round": took,
             "ms a client": 1000 * took / clients,
-            "GB": torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else peak,
+            "GB": torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else peak_memory(),
         }
 
 
@@ -219,7 +228,7 @@ def growth(device: str, each: int, counts: tuple[int, ...]) -> Iterator[dict[str
     for clients in counts:
         for algorithm in ("FedAvg", "FedKDX"):
             for backend in ("auto",) if device == "cpu" or clients > 100 else ("stacked", "sequential"):
-                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                     yield pool.submit(grow, algorithm, clients, device, each, backend).result()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from benchmarks import fused, rounds
 
 TINY = rounds.Sizes(3, 40, 4, (12, 9, 12))
@@ -25,3 +27,10 @@ def test_textbook_and_backends_are_compared(monkeypatch):
 def test_steps_with_and_without_the_compiled_operations_take_turns():
     (plain, ours) = fused.step_times("FedAvg", TINY, repeats=1)
     assert plain > 0 and ours > 0
+
+
+def test_memory_is_of_the_processes_themselves():
+    held = torch.ones(300_000_000)  # 1.2 GB, which are not those of the processes that are measured
+    rows = list(rounds.growth("cpu", 5, (4,)))
+    assert [row["algorithm"] for row in rows] == ["FedAvg", "FedKDX"] and len(held)
+    assert all(0.1 < row["GB"] < 1 for row in rows)
