@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import re
 import statistics
 import time
@@ -197,14 +196,18 @@ def whole(algorithm: str, data: str, device: str) -> dict[str, object]:
         }
 
 
-def peak_memory() -> float:
-    """GB that this process and its workers had at most, shared pages counted in each.
+def memory() -> float:
+    """GB: the most that this process had, and what its workers have to themselves, who keep what they once took.
 
     From Linux's /proc: `ru_maxrss` would begin with what the process that started this one had.
     """
-    processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
-    found = [re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{id}/status").read_text()) for id in processes]
-    return sum(int(peak[1]) for peak in found) * 1024 / 1e9
+    own = _kilobytes("self/status", "VmHWM")
+    workers = (f"{child.pid}/smaps_rollup" for child in multiprocessing.active_children())
+    return sum((_kilobytes(worker, "Private_\\w+") for worker in workers), own) * 1024 / 1e9
+
+
+def _kilobytes(file: str, name: str) -> int:
+    return sum(map(int, re.findall(rf"^{name}:\s+(\d+) kB", Path("/proc", file).read_text(), re.MULTILINE)))
 
 
 def grow(algorithm: str, clients: int, device: str, each: int, backend: str) -> dict[str, object]:
@@ -219,7 +222,7 @@ def grow(algorithm: str, clients: int, device: str, each: int, backend: str) -> 
             "backend": run.backend.name,
             "s/round": took,
             "ms a client": 1000 * took / clients,
-            "GB": torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else peak_memory(),
+            "GB": torch.cuda.max_memory_allocated() / 1e9 if device != "cpu" else memory(),
         }
 
 
