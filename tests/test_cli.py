@@ -13,7 +13,8 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedkdx_plugin import choice
-from fedkdx_plugin.cli import build_parser, main, read_config
+from fedkdx_plugin.arguments import build_parser, read_config
+from fedkdx_plugin.cli import main
 
 RUN = ["-m", "cnn_small", "-gr", "2", "-jr", "0.5", "-ls", "1", "-dev", "cpu"]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataset_utils.spec import Parser
+from fedkdx_plugin.arguments import build_parser, read_config, resumed
 from fedkdx_plugin.distributed import require_flower
 from registry.errors import UserError
 
@@ -42,8 +43,6 @@ def _certificates(arguments: Sequence[str]) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    from fedkdx_plugin.cli import build_parser, read_config, resumed
-
     parser = build_parser()
     parser.prog = "fedkdx serve"
     parser.description = "Run algorithms between sites, each of which joins with its own data (`fedkdx join`)."
