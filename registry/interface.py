@@ -77,10 +77,11 @@ class Batch(NamedTuple):
 
 
 class Round(NamedTuple):
-    """Which round it is: `index` counts from 1 to `total`."""
+    """Which round it is: `index` counts from 1 to `total`; `share` of the clients are selected in each."""
 
     index: int
     total: int
+    share: float = 1.0
 
     @property
     def progress(self) -> float:

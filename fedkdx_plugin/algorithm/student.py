@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm.compression import compress, compress_together
+from fedkdx_plugin.algorithm.compression import compress, compress_together, linear
 from fedkdx_plugin.algorithm.updates import group, labelled, move, owed, residual_of
 from registry.interface import BadMessage, Client, Message, float_state, mixture
 from registry.messages import first_nonfinite
@@ -70,7 +70,9 @@ class StudentParams(CompressionParams):
     pull_start: float = hyper(
         0.0, "how far a teacher goes towards the student it is sent before it trains, in the first round", 0.0, 1.0
     )
-    pull_end: float = hyper(0.0, "the same in the last round; in between, as ε, it moves in a straight line", 0.0, 1.0)
+    pull_end: float = hyper(
+        0.0, "the same in the last round; a straight line between, later for a client that is rarely reached", 0.0, 1.0
+    )
 
 
 class StudentClient(Client):
@@ -115,7 +117,8 @@ class StudentClient(Client):
             self.memory |= {PENDING: torch.tensor(meta[VERSION])} | labelled(message.tensors, PENDING)
         self.epsilon, self.prepared = meta["epsilon"], {}
         self.start = _copy(self.shared())
-        self._pull(meta["pull"])
+        progress = own_progress(meta["progress"], self.trained, meta["expected"])
+        self._pull(linear(progress, self.params.pull_start, self.params.pull_end))
 
     def _hold(self, version: int) -> None:
         """The student as it is now is the one to go back to."""
@@ -200,6 +203,20 @@ class StudentClient(Client):
             logits[name] = torch.cat([net(chunk).logits for chunk in x.split(CHUNK)])
         losses = [F.cross_entropy(mixture(logits, serves), y) for serves in PREDICTORS.values()]
         return torch.stack(losses).argmin()
+
+
+def own_progress(progress: float, trained: int, expected: float) -> float:
+    """How far a client is on the schedule of its pull, in (0, 1]: as far as the round, unless it is rarely reached.
+
+    One that trains in less than half the rounds it was to expect is only as far as these have taken it. Its teacher is
+    old, and what it has learnt by itself is little, so that it goes on starting from the student.
+
+    Args:
+        progress: ρ of the round.
+        trained: rounds it has trained in before.
+        expected: rounds of a whole run in which a client takes part on average.
+    """
+    return min(progress, (trained + 1) / (expected / 2))
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,9 +56,9 @@ class StudentServer(Server):
 
     def message(self, client: int, round: Round) -> Message:
         epsilon = self.epsilon(round)
-        pull = linear(round.progress, self.params.pull_start, self.params.pull_end)
         down = self.downlink.message(client, self.weights, self.version, epsilon)
-        return Message(down.tensors, down.meta | {VERSION: self.version, "epsilon": epsilon, "pull": pull})
+        told = {VERSION: self.version, "epsilon": epsilon, "progress": round.progress}
+        return Message(down.tensors, down.meta | told | {"expected": round.total * round.share})
 
     def check_reply(self, client: int, reply: Message) -> None:
         """A payload that gives an update of the student's shape, and a rate by which it stays finite."""

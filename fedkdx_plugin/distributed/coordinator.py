@@ -224,7 +224,7 @@ class Coordinator(Federation):
         last: RoundRecord | None = None
         self.backend.durable = done
         for index in range(done + 1, self.schedule.rounds + 1):
-            round = Round(index, self.schedule.rounds)
+            round = Round(index, self.schedule.rounds, self.schedule.join_ratio)
             self._meet(round)
             record = self.round(round)
             self._finish(last, callbacks)

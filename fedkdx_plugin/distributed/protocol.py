@@ -115,7 +115,7 @@ class Request:
             train = None if meta["train"] is None else Message(tensors, meta["train"])
             shared = _part(message, "shared") | {name: tensors[name] for name in same} if meta["measure"] else None
             whole = {name: _whole(meta[name]) for name in ("client", "state", "durable")}
-            return Request(meta["run"], **whole, round=Round(*map(_whole, meta["round"])), train=train, shared=shared)
+            return Request(meta["run"], **whole, round=_round(*meta["round"]), train=train, shared=shared)
         except (KeyError, TypeError, ValueError) as error:
             raise BadMessage(f"not a request: {error}") from error
 
@@ -224,6 +224,12 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is no whole number")
     return value
+
+
+def _round(index: Any, total: Any, share: Any) -> Round:
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise ValueError(f"{share!r} is no share of the clients")
+    return Round(_whole(index), _whole(total), share)
 
 
 def _short(value: Any) -> str:

@@ -139,7 +139,7 @@ class Federation:
     def run(self, callbacks: Sequence[Callback] = (), done: int = 0) -> None:
         """All rounds but those already `done`; each callback sees each round's record."""
         for index in range(done + 1, self.schedule.rounds + 1):
-            record = self.round(Round(index, self.schedule.rounds))
+            record = self.round(Round(index, self.schedule.rounds, self.schedule.join_ratio))
             for callback in callbacks:
                 callback.on_round(record)
 

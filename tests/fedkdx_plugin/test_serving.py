@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from baselines.fedkd import FedKD
 from fedkdx_plugin.algorithm.server import FedKDX
-from fedkdx_plugin.algorithm.student import HELD_OUT
+from fedkdx_plugin.algorithm.student import HELD_OUT, own_progress
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.training import hold_out
 from registry.errors import UserError
@@ -173,6 +173,31 @@ def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, start, 
                     teacher = name.replace("student.", "teacher.")
                     expected = (1 - pull) * own[teacher].double() + pull * student.double()
                     torch.testing.assert_close(kept[teacher].double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", BOTH)
+def test_a_client_that_is_rarely_reached_stays_longer_with_the_student(algorithm):
+    params = {"pull_start": 1.0, "pull_end": 0.0}
+    federation = make_federation(algorithm, rounds=10, join_ratio=1, learning_rate=1e-9, params=params)
+    start = dict(federation.workspace.initial)
+    moved = {name: tensor + 1 for name, tensor in federation.server.weights.items()}
+    pulls = []
+    for trained in (0, 2, 3, 9):
+        federation.workspace.clients[0].trained, federation.workspace.kept[0] = trained, {}
+        federation.server.weights = dict(moved)
+        federation.server.downlink.synced.clear()
+        federation.backend.train({0: federation.server.message(0, Round(8, 20, 0.5))}, Round(8, 20, 0.5))
+        name = "student.head.weight"
+        own, student = start[name.replace("student", "teacher")].double(), moved[name].double()
+        there = federation.workspace.kept[0][name.replace("student", "teacher")].double()
+        pulls.append(float(((there - own) / (student - own)).mean()))
+    # of 10 rounds to be expected, half are 5: it is in its 1st, 3rd, 4th; never further than the round, 8 of 20
+    assert pulls == pytest.approx([1 - 1 / 5, 1 - 8 / 20, 1 - 8 / 20, 1 - 8 / 20], abs=1e-4)
+
+
+def test_a_client_is_as_far_as_the_round_or_as_its_own_rounds():
+    assert [own_progress(0.9, trained, 40) for trained in (0, 5, 17, 39)] == [1 / 20, 6 / 20, 0.9, 0.9]
+    assert own_progress(1.0, 0, 0.3) == 1.0  # of whom less than one round is to be expected
 
 
 def test_a_pull_of_one_is_a_start_from_the_student():
