@@ -1,4 +1,4 @@
-"""Which tables a report holds."""
+"""Which tables a section of the report holds."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import yaml
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.records import PARTS
 from fedkdx_plugin.reports import statistics, table
-from fedkdx_plugin.reports.sections import CEILING, Method, Section, slug
+from fedkdx_plugin.reports.sections import CEILING, Method, Section
 from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, number, plain, ranked
 
 METRICS = {"accuracy": "accuracy %", "auc": "AUC %", "f1": "F1 %", "recall": "recall %"}
-ABREAST = 4  # sections whose four metrics stand side by side in the overview, as in the paper's tables
-FEW = 3  # methods for which the overview has a row a section instead
 PAPER = Path(__file__).parent / "paper.yaml"
 # what the paper's own runs were, besides their model and join ratio
 PAPERS_SETTING = {
@@ -197,70 +195,6 @@ def seconds(section: Section) -> Table:
         [("", "method"), *(("mean of a round, s", head) for head in (*PARTS, "all")), ("", "whole run, s")],
         rows,
     )
-
-
-def overview(sections: Sequence[Section]) -> list[Table]:
-    """All sections at a glance: the paper's layout where it fits, else accuracy alone, or a row a section."""
-    if len(sections) < 2:
-        return []
-    methods = list(dict.fromkeys(method.name for section in sections for method in section.methods))
-    if len(sections) <= ABREAST:
-        return [_abreast(sections, methods)]
-    by_data: dict[str, list[Section]] = {}
-    for section in sections:
-        by_data.setdefault(section.data, []).append(section)
-    one = _downwards if len(methods) <= FEW else _accuracies
-    return [one(same, methods) for same in by_data.values()]
-
-
-def _abreast(sections: Sequence[Section], methods: Sequence[str]) -> Table:
-    columns = [
-        _ranked([_last(section, name, metric) for name in methods], methods)
-        for section in sections
-        for metric in METRICS
-    ]
-    heads = [(section.title, head.removesuffix(" %")) for section in sections for head in METRICS.values()]
-    caption = "Last round, %, mean ± standard deviation over seeds. Bold: best, underlined: second."
-    rows = [[Cell(name), *cells] for name, *cells in zip(methods, *columns, strict=True)]
-    return Table("overview", caption, [("", "method"), *heads], rows)
-
-
-def _accuracies(sections: Sequence[Section], methods: Sequence[str]) -> Table:
-    data = sections[0].data
-    own = [name for name in methods if any(m.name == name for section in sections for m in section.methods)]
-    columns = [_ranked([_last(section, name, "accuracy") for name in own], own) for section in sections]
-    caption = (
-        f"{data}: accuracy in the last round, %, mean ± standard deviation over seeds. Bold: best, underlined: second."
-    )
-    rows = [[Cell(name), *cells] for name, *cells in zip(own, *columns, strict=True)]
-    heads = [("", section.setting or "usual setting") for section in sections]
-    return Table(slug(f"overview-{data}"), caption, [("", "method"), *heads], rows)
-
-
-def _downwards(sections: Sequence[Section], methods: Sequence[str]) -> Table:
-    rows = []
-    for section in sections:
-        for method in section.methods:
-            figures = [number(last(method, metric), 100) for metric in METRICS]
-            rows.append(
-                [
-                    Cell(section.setting or "usual setting"),
-                    Cell(method.name),
-                    *figures,
-                    number(whole_run(method), digits=0),
-                ]
-            )
-    heads = ("setting", "method", *METRICS.values(), "whole run, s")
-    caption = f"{sections[0].data}: last round, mean ± standard deviation over seeds."
-    return Table(slug(f"overview-{sections[0].data}"), caption, [("", head) for head in heads], rows)
-
-
-def _last(section: Section, name: str, metric: str) -> Cell:
-    return next((number(last(m, metric), 100) for m in section.methods if m.name == name), Cell(NONE))
-
-
-def _ranked(column: Sequence[Cell], names: Sequence[str]) -> list[Cell]:
-    return ranked(column, [i for i, name in enumerate(names) if name != CEILING])
 
 
 @cache

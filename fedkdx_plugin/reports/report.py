@@ -21,7 +21,7 @@ import yaml
 from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
 from dataset_utils.shards import read_manifest
-from fedkdx_plugin.reports import content, figures, tables
+from fedkdx_plugin.reports import content, figures, overview, tables
 from fedkdx_plugin.reports.runs import Run, find, read_all, title_and_about
 from fedkdx_plugin.reports.sections import Section, arrange
 from fedkdx_plugin.reports.table import TUNING
@@ -79,8 +79,8 @@ def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Pa
     sections = arrange(runs)
     looks = figures.Looks([method.name for section in sections for method in figures.shown(section)])
     chapters = [_chapter(section, out, looks) for section in sections]
-    overview = content.overview(sections)
-    for table in [*overview, *(item for chapter in chapters for item in chapter.items if isinstance(item, Table))]:
+    glance = overview.overview(sections)
+    for table in [*glance, *(item for chapter in chapters for item in chapter.items if isinstance(item, Table))]:
         _write(out / TABLES / f"{table.name}.tex", tables.latex(table))
         _write(out / TABLES / f"{table.name}.csv", tables.to_csv(table))
     values = {
@@ -89,7 +89,7 @@ def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Pa
         "warning": TUNING if any(section.on != "test" for section in sections) else "",
         "count": len(runs),
         "missing": missing,
-        "overview": overview,
+        "overview": glance,
         "chapters": chapters,
         "version": __version__,
     }

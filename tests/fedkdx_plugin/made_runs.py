@@ -53,6 +53,7 @@ def make_run(
     damaged: bool = False,
     data: dict[str, Any] | None = None,
     hyper: dict[str, Any] | None = None,
+    groups: dict[str, list[int]] | None = None,
     **config: Any,
 ) -> Path:
     """Write a run folder.
@@ -62,6 +63,7 @@ def make_run(
         done: rounds that have results; all by default.
         damaged: whether a reply was rejected in the first round.
         data: entries of the environment's data that differ from the usual.
+        groups: clients set apart.
     """
     values = CONFIG | {
         "algorithm": [algorithm],
@@ -100,7 +102,7 @@ def make_run(
     (folder / "environment.json").write_text(json.dumps(environment))
     with h5py.File(folder / "results.h5", "w") as file:
         shards = SimpleNamespace(evaluated_on=about["evaluated_on"], clients=8)
-        write_results(file, records, {v: records[-1].metrics[v].confusion for v in views}, shards, {})
+        write_results(file, records, {v: records[-1].metrics[v].confusion for v in views}, shards, groups or {})
         file.attrs["class_names"] = list(CLASSES)
     return folder
 
