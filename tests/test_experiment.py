@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
@@ -214,7 +215,9 @@ def test_ctrl_c_and_the_same_command_end_as_if_unbroken(shard_folder):
     name = written({"algorithm": ["Local", "FedAvg", "FedKDX"]}, data=str(shard_folder), global_rounds=60)
     command = [sys.executable, str(ROOT / "run.py"), "--experiment", name, "--jobs", "2", "-o"]
     assert subprocess.run([*command, "whole"], capture_output=True).returncode == 0
-    broken = subprocess.Popen([*command, "parts"], stderr=subprocess.PIPE)
+    # a shell starts its background jobs deaf to Ctrl-C, and what these start inherits that
+    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    broken = subprocess.Popen([*command, "parts"], stderr=subprocess.PIPE, preexec_fn=hears)
     while not any(path.read_text().count("\n") > 5 for path in Path("parts").rglob("metrics.csv")):
         assert broken.poll() is None
         time.sleep(0.05)
