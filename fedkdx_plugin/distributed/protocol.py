@@ -12,7 +12,7 @@ from torch import Tensor
 from fedkdx_plugin.engine.metrics import FIGURES, Metrics
 from registry.interface import BadMessage, Message, Round
 
-PROTOCOL = 1
+PROTOCOL = 2
 LONGEST_TEXT = 300  # letters
 SHARES = ("accuracy", "f1", "recall", "auc", "auc_macro")
 
