@@ -38,7 +38,7 @@ SIGNATURES = {
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def operations() -> ctypes.CDLL | None:
     """The compiled operations; None where they are switched off or cannot be had."""
     if os.environ.get(SWITCH) == "0":
         return None
@@ -107,7 +107,7 @@ class NormReluPool(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         out = x.new_empty(n, 1, time // 2, channels).permute(0, 3, 1, 2)
         mean, rstd, var = statistics = x.new_empty(3, channels)
-        library().norm_relu_pool(
+        operations().norm_relu_pool(
             x.data_ptr(),
             *(n, time, channels),
             *(weight.data_ptr(), bias.data_ptr(), norm.eps),
@@ -127,7 +127,7 @@ class NormReluPool(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         by_x, by_weight, by_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
         mean, rstd, _ = statistics
-        library().norm_relu_pool_backward(
+        operations().norm_relu_pool_backward(
             *(x.data_ptr(), gradient.data_ptr()),
             *(n, time, channels),
             *(weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), rstd.data_ptr()),
@@ -155,7 +155,7 @@ class Block(nn.Sequential):
 
 def fuse(nets: Mapping[str, nn.Module]) -> None:
     """Make `Block`s of all such sequences in the networks; parameters, buffers and names stay as they are."""
-    if library() is None:
+    if operations() is None:
         return
     for net in nets.values():
         for part in net.modules():
@@ -191,7 +191,7 @@ class ClipAndMove:
     @staticmethod
     def takes(parameters: Sequence[nn.Parameter]) -> bool:
         """Whether these can be moved so."""
-        return library() is not None and all(
+        return operations() is not None and all(
             p.dtype == torch.float32 and p.device.type == "cpu" and p.untyped_storage().nbytes() == p.nbytes
             for p in parameters
         )
@@ -200,7 +200,7 @@ class ClipAndMove:
         """Move all parameters that have a gradient, and forget it."""
         for parameters, places, sizes in self._groups:
             gradients = [_alike(p.grad, p) for p in parameters]
-            library().clip_and_move(len(parameters), places, _pointers(gradients), sizes, self.bound, self.rate)
+            operations().clip_and_move(len(parameters), places, _pointers(gradients), sizes, self.bound, self.rate)
             for parameter in parameters:
                 parameter.grad = None
 

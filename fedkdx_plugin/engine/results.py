@@ -19,7 +19,7 @@ import yaml
 from dataset_utils.files import replacing, unwritable
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.fused import library
+from fedkdx_plugin.engine.fused import operations
 from fedkdx_plugin.engine.records import (
     ROUND_COLUMNS,
     SCALARS,
@@ -209,6 +209,6 @@ def environment(entry: Entry, command: list[str], shards: ShardSet, device: torc
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "fused": device.type == "cpu" and library() is not None,
+        "fused": device.type == "cpu" and operations() is not None,
         "data": shards.facts(),
     }

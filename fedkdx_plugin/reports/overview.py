@@ -82,10 +82,20 @@ def _figures(section: Section, metric: str) -> dict[str, Callable[[Run], float]]
     figures = {"all": _served(metric)}
     for group in section.first.groups:
         if group == UNSEEN:
-            figures["unseen"] = lambda run: getattr(run.evaluated[-1].metrics.get(UNSEEN), metric, np.nan)
+            figures[group] = _strangers(metric)
         elif metric == "accuracy":  # what clients have of the others does not add up to a group's
             figures[group] = lambda run, group=group: run.evaluated[-1].metrics[SERVED].accuracy_of(run.groups[group])
     return figures
+
+
+def _strangers(metric: str) -> Callable[[Run], float]:
+    """Of clients never trained on; NaN for a method that has no model for them."""
+
+    def figure(run: Run) -> float:
+        view = run.evaluated[-1].metrics.get(UNSEEN)
+        return np.nan if view is None else getattr(view, metric)
+
+    return figure
 
 
 def _column(section: Section, methods: Sequence[str], figure: Callable[[Run], float]) -> list[Cell]:

@@ -15,6 +15,9 @@ import yaml
 from fedkdx_plugin.engine import metrics
 from fedkdx_plugin.engine.records import write_results
 from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.reports.runs import read_all
+from fedkdx_plugin.reports.sections import Section, arrange
+from fedkdx_plugin.reports.tables import Cell, Table
 
 CLASSES = ("sit & stand", "walk_1", "run <fast>")
 CONFIG = {
@@ -117,3 +120,16 @@ def client_accuracy(folder: Path) -> np.ndarray:
     """(clients,), straight from the file."""
     with h5py.File(folder / "results.h5") as file:
         return file["views/served/client_accuracy"][-1]
+
+
+def sections_of(*folders: Path) -> list[Section]:
+    """The report's sections of these runs, all of which must be finished."""
+    found, missing = read_all(folders)
+    assert not missing
+    return arrange(found)
+
+
+def column(table: Table, title: str, group: str = "") -> dict[str, Cell]:
+    """A column's cells by the name of their rows."""
+    place = list(table.columns).index((group, title))
+    return {row[0].text: row[place] for row in table.rows}

@@ -18,7 +18,7 @@ from registry import catalog
 from registry.interface import Task
 from tests.conftest import CLASSES, SHAPE, make_federation, same_state
 
-compiled = pytest.mark.skipif(fused.library() is None, reason="no C compiler here")
+compiled = pytest.mark.skipif(fused.operations() is None, reason="no C compiler here")
 
 
 def blocks(inputs: int, filters: int, seed: int = 0) -> tuple[nn.Sequential, Block]:
@@ -157,7 +157,7 @@ def test_a_round_is_the_same_to_float_tolerance_with_and_without(model, monkeypa
     algorithm = catalog.load("algorithms", "FedKDX")
     ours = make_federation(algorithm, task=task, rounds=1)
     ours.run()
-    monkeypatch.setattr(fused, "library", lambda: None)
+    monkeypatch.setattr(fused, "operations", lambda: None)
     theirs = make_federation(algorithm, task=task, rounds=1)
     assert not any(isinstance(part, Block) for net in theirs.workspace.nets.values() for part in net.modules())
     theirs.run()
@@ -173,11 +173,11 @@ def test_a_round_is_the_same_to_float_tolerance_with_and_without(model, monkeypa
 )
 def test_without_a_compiler_nothing_is_lost(change, has_one, tmp_path):
     """In a process of its own, with an empty cache; then once more with a cache that cannot be made."""
-    if has_one and fused.library() is None:
+    if has_one and fused.operations() is None:
         pytest.skip("no C compiler here")
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "cache", tmp_path / "file"):
-        code = "from fedkdx_plugin.engine.fused import library; print(library() is not None)"
+        code = "from fedkdx_plugin.engine.fused import operations; print(operations() is not None)"
         environment = os.environ | {"XDG_CACHE_HOME": str(cache), "TMPDIR": str(tmp_path)} | change
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert (run.stdout.strip(), run.stderr) == (str(has_one), "")

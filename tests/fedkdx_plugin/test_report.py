@@ -9,33 +9,19 @@ import sys
 import h5py
 import numpy as np
 import pytest
-import scipy.stats
 import yaml
 
 from fedkdx_plugin import runner
 from fedkdx_plugin.cli import main
-from fedkdx_plugin.reports import content, overview, report, runs, statistics, tables, tensorboard
-from fedkdx_plugin.reports.runs import Missing, read, read_all
-from fedkdx_plugin.reports.sections import arrange
-from fedkdx_plugin.reports.statistics import holm
+from fedkdx_plugin.reports import content, report, runs, statistics, tables, tensorboard
+from fedkdx_plugin.reports.runs import Missing, read
 from fedkdx_plugin.reports.tables import Cell, Table
 from tests.conftest import Recorder
-from tests.fedkdx_plugin.made_runs import CLASSES, client_accuracy, last_accuracy, make_run
+from tests.fedkdx_plugin.made_runs import CLASSES, client_accuracy, column, last_accuracy, make_run, sections_of
 
 # all figures of each of the paper's tables 1 to 4 together, added up from the paper itself
 SUMS = {1: 7319.36, 2: 3459.48, 3: 7762.64, 4: 7784.29}
 DATA = ("UCI-HAR", "SLEEP", "PAMAP2")
-
-
-def sections_of(*folders):
-    found, missing = read_all(folders)
-    assert not missing
-    return arrange(found)
-
-
-def column(table, title, group=""):
-    place = list(table.columns).index((group, title))
-    return {row[0].text: row[place] for row in table.rows}
 
 
 # ---- tables
@@ -126,106 +112,6 @@ def test_clients_table_names_the_worst(tmp_path):
     table = content.clients(section)
     assert column(table, "lowest")["FedAvg"].value == pytest.approx(100 * mean.min())
     assert column(table, "lowest is client")["FedAvg"].value == mean.argmin()
-
-
-def test_overview_changes_its_form_with_the_number_of_sections(tmp_path):
-    def sections(ratios, names):
-        where = tmp_path / f"{len(ratios)}-{len(names)}"
-        return sections_of(*(make_run(where / f"{n}{r}", n, join_ratio=r) for r in ratios for n in names))
-
-    assert overview.overview(sections([0.1], ["FedAvg"])) == []
-    (abreast,) = overview.overview(sections([0.1, 0.2], ["FedAvg", "Local"]))
-    assert len(abreast.columns) == 1 + 2 * 4 and abreast.groups()[1] == ("made, join ratio 0.1", 4)
-    (down,) = overview.overview(sections([0.1, 0.2, 0.3, 0.4, 0.5], ["FedAvg"]))
-    assert [row[0].text for row in down.rows] == [f"join ratio {r}" for r in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    wide = overview.overview(sections([0.1, 0.2, 0.3, 0.4, 0.5], ["FedAvg", "Local", "MOON", "FedKD"]))
-    assert [table.name for table in wide] == [
-        f"overview-made-{metric}" for metric in ("accuracy", "auc", "f1", "recall")
-    ]
-    assert all(len(table.columns) == 1 + 5 + 1 and len(table.rows) == 4 for table in wide)
-
-
-def test_overview_has_clients_set_apart_and_mean_ranks(tmp_path):
-    names = {"Local": 0.3, "FedAvg": 0.6, "MOON": 0.6, "FedKDX": 1.2, "Centralised": 2.0}
-    settings = [{"rare": "0.3@0.1"}, {"unseen": 0.2}, {"late": "0.3@2"}, {"train_fraction": 0.1}, {}]
-    of = {"rare": [1, 5], "unseen": [3], "late": [0, 7]}
-    folders = {}
-    for i, setting in enumerate(settings):
-        groups = {name: ids for name, ids in of.items() if name in setting}
-        for name, skill in names.items():
-            views = ("served", "unseen") if "unseen" in setting and name != "Local" else ("served",)
-            where = tmp_path / f"{i}-{name}"
-            folders[i, name] = make_run(where, name, skill=skill, views=views, groups=groups, **setting)
-    del folders[4, "MOON"]
-    accuracy, _, f1, _ = overview.overview(sections_of(*folders.values()))
-
-    rare = column(accuracy, "rare", "rare 0.3@0.1")
-    for name in names:
-        assert rare[name].value == pytest.approx(100 * client_accuracy(folders[0, name])[[1, 5]].mean())
-    assert max(names, key=lambda n: rare[n].rank == 1) == "FedKDX"  # the ceiling is not ranked
-    unseen = column(accuracy, "unseen", "unseen 0.2")
-    assert unseen["FedAvg"].value == pytest.approx(last_accuracy(folders[1, "FedAvg"], "unseen"))
-    assert unseen["Local"].text == "–"
-    assert ("rare 0.3@0.1", "rare") not in f1.columns and ("unseen 0.2", "unseen") in f1.columns
-
-    ranks = column(accuracy, "mean rank")
-    there = ["Local", "FedAvg", "FedKDX"]  # all that every setting has
-    table = [[-round(last_accuracy(folders[i, name]), 2) for name in there] for i in range(5)]
-    expected = scipy.stats.rankdata(table, axis=1).mean(0)
-    assert [ranks[name].value for name in there] == pytest.approx(expected)
-    assert ranks["MOON"].text == ranks["Centralised"].text == "–"
-
-
-# ---- statistics
-
-
-def test_holm_against_a_worked_example():
-    # sorted: 0.005·4, 0.01·3, 0.03·2, 0.04·1, which may not fall below its predecessor
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-def test_few_seeds_are_paired_by_client(tmp_path):
-    folders = {
-        (n, s): make_run(tmp_path / f"{n}{s}", n, s, k) for n, k in (("FedKDX", 2.0), ("Local", 0.1)) for s in (0, 1)
-    }
-    means = {n: np.mean([client_accuracy(folders[n, s]) for s in (0, 1)], axis=0) for n in ("FedKDX", "Local")}
-    difference = np.round(means["Local"] - means["FedKDX"], 12)
-    (section,) = sections_of(*folders.values())
-    (test,), untested = statistics.tests(section)
-    assert (test.name, test.over, test.pairs, untested) == ("Local", "clients", 8, [])
-    assert test.p == pytest.approx(scipy.stats.wilcoxon(difference).pvalue)
-    assert test.difference == pytest.approx(difference.mean())
-    # every client is worse: of the 2^8 sign patterns only two are as extreme
-    assert (difference < 0).all() and test.worse == 8
-    assert test.p == pytest.approx(statistics.smallest_p(8)) == pytest.approx(2 / 2**8)
-    table, meaning = content.significance(section)
-    assert table.rows[0][-1].text == "worse" and "by client" in meaning
-
-
-def test_many_seeds_are_paired_by_seed(tmp_path):
-    seeds = range(6)
-    folders = [make_run(tmp_path / f"{n}{s}", n, s, k) for n, k in (("FedKDX", 2.0), ("Local", 0.1)) for s in seeds]
-    (section,) = sections_of(*folders)
-    (test,), _ = statistics.tests(section)
-    assert (test.over, test.pairs, test.p) == ("seeds", 6, pytest.approx(2 / 2**6))
-
-
-def test_no_significance_without_anything_to_compare(tmp_path):
-    (section,) = sections_of(make_run(tmp_path / "0"))
-    assert content.significance(section)[0] is None
-    (section,) = sections_of(make_run(tmp_path / "1", "FedKDX", 0), make_run(tmp_path / "2", "Local", 1))
-    table, why = content.significance(section)
-    assert table is None and "Local" in why
-
-
-def test_equal_methods_do_not_differ(tmp_path):
-    one, two = make_run(tmp_path / "0", "FedKDX"), make_run(tmp_path / "1", "Local")
-    (two / "results.h5").write_bytes((one / "results.h5").read_bytes())
-    (section,) = sections_of(one, two)
-    (test,), _ = statistics.tests(section)
-    assert test.p == 1 and not test.significant
 
 
 # ---- sections
