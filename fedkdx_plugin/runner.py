@@ -24,7 +24,7 @@ from fedkdx_plugin.comparison import Setting, prepare_shards, run_device
 from fedkdx_plugin.config import from_dict
 from fedkdx_plugin.engine.progress import Progress, RunProgress
 from fedkdx_plugin.engine.records import without_confusion
-from fedkdx_plugin.engine.results import write_yaml
+from fedkdx_plugin.engine.results import STATE, write_yaml
 from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.experiment import Experiment, Job
 from registry.errors import UserError
@@ -228,6 +228,8 @@ def _run(job: Job, command: list[str], connection: Connection) -> None:
     (choice,) = choose(config)
     setting = Setting.of(config, [choice])
     setting.run(choice, job.settings, job.place, command, partial(_Messenger.begin, connection))
+    # Of every client's networks, a grid's worth would fill a disk; the run's config.yaml makes them again.
+    (job.place / STATE).unlink(missing_ok=True)
 
 
 class _Messenger:
