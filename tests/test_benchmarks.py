@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import fused, rounds
+from benchmarks import fused, rounds, step
 
 TINY = rounds.Sizes(3, 40, 4, (12, 9, 12))
 
@@ -27,6 +27,15 @@ def test_textbook_and_backends_are_compared(monkeypatch):
 def test_steps_with_and_without_the_compiled_operations_take_turns():
     (plain, ours) = fused.step_times("FedAvg", TINY, repeats=1)
     assert plain > 0 and ours > 0
+
+
+def test_products_are_found_forward_and_backward():
+    """Two convolutions and three linear layers: the first of each network needs no gradient by its input."""
+    found = step.measure("FedAvg", TINY, repeats=1)
+    weights = [(3 * 9, 32, 32), (32 * 9, 64, 8), (256, 256, 1), (256, 128, 1), (128, 4, 1)]  # inputs, outputs, places
+    flops = [2 * 10 * inputs * outputs * places for inputs, outputs, places in weights]
+    assert round(found["GFLOP"] * 1e9) == 3 * sum(flops) - flops[0]
+    assert min(found.values()) > 0
 
 
 def test_memory_is_of_the_processes_themselves():
