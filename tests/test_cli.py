@@ -83,10 +83,10 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():
 
 def test_a_preset_sets_hyper_parameters_of_several_algorithms():
     Path("preset.yaml").write_text(
-        "set: {FedKDX.gamma: 0.3, FedKDX.serve: validation, FedKD.serve: ensemble, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
+        "set: {FedKDX.gamma: 0.3, FedKDX.serve: both, FedKD.serve: student, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
     )
     found = resolved("--config", "preset.yaml", "-data", "SPAR", "-algo", "FedKDX,FedKD,FedProx")["set"]
-    wanted = {"FedKDX.gamma": 0.3, "FedKDX.serve": "validation", "FedKD.serve": "ensemble", "FedProx.mu": 0.1}
+    wanted = {"FedKDX.gamma": 0.3, "FedKDX.serve": "both", "FedKD.serve": "student", "FedProx.mu": 0.1}
     assert wanted.items() <= found.items()
     assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKD.teacher_init"] == "own"
 

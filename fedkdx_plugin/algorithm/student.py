@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.compression import compress, compress_together, linear
 from fedkdx_plugin.algorithm.updates import group, labelled, move, owed, residual_of
-from registry.interface import BadMessage, Client, Message, float_state, mixture
+from registry.interface import BadMessage, Client, Message, float_state
 from registry.messages import first_nonfinite
 from registry.parameters import hyper
 
@@ -25,14 +25,10 @@ VERSION = "version"
 RESIDUAL = "residual"
 PENDING = "pending"
 SAME_SUM = 1e-5  # of the sum of absolute values: initial weights may differ in their last bits between machines
-SERVES = "serves"
-HELD_OUT = 0.1  # of the training windows, where validation decides who predicts
+SHARE = "share"
+SHARPNESS = 4.0  # of `student_share`: chosen on validation windows
+SMALLEST_SHARE = 1e-6  # a mixture has no logarithm of 0
 CHUNK = 512  # windows in a forward pass
-PREDICTORS: dict[str, str | dict[str, float]] = {
-    "teacher": "teacher",
-    "student": "student",
-    "ensemble": {"teacher": 0.5, "student": 0.5},
-}
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,8 @@ class StudentParams(CompressionParams):
 
     serve: str = hyper(
         "teacher",
-        "who predicts where a client has trained: one of the two, their mean, or what does best on held-out windows",
-        choices=(*PREDICTORS, "validation"),
+        "who predicts where a client has trained: one of the two, or both, the student as far as it suits the client",
+        choices=("teacher", "student", "both"),
     )
     teacher_init: str = hyper(
         "own",
@@ -78,9 +74,8 @@ class StudentParams(CompressionParams):
 class StudentClient(Client):
     """Trains a private teacher and a copy of the student; sends the student's compressed update.
 
-    With `serve` = validation, a tenth of its windows is never trained on, and after each training the client notes
-    which of teacher, shared student and the mean of both has the least loss there. The student is the one it was
-    sent: what its own training made of it is not what it will be served.
+    With `serve` = both, the client notes after each training how well the student that it was sent suits it (see
+    `student_share`). What its own training made of the student is not what it will be served.
     """
 
     kept = ("student.*",)
@@ -92,16 +87,14 @@ class StudentClient(Client):
         self.base: dict[str, Tensor] = {}  # the student it goes back to after training
         self.prepared: dict[str, Tensor] = {}  # what it will send, where it is already compressed
 
-    def holdout(self) -> float:
-        return HELD_OUT if self.params.serve == "validation" else 0.0
-
     def serves(self) -> str | Mapping[str, float]:
         """As `serve` says, once the client has trained; until then the student."""
         if not self.trained:
             return "student"
-        if self.params.serve == "validation":
-            return list(PREDICTORS.values())[int(self.memory[SERVES])]
-        return PREDICTORS[self.params.serve]
+        if self.params.serve == "both":
+            share = float(self.memory[SHARE])
+            return {"teacher": 1 - share, "student": share}
+        return self.params.serve
 
     def receive(self, message: Message) -> None:
         meta = message.meta
@@ -187,22 +180,31 @@ class StudentClient(Client):
         left = residual_of(gradient, payload, rate) if self.params.error_feedback else {}
         kept = {name: t for name, t in self.memory.items() if name.startswith((VERSION, PENDING))}
         self.memory = kept | labelled(left, RESIDUAL)
-        if self.params.serve == "validation":
+        if self.params.serve == "both":
             self.load(self.start)
-            self.memory[SERVES] = self._best_on_validation()
+            self.memory[SHARE] = student_share(self._student_loss())
         self.load(self.base)
         return Message(payload, {"samples": self.samples, "rate": rate})
 
     @torch.no_grad()
-    def _best_on_validation(self) -> Tensor:
-        """Which of `PREDICTORS` has the least cross-entropy on the held-out windows, by its place."""
-        x, y, _ = self.validation
-        logits = {}
-        for name in ("teacher", "student"):
-            net = self.nets[name].eval()
-            logits[name] = torch.cat([net(chunk).logits for chunk in x.split(CHUNK)])
-        losses = [F.cross_entropy(mixture(logits, serves), y) for serves in PREDICTORS.values()]
-        return torch.stack(losses).argmin()
+    def _student_loss(self) -> Tensor:
+        """Mean cross-entropy of the student on the client's training windows."""
+        x, y, _ = self.data
+        student = self.nets["student"].eval()
+        return F.cross_entropy(torch.cat([student(chunk).logits for chunk in x.split(CHUNK)]), y)
+
+
+def student_share(loss: Tensor) -> Tensor:
+    """The student's share in a client's prediction with `serve` = both, in (0, 1/2].
+
+    It counts exp(-4 L) times as much as the teacher: as much where it explains the client's training windows, which
+    the teacher was fitted to, and hardly at all where it does not.
+
+    Args:
+        loss: L, the student's mean cross-entropy on the client's training windows, before it trained on them: a scalar.
+    """
+    weight = torch.exp(-SHARPNESS * loss)
+    return (weight / (1 + weight)).clamp(min=SMALLEST_SHARE)
 
 
 def own_progress(progress: float, trained: int, expected: float) -> float:

@@ -139,7 +139,7 @@ def test_the_defaults_are_the_papers():
 
 
 CHANGES = {"epsilon_start": 0.5, "epsilon_end": 0.5, "error_feedback": True, "weights": "uniform"}
-CHANGES |= {"serve": "validation", "teacher_init": "student", "quantise": True}
+CHANGES |= {"serve": "both", "teacher_init": "student", "quantise": True}
 CHANGES |= {"pull_start": 0.5, "pull_end": 0.5}
 CHANGES |= {"downlink": "differences"}
 

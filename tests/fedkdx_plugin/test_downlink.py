@@ -14,7 +14,7 @@ from registry.interface import BadMessage, Message, Round
 from tests.conftest import Recorder, make_federation, same_state
 
 DIFFERENCES = {"downlink": "differences"}
-VARIANTS = [{}, {"error_feedback": True}, {"quantise": True, "error_feedback": True}, {"serve": "validation"}]
+VARIANTS = [{}, {"error_feedback": True}, {"quantise": True, "error_feedback": True}, {"serve": "both"}]
 
 
 def noted(federation, id: int, message: Message) -> dict[str, torch.Tensor]:

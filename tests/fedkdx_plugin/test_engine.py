@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from baselines.fedavg import FedAvg, FedAvgClient
 from baselines.local import Local
 from fedkdx_plugin.engine.randomness import derive, sample_clients, seeded
-from fedkdx_plugin.engine.training import Settings, batches
+from fedkdx_plugin.engine.training import Settings, batches, hold_out
 from fedkdx_plugin.engine.transport import Transport
-from registry.interface import Message, NonFinite, Round, float_state
+from registry.interface import Batch, Message, NonFinite, Round, float_state
 from tests.conftest import Recorder, TinyNet, make_data, make_federation, make_task, same_state
 
 
@@ -230,6 +230,24 @@ def test_a_client_whose_training_diverges_stays_as_it_was():
     assert federation.workspace.kept[2] == {}
     assert federation.workspace.clients[2].trained == 0
     assert math.isfinite(records[-1].train_loss)
+
+
+class HoldingOut(FedAvgClient):
+    def holdout(self) -> float:
+        return 0.1
+
+
+class FedAvgHoldingOut(FedAvg):
+    Client = HoldingOut
+
+
+def test_held_out_windows_are_not_trained_on():
+    """NaN in them spoils nothing; NaN in one that is trained on does."""
+    data = make_data()
+    _, held = hold_out(Batch(data.train_x[2], torch.arange(65)), 0.1, 2, 0)
+    data.train_x[2][held.y] = math.nan
+    assert not run(make_federation(FedAvgHoldingOut, data, join_ratio=1, rounds=1))[0].rejected
+    assert list(run(make_federation(FedAvg, data, join_ratio=1, rounds=1))[0].rejected) == [2]
 
 
 def test_when_all_are_dropped_the_model_stays_and_the_run_ends():

@@ -272,7 +272,7 @@ CHANGES = {
     "kd_weight": 0.5,
     "nkd_weight": 0.5,
     "ctl_weight": 0.5,
-    "serve": "validation",
+    "serve": "both",
     "teacher_init": "student",
     "pull_start": 0.5,
     "pull_end": 0.5,

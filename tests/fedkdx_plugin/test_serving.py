@@ -10,12 +10,11 @@ from sklearn.metrics import roc_auc_score
 
 from baselines.fedkd import FedKD
 from fedkdx_plugin.algorithm.server import FedKDX
-from fedkdx_plugin.algorithm.student import HELD_OUT, own_progress
+from fedkdx_plugin.algorithm.student import own_progress, student_share
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.training import hold_out
 from registry.errors import UserError
-from registry.interface import Batch, Round, mixture
-from tests.conftest import Recorder, TinierNet, enter, make_data, make_federation, make_task, same_state
+from registry.interface import Round, mixture
+from tests.conftest import Recorder, TinierNet, enter, make_federation, make_task, same_state
 
 BOTH = [FedKDX, FedKD]
 
@@ -59,71 +58,47 @@ def test_one_of_the_two_is_served(algorithm, serve):
 
 
 @pytest.mark.parametrize("algorithm", BOTH)
-def test_an_ensemble_is_measured_on_its_mean_probabilities(algorithm):
-    federation = make_federation(algorithm, join_ratio=1, params={"serve": "ensemble"})
-    served = metrics(federation)[SERVED]
-    data = federation.data
+def test_both_are_served_the_student_as_far_as_it_explains_the_training_windows(algorithm):
+    """(p_T + w p_S) / (1 + w), w = exp(-4 L) of the student that the client was sent, in float64."""
+    federation = make_federation(algorithm, rounds=8, join_ratio=1, params={"serve": "both"})
+    for t in range(1, 8):
+        federation.round(Round(t, 8))
+    sent = {name: tensor.clone() for name, tensor in federation.server.networks().items()}
+    served = federation.round(Round(8, 8)).metrics[SERVED]
+    data, weights = federation.data, []
     for id, place in enumerate(data.test_slices):
-        nets = [logits(federation, net, id, data.test_x[place]).softmax(1) for net in ("teacher", "student")]
-        p, y = sum(nets) / 2, data.test_y[place]
+        enter(federation, id, sent)
+        with torch.no_grad():
+            before = federation.workspace.nets["student"].eval()(data.train_x[id]).logits.double().log_softmax(1)
+        own = data.train_y[id]
+        weights.append(math.exp(4 * float(before[range(len(own)), own].mean())))
+        teacher, student = (
+            logits(federation, net, id, data.test_x[place]).softmax(1) for net in ("teacher", "student")
+        )
+        p, y = (teacher + weights[-1] * student) / (1 + weights[-1]), data.test_y[place]
         assert served.client_accuracy[id] == pytest.approx(float((p.argmax(1) == y).double().mean()))
         assert served.client_loss[id] == pytest.approx(float(-p[range(len(y)), y].log().mean()), rel=1e-4)
         one_hot = torch.nn.functional.one_hot(y, 4)
         assert served.client_auc[id] == pytest.approx(roc_auc_score(one_hot.flatten(), p.flatten()), abs=1e-6)
+    assert 0.1 < min(weights) < max(weights) < 0.9  # else this test would say little
 
 
-@pytest.mark.parametrize("serve", ["ensemble", "validation"])
-def test_an_untrained_client_is_served_by_the_student(serve):
-    federation = make_federation(FedKDX, rounds=1, join_ratio=0.25, params={"serve": serve})
+def test_a_student_counts_as_much_as_the_teacher_or_hardly_at_all():
+    shares = [float(student_share(torch.tensor(loss))) for loss in (0.0, 0.5, 100.0)]
+    assert shares == pytest.approx([1 / 2, 1 / (1 + math.exp(2)), 1e-6])
+
+
+def test_an_untrained_client_is_served_by_the_student():
+    federation = make_federation(FedKDX, rounds=1, join_ratio=0.25, params={"serve": "both"})
     record = federation.round(Round(1, 1))
     untrained = [id for id in range(4) if id not in record.selected]
     served, student = (record.metrics[view].client_loss for view in (SERVED, "student"))
     assert (served[untrained] == student[untrained]).all()
 
 
-@pytest.mark.parametrize("algorithm", BOTH)
-@pytest.mark.parametrize("rounds", [1, 8])
-def test_validation_serves_what_does_best_on_windows_nobody_trained_on(algorithm, rounds):
-    """The student that is judged is the one the client was sent in the last round."""
-    federation = make_federation(algorithm, rounds=rounds, join_ratio=1, params={"serve": "validation"})
-    for t in range(1, rounds):
-        federation.round(Round(t, rounds))
-    sent = {name: tensor.clone() for name, tensor in federation.server.networks().items()}
-    federation.round(Round(rounds, rounds))
-    data, chosen = federation.data, []
-    for id, client in enumerate(federation.workspace.clients):
-        whole = Batch(data.train_x[id], data.train_y[id])
-        training, held = hold_out(whole, HELD_OUT, id, federation.settings.seed)
-        assert len(held.y) == max(1, int(0.1 * len(whole.y)))
-        assert len(training.y) + len(held.y) == len(whole.y)
-        teacher = logits(federation, "teacher", id, held.x).softmax(1)
-        enter(federation, id, sent)
-        with torch.no_grad():
-            student = federation.workspace.nets["student"].eval()(held.x).logits.double().softmax(1)
-        options = {"teacher": teacher, "student": student, "ensemble": (teacher + student) / 2}
-        losses = {name: float(-p[range(len(held.y)), held.y].log().mean()) for name, p in options.items()}
-        best = min(losses, key=losses.get)
-        client.nets = federation.workspace.nets
-        assert client.serves() == ({"teacher": 0.5, "student": 0.5} if best == "ensemble" else best)
-        chosen.append(best)
-    if rounds > 1 and algorithm is FedKDX:
-        assert len(set(chosen)) > 1  # else this test would say little
-
-
-def test_held_out_windows_are_not_trained_on():
-    """NaN in them spoils nothing; NaN in one that is trained on does."""
-    data = make_data()
-    _, held = hold_out(Batch(data.train_x[2], torch.arange(65)), HELD_OUT, 2, 0)
-    data.train_x[2][held.y] = math.nan
-    record = make_federation(FedKDX, data, join_ratio=1, params={"serve": "validation"}).round(Round(1, 1))
-    assert not record.rejected
-    record = make_federation(FedKDX, data, join_ratio=1).round(Round(1, 1))
-    assert list(record.rejected) == [2]
-
-
-def test_the_choice_survives_a_restart():
+def test_the_share_survives_a_restart():
     def federation():
-        return make_federation(FedKDX, rounds=4, join_ratio=1, params={"serve": "validation"})
+        return make_federation(FedKDX, rounds=4, join_ratio=0.5, params={"serve": "both"})
 
     whole, first, second = federation(), federation(), federation()
     for t in (1, 2):

@@ -139,7 +139,7 @@ def test_stragglers_make_the_epochs_they_have_time_for(double):
     assert_alike(one, two, 1e-9)
 
 
-@pytest.mark.parametrize(("name", "params"), [("FedKDX", {"serve": "validation"}), ("FedMAT", {})])
+@pytest.mark.parametrize(("name", "params"), [("FedKDX", {"serve": "both"}), ("FedFomo", {}), ("FedMAT", {})])
 def test_local_batch_norm_and_held_out_windows_as_the_reference(name, params, double):
     algorithm, task = catalog.load("algorithms", name), Task(SHAPE, CLASSES, TinyNet, TinierNet, local_bn=True)
     assert_alike(*both(algorithm, task=task, params=params), 1e-9)
