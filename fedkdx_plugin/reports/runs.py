@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,12 @@ class Missing:
 
 
 def find(folder: Path) -> list[Path]:
-    """The run folders that `folder` is or holds, at any depth. Raises UserError where there is none."""
+    """The run folders that `folder` is or holds, at any depth, links included. Raises UserError where there is none."""
     if not folder.is_dir():
         raise UserError(f"--report {folder}: no such folder")
-    found = {path.parent for name in (ENVIRONMENT, FAILED) for path in folder.rglob(name)}
-    found = {path for path in found if not path.name.startswith(".")}  # files that are just being written
+    marks = {ENVIRONMENT, FAILED}
+    found = [Path(place) for place, _, files in os.walk(folder, followlinks=True) if not marks.isdisjoint(files)]
+    found = [path for path in found if not path.name.startswith(".")]  # files that are just being written
     if not found:
         raise UserError(f"--report {folder}: holds no run (a folder with {CONFIG}, {ENVIRONMENT} and {RESULTS})")
     return sorted(found)

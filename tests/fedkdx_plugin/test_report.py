@@ -288,6 +288,15 @@ def said(capsys, *arguments):
     return line
 
 
+def test_runs_are_found_behind_links_and_count_once(tmp_path):
+    make_run(tmp_path / "here" / "a")
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "one").symlink_to(tmp_path / "here" / "a", target_is_directory=True)
+    (found,) = runs.find(tmp_path / "chosen")
+    (run,), _ = runs.read_all([found, tmp_path / "here" / "a"])
+    assert run.seed == 0
+
+
 def test_no_folder_no_run_no_place(tmp_path, capsys):
     assert "no such folder" in said(capsys, tmp_path / "nowhere")
     assert "holds no run" in said(capsys, tmp_path)
