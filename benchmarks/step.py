@@ -2,8 +2,8 @@
 
     python -m benchmarks.step [--repeats 9]
 
-Products are what a library computes for PyTorch: convolutions and matrix products, forward and backward. By themselves,
-repeated with their operands in the cache, they are what no arrangement of a step around them can go below.
+Products are convolutions and matrix products, forward and backward, PyTorch's or compiled. By themselves, repeated
+with their operands in the cache, they are what no arrangement of a step around them can go below.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,10 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.rounds import ROUNDS, SIZES, Sizes, federation, table
 from fedkdx_plugin.engine.parallel import keep_freed_memory
 from fedkdx_plugin.engine.training import batches, mover
+from fedkdx_plugin.fused import layers
+from fedkdx_plugin.fused.library import left_out
 from registry.interface import Batch, Round
 
 aten = torch.ops.aten
 PRODUCTS = {aten.convolution.default, aten.convolution_backward.default, aten.mm.default, aten.addmm.default}
+COMPILED = ("_convolve", "_convolve_backward")
 
 
 class Products(TorchDispatchMode):
@@ -36,13 +41,26 @@ class Products(TorchDispatchMode):
         self.seconds = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in PRODUCTS:
-            return func(*args, **(kwargs or {}))
-        self.calls.append(lambda: func(*args, **(kwargs or {})))
-        start = time.perf_counter()
-        out = func(*args, **(kwargs or {}))
-        self.seconds += time.perf_counter() - start
-        return out
+        return self.noted(func)(*args, **(kwargs or {})) if func in PRODUCTS else func(*args, **(kwargs or {}))
+
+    def noted(self, func: Callable) -> Callable:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(lambda: func(*args, **kwargs))
+            start = time.perf_counter()
+            out = func(*args, **kwargs)
+            self.seconds += time.perf_counter() - start
+            return out
+
+        return timed
+
+
+@contextmanager
+def products() -> Iterator[Products]:
+    """Notes those within, compiled ones as well."""
+    noting = Products()
+    compiled = {name: noting.noted(getattr(layers, name)) for name in COMPILED}
+    with mock.patch.multiple(layers, **compiled), noting:
+        yield noting
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
@@ -80,11 +98,11 @@ def measure(algorithm: str, sizes: Sizes, repeats: int) -> dict[str, float]:
     whole = milliseconds(step, 20 * repeats)
     inside = []
     for _ in range(repeats + 1):
-        with Products() as products:
+        with products() as noted:
             step()
-        inside.append(1000 * products.seconds)
-    alone = sum(milliseconds(call, 20 * repeats) for call in products.calls)
-    with FlopCounterMode(display=False) as counter:
+        inside.append(1000 * noted.seconds)
+    alone = sum(milliseconds(call, 20 * repeats) for call in noted.calls)
+    with left_out(), FlopCounterMode(display=False) as counter:  # it sees PyTorch's alone
         step()
     gigaflop = counter.get_total_flops() / 1e9
     return {

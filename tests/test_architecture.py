@@ -1,4 +1,7 @@
-"""Imports point one way: registry <- dataset_utils, algorithm, models <- baselines; the engine knows no algorithm."""
+"""Imports point one way: registry <- dataset_utils, fused <- algorithm, models <- baselines.
+
+The engine knows no algorithm.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ OURS = ("registry", "dataset_utils", "fedkdx_plugin", "baselines")
 MAY_IMPORT = {
     "registry": ("registry",),
     "dataset_utils": ("registry", "dataset_utils"),
-    "fedkdx_plugin/algorithm": ("registry", "fedkdx_plugin.algorithm"),
+    "fedkdx_plugin/algorithm": ("registry", "fedkdx_plugin.algorithm", "fedkdx_plugin.fused"),
+    "fedkdx_plugin/fused": ("registry", "fedkdx_plugin.fused"),
     "fedkdx_plugin/models": ("registry", "fedkdx_plugin.models"),
     "fedkdx_plugin/distributed": (
         "registry",
@@ -26,7 +30,7 @@ MAY_IMPORT = {
         "fedkdx_plugin.comparison",
         "fedkdx_plugin.config",
     ),
-    "fedkdx_plugin/engine": ("registry", "dataset_utils", "fedkdx_plugin.engine"),
+    "fedkdx_plugin/engine": ("registry", "dataset_utils", "fedkdx_plugin.engine", "fedkdx_plugin.fused"),
     "fedkdx_plugin/reports": ("registry", "dataset_utils", "fedkdx_plugin.engine", "fedkdx_plugin.reports"),
     "baselines": ("registry", "baselines", "fedkdx_plugin.algorithm", "fedkdx_plugin.models"),
 }

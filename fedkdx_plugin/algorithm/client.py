@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm import losses
 from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
+from fedkdx_plugin.fused import losses as fused
 from registry.interface import Batch, Output, Task
 from registry.parameters import hyper
 
@@ -50,9 +51,27 @@ class FedKDXClient(StudentClient):
 
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
         teacher, student = nets["teacher"](batch.x), nets["student"](batch.x)
+        if "ctl" in self.params.use:
+            teacher = teacher._replace(features=self._to_student_size(nets, teacher))
+        if self.params.use and self.params.nkd_direction == "mutual" and fused.fits(teacher, student, batch):
+            loss_t, loss_s = fused.mutual(teacher, student, batch.y, self._terms())
+            return {"teacher": loss_t, "student": loss_s}
+        return self._step_by_step(teacher, student, batch)
+
+    def _terms(self) -> fused.Terms:
+        p = self.params
+        weights = {"kd": p.kd_weight, "nkd": p.nkd_weight, "ctl": p.ctl_weight}
+        used = {name: weight if name in p.use else 0.0 for name, weight in weights.items()}
+        return fused.Terms(tau=p.tau, gamma=p.gamma, tau_ctl=self._tau_ctl(), **used)
+
+    def _tau_ctl(self) -> float:
+        return self.params.tau if self.params.tau_ctl is None else self.params.tau_ctl
+
+    def _step_by_step(self, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
+        """The losses by PyTorch's operations, for whatever device and type."""
+        p = self.params
         loss_t = F.cross_entropy(teacher.logits, batch.y, reduction="none")
         loss_s = F.cross_entropy(student.logits, batch.y, reduction="none")
-        p = self.params
         log_t, log_s = losses.soften(teacher.logits, p.tau), losses.soften(student.logits, p.tau)
         if "kd" in p.use:
             loss_t = loss_t + p.kd_weight * losses.kd(log_t, log_s, p.tau)
@@ -63,8 +82,7 @@ class FedKDXClient(StudentClient):
             loss_t = loss_t + p.nkd_weight * of_teacher(apart_t, apart_s, p.gamma, p.tau)
             loss_s = loss_s + p.nkd_weight * losses.nkd(apart_s, apart_t, p.gamma, p.tau)
         if "ctl" in p.use:
-            h_t, h_s = self._to_student_size(nets, teacher), student.features
-            tau = p.tau if p.tau_ctl is None else p.tau_ctl
+            h_t, h_s, tau = teacher.features, student.features, self._tau_ctl()
             loss_t = loss_t + p.ctl_weight * losses.contrastive(h_t, h_s.detach(), tau, batch.mask)
             loss_s = loss_s + p.ctl_weight * losses.contrastive(h_t.detach(), h_s, tau, batch.mask)
         return {"teacher": batch.mean(loss_t), "student": batch.mean(loss_s)}

@@ -19,7 +19,6 @@ import yaml
 from dataset_utils.files import replacing, unwritable
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.fused import operations
 from fedkdx_plugin.engine.records import (
     ROUND_COLUMNS,
     SCALARS,
@@ -31,6 +30,7 @@ from fedkdx_plugin.engine.records import (
     write_results,
 )
 from fedkdx_plugin.engine.rounds import Federation, RoundRecord
+from fedkdx_plugin.fused.library import operations
 from registry import __version__
 from registry.catalog import Entry
 from registry.errors import UserError

@@ -13,6 +13,7 @@ from torch.func import functional_call, vmap
 
 from fedkdx_plugin.engine.training import Settings, batches
 from fedkdx_plugin.engine.vectorised import Rows, convert
+from fedkdx_plugin.fused.library import left_out
 from registry.interface import Batch, Client, Round, float_state
 
 ALIGNED = (
@@ -72,7 +73,8 @@ class Together(nn.Module):
             return functional_call(self, state, (x, y, mask, context), tie_weights=False)
 
         named = {PREFIX + name: tensor for name, tensor in state.items()}
-        return vmap(one, (0, 0, 0, None if batch.mask is None else 0, 0))(named, *batch, dict(context))
+        with left_out():
+            return vmap(one, (0, 0, 0, None if batch.mask is None else 0, 0))(named, *batch, dict(context))
 
     def training_mode(self) -> None:
         for name, net in self.copies.items():

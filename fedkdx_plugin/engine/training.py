@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkdx_plugin.engine.faults import Faults
-from fedkdx_plugin.engine.fused import ClipAndMove
 from fedkdx_plugin.engine.randomness import generator, seeded
+from fedkdx_plugin.fused.sgd import ClipAndMove
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkdx_plugin.engine.fused import Block
+from fedkdx_plugin.fused.layers import Block
 
 
 class Rows:

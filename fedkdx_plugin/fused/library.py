@@ -1,0 +1,128 @@
+"""The library of compiled operations.
+
+It takes a C compiler (`CC`, or `cc`), once a machine and for about two seconds; what it made is kept in the user's
+cache folder. Without a compiler, or with FEDKDX_FUSED=0, PyTorch's own operations do the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+SWITCH = "FEDKDX_FUSED"
+FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+OF_THIS_PROCESSOR = "-march=native"
+SECONDS = 60  # for a compiler: one that takes longer hangs
+
+POINTER, SIZE, DOUBLE = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double
+SIGNATURES = {
+    "convolve": [POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, POINTER, POINTER],
+    "convolve_backward": [POINTER, POINTER, SIZE, SIZE, SIZE, POINTER, SIZE, SIZE, POINTER, POINTER, POINTER],
+    "norm_relu_pool": [POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, DOUBLE, DOUBLE, *[POINTER] * 5],
+    "norm_relu_pool_backward": [POINTER, POINTER, SIZE, SIZE, SIZE, *[POINTER] * 4, SIZE, *[POINTER] * 3],
+    "mutual_losses": [POINTER, POINTER, POINTER, SIZE, SIZE, *[DOUBLE] * 4, *[POINTER] * 4],
+    "contrastive_loss": [POINTER, POINTER, SIZE, SIZE, DOUBLE, *[POINTER] * 3],
+    "clip_and_move": [SIZE, POINTER, POINTER, POINTER, DOUBLE, DOUBLE],
+}
+RESULTS = {"contrastive_loss": DOUBLE}
+
+_left_out = False
+
+
+def operations() -> ctypes.CDLL | None:
+    """The compiled operations; None where they are switched off or cannot be had."""
+    return None if _left_out else _library()
+
+
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Within, there are no compiled operations: `torch.vmap` cannot look into them."""
+    global _left_out
+    before, _left_out = _left_out, True
+    try:
+        yield
+    finally:
+        _left_out = before
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        return opened(_compiled())
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def opened(path: Path) -> ctypes.CDLL:
+    """The library at a path. Raises OSError where it is none."""
+    found = ctypes.CDLL(str(path))
+    for name, arguments in SIGNATURES.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, RESULTS.get(name)
+    return found
+
+
+def _compiled() -> Path:
+    """Where the library is, made if it is not there. Raises OSError or SubprocessError where it cannot be made."""
+    compiler = os.environ.get("CC") or shutil.which("cc")
+    if not compiler:
+        raise FileNotFoundError("no C compiler")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=SECONDS).stdout
+    kind = "\n".join((platform.machine(), _processor(), compiler, *FLAGS)).encode()
+    text = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]")))
+    key = hashlib.sha256(text + version + kind).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkdx"
+    path = folder / f"fused-{key}.so"
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make(compiler, path)
+        except OSError:  # nothing can be kept there: made anew for this process
+            path = Path(tempfile.mkdtemp(prefix="fedkdx-")) / path.name
+            make(compiler, path)
+    return path
+
+
+def make(compiler: str, path: Path, processors: Sequence[Sequence[str]] = ([OF_THIS_PROCESSOR], [])) -> None:
+    """Compile the library.
+
+    Args:
+        compiler: the command.
+        path: where to.
+        processors: options that name the processor, tried one after the other: some compilers do not know the first.
+
+    Raises:
+        OSError or SubprocessError: it cannot be made.
+    """
+    part = path.with_suffix(f".{os.getpid()}.part")
+    sources = sorted(map(str, FOLDER.glob("*.c")))
+    try:
+        for processor in processors:
+            command = [compiler, *FLAGS, *processor, "-o", str(part), *sources, "-lm"]
+            if subprocess.run(command, capture_output=True, timeout=SECONDS).returncode == 0:
+                part.replace(path)
+                return
+        raise subprocess.CalledProcessError(1, command)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _processor() -> str:
+    """What the instructions in the library depend on: a cache folder may be seen by several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("model name", "flags", "Features"))))
