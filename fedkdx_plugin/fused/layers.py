@@ -37,7 +37,7 @@ class ConvolutionBlock(torch.autograd.Function):
         ours = ours and (x.shape[1] % BLOCK == 0 or not ctx.needs_input_grad[0])
         y = _convolve(x, weight, bias) if ours else _channels_last(F.conv2d(x, weight, bias, padding=padding))
         n, filters, _, time = y.shape
-        statistics, out = torch.empty(2, filters), _empty(n, time // 2, filters)
+        statistics, out = x.new_empty(2, filters), _empty(n, time // 2, filters)
         library.operations().norm_relu_pool(
             y.data_ptr(),
             *(n, time, filters),
@@ -57,7 +57,7 @@ class ConvolutionBlock(torch.autograd.Function):
         n, filters, _, time = y.shape
         gradient = _channels_last(gradient)
         margin = weight.shape[3] - 1 if ctx.ours else 0
-        by_y, by_norm = _empty(n, time + 2 * margin, filters), torch.empty(2, filters)
+        by_y, by_norm = _empty(n, time + 2 * margin, filters), x.new_empty(2, filters)
         library.operations().norm_relu_pool_backward(
             *(y.data_ptr(), gradient.data_ptr()),
             *(n, time, filters),
@@ -109,7 +109,8 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 def _empty(n: int, time: int, channels: int) -> Tensor:
     """(n, channels, 1, time), the channels innermost."""
-    return torch.empty_strided((n, channels, 1, time), (time * channels, 1, time * channels, channels))
+    shape, strides = (n, channels, 1, time), (time * channels, 1, time * channels, channels)
+    return torch.empty_strided(shape, strides, dtype=torch.float32)
 
 
 def _rows(pair: Tensor) -> tuple[int, int]:

@@ -54,7 +54,7 @@ class Mutual(torch.autograd.Function):
         z_t, z_s, y = z_t.contiguous(), z_s.contiguous(), y.contiguous()
         n, classes = z_t.shape
         room = torch.empty(8, classes, dtype=torch.float64)
-        values, by = torch.empty(2), [torch.empty_like(z_t), torch.empty_like(z_s)]
+        values, by = z_t.new_empty(2), [torch.empty_like(z_t), torch.empty_like(z_s)]
         library.operations().mutual_losses(
             *(z_t.data_ptr(), z_s.data_ptr(), y.data_ptr()),
             *(n, classes),
@@ -65,7 +65,7 @@ class Mutual(torch.autograd.Function):
             h_t, h_s = h_t.contiguous(), h_s.contiguous()
             n, size = h_t.shape
             by += [torch.empty_like(h_t), torch.empty_like(h_s)]
-            room = torch.empty(n * (2 * size + n + 2))
+            room = h_t.new_empty(n * (2 * size + n + 2))
             values += terms.ctl * library.operations().contrastive_loss(
                 *(h_t.data_ptr(), h_s.data_ptr()),
                 *(n, size, terms.tau_ctl),
