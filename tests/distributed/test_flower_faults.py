@@ -22,7 +22,7 @@ psutil = pytest.importorskip("psutil")
 
 pytestmark = pytest.mark.flower
 ROOT = Path(__file__).parent.parent.parent
-ROUNDS, DEADLINE = 12, 60  # rounds enough for what a site takes to start
+ROUNDS, DEADLINE = 10, 60  # rounds enough for what a site takes to start
 PATIENCE = 600  # seconds, for anything a test waits for
 # a site that answers rubbish from round 6 on: its own process spoils what it sends
 SPOIL = """
