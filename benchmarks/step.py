@@ -24,7 +24,7 @@ from benchmarks.rounds import ROUNDS, SIZES, Sizes, federation, table
 from fedkdx_plugin.engine.parallel import keep_freed_memory
 from fedkdx_plugin.engine.training import batches, mover
 from fedkdx_plugin.fused import layers
-from fedkdx_plugin.fused.library import left_out
+from fedkdx_plugin.fused.native import left_out
 from registry.interface import Batch, Round
 
 aten = torch.ops.aten

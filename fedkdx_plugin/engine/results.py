@@ -30,7 +30,7 @@ from fedkdx_plugin.engine.records import (
     write_results,
 )
 from fedkdx_plugin.engine.rounds import Federation, RoundRecord
-from fedkdx_plugin.fused.library import operations
+from fedkdx_plugin.fused.native import operations
 from registry import __version__
 from registry.catalog import Entry
 from registry.errors import UserError

@@ -13,7 +13,7 @@ from torch.func import functional_call, vmap
 
 from fedkdx_plugin.engine.training import Settings, batches
 from fedkdx_plugin.engine.vectorised import Rows, convert
-from fedkdx_plugin.fused.library import left_out
+from fedkdx_plugin.fused.native import left_out
 from registry.interface import Batch, Client, Round, float_state
 
 ALIGNED = (

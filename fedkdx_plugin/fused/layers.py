@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fedkdx_plugin.fused import library
+from fedkdx_plugin.fused import native
 
 aten = torch.ops.aten
 BLOCK = 16  # filters that a convolution has a multiple of, as in vectors.h
@@ -38,7 +38,7 @@ class ConvolutionBlock(torch.autograd.Function):
         y = _convolve(x, weight, bias) if ours else _channels_last(F.conv2d(x, weight, bias, padding=padding))
         n, filters, _, time = y.shape
         statistics, out = x.new_empty(2, filters), _empty(n, time // 2, filters)
-        library.operations().norm_relu_pool(
+        native.operations().norm_relu_pool(
             y.data_ptr(),
             *(n, time, filters),
             *(scale.data_ptr(), shift.data_ptr(), norm.eps),
@@ -58,7 +58,7 @@ class ConvolutionBlock(torch.autograd.Function):
         gradient = _channels_last(gradient)
         margin = weight.shape[3] - 1 if ctx.ours else 0
         by_y, by_norm = _empty(n, time + 2 * margin, filters), x.new_empty(2, filters)
-        library.operations().norm_relu_pool_backward(
+        native.operations().norm_relu_pool_backward(
             *(y.data_ptr(), gradient.data_ptr()),
             *(n, time, filters),
             *(scale.data_ptr(), shift.data_ptr(), *_rows(statistics)),
@@ -80,7 +80,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """1×k convolution: (n, inputs, 1, time) -> (n, filters, 1, time - k + 1)."""
     (n, inputs, _, time), (filters, _, _, taps) = x.shape, weight.shape
     turned, out = torch.empty_like(weight), _empty(n, time - taps + 1, filters)
-    library.operations().convolve(
+    native.operations().convolve(
         x.data_ptr(),
         *(n, time, inputs),
         *(weight.data_ptr(), bias.data_ptr(), taps, filters),
@@ -94,7 +94,7 @@ def _convolve_backward(x: Tensor, weight: Tensor, by_out: Tensor, and_by_x: bool
     (n, inputs, _, time), (filters, _, _, taps) = x.shape, weight.shape
     turned, by_weight = torch.empty_like(weight), torch.empty_like(weight)
     by_x = torch.empty_like(x) if and_by_x else None
-    library.operations().convolve_backward(
+    native.operations().convolve_backward(
         *(x.data_ptr(), by_out.data_ptr()),
         *(n, time, inputs),
         *(weight.data_ptr(), taps, filters),
@@ -124,7 +124,7 @@ class Block(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         convolution, norm, relu, pool = self
-        if norm.training and library.operations() is not None and self._fits(x, convolution, norm):
+        if norm.training and native.operations() is not None and self._fits(x, convolution, norm):
             return ConvolutionBlock.apply(x, self, convolution.weight, convolution.bias, norm.weight, norm.bias)
         return pool(relu(norm(convolution(x))))
 
@@ -140,7 +140,7 @@ class Block(nn.Sequential):
 
 def fuse(nets: Mapping[str, nn.Module]) -> None:
     """Make `Block`s of all such sequences in the networks; parameters, buffers and names stay as they are."""
-    if library.operations() is None:
+    if native.operations() is None:
         return
     for net in nets.values():
         for part in net.modules():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fedkdx_plugin.fused import library
+from fedkdx_plugin.fused import native
 from registry.interface import Batch, Output
 
 
@@ -27,7 +27,7 @@ def fits(teacher: Output, student: Output, batch: Batch) -> bool:
     """Whether `mutual` takes these: float32, on a CPU, all rows real."""
     tensors = (*teacher, *student)
     of_a_kind = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return of_a_kind and batch.mask is None and library.operations() is not None
+    return of_a_kind and batch.mask is None and native.operations() is not None
 
 
 def mutual(teacher: Output, student: Output, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ class Mutual(torch.autograd.Function):
         n, classes = z_t.shape
         room = torch.empty(8, classes, dtype=torch.float64)
         values, by = z_t.new_empty(2), [torch.empty_like(z_t), torch.empty_like(z_s)]
-        library.operations().mutual_losses(
+        native.operations().mutual_losses(
             *(z_t.data_ptr(), z_s.data_ptr(), y.data_ptr()),
             *(n, classes),
             *(terms.tau, terms.gamma, terms.kd, terms.nkd),
@@ -66,7 +66,7 @@ class Mutual(torch.autograd.Function):
             n, size = h_t.shape
             by += [torch.empty_like(h_t), torch.empty_like(h_s)]
             room = h_t.new_empty(n * (2 * size + n + 2))
-            values += terms.ctl * library.operations().contrastive_loss(
+            values += terms.ctl * native.operations().contrastive_loss(
                 *(h_t.data_ptr(), h_s.data_ptr()),
                 *(n, size, terms.tau_ctl),
                 *(room.data_ptr(), *(tensor.data_ptr() for tensor in by[2:])),

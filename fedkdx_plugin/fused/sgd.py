@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedkdx_plugin.fused import library
-from fedkdx_plugin.fused.library import POINTER, SIZE
+from fedkdx_plugin.fused import native
+from fedkdx_plugin.fused.native import POINTER, SIZE
 
 
 class ClipAndMove:
@@ -23,13 +23,13 @@ class ClipAndMove:
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> None:
         self.rate, self.bound = rate, bound
-        self._operation = library.operations().clip_and_move
+        self._operation = native.operations().clip_and_move
         self._groups = [(list(group), _pointers(group), _sizes(group)) for group in groups]
 
     @staticmethod
     def takes(parameters: Sequence[nn.Parameter]) -> bool:
         """Whether these can be moved so."""
-        return library.operations() is not None and all(
+        return native.operations() is not None and all(
             p.dtype == torch.float32 and p.device.type == "cpu" and p.untyped_storage().nbytes() == p.nbytes
             for p in parameters
         )

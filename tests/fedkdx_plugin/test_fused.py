@@ -15,7 +15,7 @@ from torch import nn
 
 from fedkdx_plugin.algorithm.client import FedKDXClient, FedKDXParams
 from fedkdx_plugin.engine.training import mover
-from fedkdx_plugin.fused import layers, library
+from fedkdx_plugin.fused import layers, native
 from fedkdx_plugin.fused.layers import Block, fuse
 from fedkdx_plugin.fused.sgd import ClipAndMove
 from fedkdx_plugin.models.cnn import CNN, CNNSmall, conv_block
@@ -23,7 +23,7 @@ from registry import catalog
 from registry.interface import Batch, Output, Task
 from tests.conftest import CLASSES, SHAPE, make_federation, same_state
 
-compiled = pytest.mark.skipif(library.operations() is None, reason="no C compiler here")
+compiled = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
 
 
 X86 = {"x86_64", "AMD64"}
@@ -52,9 +52,9 @@ def processor(request, tmp_path_factory):
     if platform.machine() not in X86:
         pytest.skip("other vectors are those of another family")
     path = tmp_path_factory.mktemp("library") / "fused.so"
-    library.make(os.environ.get("CC", "cc"), path, [options])
-    found = library.opened(path)
-    with mock.patch.object(library, "operations", lambda: found):
+    native.make(os.environ.get("CC", "cc"), path, [options])
+    found = native.opened(path)
+    with mock.patch.object(native, "operations", lambda: found):
         yield
 
 
@@ -197,7 +197,7 @@ def test_only_such_sequences_are_fused():
     usual = a_block()
     fuse(dict(enumerate(map(nn.Sequential, [*others, watched, usual]))))
     assert not any(isinstance(net, Block) for net in (*others, watched))
-    assert isinstance(usual, Block) == (library.operations() is not None)
+    assert isinstance(usual, Block) == (native.operations() is not None)
 
 
 @compiled
@@ -305,7 +305,7 @@ def test_a_round_is_the_same_to_float_tolerance_with_and_without(model, monkeypa
     algorithm = catalog.load("algorithms", "FedKDX")
     ours = make_federation(algorithm, task=task, rounds=1)
     ours.run()
-    monkeypatch.setattr(library, "operations", lambda: None)
+    monkeypatch.setattr(native, "operations", lambda: None)
     theirs = make_federation(algorithm, task=task, rounds=1)
     assert not any(isinstance(part, Block) for net in theirs.workspace.nets.values() for part in net.modules())
     theirs.run()
@@ -321,11 +321,11 @@ def test_a_round_is_the_same_to_float_tolerance_with_and_without(model, monkeypa
 )
 def test_without_a_compiler_nothing_is_lost(change, has_one, tmp_path):
     """In a process of its own, with an empty cache; then once more with a cache that cannot be made."""
-    if has_one and library.operations() is None:
+    if has_one and native.operations() is None:
         pytest.skip("no C compiler here")
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "cache", tmp_path / "file"):
-        code = "from fedkdx_plugin.fused.library import operations; print(operations() is not None)"
+        code = "from fedkdx_plugin.fused.native import operations; print(operations() is not None)"
         environment = os.environ | {"XDG_CACHE_HOME": str(cache), "TMPDIR": str(tmp_path)} | change
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert (run.stdout.strip(), run.stderr) == (str(has_one), "")
