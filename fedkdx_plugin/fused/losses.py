@@ -24,10 +24,11 @@ class Terms(NamedTuple):
 
 
 def fits(teacher: Output, student: Output, batch: Batch) -> bool:
-    """Whether `mutual` takes these: float32, on a CPU, all rows real."""
+    """Whether `mutual` takes these: float32, on a CPU, all rows real, classes int64."""
     tensors = (*teacher, *student)
     of_a_kind = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    return of_a_kind and batch.mask is None and native.operations() is not None
+    whole = batch.mask is None and batch.y.dtype == torch.int64
+    return of_a_kind and whole and native.operations() is not None
 
 
 def mutual(teacher: Output, student: Output, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
