@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
 from registry.interface import Batch, Client, Message, Round, Server
@@ -16,7 +15,7 @@ class FedAvgClient(Client):
 
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits = nets["model"](batch.x).logits
-        return {"model": batch.mean(F.cross_entropy(logits, batch.y, reduction="none"))}
+        return {"model": batch.cross_entropy(logits)}
 
 
 class FedAvg(Server):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.algorithm.aggregation import sample_weights
@@ -87,7 +86,7 @@ class FedFTLClient(FedAvgClient):
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy for both; for the copy also the distance of its features' covariance to the server's."""
         features, logits = nets["personal"](batch.x)
-        personal = batch.mean(F.cross_entropy(logits, batch.y, reduction="none"))
+        personal = batch.cross_entropy(logits)
         if COVARIANCE in context:  # nobody has sent statistics before the first round
             _, own = statistics(features, batch.mask)
             distance = (own - context[COVARIANCE]).square().mean() / 4  # ‖C_S − C_T‖² / 4d²

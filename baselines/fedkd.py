@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.losses import kd, soften
 from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
@@ -49,8 +48,8 @@ class FedKDClient(StudentClient):
 
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
         teacher, student = nets["teacher"](batch.x), nets["student"](batch.x)
-        task_t = batch.mean(F.cross_entropy(teacher.logits, batch.y, reduction="none"))  # eq. 1
-        task_s = batch.mean(F.cross_entropy(student.logits, batch.y, reduction="none"))  # eq. 2
+        task_t = batch.cross_entropy(teacher.logits)  # eq. 1
+        task_s = batch.cross_entropy(student.logits)  # eq. 2
         intensity = 1 / (task_t + task_s).detach().clamp(min=SMALLEST_TASK_LOSS)
 
         mapped = nets["projection"](student.features)  # W_h H_s: learnt on the student's side

@@ -56,9 +56,8 @@ class MOONClient(FedAvgClient):
         """Cross-entropy + μ·ℓ_con (eq. 3, 4)."""
         output = nets["model"](batch.x)
         fixed = {name: nets[name](batch.x).features.detach() for name in self.frozen}
-        supervised = F.cross_entropy(output.logits, batch.y, reduction="none")
         contrast = contrastive(output.features, fixed["global"], fixed["previous"], self.params.tau)
-        return {"model": batch.mean(supervised), "contrast": self.params.mu * batch.mean(contrast)}
+        return {"model": batch.cross_entropy(output.logits), "contrast": self.params.mu * batch.mean(contrast)}
 
     def reply(self) -> Message:
         return Message(_model(self.shared()), {"samples": self.samples})

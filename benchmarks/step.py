@@ -1,9 +1,10 @@
-"""Milliseconds of a training step on one CPU thread, and of its products: within the step, and by themselves.
+"""Milliseconds of a training step on one CPU thread, and what they go into.
 
     python -m benchmarks.step [--repeats 9]
 
-Products are convolutions and matrix products, forward and backward, PyTorch's or compiled. By themselves, repeated
-with their operands in the cache, they are what no arrangement of a step around them can go below.
+Forward, backward, losses and SGD are the time inside the compiled operations; the rest is being asked for: Python,
+autograd, and the few operations that are PyTorch's. GFLOP are those of convolutions and linear layers as they are
+defined, whatever the way they are computed in.
 """
 
 from __future__ import annotations
@@ -11,66 +12,47 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Any
 from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rounds import ROUNDS, SIZES, Sizes, federation, table
 from fedkdx_plugin.engine.parallel import keep_freed_memory
 from fedkdx_plugin.engine.training import batches, mover
-from fedkdx_plugin.fused import layers
-from fedkdx_plugin.fused.native import left_out
+from fedkdx_plugin.fused import native
 from registry.interface import Batch, Round
 
-aten = torch.ops.aten
-PRODUCTS = {aten.convolution.default, aten.convolution_backward.default, aten.mm.default, aten.addmm.default}
-COMPILED = ("_convolve", "_convolve_backward")
+PARTS = {
+    "forward": ("chain_forward",),
+    "backward": ("chain_backward",),
+    "losses": ("mutual_losses", "contrastive_loss"),
+    "SGD": ("clip_and_move",),
+}
 
 
-class Products(TorchDispatchMode):
-    """Notes every product, and the seconds it took."""
+class Clocked:
+    """The compiled operations, with the seconds that each has taken."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Callable[[], Any]] = []
-        self.seconds = 0.0
+        self._operations = native.operations()
+        self.seconds: dict[str, float] = defaultdict(float)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.noted(func)(*args, **(kwargs or {})) if func in PRODUCTS else func(*args, **(kwargs or {}))
+    def __getattr__(self, name: str) -> Callable:
+        operation = getattr(self._operations, name)
 
-    def noted(self, func: Callable) -> Callable:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self.calls.append(lambda: func(*args, **kwargs))
+        def timed(*args: Any) -> Any:
             start = time.perf_counter()
-            out = func(*args, **kwargs)
-            self.seconds += time.perf_counter() - start
-            return out
+            result = operation(*args)
+            self.seconds[name] += time.perf_counter() - start
+            return result
 
         return timed
-
-
-@contextmanager
-def products() -> Iterator[Products]:
-    """Notes those within, compiled ones as well."""
-    noting = Products()
-    compiled = {name: noting.noted(getattr(layers, name)) for name in COMPILED}
-    with mock.patch.multiple(layers, **compiled), noting:
-        yield noting
-
-
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """The median; the first run warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[1:])
 
 
 def stepper(algorithm: str, sizes: Sizes) -> Callable[[], None]:
@@ -85,32 +67,42 @@ def stepper(algorithm: str, sizes: Sizes) -> Callable[[], None]:
         net.train()
 
     def step() -> None:
-        losses = client.losses(client.nets, Batch(x[index], y[index]), context)
-        torch.stack(list(losses.values())).sum().backward()
+        reduce(add, client.losses(client.nets, Batch(x[index], y[index]), context).values()).backward()
         move()
 
     return step
 
 
 def measure(algorithm: str, sizes: Sizes, repeats: int) -> dict[str, float]:
-    """A step's figures."""
-    step = stepper(algorithm, sizes)
-    whole = milliseconds(step, 20 * repeats)
-    inside = []
-    for _ in range(repeats + 1):
-        with products() as noted:
+    """A step's figures, medians over many steps."""
+    clocked = Clocked()
+    whole: list[float] = []
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
+    with mock.patch.object(native, "operations", lambda: clocked):
+        step = stepper(algorithm, sizes)
+        for repeat in range(21 * repeats):
+            clocked.seconds.clear()
+            start = time.perf_counter()
             step()
-        inside.append(1000 * noted.seconds)
-    alone = sum(milliseconds(call, 20 * repeats) for call in noted.calls)
-    with left_out(), FlopCounterMode(display=False) as counter:  # it sees PyTorch's alone
-        step()
+            took = time.perf_counter() - start
+            if repeat >= repeats:  # the first ones warm up
+                whole.append(1000 * took)
+                for part, names in PARTS.items():
+                    parts[part].append(1000 * sum(clocked.seconds[name] for name in names))
+    with native.left_out():
+        step = stepper(algorithm, sizes)
+        with FlopCounterMode(display=False) as counter:  # it sees PyTorch's operations alone
+            step()
+    medians = {f"{part} ms": statistics.median(values) for part, values in parts.items()}
+    all_ms = statistics.median(whole)
     gigaflop = counter.get_total_flops() / 1e9
+    networks = medians["forward ms"] + medians["backward ms"]
     return {
-        "step ms": whole,
-        "products in it ms": statistics.median(inside[1:]),
-        "products alone ms": alone,
+        "step ms": all_ms,
+        **medians,
+        "asked for ms": all_ms - sum(medians.values()),
         "GFLOP": gigaflop,
-        "GFLOP/s alone": 1000 * gigaflop / alone,
+        "GFLOP/s of forward and backward": 1000 * gigaflop / networks,
     }
 
 
@@ -118,6 +110,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
+    if native.operations() is None:
+        print("no C compiler here: nothing is measured")
+        return
     torch.set_num_threads(1)
     keep_freed_memory()
     rows = []

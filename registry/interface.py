@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from registry.messages import BadMessage, Message, check_state
 from registry.messages import NonFinite as NonFinite  # with the two above, what algorithms find here
@@ -31,7 +32,12 @@ class Output(NamedTuple):
 class Model(nn.Module):
     """A network split into a feature extractor and a head.
 
-    A model is built as `Class(shape, classes)`, sets `feature_size` and `head`, and implements `features`.
+    A model is built as `Class(shape, classes)`, sets `feature_size` and `head`, and names its `parts` or implements
+    `features`.
+
+    Class attributes:
+        paper: citation with link.
+        parts: names of the layers that features are made by, one after the other, where that is all it takes.
 
     Args:
         shape: (channels, 1, time) of one window.
@@ -39,6 +45,7 @@ class Model(nn.Module):
     """
 
     paper: ClassVar[str] = ""
+    parts: ClassVar[tuple[str, ...]] = ()
     feature_size: int
     head: nn.Module
 
@@ -46,9 +53,17 @@ class Model(nn.Module):
         super().__init__()
         self.shape, self.classes = tuple(shape), classes
 
+    def sequence(self) -> list[nn.Module]:
+        """The layers named by `parts`."""
+        return [getattr(self, name) for name in self.parts]
+
     def features(self, x: Tensor) -> Tensor:
         """(n, channels, 1, time) -> (n, feature_size)."""
-        raise NotImplementedError(f"{type(self).__name__}.features")
+        if not self.parts:
+            raise NotImplementedError(f"{type(self).__name__}.features")
+        for layer in self.sequence():
+            x = layer(x)
+        return x
 
     def forward(self, x: Tensor) -> Output:
         """(n, channels, 1, time) -> features (n, feature_size) and logits (n, classes)."""
@@ -74,6 +89,12 @@ class Batch(NamedTuple):
         if self.mask is None:
             return values.mean()
         return torch.where(self.mask, values, 0).sum() / self.mask.sum().clamp(min=1)
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (n, classes) over the real rows."""
+        if self.mask is None:
+            return F.cross_entropy(logits, self.y)
+        return self.mean(F.cross_entropy(logits, self.y, reduction="none"))
 
 
 class Round(NamedTuple):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +66,7 @@ class Together(nn.Module):
             losses = self._stand_in.losses(dict(self.copies), Batch(x, y, mask), context)
         finally:
             self.rows.mask = None
-        return torch.stack(list(losses.values())).sum()
+        return reduce(add, losses.values())
 
     def losses_of(self, state: Mapping[str, Tensor], batch: Batch, context: Mapping[str, Tensor]) -> Tensor:
         """(clients,), from state, batch and context with a leading axis of clients; updates running statistics."""

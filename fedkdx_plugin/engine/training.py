@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +59,8 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     parameters = {name: list(net.parameters()) for name, net in trained.items()}
     move = mover(list(parameters.values()), client.learning_rate, settings.clip_norm)
     x, y, _ = client.data
-    total = torch.zeros((), device=x.device)
+    sums: list[Tensor] = []
+    rows: list[int] = []
     for name, net in client.nets.items():
         net.train(name in trained)
         net.zero_grad()
@@ -65,11 +68,13 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
         for step, index in enumerate(batches(len(y), round, client.id, settings, x.device), 1):
             with named(f"client {client.id}, round {round.index}, step {step}"):
                 losses = client.losses(client.nets, Batch(x[index], y[index]), context)
-                loss = torch.stack(list(losses.values())).sum()
+                loss = reduce(add, losses.values())
                 loss.backward()
                 move()
-                total += loss.detach() * len(index)
-    return total / (len(y) * settings.epochs(round, client.id))
+                sums.append(loss.detach())
+                rows.append(len(index))
+    weights = torch.tensor(rows, dtype=x.dtype).to(x.device)
+    return torch.stack(sums) @ weights / weights.sum()
 
 
 class ClientError(RuntimeError):

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkdx_plugin.fused.layers import Block
-
 
 class Rows:
     """What layers must know of the batch at work.
@@ -189,7 +187,6 @@ class BatchNorm3d(_Masked, nn.BatchNorm3d):
 
 
 CONVERTED: dict[type[nn.Module], type[nn.Module]] = {
-    Block: nn.Sequential,
     nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
     nn.LSTM: LSTM,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkdx_plugin.engine.data import memory_format
 from fedkdx_plugin.engine.randomness import seeded
-from fedkdx_plugin.fused.layers import fuse
+from fedkdx_plugin.fused.fuse import fuse
 from registry.interface import Client, Server, Task, copy_state, float_state, matches, private_names
 
 

@@ -26,10 +26,9 @@ SECONDS = 60  # for a compiler: one that takes longer hangs
 
 POINTER, SIZE, DOUBLE = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double
 SIGNATURES = {
-    "convolve": [POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, POINTER, POINTER],
-    "convolve_backward": [POINTER, POINTER, SIZE, SIZE, SIZE, POINTER, SIZE, SIZE, POINTER, POINTER, POINTER],
-    "norm_relu_pool": [POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, DOUBLE, DOUBLE, *[POINTER] * 5],
-    "norm_relu_pool_backward": [POINTER, POINTER, SIZE, SIZE, SIZE, *[POINTER] * 4, SIZE, *[POINTER] * 3],
+    "chain_sizes": [POINTER, SIZE, SIZE, SIZE, POINTER, POINTER],
+    "chain_forward": [POINTER, SIZE, POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, POINTER, POINTER],
+    "chain_backward": [POINTER, SIZE, POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, *[POINTER] * 6],
     "mutual_losses": [POINTER, POINTER, POINTER, SIZE, SIZE, *[DOUBLE] * 4, *[POINTER] * 4],
     "contrastive_loss": [POINTER, POINTER, SIZE, SIZE, DOUBLE, *[POINTER] * 3],
     "clip_and_move": [SIZE, POINTER, POINTER, POINTER, DOUBLE, DOUBLE],

@@ -25,3 +25,14 @@ INLINE vector load(const float *from) { return *(const vector *)from; }
 INLINE void store(float *to, vector value) { *(vector *)to = value; }
 INLINE vector where(mask is, vector value) { return (vector)((mask)value & is); } /* else 0 */
 INLINE vector either(mask is, vector one, vector other) { return (vector)(((mask)one & is) | ((mask)other & ~is)); }
+
+/* Lane l: lane places[l] of one, or of the other where it is LANES or more. `places` are constants. */
+INLINE vector shuffled(vector one, vector other, mask places) {
+#if defined(__clang__) || !defined(__GNUC__)
+    vector result = {0};
+    UNROLL for (int l = 0; l < LANES; l++) result[l] = places[l] < LANES ? one[places[l]] : other[places[l] - LANES];
+    return result;
+#else
+    return __builtin_shuffle(one, other, places);
+#endif
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from registry.errors import UserError
 from registry.interface import Model
@@ -31,6 +31,7 @@ class CNN(Model):
     """
 
     paper: ClassVar[str] = "FedKDX, paper §3.6 and Fig. 2"
+    parts: ClassVar[tuple[str, ...]] = ("convolutions", "dense")
     filters: ClassVar[tuple[int, int]] = (32, 64)
     neurons: ClassVar[tuple[int, int]] = (256, 128)
 
@@ -47,10 +48,6 @@ class CNN(Model):
         self.dense = dense_layers(second * left, self.neurons)
         self.feature_size = self.neurons[-1]
         self.head = nn.Linear(self.feature_size, classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        """(n, channels, 1, time) -> (n, feature_size)."""
-        return self.dense(self.convolutions(x))
 
 
 class CNNSmall(CNN):

@@ -1,0 +1,236 @@
+"""Layers one after the other as one operation."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fedkdx_plugin.fused import native
+from registry.interface import Output
+
+VECTOR = 16  # numbers of inputs and filters are multiples of it, as in vectors.h
+THREADS = 2  # from three on, PyTorch's operations, which divide the work among threads, may be faster
+CONVOLUTION_BLOCK, FLATTEN, DENSE, DENSE_RELU = range(4)  # `enum kind` of chain.c
+LAYER = struct.Struct("@4n2d7P")  # `struct layer` of chain.c
+
+
+Slot = tuple[dict[str, Tensor], str]  # a module's own dictionary, as tensors are asked for at every step, and a name
+
+
+class Layer(NamedTuple):
+    """A layer, or several that are computed as one.
+
+    Attributes:
+        kind: as in chain.c.
+        inputs, outputs: channels, filters or neurons.
+        taps: of a convolution.
+        main: the convolution or linear layer.
+        norm: batch norm of a block.
+    """
+
+    kind: int
+    inputs: int
+    outputs: int
+    taps: int = 0
+    main: nn.Module | None = None
+    norm: nn.BatchNorm2d | None = None
+
+    def parameters(self) -> list[Slot]:
+        """Where its parameters are found, in the order of chain.c."""
+        modules = [module for module in (self.main, self.norm) if module is not None]
+        return [(module._parameters, name) for module in modules for name in ("weight", "bias")]
+
+    def statistics(self) -> list[Slot]:
+        """The same of what a block's norm keeps."""
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        return [] if self.norm is None else [(self.norm._buffers, name) for name in names]
+
+    def packed(self, pointers: Sequence[int] = ()) -> bytes:
+        """As `struct layer`, its tensors at these places."""
+        rates = (0.0, 0.0) if self.norm is None else (self.norm.eps, self.norm.momentum)
+        sizes = self.kind, self.inputs, self.outputs, self.taps
+        return LAYER.pack(*sizes, *rates, *pointers, *[0] * (7 - len(pointers)))
+
+
+class Layout(NamedTuple):
+    """What a chain makes of windows of a certain shape.
+
+    Attributes:
+        n, time: windows and their samples.
+        kept, scratch: values to have room for: until backward, and while either way is at work.
+        shapes: of each layer's result.
+    """
+
+    n: int
+    time: int
+    kept: int
+    scratch: int
+    shapes: list[tuple[int, ...]]
+
+    @staticmethod
+    def of(layers: Sequence[Layer], shape: Sequence[int]) -> Layout | None:
+        """None where windows of this shape do not fit."""
+        n, inputs, *rest = shape
+        flat = layers[0].kind != CONVOLUTION_BLOCK
+        if n < 1 or (rest != [] if flat else len(rest) != 2 or rest[0] != 1):
+            return None
+        samples = time = 1 if flat else rest[1]
+        shapes: list[tuple[int, ...]] = []
+        for layer in layers:
+            if layer.inputs != inputs:
+                return None
+            if layer.kind == CONVOLUTION_BLOCK:
+                inputs, time = layer.outputs, (time - layer.taps + 1) // 2
+                if time < 1:
+                    return None
+            else:
+                inputs, time = (inputs * time if layer.kind == FLATTEN else layer.outputs), 1
+            shapes.append((n, inputs, 1, time) if layer.kind == CONVOLUTION_BLOCK else (n, inputs))
+        kept, scratch = ctypes.c_ssize_t(), ctypes.c_ssize_t()
+        unset = b"".join(layer.packed() for layer in layers)
+        native.operations().chain_sizes(unset, len(layers), n, samples, ctypes.byref(kept), ctypes.byref(scratch))
+        return Layout(n, samples, kept.value, scratch.value, shapes)
+
+
+class Chained(torch.autograd.Function):
+    """The layers of a chain, forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, packed: bytes, layout: Layout, inner: int, *parameters: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """The results of layer `inner` (-1: of none) and of the last one. Running statistics are updated.
+
+        `packed` are the layers, `parameters` all of theirs.
+        """
+        x, count = _laid_out(x), len(packed) // LAYER.size
+        kept, scratch, out = torch.empty(layout.kept), _scratch(layout.scratch), _empty(layout.shapes[-1])
+        between = None if inner < 0 else _empty(layout.shapes[inner])
+        native.operations().chain_forward(
+            *(packed, count, x.data_ptr(), layout.n, layout.time),
+            *(kept.data_ptr(), scratch.data_ptr()),
+            *(inner, _place(between), out.data_ptr()),
+        )
+        ctx.save_for_backward(x, kept, between, out, *parameters)
+        ctx.set_materialize_grads(False)
+        ctx.rest = packed, count, layout, inner
+        return between, out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_inner: Tensor | None, by_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, kept, between, out, *parameters = ctx.saved_tensors
+        packed, count, layout, inner = ctx.rest
+        scratch, by_out = _scratch(layout.scratch), torch.zeros_like(out) if by_out is None else _laid_out(by_out)
+        by_inner = None if by_inner is None else _laid_out(by_inner)
+        by_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        by = [torch.empty_like(parameter) for parameter in parameters]
+        native.operations().chain_backward(
+            *(packed, count, x.data_ptr(), layout.n, layout.time),
+            *(kept.data_ptr(), scratch.data_ptr()),
+            *(inner, _place(between), _place(by_inner), out.data_ptr(), by_out.data_ptr()),
+            *(struct.pack(f"@{len(by)}P", *[tensor.data_ptr() for tensor in by]), _place(by_x)),
+        )
+        return by_x, None, None, None, *by
+
+
+_own = threading.local()
+
+
+def _scratch(values: int) -> Tensor:
+    """At least so many values, for one call: the same memory every time, which is in the cache."""
+    if not hasattr(_own, "scratch") or len(_own.scratch) < values:
+        _own.scratch = torch.empty(values)
+    return _own.scratch
+
+
+def _place(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    return torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    """Without gaps in memory, channels innermost."""
+    return tensor.contiguous(memory_format=_format(tensor))
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """So laid out."""
+    if len(shape) == 2:
+        return torch.empty(shape)
+    _, channels, _, time = shape
+    return torch.empty_strided(shape, (time * channels, 1, time * channels, channels))
+
+
+class Chain:
+    """What takes the place of a module's method where the layers it asks are trained in float32 on a CPU.
+
+    Args:
+        module: that it belongs to.
+        method: of the module's class, for wherever compiled operations do not fit.
+        layers: that the method asks one after the other.
+        inner: the layer whose result the method gives beside the last one's; -1: none.
+    """
+
+    def __init__(
+        self, module: nn.Module, method: Callable[[nn.Module, Tensor], Any], layers: Sequence[Layer], inner: int = -1
+    ) -> None:
+        self.module, self.method, self.layers, self.inner = module, method, layers, inner
+        self._norms = [layer.norm for layer in layers if layer.norm is not None]
+        self._parameters = [slot for layer in layers for slot in layer.parameters()]
+        self._statistics = [slot for layer in layers for slot in layer.statistics()]
+        self._layouts: dict[torch.Size, Layout | None] = {}
+        self._places: list[int] = []  # where in memory the layers' tensors were when they were last asked for
+        self._packed: bytes | None = None  # the layers with tensors there; None where some tensor does not fit
+
+    def __call__(self, x: Tensor) -> Any:
+        layout = self._layout(x)
+        if layout is not None:
+            parameters = [held[name] for held, name in self._parameters]
+            packed = self._pack(parameters)
+            if packed is not None:
+                between, out = Chained.apply(x, packed, layout, self.inner, *parameters)
+                return out if between is None else Output(between, out)
+        return self.method(self.module, x)
+
+    def _layout(self, x: Tensor) -> Layout | None:
+        """None where PyTorch's operations are to be used."""
+        if not self.module.training or native.operations() is None or torch.get_num_threads() > THREADS:
+            return None
+        if not all(norm.training for norm in self._norms):
+            return None
+        if x.dtype != torch.float32 or not x.is_cpu or (x.requires_grad and self.layers[0].inputs % VECTOR):
+            return None
+        if x.shape not in self._layouts:
+            self._layouts[x.shape] = Layout.of(self.layers, x.shape)
+        return self._layouts[x.shape]
+
+    def _pack(self, parameters: Sequence[Tensor]) -> bytes | None:
+        """Nothing is looked at again as long as all tensors are where they were."""
+        tensors = [*parameters, *(held[name] for held, name in self._statistics)]
+        places = [tensor.data_ptr() for tensor in tensors]
+        if places != self._places:
+            self._places, self._packed = places, None
+            if all(map(_fits, tensors)):
+                own, kept = iter(places), iter(places[len(parameters) :])
+                self._packed = b"".join(
+                    layer.packed([*islice(own, len(layer.parameters())), *islice(kept, len(layer.statistics()))])
+                    for layer in self.layers
+                )
+        return self._packed
+
+
+def _fits(tensor: Tensor) -> bool:
+    of_a_kind = tensor.is_cpu and tensor.dtype in (torch.float32, torch.int64)  # the latter counts batches
+    return of_a_kind and tensor.is_contiguous(memory_format=_format(tensor))

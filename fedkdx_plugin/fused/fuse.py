@@ -1,0 +1,96 @@
+"""Which parts of networks are chains: whole models, or what they begin and end with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+from torch.nn.modules.utils import _pair
+
+from fedkdx_plugin.fused import native
+from fedkdx_plugin.fused.chain import CONVOLUTION_BLOCK, DENSE, DENSE_RELU, FLATTEN, VECTOR, Chain, Layer
+from registry.interface import Model
+
+MOST = 32  # layers, as in chain.c
+
+
+def fuse(nets: Mapping[str, nn.Module]) -> None:
+    """Put `Chain`s in the place of the models' and sequences' methods; parameters, buffers and names stay."""
+    if native.operations() is not None:
+        for net in nets.values():
+            _fuse(net)
+
+
+def _fuse(module: nn.Module) -> None:
+    if type(module) is nn.Sequential and (layers := _chain(_flattened(module))):
+        module.forward = Chain(module, nn.Sequential.forward, layers)
+    elif isinstance(module, Model) and _is_plain(module) and (layers := _chain(_flattened(module.sequence()))):
+        module.features = Chain(module, Model.features, layers)
+        if with_head := _chain(_flattened([*module.sequence(), module.head])):
+            module.forward = Chain(module, Model.forward, with_head, inner=len(layers) - 1)
+    else:
+        for child in module.children():
+            _fuse(child)
+
+
+def _is_plain(model: Model) -> bool:
+    """Whether its features are made by its parts alone."""
+    return type(model).features is Model.features and type(model).forward is Model.forward and model.parts != ()
+
+
+def _flattened(sequence: Iterable[nn.Module]) -> list[nn.Module]:
+    """All modules in the order they are asked in. One whose hooks would not be called stays whole."""
+    parts: list[nn.Module] = []
+    for part in sequence:
+        parts += _flattened(part) if type(part) is nn.Sequential and not _is_watched(part) else [part]
+    return parts
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _chain(modules: Sequence[nn.Module]) -> list[Layer]:
+    """The layers; none where some module is not one of a chain's."""
+    layers: list[Layer] = []
+    rest = [] if any(map(_is_watched, modules)) else list(modules)
+    while rest:
+        layer, used = _first(rest, layers)
+        if layer is None:
+            return []
+        layers.append(layer)
+        rest = rest[used:]
+    return layers if len(layers) <= MOST and _in_order(layers) else []
+
+
+def _first(modules: Sequence[nn.Module], before: Sequence[Layer]) -> tuple[Layer | None, int]:
+    """What the first modules are, and how many of them."""
+    kinds = [type(module) for module in modules[:4]]
+    first = modules[0]
+    if kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d] and _is_block(*modules[:4]):
+        sizes = first.in_channels, first.out_channels, first.kernel_size[1]
+        return Layer(CONVOLUTION_BLOCK, *sizes, first, modules[1]), 4
+    if kinds[0] is nn.Flatten and (first.start_dim, first.end_dim) == (1, -1) and before:
+        return Layer(FLATTEN, before[-1].outputs, 0), 1
+    if kinds[0] is nn.Linear and first.bias is not None and first.in_features % VECTOR == 0:
+        relu = kinds[1:2] == [nn.ReLU]
+        return Layer(DENSE_RELU if relu else DENSE, first.in_features, first.out_features, main=first), 1 + relu
+    return None, 0
+
+
+def _in_order(layers: Sequence[Layer]) -> bool:
+    """Blocks, then dense layers; a single flattening after blocks, without which there is nothing dense."""
+    kinds = [min(layer.kind, DENSE) for layer in layers]
+    flattenings = kinds.count(FLATTEN)
+    return kinds == sorted(kinds) and flattenings <= 1 and (flattenings == 1 or len(set(kinds)) == 1)
+
+
+def _is_block(convolution: nn.Conv2d, norm: nn.BatchNorm2d, relu: nn.ReLU, pool: nn.MaxPool2d) -> bool:
+    """The convolution is valid, 1×k, moved by one sample; batch norm keeps statistics; pooling is 1×2."""
+    one, none = (1, 1), (0, 0)
+    plain = convolution.stride == convolution.dilation == one and convolution.padding == none
+    plain = plain and convolution.groups == convolution.kernel_size[0] == 1 and convolution.bias is not None
+    keeps = norm.affine and norm.track_running_stats and norm.momentum is not None
+    halves = _pair(pool.kernel_size) == _pair(pool.stride) == (1, 2) and _pair(pool.padding) == none
+    halves = halves and _pair(pool.dilation) == one and not (pool.ceil_mode or pool.return_indices)
+    return bool(plain and keeps and halves and convolution.out_channels % VECTOR == 0)
