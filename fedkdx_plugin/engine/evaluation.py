@@ -15,7 +15,7 @@ from fedkdx_plugin.engine.workspace import Workspace
 from registry.interface import Model, copy_state, float_state, mixture
 
 SERVED = "served"
-CHUNK = 512  # windows in a forward pass: large enough to fill a core, small enough for its cache
+CHUNK = 256  # windows in a forward pass: large enough to fill a core, small enough for its cache
 
 
 class Prediction(NamedTuple):

@@ -2,6 +2,7 @@
 
 #include "layers.h"
 #include "products.h"
+#include "vectors.h"
 
 #define ROWS 4
 #define OUTPUTS (LANES / ROWS)

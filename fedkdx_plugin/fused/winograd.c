@@ -7,6 +7,7 @@
 
 #include "layers.h"
 #include "products.h"
+#include "vectors.h"
 
 #define STEP 3   /* results of a tile, taps of a group */
 #define SPAN 5   /* samples that a tile sees */
