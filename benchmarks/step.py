@@ -80,12 +80,12 @@ def measure(algorithm: str, sizes: Sizes, repeats: int) -> dict[str, float]:
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     with mock.patch.object(native, "operations", lambda: clocked):
         step = stepper(algorithm, sizes)
-        for repeat in range(21 * repeats):
+        for repeat in range(40 * repeats):
             clocked.seconds.clear()
             start = time.perf_counter()
             step()
             took = time.perf_counter() - start
-            if repeat >= repeats:  # the first ones warm up
+            if repeat >= 20 * repeats:  # the first ones warm up
                 whole.append(1000 * took)
                 for part, names in PARTS.items():
                     parts[part].append(1000 * sum(clocked.seconds[name] for name in names))

@@ -17,10 +17,10 @@ from fedkdx_plugin.fused import native
 from registry.interface import Output
 
 VECTOR = 16  # numbers of inputs and filters are multiples of it, as in vectors.h
+HELD = 1 << 24  # values that a thread holds on to for the next call, 64 MB
 THREADS = 2  # from three on, PyTorch's operations, which divide the work among threads, may be faster
 CONVOLUTION_BLOCK, FLATTEN, DENSE, DENSE_RELU = range(4)  # `enum kind` of chain.c
 LAYER = struct.Struct("@4n2d7P")  # `struct layer` of chain.c
-
 
 Slot = tuple[dict[str, Tensor], str]  # a module's own dictionary, as tensors are asked for at every step, and a name
 
@@ -112,8 +112,8 @@ class Chained(torch.autograd.Function):
         `packed` are the layers, `parameters` all of theirs.
         """
         x, count = _laid_out(x), len(packed) // LAYER.size
-        kept, scratch, out = torch.empty(layout.kept), _scratch(layout.scratch), _empty(layout.shapes[-1])
-        between = None if inner < 0 else _empty(layout.shapes[inner])
+        kept, scratch, out = x.new_empty(layout.kept), _scratch(layout.scratch), _empty(x, layout.shapes[-1])
+        between = None if inner < 0 else _empty(x, layout.shapes[inner])
         native.operations().chain_forward(
             *(packed, count, x.data_ptr(), layout.n, layout.time),
             *(kept.data_ptr(), scratch.data_ptr()),
@@ -146,9 +146,11 @@ _own = threading.local()
 
 
 def _scratch(values: int) -> Tensor:
-    """At least so many values, for one call: the same memory every time, which is in the cache."""
+    """At least so many values, for one call: the same memory every time, which is in the cache, unless it is much."""
+    if values > HELD:
+        return torch.empty(values, dtype=torch.float32)
     if not hasattr(_own, "scratch") or len(_own.scratch) < values:
-        _own.scratch = torch.empty(values)
+        _own.scratch = torch.empty(values, dtype=torch.float32)
     return _own.scratch
 
 
@@ -165,12 +167,12 @@ def _laid_out(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=_format(tensor))
 
 
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    """So laid out."""
+def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Of the type of x, so laid out."""
     if len(shape) == 2:
-        return torch.empty(shape)
+        return x.new_empty(shape)
     _, channels, _, time = shape
-    return torch.empty_strided(shape, (time * channels, 1, time * channels, channels))
+    return x.new_empty_strided(shape, (time * channels, 1, time * channels, channels))
 
 
 class Chain:
@@ -187,12 +189,14 @@ class Chain:
         self, module: nn.Module, method: Callable[[nn.Module, Tensor], Any], layers: Sequence[Layer], inner: int = -1
     ) -> None:
         self.module, self.method, self.layers, self.inner = module, method, layers, inner
+        self._within = list(module.modules())[1:]
         self._norms = [layer.norm for layer in layers if layer.norm is not None]
         self._parameters = [slot for layer in layers for slot in layer.parameters()]
         self._statistics = [slot for layer in layers for slot in layer.statistics()]
+        self._shapes = [held[name].shape for held, name in (*self._parameters, *self._statistics)]
         self._layouts: dict[torch.Size, Layout | None] = {}
-        self._places: list[int] = []  # where in memory the layers' tensors were when they were last asked for
-        self._packed: bytes | None = None  # the layers with tensors there; None where some tensor does not fit
+        self._known: list[float] = []  # what was packed: where in memory the layers' tensors are, and norms' rates
+        self._packed: bytes | None = None  # None where some tensor does not fit
 
     def __call__(self, x: Tensor) -> Any:
         layout = self._layout(x)
@@ -208,7 +212,7 @@ class Chain:
         """None where PyTorch's operations are to be used."""
         if not self.module.training or native.operations() is None or torch.get_num_threads() > THREADS:
             return None
-        if not all(norm.training for norm in self._norms):
+        if not all(norm.training for norm in self._norms) or any(map(_is_watched, self._within)):
             return None
         if x.dtype != torch.float32 or not x.is_cpu or (x.requires_grad and self.layers[0].inputs % VECTOR):
             return None
@@ -217,12 +221,13 @@ class Chain:
         return self._layouts[x.shape]
 
     def _pack(self, parameters: Sequence[Tensor]) -> bytes | None:
-        """Nothing is looked at again as long as all tensors are where they were."""
+        """The layers; nothing is looked at again as long as all tensors are where they were."""
         tensors = [*parameters, *(held[name] for held, name in self._statistics)]
         places = [tensor.data_ptr() for tensor in tensors]
-        if places != self._places:
-            self._places, self._packed = places, None
-            if all(map(_fits, tensors)):
+        known = places + [rate for norm in self._norms for rate in (norm.eps, norm.momentum)]
+        if known != self._known:
+            self._known, self._packed = known, None
+            if all(map(_fits, tensors, self._shapes)):
                 own, kept = iter(places), iter(places[len(parameters) :])
                 self._packed = b"".join(
                     layer.packed([*islice(own, len(layer.parameters())), *islice(kept, len(layer.statistics()))])
@@ -231,6 +236,11 @@ class Chain:
         return self._packed
 
 
-def _fits(tensor: Tensor) -> bool:
+def _is_watched(module: nn.Module) -> bool:
+    """Whether it has hooks, which a chain would not call."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _fits(tensor: Tensor, shape: torch.Size) -> bool:
     of_a_kind = tensor.is_cpu and tensor.dtype in (torch.float32, torch.int64)  # the latter counts batches
-    return of_a_kind and tensor.is_contiguous(memory_format=_format(tensor))
+    return of_a_kind and tensor.shape == shape and tensor.is_contiguous(memory_format=_format(tensor))

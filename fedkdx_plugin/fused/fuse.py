@@ -39,21 +39,17 @@ def _is_plain(model: Model) -> bool:
 
 
 def _flattened(sequence: Iterable[nn.Module]) -> list[nn.Module]:
-    """All modules in the order they are asked in. One whose hooks would not be called stays whole."""
+    """All modules in the order they are asked in."""
     parts: list[nn.Module] = []
     for part in sequence:
-        parts += _flattened(part) if type(part) is nn.Sequential and not _is_watched(part) else [part]
+        parts += _flattened(part) if type(part) is nn.Sequential else [part]
     return parts
-
-
-def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def _chain(modules: Sequence[nn.Module]) -> list[Layer]:
     """The layers; none where some module is not one of a chain's."""
     layers: list[Layer] = []
-    rest = [] if any(map(_is_watched, modules)) else list(modules)
+    rest = list(modules)
     while rest:
         layer, used = _first(rest, layers)
         if layer is None:

@@ -1,6 +1,6 @@
 """The library of compiled operations.
 
-It takes a C compiler (`CC`, or `cc`), once a machine and for about two seconds; what it made is kept in the user's
+It takes a C compiler (`CC`, or `cc`), once a machine and for about three seconds; what it made is kept in the user's
 cache folder. Without a compiler, or with FEDKDX_FUSED=0, PyTorch's own operations do the same.
 """
 

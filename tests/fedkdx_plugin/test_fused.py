@@ -310,12 +310,10 @@ def test_only_such_sequences_are_fused():
         nn.Sequential(nn.Linear(16, 16), nn.Conv2d(1, 16, (1, 3))),
         nn.Sequential(*(nn.Linear(16, 16) for _ in range(33))),
     ]
-    watched = a_block()
-    watched[2].register_forward_hook(lambda *_: None)
     held = [nn.Sequential(a_block(), nn.Linear(16, 16)), nn.Sequential(a_block(), nn.Flatten(2))]  # no chain themselves
     usual = [a_block(), *(net[0] for net in held), dense(16, 3, 3)[:1], nn.Sequential(a_block(), nn.Flatten())]
-    fuse(dict(enumerate([*map(nn.ModuleList, zip([*others, watched, *usual])), *held])))
-    assert not any(map(is_fused, [*others, watched, *held]))
+    fuse(dict(enumerate([*map(nn.ModuleList, zip([*others, *usual])), *held])))
+    assert not any(map(is_fused, [*others, *held]))
     assert {is_fused(net) for net in usual} == {native.operations() is not None}
 
 
@@ -328,14 +326,55 @@ def test_models_that_make_features_in_their_own_way_are_fused_in_parts():
     own = Own((3, 1, 40), 5)
     fuse({"model": own})
     assert not is_fused(own) and is_fused(own.convolutions) and is_fused(own.dense)
-    watched = CNN((3, 1, 40), 5)
-    watched.dense.register_forward_hook(lambda *_: None)
-    fuse({"model": watched})
-    assert not is_fused(watched) and is_fused(watched.convolutions)
     headless = CNN((3, 1, 40), 5).to(memory_format=torch.channels_last)
     headless.head = nn.Identity()
     fuse({"model": headless})
     assert not is_fused(headless) and "Chained" in str(headless.features(torch.randn(2, 3, 1, 40)).grad_fn)
+
+
+@compiled
+@pytest.mark.parametrize("part", ["convolutions", "convolutions.0.2", "dense", "head"])
+def test_hooks_are_called(part):
+    _, ours = both(CNN((3, 1, 40), 5))
+    x, calls = torch.randn(2, 3, 1, 40), []
+    handle = ours.get_submodule(part).register_forward_hook(lambda *_: calls.append(part))
+    assert "Chained" not in str(ours(x).logits.grad_fn) and calls == [part]
+    handle.remove()
+    assert "Chained" in str(ours(x).logits.grad_fn) and calls == [part]
+
+
+@compiled
+def test_a_norms_momentum_may_change():
+    reference, ours = both(block(16, 16))
+    for momentum in (0.1, 0.7):
+        x = torch.randn(4, 16, 1, 30)
+        for net in (reference, ours):
+            net[1].momentum = momentum
+            net(x.to(net[0].weight.dtype))
+        torch.testing.assert_close(ours[1].running_mean.double(), reference[1].running_mean, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_another_default_type_changes_nothing():
+    _, ours = both(CNN((3, 1, 40), 5))
+    x = torch.randn(2, 3, 1, 40)
+    before = ours(x).logits
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = ours(x).logits
+        after.sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert after.dtype == torch.float32 and torch.equal(before, after)
+    assert ours.head.bias.grad.dtype == torch.float32
+
+
+@compiled
+def test_weights_of_another_size_are_pytorchs_to_refuse():
+    _, ours = both(CNN((3, 1, 40), 5))
+    ours.dense[0].weight.data = ours.dense[0].weight.data[:, :16].contiguous()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        ours(torch.randn(2, 3, 1, 40))
 
 
 @compiled

@@ -11,6 +11,7 @@ from registry.interface import (
     Batch,
     Client,
     Message,
+    Model,
     Round,
     copy_state,
     float_state,
@@ -93,6 +94,31 @@ def test_batch_mean_counts_real_rows_only():
     assert Batch(x, values, mask).mean(values) == 1.5
     assert Batch(x[:2], values[:2]).mean(values[:2]) == 1.5
     assert Batch(x, values, torch.zeros(3, dtype=torch.bool)).mean(values) == 0
+
+
+def test_batch_cross_entropy_is_that_of_its_real_rows():
+    """Against -log softmax, written out."""
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, 3.0], [9.0, 9.0, 9.0]], dtype=torch.float64)
+    y, mask, x = torch.tensor([0, 1, 2]), torch.tensor([True, True, False]), torch.zeros(3, 1, 1, 1)
+    each = logits.exp().sum(1).log() - logits[range(3), y]
+    torch.testing.assert_close(Batch(x, y).cross_entropy(logits), each.mean())
+    torch.testing.assert_close(Batch(x, y, mask).cross_entropy(logits), each[:2].mean())
+
+
+def test_a_models_features_are_made_by_its_parts_in_turn():
+    class Parts(Model):
+        parts = ("first", "second")
+
+        def __init__(self):
+            super().__init__((1, 1, 4), 2)
+            self.first, self.second, self.head = nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)
+
+    model, x = Parts(), torch.randn(5, 1, 1, 4)
+    features = model.second(x.flatten(1))
+    assert torch.equal(model.features(x), features)
+    assert torch.equal(model(x).features, features) and torch.equal(model(x).logits, model.head(features))
+    with pytest.raises(NotImplementedError, match=r"Model\.features"):
+        Model((1, 1, 4), 2)(x)
 
 
 def test_progress_runs_to_one():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import nn
 
 from registry.interface import Model
 
@@ -12,11 +12,10 @@ from registry.interface import Model
 class MLP(Model):
     """Two fully connected layers; ignores that the samples of a window follow each other."""
 
+    parts = ("body",)
+
     def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
         super().__init__(shape, classes)
         self.feature_size = 64
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 64), nn.ReLU())
         self.head = nn.Linear(64, classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.body(x)
