@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from registry.interface import Message, NonFinite, Round
 ATTEMPTS = 3  # at one client's work, before a worker's death is an error
 POLL_SECONDS = 2.0  # between a waiting worker's looks at whether its parent still lives
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+ALIGNED = 64  # bytes: where tensors begin in shared memory
 SPARE = 16 << 20  # bytes of shared memory beyond the networks' own; only what is used takes room
 
 
@@ -203,23 +205,46 @@ def _work(backend: Sequential, task: Message) -> Message:
 
 
 def _put(memory: mmap.mmap, connection: Connection, message: Message | _Failed) -> None:
-    """Into the shared memory, or, where it is too large for that, through the pipe; the pipe says which."""
+    """Tensors into the shared memory, the rest through the pipe; all through the pipe where they have no room."""
     if isinstance(message, _Failed):
         connection.send(message)
         return
-    data = message.to_bytes()
-    if len(data) > len(memory):
-        connection.send(data)
-    else:
-        memory[: len(data)] = data
-        connection.send(len(data))
+    tensors = {name: tensor.detach() for name, tensor in message.tensors.items()}
+    sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors.values()]
+    if sum(sizes) > len(memory):
+        connection.send(message.to_bytes())
+        return
+    starts = accumulate(sizes, initial=0)
+    places = [_Place(name, t.dtype, t.shape, at) for (name, t), at in zip(tensors.items(), starts, strict=False)]
+    for place, tensor in zip(places, tensors.values(), strict=True):
+        place.view(memory).copy_(tensor)
+    connection.send((places, Message({}, message.meta).to_bytes()))
 
 
 def _get(memory: mmap.mmap, connection: Connection) -> Message | _Failed:
     what = connection.recv()
     if isinstance(what, _Failed):
         return what
-    return Message.from_bytes(memory[:what] if isinstance(what, int) else what)
+    if isinstance(what, bytes):
+        return Message.from_bytes(what)
+    places, rest = what
+    tensors = {place.name: place.view(memory).clone() for place in sorted(places)}
+    return Message(tensors, Message.from_bytes(rest).meta)
+
+
+class _Place(NamedTuple):
+    """A tensor in shared memory: `start` in bytes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    start: int
+
+    def view(self, memory: mmap.mmap) -> Tensor:
+        count = self.shape.numel()
+        if count == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.start).view(self.shape)
 
 
 def _joined(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
