@@ -1,0 +1,373 @@
+"""Chains of layers against PyTorch's in float64, and when they are used."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+from itertools import pairwise
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from fedkdx_plugin.fused import native
+from fedkdx_plugin.fused.chain import Chain
+from fedkdx_plugin.fused.fuse import fuse
+from fedkdx_plugin.models.cnn import CNN, CNNSmall
+
+compiled = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
+
+
+X86 = {"x86_64", "AMD64"}
+PROCESSORS = {  # options for vectors of other sizes than this processor's, which runs them as well
+    "as it is": None,
+    "8 floats": ["-mavx2", "-mfma", "-mno-avx512f"],
+    "4 floats": [],
+}
+
+
+@pytest.fixture(scope="module", params=PROCESSORS)
+def processor(request, tmp_path_factory):
+    """The library for each size of vectors, in place."""
+    options = PROCESSORS[request.param]
+    if options is None:
+        yield
+        return
+    if platform.machine() not in X86:
+        pytest.skip("other vectors are those of another family")
+    path = tmp_path_factory.mktemp("library") / "fused.so"
+    native.make(os.environ.get("CC", "cc"), path, [options])
+    found = native.opened(path)
+    with mock.patch.object(native, "operations", lambda: found):
+        yield
+
+
+def block(inputs: int, filters: int, taps: int = 9) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, filters, (1, taps)), nn.BatchNorm2d(filters), nn.ReLU(), nn.MaxPool2d((1, 2))
+    )
+
+
+def dense(*sizes: int) -> nn.Sequential:
+    pairs = [[nn.Linear(*pair), nn.ReLU()] for pair in pairwise(sizes)]
+    return nn.Sequential(*(layer for pair in pairs for layer in pair))
+
+
+def both(net: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The same network in float64 by PyTorch, and fused in float32; batch norm not as it begins."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for part in net.modules():
+            if hasattr(part, "reset_parameters"):
+                part.reset_parameters()
+            if isinstance(part, nn.BatchNorm2d):
+                for tensor, (low, high) in {
+                    part.weight: (-2, 2),
+                    part.bias: (-1, 1),
+                    part.running_mean: (-1, 1),
+                }.items():
+                    nn.init.uniform_(tensor, low, high)
+    ours = copy.deepcopy(net).to(memory_format=torch.channels_last)
+    fuse({"model": ours})
+    assert is_fused(ours)
+    return net.double(), ours
+
+
+def is_fused(net: nn.Module) -> bool:
+    return isinstance(vars(net).get("forward"), Chain)
+
+
+def passed_through(net: nn.Module, shape: tuple[int, ...], by_x: bool) -> list[torch.Tensor]:
+    """Values, gradients and statistics on the same windows whatever the precision, as float64."""
+    dtype = next(net.parameters()).dtype
+    x = 5 + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    x = x.to(dtype).requires_grad_(by_x)
+    out = net(x)
+    outs = [out] if isinstance(out, torch.Tensor) else list(out)
+    assert ("Chained" in str(outs[-1].grad_fn)) == is_fused(net)
+    rng = torch.Generator().manual_seed(2)
+    sum((o * torch.randn(o.shape, generator=rng).to(dtype)).sum() for o in outs).backward()
+    found = [*outs, *([x.grad] if by_x else []), *(p.grad for p in net.parameters()), *net.buffers()]
+    return [tensor.detach().double() for tensor in found]
+
+
+def check(net: nn.Module, shape: tuple[int, ...], by_x: bool = True) -> None:
+    """As float64, to 1e-4; where few values make batch norm shaky, not much further off than PyTorch in float32."""
+    reference, ours = both(net)
+    single = copy.deepcopy(reference).float()
+    results = [passed_through(one, shape, by_x) for one in (reference, ours, single)]
+    for expected, found, pytorchs in zip(*results, strict=True):
+        allowed = max(1e-4 * (1 + expected.abs().max()), 4 * (pytorchs - expected).abs().max())
+        assert found.shape == expected.shape and (found - expected).abs().max() <= allowed
+
+
+@compiled
+@pytest.mark.parametrize("rows", [1, 2, 33])
+@pytest.mark.parametrize("time", [10, 11, 52])  # 2, 3 and 44 after the convolution: one pair, an odd one, many
+@pytest.mark.parametrize(("inputs", "filters"), [(16, 16), (32, 32), (48, 64), (16, 112)])
+def test_a_block_gives_pytorchs_values_gradients_and_statistics(rows, time, inputs, filters, processor):
+    check(block(inputs, filters), (rows, inputs, 1, time))
+
+
+@compiled
+@pytest.mark.parametrize("taps", [1, 2, 3, 5, 6, 12])
+@pytest.mark.parametrize("time", [13, 14, 15, 40])
+def test_so_does_one_of_another_width(taps, time, processor):
+    """Multiples of three take Winograd's way, with tiles that end with a window or beyond it."""
+    check(block(32, 48, taps), (9, 32, 1, time))
+
+
+@compiled
+@pytest.mark.parametrize("inputs", [1, 3, 9])
+def test_so_does_a_first_block_which_need_not_know_the_gradient_by_its_windows(inputs, processor):
+    check(block(inputs, 32), (5, inputs, 1, 100), by_x=False)
+
+
+@compiled
+@pytest.mark.parametrize("rows", [1, 3, 4, 34])
+@pytest.mark.parametrize("sizes", [(16, 1), (64, 16, 7), (80, 16, 32, 18), (1216, 256, 128)])
+def test_so_do_dense_layers(rows, sizes, processor):
+    check(dense(*sizes), (rows, sizes[0]))
+
+
+@compiled
+@pytest.mark.parametrize("rows", [1, 8, 19])
+def test_so_do_blocks_and_dense_layers_one_after_the_other(rows, processor):
+    blocks = block(16, 32), block(32, 16, 3)  # 72 samples, 32, 15
+    check(nn.Sequential(*blocks, nn.Flatten(), dense(16 * 15, 32, 16), nn.Linear(16, 3)), (rows, 16, 1, 72))
+
+
+@compiled
+@pytest.mark.parametrize("model", [CNN, CNNSmall])
+@pytest.mark.parametrize("shape", [(3, 1, 100), (9, 1, 128)])
+def test_so_does_a_whole_model_with_gradients_by_features_and_logits(model, shape, processor):
+    check(model(shape, 6), (7, *shape), by_x=False)
+
+
+@compiled
+@pytest.mark.parametrize("used", ["features", "logits"])
+def test_a_result_that_no_loss_uses_sends_nothing_back(used):
+    gradients = []
+    for net in both(CNN((3, 1, 40), 5)):
+        x = torch.randn(4, 3, 1, 40, generator=torch.Generator().manual_seed(1))
+        getattr(net(x.to(net.head.weight.dtype)), used).square().sum().backward()
+        gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()])
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_a_model_asked_twice_in_a_step_gets_both_gradients():
+    gradients = []
+    for net in both(CNN((3, 1, 40), 5)):
+        x = torch.randn(6, 3, 1, 40, generator=torch.Generator().manual_seed(1)).to(net.head.weight.dtype)
+        (net(x[:4]).logits.square().sum() + net.features(x[2:]).sum()).backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@compiled
+def test_a_gradient_goes_to_the_first_of_equal_neighbours_and_to_none_below_zero():
+    """A filter that copies its input."""
+    _, ours = both(block(16, 16, 5))
+    convolution, norm, *_ = ours
+    with torch.no_grad():
+        norm.weight.fill_(1), norm.bias.fill_(0)
+        convolution.bias.fill_(0), convolution.weight.fill_(0)
+        convolution.weight[range(16), range(16), 0, 2] = 1
+    values = torch.tensor([1.0, 1.0, -1.0, -1.0, 2.0, -2.0])
+    x = torch.zeros(1, 16, 1, 10)
+    x[:, :, :, 2:8] = values
+    x, theirs = x.requires_grad_(), values.view(1, 1, 1, 6).clone().requires_grad_()
+    arrives = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 1, 3)
+    ours(x).backward(arrives.expand(1, 16, 1, 3))
+    nn.MaxPool2d((1, 2))(nn.ReLU()(nn.BatchNorm2d(1)(theirs))).backward(arrives)
+    for channel in range(16):
+        torch.testing.assert_close(x.grad[:, channel : channel + 1, :, 2:8], theirs.grad)
+
+
+@compiled
+@pytest.mark.parametrize("where", ["weights", "windows"])
+def test_layouts_in_memory_do_not_matter(where):
+    """Windows are copied where channels are not innermost; weights that are laid out so are PyTorch's to use."""
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        _, ours = both(block(3, 32))
+        x = torch.randn(8, 3, 1, 40, generator=torch.Generator().manual_seed(1))
+        if where == "weights":
+            ours.to(memory_format=layout)
+        else:
+            x = x.to(memory_format=layout)
+        out = ours(x)
+        assert ("Chained" in str(out.grad_fn)) == (where == "windows" or layout == torch.channels_last)
+        out.flatten(1).square().sum().backward()
+        results.append([p.grad for p in ours.parameters()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+@compiled
+@pytest.mark.parametrize("taps", [9, 5])
+def test_not_a_number_is_passed_on(taps):
+    net = nn.Sequential(block(16, 16, taps), nn.Flatten(), dense(16 * ((20 - taps + 1) // 2), 4))
+    _, ours = both(net)
+    x = torch.zeros(2, 16, 1, 20)
+    x[0, 0, 0, 3] = torch.nan
+    assert ours(x).isnan().any()
+
+
+@compiled
+def test_tensors_that_are_moved_are_found_where_they_are():
+    _, ours = both(block(16, 16))
+    x = torch.randn(4, 16, 1, 30)
+    before = ours(x)
+    ours[0].weight.data = 2 * ours[0].weight.data
+    ours[0].bias = nn.Parameter(-ours[0].bias.data)
+    ours[1].weight.data = ours[1].weight.data.clone().fill_(0.5)
+    after = ours(x)
+    expected = nn.Sequential.forward(ours, x)
+    assert "Chained" in str(after.grad_fn) and not torch.equal(before, after)
+    torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
+
+
+@compiled
+def test_where_it_does_not_fit_pytorchs_operations_are_used():
+    reference, ours = both(block(3, 16))
+    x = torch.randn(4, 3, 1, 30)
+    torch.testing.assert_close(ours.eval()(x).double(), reference.eval()(x.double()), rtol=1e-5, atol=1e-5)
+    ours.train(), reference.train()
+    ours[1].eval(), reference[1].eval()
+    torch.testing.assert_close(ours(x).double(), reference(x.double()), rtol=1e-5, atol=1e-5)
+    by_x = x.clone().requires_grad_()
+    ours.train()(by_x).sum().backward()  # of three channels there is no gradient to be had
+    assert by_x.grad is not None and by_x.grad.abs().max() > 0
+    torch.testing.assert_close(ours.double().train()(x.double()), reference.train()(x.double()), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        both(block(3, 16))[1](torch.randn(1, 3, 1, 9))
+    with pytest.raises(RuntimeError, match="channels"):
+        both(block(3, 16))[1](torch.randn(4, 5, 1, 30))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        both(CNN((3, 1, 40), 5))[1](torch.randn(4, 3, 1, 48))
+
+
+@compiled
+def test_many_threads_are_left_to_pytorch():
+    _, ours = both(block(3, 16))
+    x = torch.randn(4, 3, 1, 30)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert ("Chained" in str(ours(x).grad_fn)) == (threads < 3)
+
+
+def a_block(convolution=None, norm=None, activation=None, pool=None) -> nn.Sequential:
+    """One that would be fused, but for the layers that are given."""
+    parts = (convolution, nn.Conv2d(1, 16, (1, 3))), (norm, nn.BatchNorm2d(16)), (activation, nn.ReLU())
+    return nn.Sequential(*(given or usual for given, usual in (*parts, (pool, nn.MaxPool2d((1, 2))))))
+
+
+def test_only_such_sequences_are_fused():
+    others = [
+        a_block()[:3],
+        a_block(pool=nn.MaxPool2d((1, 3))),
+        a_block(pool=nn.MaxPool2d(2)),
+        a_block(norm=nn.BatchNorm2d(16, affine=False)),
+        a_block(norm=nn.BatchNorm2d(16, momentum=None)),
+        a_block(activation=nn.ELU()),
+        a_block(convolution=nn.Conv2d(1, 20, (1, 3)), norm=nn.BatchNorm2d(20)),
+        a_block(convolution=nn.Conv2d(1, 16, (2, 3))),
+        a_block(convolution=nn.Conv2d(16, 16, (1, 3), groups=16)),
+        a_block(convolution=nn.Conv2d(1, 16, (1, 3), stride=(1, 2))),
+        a_block(convolution=nn.Conv2d(1, 16, (1, 3), dilation=2)),
+        a_block(convolution=nn.Conv2d(1, 16, (1, 3), padding="same")),
+        a_block(convolution=nn.Conv2d(1, 16, (1, 3), padding=(0, 1))),
+        a_block(convolution=nn.Conv2d(1, 16, (1, 3), padding=1)),
+        a_block(convolution=nn.Conv2d(1, 16, (1, 3), bias=False)),
+        nn.Sequential(nn.Linear(20, 16)),
+        nn.Sequential(nn.Linear(16, 16, bias=False)),
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 16)),
+        nn.Sequential(nn.Linear(16, 16), nn.Sigmoid()),
+        nn.Sequential(nn.Linear(16, 16), nn.Dropout()),
+        nn.Sequential(),
+        nn.Sequential(nn.Linear(16, 16), nn.Conv2d(1, 16, (1, 3))),
+        nn.Sequential(*(nn.Linear(16, 16) for _ in range(33))),
+    ]
+    held = [nn.Sequential(a_block(), nn.Linear(16, 16)), nn.Sequential(a_block(), nn.Flatten(2))]  # no chain themselves
+    usual = [a_block(), *(net[0] for net in held), dense(16, 3, 3)[:1], nn.Sequential(a_block(), nn.Flatten())]
+    fuse(dict(enumerate([*map(nn.ModuleList, zip([*others, *usual])), *held])))
+    assert not any(map(is_fused, [*others, *held]))
+    assert {is_fused(net) for net in usual} == {native.operations() is not None}
+
+
+@compiled
+def test_models_that_make_features_in_their_own_way_are_fused_in_parts():
+    class Own(CNN):
+        def features(self, x):
+            return 2 * super().features(x)
+
+    own = Own((3, 1, 40), 5)
+    fuse({"model": own})
+    assert not is_fused(own) and is_fused(own.convolutions) and is_fused(own.dense)
+    headless = CNN((3, 1, 40), 5).to(memory_format=torch.channels_last)
+    headless.head = nn.Identity()
+    fuse({"model": headless})
+    assert not is_fused(headless) and "Chained" in str(headless.features(torch.randn(2, 3, 1, 40)).grad_fn)
+
+
+@compiled
+@pytest.mark.parametrize("part", ["convolutions", "convolutions.0.2", "dense", "head"])
+def test_hooks_are_called(part):
+    _, ours = both(CNN((3, 1, 40), 5))
+    x, calls = torch.randn(2, 3, 1, 40), []
+    handle = ours.get_submodule(part).register_forward_hook(lambda *_: calls.append(part))
+    assert "Chained" not in str(ours(x).logits.grad_fn) and calls == [part]
+    handle.remove()
+    assert "Chained" in str(ours(x).logits.grad_fn) and calls == [part]
+
+
+@compiled
+def test_a_norms_momentum_may_change():
+    reference, ours = both(block(16, 16))
+    for momentum in (0.1, 0.7):
+        x = torch.randn(4, 16, 1, 30)
+        for net in (reference, ours):
+            net[1].momentum = momentum
+            net(x.to(net[0].weight.dtype))
+        torch.testing.assert_close(ours[1].running_mean.double(), reference[1].running_mean, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_another_default_type_changes_nothing():
+    _, ours = both(CNN((3, 1, 40), 5))
+    x = torch.randn(2, 3, 1, 40)
+    before = ours(x).logits
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = ours(x).logits
+        after.sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert after.dtype == torch.float32 and torch.equal(before, after)
+    assert ours.head.bias.grad.dtype == torch.float32
+
+
+@compiled
+def test_weights_of_another_size_are_pytorchs_to_refuse():
+    _, ours = both(CNN((3, 1, 40), 5))
+    ours.dense[0].weight.data = ours.dense[0].weight.data[:, :16].contiguous()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        ours(torch.randn(2, 3, 1, 40))
+
+
+@compiled
+def test_a_copy_of_a_fused_network_is_one_by_itself():
+    _, ours = both(CNN((3, 1, 40), 5))
+    other = copy.deepcopy(ours)
+    with torch.no_grad():
+        other.head.bias.add_(1.0)
+    x = torch.randn(2, 3, 1, 40)
+    torch.testing.assert_close(other(x).logits, ours(x).logits + 1.0)
+    other(x).logits.sum().backward()
+    assert ours.head.bias.grad is None and other.head.bias.grad is not None
