@@ -73,8 +73,9 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
                 move()
                 sums.append(loss.detach())
                 rows.append(len(index))
-    weights = torch.tensor(rows, dtype=x.dtype).to(x.device)
-    return torch.stack(sums) @ weights / weights.sum()
+    losses_of_batches = torch.stack(sums)
+    weights = torch.tensor(rows, dtype=losses_of_batches.dtype).to(x.device)
+    return losses_of_batches @ weights / weights.sum()
 
 
 class ClientError(RuntimeError):

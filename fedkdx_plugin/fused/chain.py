@@ -238,7 +238,8 @@ class Chain:
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether it has hooks, which a chain would not call."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    forward, backward = module._forward_hooks or module._forward_pre_hooks, module._backward_hooks
+    return bool(forward or backward or module._backward_pre_hooks)
 
 
 def _fits(tensor: Tensor, shape: torch.Size) -> bool:

@@ -56,7 +56,7 @@ def _chain(modules: Sequence[nn.Module]) -> list[Layer]:
             return []
         layers.append(layer)
         rest = rest[used:]
-    return layers if len(layers) <= MOST and _in_order(layers) else []
+    return layers if len(layers) <= MOST and _in_order(layers) and all(map(_is_whole, layers)) else []
 
 
 def _first(modules: Sequence[nn.Module], before: Sequence[Layer]) -> tuple[Layer | None, int]:
@@ -72,6 +72,11 @@ def _first(modules: Sequence[nn.Module], before: Sequence[Layer]) -> tuple[Layer
         relu = kinds[1:2] == [nn.ReLU]
         return Layer(DENSE_RELU if relu else DENSE, first.in_features, first.out_features, main=first), 1 + relu
     return None, 0
+
+
+def _is_whole(layer: Layer) -> bool:
+    """Whether it has its tensors itself: `weight_norm` and the like make them of others."""
+    return all(held.get(name) is not None for held, name in (*layer.parameters(), *layer.statistics()))
 
 
 def _in_order(layers: Sequence[Layer]) -> bool:

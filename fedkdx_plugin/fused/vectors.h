@@ -28,7 +28,7 @@ INLINE vector either(mask is, vector one, vector other) { return (vector)(((mask
 
 /* Lane l: lane places[l] of one, or of the other where it is LANES or more. `places` are constants. */
 INLINE vector shuffled(vector one, vector other, mask places) {
-#if defined(__clang__) || !defined(__GNUC__)
+#ifdef __clang__
     vector result = {0};
     UNROLL for (int l = 0; l < LANES; l++) result[l] = places[l] < LANES ? one[places[l]] : other[places[l] - LANES];
     return result;

@@ -41,7 +41,7 @@ static void zero(float *values, ptrdiff_t count) {
     for (ptrdiff_t k = 0; k < count; k++) values[k] = 0;
 }
 
-/* Five sums of a tile's samples at each point, (POINTS, all, inputs). */
+/* A sum of a tile's samples at each point, (POINTS, all, inputs). */
 static void transform_samples(const float *x, ptrdiff_t n, ptrdiff_t time, ptrdiff_t inputs, struct sizes s, float *u) {
     const ptrdiff_t plane = s.all * inputs;
     for (ptrdiff_t w = 0; w < n; w++)

@@ -328,6 +328,26 @@ def test_hooks_are_called(part):
 
 
 @compiled
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_so_are_those_on_the_way_back(register):
+    _, ours = both(CNN((3, 1, 40), 5))
+    calls = []
+    getattr(ours.dense[0], register)(lambda *_: calls.append(register))
+    ours(torch.randn(2, 3, 1, 40)).logits.sum().backward()
+    assert calls == [register]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "wrap", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm], ids=str
+)
+def test_layers_whose_weights_are_made_of_others_are_pytorchs(wrap):
+    net = nn.Sequential(wrap(nn.Linear(16, 4)), nn.ReLU())
+    fuse({"model": net})
+    assert not is_fused(net) and net(torch.randn(3, 16)).shape == (3, 4)
+
+
+@compiled
 def test_a_norms_momentum_may_change():
     reference, ours = both(block(16, 16))
     for momentum in (0.1, 0.7):

@@ -23,7 +23,7 @@ from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog
 from registry.errors import UserError
-from registry.interface import Task
+from registry.interface import Message, Task
 from tests.conftest import CLASSES, SHAPE, Recorder, TinierNet, make_data, make_federation, same_state
 
 NAMES = [name for name in catalog.BUILT_IN["algorithms"] if name != "Centralised"]
@@ -153,6 +153,31 @@ def test_a_client_with_nan_is_dropped_by_name_and_the_rest_go_on():
         assert any(record.rejected for record in records)
         assert all("client 3" in reason for record in records for reason in record.rejected.values())
     assert federations[1][0].workspace.clients[3].trained == 0
+
+
+@pytest.mark.parametrize("size", [4096, 64])
+def test_tensors_of_all_kinds_reach_a_worker_and_come_back(size):
+    """Through shared memory, or the pipe where that is too small; `a` and `b` lie in the same memory."""
+    memory, (near, far) = parallel.mmap.mmap(-1, size), multiprocessing.Pipe()
+    whole = torch.randn(6, 4)
+    tensors = {
+        "b": whole.T,
+        "a": whole[1:, 2:],
+        "trained": torch.randn(3, requires_grad=True),
+        "count": torch.tensor(7),
+        "no": torch.empty(0, 3),
+        "yes": torch.tensor([True, False, True]),
+        "half": torch.randn(5).bfloat16(),
+        "bytes": torch.arange(3, dtype=torch.uint8),
+    }
+    meta = {"id": 3, "round": [1, 2, 0.5], "text": "é"}
+    parallel._put(memory, near, Message(tensors, meta))
+    found = parallel._get(memory, far)
+    memory[:] = bytes(size)  # what has arrived is not looked up again
+    assert found.meta == meta and list(found.tensors) == sorted(tensors)
+    for name, tensor in tensors.items():
+        assert found.tensors[name].dtype == tensor.dtype and torch.equal(found.tensors[name], tensor)
+        assert not found.tensors[name].requires_grad
 
 
 def test_what_is_too_large_for_the_shared_memory_goes_through_the_pipe(monkeypatch):
