@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedkdx_plugin.algorithm.losses import kd, soften
 from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
 from fedkdx_plugin.algorithm.student_server import StudentServer
-from registry.interface import Batch, Task
+from registry.interface import Batch, Task, outputs
 from registry.parameters import hyper
 
 SMALLEST_TASK_LOSS = 1e-2  # two networks that fit a batch perfectly would divide by zero (a client with one window)
@@ -47,7 +47,7 @@ class FedKDClient(StudentClient):
         return {"teacher": teacher, "student": student, "projection": projection}
 
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        teacher, student = nets["teacher"](batch.x), nets["student"](batch.x)
+        teacher, student = outputs(nets, batch.x, "teacher", "student")
         task_t = batch.cross_entropy(teacher.logits)  # eq. 1
         task_s = batch.cross_entropy(student.logits)  # eq. 2
         intensity = 1 / (task_t + task_s).detach().clamp(min=SMALLEST_TASK_LOSS)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.algorithm.losses import unit
-from registry.interface import Batch, Message, Task
+from registry.interface import Batch, Message, Task, outputs
 from registry.messages import check_state
 from registry.parameters import hyper
 
@@ -55,8 +55,8 @@ class MOONClient(FedAvgClient):
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy + μ·ℓ_con (eq. 3, 4)."""
         output = nets["model"](batch.x)
-        fixed = {name: nets[name](batch.x).features.detach() for name in self.frozen}
-        contrast = contrastive(output.features, fixed["global"], fixed["previous"], self.params.tau)
+        fixed = (other.features.detach() for other in outputs(nets, batch.x, *self.frozen))
+        contrast = contrastive(output.features, *fixed, self.params.tau)
         return {"model": batch.cross_entropy(output.logits), "contrast": self.params.mu * batch.mean(contrast)}
 
     def reply(self) -> Message:

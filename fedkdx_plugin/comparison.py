@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,18 @@ from fedkdx_plugin.reports import curves, table, tensorboard
 from registry import catalog
 from registry.errors import UserError
 from registry.interface import Task
+
+
+@contextmanager
+def room_on_device() -> Iterator[None]:
+    """Say in one line that a GPU's memory is too small. Raises UserError for it."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        raise UserError(
+            f"out of GPU memory: {reason}; take a smaller batch (-lbs) or model (-m), --client-memory host, or -dev cpu"
+        ) from error
 
 
 def check(config: Config) -> list[Choice]:
@@ -68,6 +81,7 @@ class Setting:
     groups: dict[str, list[int]]
 
     @staticmethod
+    @room_on_device()
     def of(config: Config, choices: list[Choice]) -> Setting:
         """Everything in place for these algorithms. Raises UserError for wrong input, before the first round."""
         device = run_device(config)
@@ -81,6 +95,7 @@ class Setting:
             choice.server.check(task, choice.params)
         return Setting(config, task, shards, DeviceData.from_shards(shards, device), device, groups)
 
+    @room_on_device()
     def run(
         self,
         choice: Choice,
@@ -107,6 +122,7 @@ class Setting:
             training(config, settings["seed"]),
             schedule(config),
             config.backend,
+            config.client_memory,
         )
         one = RunFolder(place, choice.entry, settings, command, self.shards, self.device, federation)
         done = len(one.records)
@@ -217,11 +233,23 @@ def run_device(config: Config) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("-dev cuda: this PyTorch finds no CUDA device; use -dev cpu")
     if config.device == "cpu" or not torch.cuda.is_available():
+        for name, value, default in (
+            ("--precision", config.precision, "float32"),
+            ("--client-memory", config.client_memory, "device"),
+        ):
+            if value != default:
+                raise UserError(f"{name} {value}: it is for a GPU, and this run is on the CPU; leave it out")
         return torch.device("cpu")
+    if config.client_memory == "host" and config.backend not in ("auto", "stacked"):
+        raise UserError(f"--client-memory host: it is for --backend stacked, not for {config.backend}")
     if config.device_id >= torch.cuda.device_count():
         raise UserError(f"-did {config.device_id}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # cuBLAS repeats its bits from one stream to another only with workspaces of a fixed size
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    short = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = short  # PyTorch's is on for convolutions
     return torch.device("cuda", config.device_id)
 
 

@@ -70,6 +70,18 @@ class Options:
         "how clients are trained: one by one, in processes, stacked on one device, or what is fastest here",
         choices=("auto", "sequential", "parallel", "stacked"),  # engine.backends.NAMES, which imports torch
     )
+    precision: str = option(
+        "float32",
+        "--precision",
+        "products on a GPU: of float32, or of numbers shortened to 10 binary digits, which is faster",
+        choices=("float32", "tf32"),
+    )
+    client_memory: str = option(
+        "device",
+        "--client-memory --client_memory",
+        "where what clients keep between rounds lies: on the GPU, or in the host's memory, for very many clients",
+        choices=("device", "host"),
+    )
     engine: str = option(
         "local",
         "--engine",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import fused, rounds, step
+from benchmarks import fused, gpu, rounds, step
+from fedkdx_plugin.engine.stacked.step import EAGER
 
 TINY = rounds.Sizes(3, 40, 4, (12, 9, 12))
 
@@ -44,3 +45,17 @@ def test_memory_is_of_the_processes_themselves():
     rows = list(rounds.growth("cpu", 5, (4,)))
     assert [row["algorithm"] for row in rows] == ["FedAvg", "FedKDX"] and len(held)
     assert all(0.1 < row["GB"] < 1 for row in rows)
+
+
+def test_what_is_measured_on_a_gpu_runs(monkeypatch, tmp_path, capsys):
+    """As far as a CPU goes; without a GPU the command says so."""
+    monkeypatch.setitem(rounds.SIZES, "tiny", TINY)
+    row = gpu.a_round("FedKDX", "tiny", "tf32", EAGER, "cpu")
+    assert row["taken"] == EAGER and row["s/round"] > 0
+    assert gpu.the_textbook("FedKDX", "tiny", "cpu")["s/round"] > 0
+    assert len(dict(gpu.jobs())) == len(gpu.jobs()) > 10
+    assert {key[:2] for key in gpu.GOALS} <= {("FedKDX", "SLEEP"), ("FedAvg", "SLEEP"), ("FedKDX", "PAMAP2")}
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path / "out")])
+        gpu.main()
+        assert capsys.readouterr().out == "no CUDA device here: nothing is measured\n"

@@ -19,11 +19,13 @@ def sample_weights(replies: Mapping[int, Message]) -> list[float]:
 
 def weighted_sum(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
     """Σ_k w_k · state_k, tensor by tensor; all states have the same names."""
-    total = {name: weights[0] * tensor for name, tensor in states[0].items()}
+    names = list(states[0])
+    if not names:
+        return {}
+    total = torch._foreach_mul([states[0][name] for name in names], weights[0])
     for state, weight in zip(states[1:], weights[1:], strict=True):
-        for name, tensor in total.items():
-            tensor.add_(state[name], alpha=weight)
-    return total
+        torch._foreach_add_(total, [state[name] for name in names], alpha=weight)
+    return dict(zip(names, total, strict=True))
 
 
 def stacked(replies: Mapping[int, Message]) -> dict[str, Tensor]:

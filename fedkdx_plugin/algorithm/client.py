@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fedkdx_plugin.algorithm import losses
 from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
 from fedkdx_plugin.fused import losses as fused
-from registry.interface import Batch, Output, Task
+from registry.interface import Batch, Output, Task, outputs
 from registry.parameters import hyper
 
 
@@ -50,7 +50,7 @@ class FedKDXClient(StudentClient):
         return nets
 
     def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        teacher, student = nets["teacher"](batch.x), nets["student"](batch.x)
+        teacher, student = outputs(nets, batch.x, "teacher", "student")
         if "ctl" in self.params.use:
             teacher = teacher._replace(features=self._to_student_size(nets, teacher))
         if self.params.use and self.params.nkd_direction == "mutual" and fused.fits(teacher, student, batch):

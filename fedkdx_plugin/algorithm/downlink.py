@@ -22,8 +22,9 @@ from typing import Any
 from torch import Tensor
 
 from fedkdx_plugin.algorithm.compression import compress, compress_together, energy_kept, rank_share
-from fedkdx_plugin.algorithm.updates import group, labelled, move, owed, residual_of, size
+from fedkdx_plugin.algorithm.updates import difference, group, labelled, move, owed, residual_of, size
 from registry.interface import Message
+from registry.tensors import copied
 
 FIGURES = ("rank_share", "energy_kept", "bytes_share")
 
@@ -105,7 +106,7 @@ class Broadcast(Downlink):
         payload = compress(whole, epsilon, self.params.quantise).payload
         if self.params.error_feedback:
             self.residual = residual_of(whole, payload, rate)
-        moved = {name: tensor.clone() for name, tensor in weights.items()}
+        moved = copied(weights)
         move(moved, payload, rate)
         self.steps.append(Step(version + 1, rate, payload))
         while sum(step.size for step in self.steps) > size(weights):
@@ -155,7 +156,7 @@ class Differences(Downlink):
         return self._made[client][1]
 
     def _behind(self, client: int, weights: State) -> State:
-        return {name: tensor - weights[name] for name, tensor in self.held(client)[1].items()}
+        return difference(self.held(client)[1], weights)
 
     def step(
         self, weights: State, version: int, epsilon: float, change: State, rate: float, replied: Iterable[int]
@@ -164,11 +165,11 @@ class Differences(Downlink):
         for client in replied:
             payload = self._payload(client, weights, version, epsilon)
             figures.append(told(payload, self._behind(client, weights)))
-            student = {name: tensor.clone() for name, tensor in self.held(client)[1].items()}
+            student = copied(self.held(client)[1])
             move(student, payload, 1.0)
             self._held[client] = version, student
         self._made.clear()
-        return {name: tensor - change[name] for name, tensor in weights.items()}, figures
+        return difference(weights, change), figures
 
     def save(self) -> Message:
         tensors = {}

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.compression import compress, compress_together, linear
-from fedkdx_plugin.algorithm.updates import group, labelled, move, owed, residual_of
+from fedkdx_plugin.algorithm.updates import difference, group, labelled, move, owed, residual_of
 from registry.interface import BadMessage, Client, Message, float_state
-from registry.messages import first_nonfinite
 from registry.parameters import hyper
+from registry.tensors import copied, first_nonfinite
 
 VERSION = "version"
 RESIDUAL = "residual"
@@ -109,7 +109,7 @@ class StudentClient(Client):
             move(self.shared(), message.tensors, 1.0)
             self.memory |= {PENDING: torch.tensor(meta[VERSION])} | labelled(message.tensors, PENDING)
         self.epsilon, self.prepared = meta["epsilon"], {}
-        self.start = _copy(self.shared())
+        self.start = copied(self.shared())
         progress = own_progress(meta["progress"], self.trained, meta["expected"])
         self._pull(linear(progress, self.params.pull_start, self.params.pull_end))
 
@@ -117,7 +117,7 @@ class StudentClient(Client):
         """The student as it is now is the one to go back to."""
         self.memory = {name: t for name, t in self.memory.items() if not name.startswith(PENDING)}
         self.memory[VERSION] = torch.tensor(version)
-        self.base = _copy(self.shared())
+        self.base = copied(self.shared())
 
     def _settle(self, since: int, initial: Mapping[str, float] | None) -> None:
         """Become the student that the server knows of: with the last difference where that counted, else without.
@@ -146,7 +146,7 @@ class StudentClient(Client):
             share = 1.0
         if share > 0:
             own, target = (float_state({"teacher": self.nets[name]}) for name in ("teacher", "student"))
-            self.load({name: tensor.lerp(target[name], share) for name, tensor in own.items()})
+            torch._foreach_lerp_(list(own.values()), [target[name] for name in own], share)
 
     def _catch_up(self, message: Message) -> None:
         own = int(self.memory[VERSION]) if VERSION in self.memory else None
@@ -162,7 +162,9 @@ class StudentClient(Client):
     def before_replies(cls, clients: Sequence[StudentClient], states: Sequence[Mapping[str, Tensor]]) -> None:
         """Compress all gradients at once, but those that will be refused for NaN or infinity."""
         gradients = [client._gradient(state) for client, state in zip(clients, states, strict=True)]
-        sound = [place for place, gradient in enumerate(gradients) if first_nonfinite(gradient) is None]
+        sound = list(range(len(gradients)))
+        if first_nonfinite({f"{place}/{name}": t for place in sound for name, t in gradients[place].items()}):
+            sound = [place for place in sound if first_nonfinite(gradients[place]) is None]
         epsilon, quantise = clients[0].epsilon, clients[0].params.quantise  # the server's, the same for all in a round
         made = compress_together([gradients[place] for place in sound], epsilon, quantise)
         for place, compressed in zip(sound, made, strict=True):
@@ -170,8 +172,7 @@ class StudentClient(Client):
 
     def _gradient(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The accumulated gradient to send, with what earlier ones left out where that is fed back."""
-        change = {name: start - trained[name] for name, start in self.start.items()}
-        return owed(change, self.learning_rate, group(self.memory, RESIDUAL))
+        return owed(difference(self.start, trained), self.learning_rate, group(self.memory, RESIDUAL))
 
     def reply(self) -> Message:
         """The update since W^t as a gradient; the student goes back, as only the server moves it."""
@@ -219,7 +220,3 @@ def own_progress(progress: float, trained: int, expected: float) -> float:
         expected: rounds of a whole run in which a client takes part on average.
     """
     return min(progress, (trained + 1) / (expected / 2))
-
-
-def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors.items()}

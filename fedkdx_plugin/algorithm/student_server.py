@@ -16,7 +16,8 @@ from fedkdx_plugin.algorithm.student import VERSION, StudentClient, StudentParam
 from fedkdx_plugin.algorithm.updates import group, labelled
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, Round, Server, Task
-from registry.messages import check_state, first_nonfinite
+from registry.messages import check_state
+from registry.tensors import first_nonfinite
 
 FLOAT = torch.finfo(torch.float32)
 DOWNLINKS: dict[str, type[Downlink]] = {"broadcast": Broadcast, "differences": Differences}
@@ -44,6 +45,7 @@ class StudentServer(Server):
         super().__init__(task, params, initial)
         self.version = 0
         self.downlink = DOWNLINKS[params.downlink](params, initial)
+        self._decompressed: dict[int, tuple[Message, dict[str, Tensor]]] = {}
         self.told: dict[str, float] = dict.fromkeys(("epsilon", *FIGURES), math.nan)
 
     def epsilon(self, round: Round) -> float:
@@ -62,20 +64,29 @@ class StudentServer(Server):
 
     def check_reply(self, client: int, reply: Message) -> None:
         """A payload that gives an update of the student's shape, and a rate by which it stays finite."""
-        gradient = decompress(reply.tensors, {name: tensor.shape for name, tensor in self.weights.items()})
+        gradient = self._gradient(client, reply)
         check_state(Message(gradient, reply.meta), self.weights)
         rate = reply.meta.get("rate")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not FLOAT.tiny <= rate <= FLOAT.max:
             raise BadMessage(f"'rate' must be a positive number, not {rate!r}")
-        if first_nonfinite({name: rate * tensor for name, tensor in gradient.items()}) is not None:
+        steps = torch._foreach_mul(list(gradient.values()), rate)
+        if first_nonfinite(dict(zip(gradient, steps, strict=True))) is not None:
             raise BadMessage(f"the update at a rate of {rate:g} is not finite")
+
+    def _gradient(self, client: int, reply: Message) -> dict[str, Tensor]:
+        """What a reply says; a reply that is checked and then taken in is decompressed once."""
+        known, gradient = self._decompressed.get(client, (None, {}))
+        if known is not reply:
+            gradient = decompress(reply.tensors, {name: tensor.shape for name, tensor in self.weights.items()})
+            self._decompressed[client] = reply, gradient
+        return gradient
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         uniform = [1 / len(replies)] * len(replies)
         shares = uniform if self.params.weights == "uniform" else sample_weights(replies)
         rates = [reply.meta["rate"] for reply in replies.values()]
-        shapes = {name: tensor.shape for name, tensor in self.weights.items()}
-        gradients = [decompress(reply.tensors, shapes) for reply in replies.values()]
+        gradients = [self._gradient(client, reply) for client, reply in replies.items()]
+        self._decompressed.clear()
         change = weighted_sum(gradients, [share * rate for share, rate in zip(shares, rates, strict=True)])
         rate = sum(share * rate for share, rate in zip(shares, rates, strict=True))
         epsilon = self.epsilon(round)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from fedkdx_plugin.algorithm.compression import decompress, left_out
@@ -12,8 +13,7 @@ from fedkdx_plugin.algorithm.compression import decompress, left_out
 def move(weights: Mapping[str, Tensor], payload: Mapping[str, Tensor], rate: float) -> None:
     """Eq. 2 in place: W ← W - rate · G. Server and clients call this alone, so that their copies stay the same."""
     gradient = decompress(payload, {name: tensor.shape for name, tensor in weights.items()})
-    for name, tensor in weights.items():
-        tensor.sub_(gradient[name], alpha=rate)
+    torch._foreach_sub_(list(weights.values()), [gradient[name] for name in weights], alpha=rate)
 
 
 def owed(change: Mapping[str, Tensor], rate: float, residual: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -22,7 +22,13 @@ def owed(change: Mapping[str, Tensor], rate: float, residual: Mapping[str, Tenso
     Error feedback (Seide et al. 2014; Karimireddy et al., arXiv:1901.09847). The residual begins as {} and names
     only tensors of which something was left out.
     """
-    return {name: (t + residual[name] if name in residual else t) / rate for name, t in change.items()}
+    whole = [tensor + residual[name] if name in residual else tensor for name, tensor in change.items()]
+    return dict(zip(change, torch._foreach_div(whole, rate), strict=True))
+
+
+def difference(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`one` - `other`, tensor by tensor, of the names of `one`."""
+    return dict(zip(one, torch._foreach_sub(list(one.values()), [other[name] for name in one]), strict=True))
 
 
 def residual_of(gradient: Mapping[str, Tensor], payload: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:

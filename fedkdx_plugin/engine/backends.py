@@ -11,20 +11,28 @@ from fedkdx_plugin.engine.backend import Backend
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.parallel import Parallel
 from fedkdx_plugin.engine.sequential import Sequential
-from fedkdx_plugin.engine.stacked import Stacked
+from fedkdx_plugin.engine.stacked.backend import Stacked
+from fedkdx_plugin.engine.stacked.layers import reason_against
 from fedkdx_plugin.engine.training import Settings
-from fedkdx_plugin.engine.vectorised import reason_against
 from fedkdx_plugin.engine.workspace import Workspace
 from registry.errors import UserError
 
 NAMES = ("auto", "sequential", "parallel", "stacked")
 
 
-def make(name: str, workspace: Workspace, data: DeviceData, settings: Settings, selected: int) -> Backend:
-    """The backend asked for; 'auto' stacks clients on a GPU, and takes processes on a CPU of several cores.
+def make(
+    name: str,
+    workspace: Workspace,
+    data: DeviceData,
+    settings: Settings,
+    selected: int,
+    client_memory: str = "device",
+) -> Backend:
+    """Make the backend asked for; 'auto' stacks clients on a GPU, and takes processes on a CPU of several cores.
 
     Args:
         selected: number of clients that train in a round.
+        client_memory: see `Stacked`.
 
     Raises:
         UserError: the one asked for cannot run here; the text says why.
@@ -32,10 +40,8 @@ def make(name: str, workspace: Workspace, data: DeviceData, settings: Settings, 
     on_cpu = data.test_x.device.type == "cpu"
     if name == "stacked" or (name == "auto" and not on_cpu):
         reason = reason_against(workspace.nets)
-        if name == "auto" and selected < 2:
-            reason = reason or "one client is trained in a round"
         if not reason:
-            return Stacked(workspace, data, settings, demanded=name == "stacked")
+            return Stacked(workspace, data, settings, name == "stacked", client_memory)
         if name == "stacked":
             raise UserError(f"--backend stacked: {reason}; auto takes what can run")
         print(f"clients are trained one by one: {reason}", file=sys.stderr)

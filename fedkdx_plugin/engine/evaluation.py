@@ -15,7 +15,8 @@ from fedkdx_plugin.engine.workspace import Workspace
 from registry.interface import Model, copy_state, float_state, mixture
 
 SERVED = "served"
-CHUNK = 256  # windows in a forward pass: large enough to fill a core, small enough for its cache
+CHUNK = 256  # windows in a forward pass on a CPU: large enough to fill a core, small enough for its cache
+GPU_CHUNK = 4096  # on a GPU
 
 
 class Prediction(NamedTuple):
@@ -63,7 +64,12 @@ class Evaluator:
             client.nets = self.workspace.nets
             served[place] = mixture({net: own[place] for net, own in self._logits.items()}, client.serves())
         logits = self._logits | {SERVED: served}
-        return {view: _figures(view, logits, self.data) for view in views(self.workspace, shared, self.data)}
+        names = views(self.workspace, shared, self.data)
+        seen = [view for view in names if view != UNSEEN]
+        found = _figures({view: logits[view] for view in seen}, slice(self.data.seen_windows), self.data)
+        if UNSEEN in names:
+            found |= _figures({UNSEEN: served}, slice(self.data.seen_windows, None), self.data)
+        return {view: found[view] for view in names}
 
     def _ask(self, net: str, states: Mapping[int | None, tuple[Mapping[str, Tensor], slice]]) -> None:
         """Bring the logits of a network up to date, for each client's state or (key None) the state of all."""
@@ -111,20 +117,20 @@ def _is_common(net: str, workspace: Workspace, shared: Mapping[str, Tensor]) -> 
     return names <= shared.keys() and not names & workspace.private
 
 
-def _figures(view: str, logits: Mapping[str, Tensor], data: DeviceData) -> metrics.Metrics:
-    """A view's figures: 'unseen' on the unseen clients' windows, all others on everybody else's."""
-    apart = view == UNSEEN
-    part = slice(data.seen_windows, None) if apart else slice(data.seen_windows)
-    own = logits[SERVED if apart else view][part]
-    return metrics.evaluate(own, data.test_y[part], data.test_client[part], data.clients)
+def _figures(logits: Mapping[str, Tensor], part: slice, data: DeviceData) -> dict[str, metrics.Metrics]:
+    """Figures of several views on a part of the test windows."""
+    own = [logits[view][part] for view in logits]
+    found = metrics.evaluate_views(own, data.test_y[part], data.test_client[part], data.clients)
+    return dict(zip(logits, found, strict=True))
 
 
 @torch.inference_mode()
 def predict(workspace: Workspace, x: Tensor, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
     """Logits (n, classes) of each prediction, one after the other, on windows of `x`."""
     model, results = workspace.nets[net], []
+    at_once = CHUNK if x.device.type == "cpu" else GPU_CHUNK
     model.eval()
     for state, windows in predictions:
         copy_state({net: model}, state)
-        results.append(torch.cat([model(chunk).logits for chunk in x[windows].split(CHUNK)]))
+        results.append(torch.cat([model(chunk).logits for chunk in x[windows].split(at_once)]))
     return results

@@ -68,7 +68,7 @@ class Metrics:
 
 
 def evaluate(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> Metrics:
-    """All figures of `Metrics`, computed where the logits are and fetched from there once.
+    """All figures of `Metrics`, computed where the logits are and fetched from there together.
 
     Args:
         logits: (n, classes), each row by the model that its client would use.
@@ -76,6 +76,28 @@ def evaluate(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> Metrics
         client: (n,), int64, whose test sample a row is, in [0, clients), in any order.
         clients: number of clients.
     """
+    return evaluate_views([logits], y, client, clients)[0]
+
+
+def evaluate_views(views: Sequence[Tensor], y: Tensor, client: Tensor, clients: int) -> list[Metrics]:
+    """As `evaluate`, of several models' logits on the same samples, computed and fetched together.
+
+    Each view's clients count as clients of their own until the figures are taken apart.
+    """
+    count = len(views)
+    logits, y = torch.cat(list(views)), y.repeat(count)
+    offset = clients * torch.arange(count, device=client.device)
+    client = (client + offset.unsqueeze(1)).flatten()
+    table, confusion, nonfinite = _tables(logits, y, client, count * clients)
+    own = nonfinite.reshape(count, clients).sum(1)
+    return [
+        summary(table[:, part], confusion[part], int(missing))
+        for part, missing in zip((slice(k * clients, (k + 1) * clients) for k in range(count)), own, strict=True)
+    ]
+
+
+def _tables(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The clients' own figures, as `summary` takes them, and of each its samples with a NaN or infinite logit."""
     classes = logits.shape[1]
     finite = logits.isfinite().all(1)
     known = torch.where(finite.unsqueeze(1), logits, 0).double()
@@ -103,9 +125,11 @@ def evaluate(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> Metrics
     # All is fetched here. Losses are added up in the order of samples, as index_add on a GPU would not do.
     columns = (samples.double(), hits.sum(1) / samples, f1, recall, auc, auc_macro)
     table = torch.stack(columns).cpu().numpy()
-    loss = np.bincount(client.cpu().numpy(), losses.cpu().numpy(), clients)
+    whose, losses = torch.stack([client.double(), losses]).cpu().numpy()
+    loss = np.bincount(whose.astype(np.int64), losses, clients)
     loss = np.divide(loss, table[0], out=np.full(clients, np.nan), where=table[0] > 0)
-    return summary(np.vstack([table, loss]), confusion.cpu().numpy(), nonfinite=len(y) - int(finite.sum()))
+    confusion = confusion.cpu().numpy()
+    return np.vstack([table, loss]), confusion, table[0].astype(np.int64) - confusion.sum((1, 2))
 
 
 def summary(table: np.ndarray, confusion: np.ndarray, nonfinite: int) -> Metrics:

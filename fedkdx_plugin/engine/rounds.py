@@ -89,6 +89,7 @@ class Federation:
         data: the shards on the device.
         settings, schedule: local training; rounds.
         backend: a name of `backends.NAMES`; 'auto' chooses by device and algorithm. Or what makes one.
+        client_memory: where clients' state lies between rounds, 'device' or 'host', with a backend given by name.
 
     Attributes:
         groups: clients set apart, 'unseen', 'late' or 'rare' -> ids (see `Participation.groups`).
@@ -106,6 +107,7 @@ class Federation:
         settings: Settings,
         schedule: Schedule,
         backend: str | MakeBackend = "auto",
+        client_memory: str = "device",
     ) -> None:
         settings.faults.check()
         if algorithm.pools_data:  # no network that anything could go wrong in
@@ -125,7 +127,7 @@ class Federation:
         self.server = algorithm(task, params, shared)
         selected = 1 if self.pools_data else count_selected(data.clients, schedule.join_ratio)
         if isinstance(backend, str):
-            self.backend = backends.make(backend, self.workspace, data, settings, selected)
+            self.backend = backends.make(backend, self.workspace, data, settings, selected, client_memory)
         else:
             self.backend = backend(self.workspace, data, settings)
         self.evaluate = self.backend.evaluator()
@@ -260,7 +262,10 @@ class Federation:
     def _train_loss(self, losses: Mapping[int, torch.Tensor]) -> float:
         samples = {id: len(self.data.train_y[id]) for id in losses}
         total = sum(samples.values())
-        return sum(float(losses[id]) * samples[id] / total for id in losses) if losses else float("nan")
+        if not losses:
+            return float("nan")
+        values = torch.stack(list(losses.values())).tolist()
+        return sum(value * samples[id] / total for id, value in zip(losses, values, strict=True))
 
 
 def _reason(client: int, error: Exception) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine import evaluation
 from fedkdx_plugin.engine.backend import Backend, Trained
+from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction
-from fedkdx_plugin.engine.training import hold_out, named, train
+from fedkdx_plugin.engine.training import Settings, hold_out, named, train
 from fedkdx_plugin.engine.transport import check_finite
 from registry.interface import Batch, Client, Message, NonFinite, Round
 
@@ -41,19 +41,27 @@ class Sequential(Backend):
     def begin(self, id: int, message: Message) -> Client:
         """A client with networks, data and rate in place that has received its message."""
         client = self.workspace.enter(id)
-        data = Batch(self.data.train_x[id], self.data.train_y[id])
-        client.data, client.validation = hold_out(data, client.holdout(), id, self.settings.seed)
-        client.learning_rate = self.settings.learning_rate * self.settings.decay**client.trained
+        prepare(client, self.data, self.settings)
         client.receive(message)
         return client
 
     def end(self, client: Client, loss: Tensor) -> Trained:
         """What a trained client replies and keeps. Raises NonFinite, naming client and tensor."""
         check_finite(client.id, client.state())
-        reply = client.reply()
-        # the networks are the next client's soon: what goes out is copied
-        reply = Message({name: torch.clone(tensor) for name, tensor in reply.tensors.items()}, reply.meta)
-        check_finite(client.id, reply.tensors)
+        reply = self.reply(client)
         self.workspace.keep(client)
         client.trained += 1
         return Trained(reply, loss)
+
+    def reply(self, client: Client) -> Message:
+        """What a trained client replies. Raises NonFinite, naming client and tensor."""
+        reply = client.reply().copy(self.data.test_x.device)  # the networks are the next client's soon
+        check_finite(client.id, reply.tensors)
+        return reply
+
+
+def prepare(client: Client, data: DeviceData, settings: Settings) -> None:
+    """Give a client its windows and its learning rate."""
+    own = Batch(data.train_x[client.id], data.train_y[client.id])
+    client.data, client.validation = hold_out(own, client.holdout(), client.id, settings.seed)
+    client.learning_rate = settings.learning_rate * settings.decay**client.trained

@@ -93,11 +93,16 @@ def named(where: str) -> Iterator[None]:
         raise ClientError(f"{where}: {type(error).__name__}: {error}") from error
 
 
-def batches(n: int, round: Round, client: int, settings: Settings, device: torch.device) -> Iterator[Tensor]:
-    """Index tensors of a round's batches: one permutation an epoch."""
+def permutations(n: int, round: Round, client: int, settings: Settings) -> Tensor:
+    """Draw the order of a client's windows in each epoch of a round: (epochs, n), int64."""
     rng = generator(settings.seed, "batches", round.index, client)
-    for _ in range(settings.epochs(round, client)):
-        yield from torch.randperm(n, generator=rng).to(device).split(settings.batch_size)
+    return torch.stack([torch.randperm(n, generator=rng) for _ in range(settings.epochs(round, client))])
+
+
+def batches(n: int, round: Round, client: int, settings: Settings, device: torch.device) -> Iterator[Tensor]:
+    """Yield the index tensors of a round's batches: one permutation an epoch."""
+    for order in permutations(n, round, client, settings).to(device):
+        yield from order.split(settings.batch_size)
 
 
 def hold_out(data: Batch, share: float, client: int, seed: int) -> tuple[Batch, Batch | None]:

@@ -1,4 +1,4 @@
-"""The wire: every message is serialised, counted, checked and read back, also between objects of one process."""
+"""The wire between objects of one process: every message is counted as serialised, checked, and copied."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ class Transport:
         self._last = None
 
     def send_down(self, message: Message) -> Message:
-        """To a client. A message that goes to many is serialised once and counted every time."""
+        """To a client. A message that goes to many is copied once and counted every time."""
         if self._last is None or not _same(self._last[0], message):
-            data = message.to_bytes()
-            self._last = (message, Message.from_bytes(data, self.device), len(data))
+            self._last = message, message.copy(self.device), message.size()
         self.down += self._last[2]
         return self._last[1]
 
@@ -47,9 +46,8 @@ class Transport:
         leak = self.private & message.tensors.keys()
         if leak:
             raise RuntimeError(f"client {client}: private state in a message: {', '.join(sorted(leak))}")
-        data = message.to_bytes()
-        self.up += len(data)
-        arrived = Message.from_bytes(damage(data) if damage else data, self.device)
+        self.up += message.size()
+        arrived = Message.from_bytes(damage(message.to_bytes()), self.device) if damage else message.copy(self.device)
         check_finite(client, arrived.tensors)
         return arrived
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from fedkdx_plugin.engine.data import memory_format
 from fedkdx_plugin.engine.randomness import seeded
 from fedkdx_plugin.fused.fuse import fuse
-from registry.interface import Client, Server, Task, copy_state, float_state, matches, private_names
+from registry.interface import Client, Networks, Server, Task, copy_state, float_state, matches, private_names
 
 
 class Workspace:
@@ -22,7 +22,8 @@ class Workspace:
         initial: their initial state by full name, the same for all clients.
         private: full names of the state that never leaves a client.
         clients: the clients in the order of their ids.
-        kept: what each client keeps of its networks between rounds, by full name; empty until it has trained.
+        keeps: full names of what a client keeps of its networks between rounds.
+        kept: what each client keeps, by full name; empty until it has trained.
     """
 
     def __init__(
@@ -30,16 +31,16 @@ class Workspace:
     ) -> None:
         with seeded(seed, "initial weights"):
             nets = algorithm.Client.build(task)
-        self.nets = {name: net.to(device, memory_format=memory_format(device)) for name, net in nets.items()}
+        self.nets = Networks({name: net.to(device, memory_format=memory_format(device)) for name, net in nets.items()})
         if device.type == "cpu":
             fuse(self.nets)
         for name in algorithm.Client.frozen:
             self.nets[name].requires_grad_(False)
         self.initial = {name: tensor.clone() for name, tensor in float_state(self.nets).items()}
         self.private = private_names(algorithm.Client, task, self.nets)
-        self._keeps = [name for name in self.initial if name in self.private or matches(name, algorithm.Client.kept)]
+        self.keeps = [name for name in self.initial if name in self.private or matches(name, algorithm.Client.kept)]
         self.clients = [algorithm.Client(id, task, params, count) for id, count in enumerate(samples)]
-        self.kept: list[dict[str, Tensor]] = [{} for _ in samples]
+        self.kept: MutableSequence[dict[str, Tensor]] = [{} for _ in samples]
 
     def enter(self, id: int) -> Client:
         """Put a client's networks in place: initial state, over it what the client kept."""
@@ -51,7 +52,7 @@ class Workspace:
     def keep(self, client: Client) -> None:
         """Remember what the client declares to keep of its networks."""
         state = float_state(self.nets)
-        self.kept[client.id] = {name: state[name].clone() for name in self._keeps}
+        self.kept[client.id] = {name: state[name].clone() for name in self.keeps}
 
     def state_for_evaluation(self, id: int, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a client would predict with: its private state, else the server's, else what it kept."""

@@ -82,7 +82,7 @@ def _compiled() -> Path:
     kind = "\n".join((platform.machine(), _processor(), compiler, *FLAGS)).encode()
     text = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.[ch]")))
     key = hashlib.sha256(text + version + kind).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkdx"
+    folder = cache_folder()
     path = folder / f"fused-{key}.so"
     if not path.exists():
         try:
@@ -92,6 +92,11 @@ def _compiled() -> Path:
             path = Path(tempfile.mkdtemp(prefix="fedkdx-")) / path.name
             make(compiler, path)
     return path
+
+
+def cache_folder() -> Path:
+    """Where compiled code is kept from one run to the next."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkdx"
 
 
 def make(compiler: str, path: Path, processors: Sequence[Sequence[str]] = ([OF_THIS_PROCESSOR], [])) -> None:

@@ -9,18 +9,26 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.algorithm import compression
 from fedkdx_plugin.algorithm.downlink import Differences
-from fedkdx_plugin.engine import backends, stacked, together
+from fedkdx_plugin.engine import backends
 from fedkdx_plugin.engine.evaluation import Prediction
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.sequential import Sequential
+from fedkdx_plugin.engine.stacked import agreement, layers, size
+from fedkdx_plugin.engine.stacked import backend as stacked
+from fedkdx_plugin.engine.stacked import losses as losses_module
+from fedkdx_plugin.engine.stacked.losses import Losses
+from fedkdx_plugin.engine.stacked.plan import Plan, Ready
+from fedkdx_plugin.engine.stacked.state import State
+from fedkdx_plugin.engine.stacked.step import COMPILED, EAGER, GRAPH, Step, _Counted
 from fedkdx_plugin.engine.training import ClientError
 from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
-from registry import catalog
+from registry import catalog, interface
 from registry.errors import UserError
 from registry.interface import Batch, NonFinite, Round, Task
 from tests.conftest import CLASSES, SHAPE, Recorder, TinierNet, TinyNet, make_data, make_federation, same_state
@@ -111,24 +119,132 @@ def test_clipping_rates_and_whole_batches_as_the_reference(settings, double):
     assert_alike(*runs, 1e-9)
 
 
+class Refuse(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot hold: what waits for the device, and shapes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "bincount")
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        assert name not in self.WAITS, operation
+        if name == "index":
+            assert all(index is None or index.dtype == torch.int64 for index in args[1]), "chosen by a mask"
+        return operation(*args, **(kwargs or {}))
+
+
+def made_step(algorithm, model, place=lambda tensor: tensor):
+    """A step that two unequal clients of a federation are loaded into, with their plan and state."""
+    task, last = Task(SHAPE, CLASSES, model, TinierNet), Round(2, 2)
+    federation, _ = run(algorithm, task=task, data=windows((16, 7)), rounds=1, join_ratio=1, local_epochs=1)
+    backend, ids = federation.backend, range(1 if algorithm.pools_data else 2)
+    backend._kept.load(list(ids), backend._state)
+    ready = []
+    for id in ids:
+        one = backend._begin(id, id, federation.server.message(id, last), last)
+        client = copy.copy(one.client)
+        client.data = Batch(place(client.data.x), place(client.data.y))
+        ready.append(Ready(client, {name: place(tensor) for name, tensor in one.context.items()}, id))
+    plan = Plan.of(ready, last, federation.settings)
+    nets = copy.deepcopy(dict(federation.workspace.nets))
+    losses = Losses(ready[0].client, {name: net.to(place(torch.empty(0)).device) for name, net in nets.items()})
+    state = State(*(tuple(place(tensor) for tensor in part) for part in backend._state))
+    return Step(losses, len(ids), 8, plan.index.shape[2], plan.masked, 64, ready[0], 10.0), ready, plan, state
+
+
 @pytest.mark.parametrize(("name", "model"), [("FedAvg", CNNLSTM), *((name, CNNSmall) for name in NAMES)])
 def test_nothing_is_fetched_from_the_device_or_left_on_another(name, model):
     """On PyTorch's "meta" device tensors have no values to fetch, and refuse to meet those of a CPU."""
-    algorithm, task = catalog.load("algorithms", name), Task(SHAPE, CLASSES, model, TinierNet)
-    federation, _ = run(algorithm, task=task, data=windows((16, 7)), rounds=1, join_ratio=1, local_epochs=1)
-    messages = {id: federation.server.message(id, Round(2, 2)) for id in range(1 if name == "Centralised" else 2)}
-    ready = [on_meta(federation.backend._begin(id, message, Round(2, 2))) for id, message in messages.items()]
-    ready.sort(key=lambda one: -together.steps(one, Round(2, 2), federation.settings))
-    nets = {net: copy.deepcopy(module).to("meta") for net, module in federation.workspace.nets.items()}
-    stack, losses = together.train(together.Together(ready[0].client, nets), ready, Round(2, 2), federation.settings)
-    assert losses.shape == (len(messages),)
-    assert {tensor.device.type for tensor in (losses, *stack.state(0).values())} == {"meta"}
+    step, ready, plan, state = made_step(catalog.load("algorithms", name), model, lambda tensor: tensor.to("meta"))
+    losses = step.train(ready, plan, state)
+    assert losses.shape == (len(ready),)
+    assert {tensor.device.type for tensor in (losses, *step.state.tensors)} == {"meta"}
 
 
-def on_meta(one: together.Ready) -> together.Ready:
-    one.client.data = Batch(one.client.data.x.to("meta"), one.client.data.y.to("meta"))
-    parts = ({name: tensor.to("meta") for name, tensor in part.items()} for part in (one.context, one.state))
-    return together.Ready(one.client, *parts)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_waits_for_nothing_and_has_fixed_shapes(name):
+    """So that it can be recorded as a CUDA graph; and it gives what it gives without being watched."""
+    step, ready, plan, state = made_step(catalog.load("algorithms", name), CNNSmall)
+    before = state.clone()
+    expected = step.train(ready, plan, state)
+    ended = state.clone()
+    state.copy_(before)
+    with Refuse():
+        step._load(ready, plan, state, torch.arange(len(ready)))
+        for _ in range(plan.rows.shape[1]):
+            step.once()
+    assert torch.equal(step.total / step.rows.sum(1), expected)
+    assert all(torch.equal(one, other) for one, other in zip(step.state.tensors, ended.tensors, strict=True))
+
+
+def test_the_watch_over_a_step_would_see_a_wait():
+    for wait in (lambda: torch.ones(2).sum().item(), lambda: torch.ones(2)[torch.tensor([True, False])]):
+        with pytest.raises(AssertionError), Refuse():
+            wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["FedAvg", "FedProx", "MOON", "FedMTL", "FedFTL", "FedDistill", "FedKDX"])
+def test_a_compiled_step_is_the_step(name):
+    """The whole of it in one graph, by the CPU's compiler; one algorithm of each kind."""
+    step, ready, plan, state = made_step(catalog.load("algorithms", name), CNNSmall)
+    before = state.clone()
+    expected, ended = step.train(ready, plan, state), state.clone()
+    step._move = torch.compile(step._moved, fullgraph=True, dynamic=False)
+    torch.testing.assert_close(step.train(ready, plan, before), expected, rtol=1e-4, atol=1e-4)
+    for one, other in zip(before.tensors, ended.tensors, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_round_asks_the_device_for_few_operations_beside_its_steps():
+    """Each costs a GPU more than what it does: what grows with clients and tensors is counted here.
+
+    For four clients, a network of 18 tensors (twice in FedKDX), evaluation included. Copying, checking and sending each
+    tensor by itself would come to 1,000 and 2,800.
+    """
+    most = {"FedAvg": 400, "FedKDX": 1400}
+    for name, limit in most.items():
+        task = Task(SHAPE, CLASSES, CNNSmall, CNNSmall)
+        federation = make_federation(
+            catalog.load("algorithms", name), windows(), task, rounds=3, join_ratio=0.8, backend="stacked"
+        )
+        for index in (1, 2):
+            federation.round(Round(index, 3))
+        inside = []
+        once = Step.once
+
+        def counted(self, once=once, inside=inside):
+            with _Counted() as step:
+                once(self)
+            inside.append(step.number)
+
+        with pytest.MonkeyPatch.context() as patch, _Counted() as everything:
+            patch.setattr(Step, "once", counted)
+            federation.round(Round(3, 3))
+        beside = everything.number - sum(inside)
+        assert inside and 0 < beside < limit, (name, beside)
+
+
+def test_networks_of_one_architecture_are_asked_in_one_pass(double, monkeypatch):
+    """Teacher and student, where they are alike; the result is that of asking one after the other."""
+    algorithm, asked = catalog.load("algorithms", "FedKDX"), []
+    features = CNNSmall.features
+    monkeypatch.setattr(CNNSmall, "features", lambda self, x: asked.append(1) or features(self, x))
+    runs = {}
+    task = Task(SHAPE, CLASSES, CNNSmall, CNNSmall)
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr(
+                interface.Networks, "outputs", lambda self, x, *names: [self[name](x) for name in names]
+            )
+            monkeypatch.setattr(losses_module._OnePass, "outputs", interface.Networks.outputs)
+        federation = make_federation(algorithm, windows(), task, rounds=1, join_ratio=0.8, backend="stacked")
+        assert len(federation.backend._losses.arrangement.groups) == 1
+        asked.clear()
+        federation.round(Round(1, 1))
+        runs[together] = federation.save().tensors, len(asked)
+    for name, tensor in runs[True][0].items():
+        torch.testing.assert_close(runs[False][0][name], tensor, rtol=1e-9, atol=1e-9)
+    assert runs[True][1] < runs[False][1]
 
 
 def test_stragglers_make_the_epochs_they_have_time_for(double):
@@ -176,7 +292,7 @@ def test_matrices_of_all_clients_are_decomposed_in_one_call(monkeypatch):
 def test_portions_that_fit_into_memory_change_nothing(double, monkeypatch):
     whole = run(FedAvg)
     assert whole[0].backend._at_once > len(SIZES)
-    monkeypatch.setattr(stacked, "CPU_MEMORY", 1)
+    monkeypatch.setattr(size, "CPU_MEMORY", 1)
     parts = run(FedAvg)
     assert parts[0].backend._at_once == parts[0].backend._rows_at_once == 1
     assert_alike(whole, parts, 1e-9)
@@ -254,7 +370,7 @@ def test_losses_that_cannot_be_stacked(what, double, capsys):
     """By name that is an error; else such clients are trained one by one, with the reference's very bits."""
     change, reason = REFUSED[what]
     algorithm = with_client(**losses(change))
-    with pytest.raises(UserError, match=r"^--backend stacked: .*; auto takes what can run$") as caught:
+    with pytest.raises(UserError, match=r"^--backend stacked: .*; --backend auto takes what can run$") as caught:
         run(algorithm)
     assert reason in str(caught.value)
     reference = run(algorithm, "sequential")
@@ -298,38 +414,113 @@ def test_state_that_a_model_changes_itself_comes_out_as_in_the_reference(double)
     assert_alike(*both(FedAvg, task=Task(SHAPE, CLASSES, Counting, TinyNet)), 1e-9)
 
 
-@pytest.mark.parametrize(
-    ("windows_left", "where"), [(7, "client 1, round 1, step 1"), (1, "client 2, round 1, step 5")]
-)
-def test_an_error_names_client_round_and_step(windows_left, where):
-    """Also one that comes up in the stack, after the trial of a few windows."""
-
+def test_an_error_names_client_round_and_step():
     def fail(self, losses, batch):
-        if len(batch.y) == windows_left:
+        if len(batch.y) == 7:
             raise ZeroDivisionError("mean of nothing")
         return losses
 
     for backend in ("sequential", "stacked"):
-        with pytest.raises(ClientError, match=f"^{where}: ZeroDivisionError: mean of nothing$"):
+        with pytest.raises(ClientError, match=r"^client 1, round 1, step 1: ZeroDivisionError: mean of nothing$"):
             run(with_client(**losses(fail)), backend, join_ratio=1)
 
 
-def test_an_error_that_only_a_stack_has_is_said_to_be_one(monkeypatch):
-    def fail(*_):
-        raise RuntimeError("no kernel")
+def test_a_batch_of_one_value_a_channel_is_the_references_error():
+    """In the last batch of 65 windows; a stack, whose batches are filled up, would not see it."""
 
-    monkeypatch.setattr(stacked.together, "train", fail)
-    with pytest.raises(RuntimeError, match="round 1: fails in a stack of 4 clients alone"):
+    class Flat(TinyNet):
+        def __init__(self, shape, classes):
+            super().__init__(shape, classes)
+            self.fc = nn.Sequential(self.fc, nn.BatchNorm1d(2 * self.width))
+
+    for backend in ("sequential", "stacked"):
+        with pytest.raises(ClientError, match=r"^client 2, round 1, step 5: ValueError: Expected more than 1 value"):
+            run(FedAvg, backend, Task(SHAPE, CLASSES, Flat, TinyNet), join_ratio=1)
+
+
+def failing(*ways):
+    """`Step.train` that fails where a step is run in one of these ways; else it is run operation by operation."""
+    train = Step.train
+
+    def broken(self, ready, plan, state):
+        if self.way in ways:
+            raise RuntimeError("no kernel")
+        self.way, way = EAGER, self.way
+        try:
+            return train(self, ready, plan, state)
+        finally:
+            self.way = way
+
+    return broken
+
+
+def on_the_way(way, demanded=False):
+    """FedAvg's federation whose steps begin in this way, as on a GPU."""
+    federation = make_federation(FedAvg, windows(), TASK, rounds=2, join_ratio=0.8, backend="sequential")
+    federation.backend = stacked.Stacked(
+        federation.workspace, federation.data, federation.settings, demanded=demanded, way=way
+    )
+    federation.evaluate = federation.backend.evaluator()
+    return federation
+
+
+def test_what_cannot_be_run_is_stepped_down_from_with_a_line_each(monkeypatch, capsys):
+    for left, ways in ((GRAPH, [COMPILED]), (EAGER, [COMPILED, GRAPH])):
+        with monkeypatch.context() as patch:
+            patch.setattr(Step, "train", failing(*ways))
+            federation = on_the_way(COMPILED)
+            federation.run()
+        assert federation.backend.way == left
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == len(ways)
+        assert all("RuntimeError: no kernel" in line and line.startswith("stacked: a step cannot") for line in lines)
+        assert same_state(federation.save().tensors, run(FedAvg)[0].save().tensors)
+
+
+def test_what_no_stack_can_run_is_trained_one_by_one(monkeypatch, capsys):
+    monkeypatch.setattr(Step, "train", failing(COMPILED, GRAPH, EAGER))
+    monkeypatch.setattr(agreement, "disagreement", lambda *_: "")
+    monkeypatch.setattr(stacked, "disagreement", lambda *_: "")
+    federation = on_the_way(GRAPH)
+    federation.run()
+    assert same_state(federation.save().tensors, run(FedAvg, "sequential")[0].save().tensors)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[1].endswith("such clients are trained one by one")
+    with pytest.raises(UserError, match=r"^--backend stacked: .*no kernel; --backend auto takes what can run$"):
+        on_the_way(GRAPH, demanded=True).run()
+
+
+def test_half_as_many_clients_are_trained_where_memory_runs_out(monkeypatch, capsys):
+    train = Step.train
+
+    def full(self, ready, plan, state):
+        if len(ready) > 2:
+            raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB")
+        return train(self, ready, plan, state)
+
+    whole = run(catalog.load("algorithms", "FedKDX"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "train", full)
+        halved = run(catalog.load("algorithms", "FedKDX"))
+    assert halved[0].backend._at_once == 2
+    assert_alike(whole, halved, 1e-3)
+    assert capsys.readouterr().err.splitlines() == ["stacked: out of GPU memory with 4 clients at once; goes on with 2"]
+
+    def never(*_):
+        raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(Step, "train", never)
+    with pytest.raises(UserError, match=r"^out of GPU memory with a single client .*9 GiB.*-lbs.*-dev cpu$"):
         run(FedAvg)
 
 
-def test_too_little_memory_is_told_to_the_user(monkeypatch):
-    def fail(*_):
-        raise torch.OutOfMemoryError("Tried to allocate 9 GiB")
-
-    monkeypatch.setattr(stacked.together, "train", fail)
-    with pytest.raises(UserError, match=r"9 GiB; --backend sequential takes the least memory"):
-        run(FedAvg)
+def test_a_wrong_mask_is_seen_by_the_trial_and_named(monkeypatch, capsys):
+    """Rows that fill up a batch taken for real ones: the check of agreement is what stands against it."""
+    monkeypatch.setattr(layers._BatchNorm, "_weights", lambda self, x: (None, x[:, 0].numel()))
+    federation = on_the_way(EAGER)
+    federation.run()
+    assert same_state(federation.save().tensors, run(FedAvg, "sequential")[0].save().tensors)
+    assert "comes out different" in capsys.readouterr().err
 
 
 def test_contexts_of_several_kinds_are_stacked_apart(double):
@@ -368,7 +559,7 @@ class OnGPU:
 def chosen(monkeypatch, name="auto", selected=2, model=TinyNet):
     """The name of the backend that would be made on an accelerator."""
     federation = make_federation(FedAvg, task=Task(SHAPE, CLASSES, model, TinyNet), backend="sequential")
-    monkeypatch.setattr(stacked.Stacked, "__init__", lambda self, workspace, data, settings, demanded: None)
+    monkeypatch.setattr(stacked.Stacked, "__init__", lambda self, *_: None)
     return backends.make(name, federation.workspace, OnGPU, federation.settings, selected).name
 
 
@@ -378,14 +569,29 @@ def test_auto_stacks_on_an_accelerator_where_it_can(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [({"selected": 1}, "one client is trained in a round"), ({"model": Forgetful}, "model.fc.1: Dropout draws")],
-)
-def test_auto_says_in_one_line_why_it_does_not_stack(options, reason, monkeypatch, capsys):
-    assert chosen(monkeypatch, **options) == "sequential"
+def test_auto_says_in_one_line_why_it_does_not_stack(monkeypatch, capsys):
+    assert chosen(monkeypatch, model=Forgetful) == "sequential"
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith(f"clients are trained one by one: {reason}")
+    assert line.startswith("clients are trained one by one: model.fc.1: Dropout draws")
+
+
+def test_a_single_client_is_stacked_too_as_a_graph_serves_it(monkeypatch):
+    assert chosen(monkeypatch, selected=1) == "stacked"
+
+
+def test_clients_state_on_the_host_changes_nothing(double):
+    """Between rounds; on a CPU the two are the same memory, so that only the way there and back is tried."""
+    for algorithm in (FedAvg, catalog.load("algorithms", "FedKDX"), catalog.load("algorithms", "FedMAT")):
+        states = []
+        for memory in ("device", "host"):
+            federation = make_federation(algorithm, windows(), TASK, rounds=3, join_ratio=0.6, backend="sequential")
+            federation.backend = stacked.Stacked(
+                federation.workspace, federation.data, federation.settings, client_memory=memory
+            )
+            federation.evaluate = federation.backend.evaluator()
+            federation.run()
+            states.append(federation.save().tensors)
+        assert same_state(*states)
 
 
 def test_processes_are_for_cpus(monkeypatch):

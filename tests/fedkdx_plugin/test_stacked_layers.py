@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedkdx_plugin.engine.vectorised import CONVERTED, Rows, convert, reason_against
+from fedkdx_plugin.engine.stacked import size
+from fedkdx_plugin.engine.stacked.layers import CONVERTED, Rows, convert, reason_against
+from registry.interface import Model
 
 CLIENTS, ROWS = 3, 5
 LAYERS = {
@@ -102,7 +104,7 @@ def test_batch_norm_knows_only_the_real_rows(name, masked):
     x = x[: len(real)]
     rows = Rows()
     converted = convert({"net": norm}, rows)["net"]
-    rows.mask, rows.fewest = (real, ROWS) if masked else (None, ROWS)
+    rows.mask = real if masked else None
     results = []
     for layer, own in ((norm, x[real]), (converted, x)):
         own = own.clone().requires_grad_()
@@ -128,7 +130,6 @@ def test_batch_norm_of_a_stack_keeps_each_clients_running_statistics():
         rows.mask = mask
         return functional_call(converted, state, (x,))
 
-    rows.fewest = 1
     vmap(one)(states, x, masks)
     for k, layer in enumerate(layers):
         layer(x[k][masks[k]])
@@ -141,19 +142,39 @@ def test_batch_norm_takes_several_rows_for_each_of_the_batch():
     norm, rows = nn.BatchNorm1d(4), Rows()
     converted = convert({"net": norm}, rows)["net"]
     x = torch.randn(6, 4)
-    rows.mask, rows.fewest = torch.tensor([True, False, True]), 2
+    rows.mask = torch.tensor([True, False, True])
     torch.testing.assert_close(converted(x)[[0, 1, 4, 5]], norm(x[[0, 1, 4, 5]]))
     with pytest.raises(ValueError, match="batch norm meets 5 rows of a batch of 3"):
         converted(x[:5])
 
 
-def test_one_value_a_channel_is_the_error_that_pytorch_raises():
+def test_a_batch_without_a_real_row_stays_finite():
+    """Of a client that has no batch left; what it comes to is not used."""
     norm, rows = nn.BatchNorm1d(4), Rows()
     converted = convert({"net": norm}, rows)["net"]
-    rows.mask, rows.fewest = torch.tensor([True, False]), 1
-    for layer, x in ((norm, torch.randn(1, 4)), (converted, torch.randn(2, 4))):
-        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-            layer(x)
+    rows.mask = torch.tensor([False, False])
+    x = torch.randn(2, 4, requires_grad=True)
+    y = converted(x)
+    y.sum().backward()
+    assert all(tensor.isfinite().all() for tensor in (y, x.grad, converted.running_mean, converted.running_var))
+
+
+def test_values_a_channel_that_a_window_gives_are_found_out():
+    """With one row and one value PyTorch's batch norm raises: such clients must not be stacked."""
+
+    class Net(Model):
+        def __init__(self, *layers):
+            super().__init__((3, 1, 8), 2)
+            self.layers, self.head = nn.Sequential(*layers), nn.Linear(4, 2)
+
+        def features(self, x):
+            return self.layers(x)
+
+    wide = nn.Conv2d(3, 4, (1, 3)), nn.BatchNorm2d(4)
+    whole = nn.Conv2d(3, 4, (1, 8)), nn.BatchNorm2d(4), nn.Flatten()
+    assert size.probe({"a": Net(*wide, nn.AdaptiveAvgPool2d(1), nn.Flatten())}).least_values == 6
+    assert size.probe({"a": Net(*whole)}).least_values == 1
+    assert size.probe({"a": Net(nn.Conv2d(3, 4, (1, 8)), nn.Flatten())}).least_values > 1000
 
 
 def test_converting_leaves_the_networks_alone():

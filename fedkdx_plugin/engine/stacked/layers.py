@@ -12,21 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from registry.interface import float_state
+
 
 class Rows:
-    """What layers must know of the batch at work.
+    """Tell the layers which rows of the batch at work are real.
 
     Attributes:
-        mask: (n,), bool, the real rows; None where all are.
-        fewest: number of real rows of the client that has the fewest.
+        mask: (n,), bool; None where all are.
     """
 
     mask: Tensor | None = None
-    fewest: int = 0
 
 
 def reason_against(nets: Mapping[str, nn.Module]) -> str:
-    """Why networks cannot be trained stacked, as far as their layers tell; '' where nothing speaks against it."""
+    """Say why networks cannot be trained stacked, as far as their layers tell; '' where nothing speaks against it."""
+    types = {tensor.dtype for tensor in float_state(nets).values()}
+    if len(types) > 1:
+        return f"networks hold numbers of several types ({', '.join(sorted(map(str, types)))})"
     for net, module in nets.items():
         for path, part in module.named_modules():
             if reason := _reason(part):
@@ -128,62 +131,71 @@ class LSTM(nn.LSTM):
         return out, (hidden.unsqueeze(0), cell.unsqueeze(0))
 
 
-class _Masked:
-    """Batch norm over the real rows alone."""
+class _BatchNorm:
+    """Batch norm by its formula, over the real rows alone: in training and in evaluation, with a mask and without.
+
+    `F.batch_norm` under `torch.vmap` is another operation for each memory layout, type and device, not all of them with
+    a rule.
+    """
 
     rows: Rows
 
     def forward(self, x: Tensor) -> Tensor:
-        own_statistics = self.training or self.running_mean is None
-        if own_statistics and self.rows.mask is not None:
-            return self._over_real_rows(x)
-        momentum = self.momentum or 0.0
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, own_statistics, momentum, self.eps
-        )
-
-    def _over_real_rows(self, x: Tensor) -> Tensor:
-        dims, across = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
-        real = self._real(x).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
-        count = real.sum() * x[0, 0].numel()
-        mean = (x * real).sum(dims) / count
+        across = (1, -1, *[1] * (x.ndim - 2))
+        if not self.training and self.running_mean is not None:
+            scale = self._scale(self.running_var)
+            shift = -self.running_mean * scale if self.bias is None else self.bias - self.running_mean * scale
+            return x * scale.view(across) + shift.view(across)
+        weights, count = self._weights(x)
+        dims = (0, *range(2, x.ndim))
+        mean = x.mean(dims) if weights is None else (x * weights).sum(dims)
         centred = x - mean.view(across)
-        variance = (centred.square() * real).sum(dims) / count
+        squares = centred.square()
+        variance = squares.mean(dims) if weights is None else (squares * weights).sum(dims)
         if self.training and self.running_mean is not None:
-            unbiased = variance * (count / (count - 1))
-            for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-                running.mul_(1 - self.momentum).add_(new.detach(), alpha=self.momentum)
-        scale = (variance + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        y = centred * scale.view(across)
+            self._remember(mean.detach(), variance.detach(), count)
+        y = centred * self._scale(variance).view(across)
         return y if self.bias is None else y + self.bias.view(across)
 
-    def _real(self, x: Tensor) -> Tensor:
-        """(rows of x,): a network may see several rows for each of the batch, one after the other (FedMAT's segments).
+    def _scale(self, variance: Tensor) -> Tensor:
+        scale = (variance + self.eps).rsqrt()
+        return scale if self.weight is None else scale * self.weight
+
+    def _weights(self, x: Tensor) -> tuple[Tensor | None, Tensor | int]:
+        """What each row of x counts in a mean, (n, 1, ...), and how many values a channel has; None for equal weights.
+
+        A network may see several rows for each of the batch, one after the other (FedMAT's segments).
 
         Raises:
-            ValueError: rows that are no such multiple, or, as PyTorch's own, a single value per channel.
+            ValueError: the rows are no such multiple.
         """
-        mask = self.rows.mask
+        values, mask = x[0, 0].numel(), self.rows.mask
+        if mask is None:
+            return None, len(x) * values
         several, left = divmod(len(x), len(mask))
         if left:
             raise ValueError(f"batch norm meets {len(x)} rows of a batch of {len(mask)}")
-        if self.training and self.rows.fewest * several * x[0, 0].numel() == 1:
-            raise ValueError("Expected more than 1 value per channel when training, got one row")
-        return mask.repeat_interleave(several)
+        real = mask.unsqueeze(1).expand(-1, several).reshape(-1).to(x.dtype)
+        count = real.sum() * values
+        return (real / count.clamp(min=1)).view(-1, *[1] * (x.ndim - 1)), count
+
+    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
+        """Move the running statistics."""
+        others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp(min=1)
+        for running, new in ((self.running_mean, mean), (self.running_var, variance * (count / others))):
+            running.add_((new - running) * self.momentum)
 
 
-class BatchNorm1d(_Masked, nn.BatchNorm1d):
-    """See `_Masked`."""
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """See `_BatchNorm`."""
 
 
-class BatchNorm2d(_Masked, nn.BatchNorm2d):
-    """See `_Masked`."""
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """See `_BatchNorm`."""
 
 
-class BatchNorm3d(_Masked, nn.BatchNorm3d):
-    """See `_Masked`."""
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """See `_BatchNorm`."""
 
 
 CONVERTED: dict[type[nn.Module], type[nn.Module]] = {

@@ -1,0 +1,76 @@
+"""Which windows the clients' batches hold: fixed shapes for all clients and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedkdx_plugin.engine.training import Settings, permutations
+from registry.interface import Client, Round
+
+
+class Ready(NamedTuple):
+    """A client that has received its message.
+
+    Attributes:
+        client: with id, training windows and learning rate in place.
+        context: as it gave it.
+        place: its row in the state of the clients at work.
+    """
+
+    client: Client
+    context: Mapping[str, Tensor]
+    place: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of a round.
+
+    Attributes:
+        index: (clients, steps, width), places in all clients' windows laid end to end. What only fills a batch up is
+            the client's first window.
+        rows: real rows of every batch, (clients, steps); 0 where a client has no batch left.
+    """
+
+    index: Tensor
+    rows: Tensor
+
+    @property
+    def masked(self) -> bool:
+        """Whether some batch has rows that only fill it up."""
+        return bool((self.rows < self.index.shape[2]).any())
+
+    @property
+    def fewest(self) -> int:
+        """Rows of the smallest batch."""
+        return int(self.rows[self.rows > 0].min())
+
+    @staticmethod
+    def of(ready: Sequence[Ready], round: Round, settings: Settings) -> Plan:
+        """Lay out the very batches of `training.batches`."""
+        own = [permutations(len(one.client.data.y), round, one.client.id, settings) for one in ready]
+        width = min(settings.batch_size, max(order.shape[1] for order in own))
+        steps = max(len(order) * -(-order.shape[1] // settings.batch_size) for order in own)
+        index = torch.zeros(len(ready), steps, width, dtype=torch.int64)
+        rows = torch.zeros(len(ready), steps, dtype=torch.int64)
+        start = 0
+        for place, order in enumerate(own):
+            epochs, count = order.shape
+            filled = torch.full((epochs, -(-count // settings.batch_size) * settings.batch_size), -1)
+            filled[:, :count] = order
+            batches = filled.view(-1, settings.batch_size)[:, :width]
+            index[place] = start
+            index[place, : len(batches)] += batches.clamp(min=0)
+            rows[place, : len(batches)] = (batches >= 0).sum(1)
+            start += count
+        return Plan(index, rows)
+
+
+def kind(context: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """What clients must have in common to be stacked: names, shapes and types of their contexts."""
+    return tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(context.items()))

@@ -1,0 +1,154 @@
+"""What must hold on an NVIDIA GPU: run with `pytest -m cuda`; skipped where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedkdx_plugin.choice import read_preset
+from fedkdx_plugin.cli import main
+from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.stacked.backend import Stacked
+from fedkdx_plugin.engine.stacked.step import COMPILED, EAGER, GRAPH
+from fedkdx_plugin.engine.training import Settings
+from fedkdx_plugin.models.cnn import CNN, CNNSmall
+from fedkdx_plugin.models.cnn_lstm import CNNLSTM
+from registry import catalog
+from registry.interface import Message, Round, Task
+from registry.parameters import parse
+from tests.conftest import CLASSES, Recorder, make_data, same_state
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+NAMES = list(catalog.BUILT_IN["algorithms"])
+UNEQUAL = (40, 7, 65, 20, 33)  # whole batches, less than one, and one window left over (65 = 4 · 16 + 1)
+SHAPE = (3, 1, 32)
+
+
+def windows(device: str, dtype: torch.dtype = torch.float32) -> DeviceData:
+    """`make_data`'s windows, twice as long, on a device."""
+
+    def longer(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x.flip(3)], 3).to(device, dtype)
+
+    data = make_data(UNEQUAL)
+    return replace(
+        data,
+        train_x=[longer(x) for x in data.train_x],
+        train_y=[y.to(device) for y in data.train_y],
+        test_x=longer(data.test_x),
+        test_y=data.test_y.to(device),
+        test_client=data.test_client.to(device),
+    )
+
+
+def federation(
+    name: str, device: str = "cuda", backend="auto", model=CNNSmall, student=CNNSmall, params=None, rounds=2
+):
+    algorithm = catalog.load("algorithms", name)
+    return Federation(
+        algorithm,
+        Task(SHAPE, CLASSES, model, student),
+        parse(algorithm.Params, params or {}, name),
+        windows(device, torch.get_default_dtype()),
+        Settings(batch_size=16, local_epochs=2, learning_rate=0.05),
+        Schedule(rounds, 0.8),
+        backend,
+    )
+
+
+def run(one: Federation) -> tuple[dict[str, torch.Tensor], list]:
+    """All state and all records at the end."""
+    recorder = Recorder()
+    one.run([recorder])
+    return {name: tensor.cpu() for name, tensor in one.save().tensors.items()}, recorder.records
+
+
+def stacked(way: str):
+    return lambda workspace, data, settings: Stacked(workspace, data, settings, demanded=True, way=way)
+
+
+@pytest.fixture
+def double():
+    """Networks in float64: what is left of a difference between devices is the order of sums."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("backend", ["sequential", EAGER, GRAPH])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_on_every_backend_is_the_cpus_reference(name, backend, double, capsys):
+    reference, records = run(federation(name, "cpu", "sequential"))
+    own = federation(name, backend=backend if backend == "sequential" else stacked(backend))
+    found, own_records = run(own)
+    assert capsys.readouterr().err == ""  # nothing was stepped down from
+    assert found.keys() == reference.keys()
+    for key, tensor in reference.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-8, atol=1e-8, msg=key)
+    for a, b in zip(records, own_records, strict=True):
+        assert (a.selected, a.rejected, a.bytes_down) == (b.selected, b.rejected, b.bytes_down)
+        assert b.train_loss == pytest.approx(a.train_loss, rel=1e-8)
+        assert b.metrics["served"].loss == pytest.approx(a.metrics["served"].loss, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_bits(name):
+    (one, records), (two, others) = (run(federation(name)) for _ in range(2))
+    assert same_state(one, two)
+    assert [r.train_loss for r in records] == [r.train_loss for r in others]
+
+
+@pytest.mark.parametrize("params", [{}, "tuned"])
+@pytest.mark.parametrize("name", ["FedAvg", "FedKDX", "FedMTL"])
+def test_a_resumed_run_ends_in_the_same_bits(name, params):
+    params = read_preset("tuned").get(name, {}) if params else {}
+    whole, _ = run(federation(name, params=params, rounds=4))
+    first, second = (federation(name, params=params, rounds=4) for _ in range(2))
+    for index in (1, 2):
+        first.round(Round(index, 4, 0.8))
+    saved = Message.from_bytes(first.save().to_bytes())
+    second.restore(Message({n: t.to("cuda") for n, t in saved.tensors.items()}, saved.meta))
+    second.run([], done=2)
+    assert same_state(whole, {name: tensor.cpu() for name, tensor in second.save().tensors.items()})
+
+
+@pytest.mark.parametrize(("model", "student"), [(CNN, CNN), (CNNLSTM, CNNLSTM), (CNN, CNNSmall)])
+def test_every_model_and_a_smaller_student_run_as_graphs(model, student, double, capsys):
+    reference, _ = run(federation("FedKDX", "cpu", "sequential", model, student))
+    found, _ = run(federation("FedKDX", "cuda", stacked(GRAPH), model, student))
+    assert capsys.readouterr().err == ""
+    for key, tensor in reference.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-7, atol=1e-7, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["FedAvg", "FedKDX"])
+def test_a_compiled_step_gives_what_the_reference_gives(name, capsys):
+    _, records = run(federation(name, "cpu", "sequential"))
+    _, own = run(federation(name, backend=stacked(COMPILED)))
+    assert capsys.readouterr().err == ""
+    assert own[-1].train_loss == pytest.approx(records[-1].train_loss, rel=1e-3)
+
+
+def test_clients_state_on_the_host_changes_nothing():
+    states = []
+    for memory in ("device", "host"):
+        one = federation("FedKDX", backend=lambda *place, memory=memory: Stacked(*place, True, memory))
+        states.append(run(one)[0])
+    assert same_state(*states)
+
+
+@pytest.mark.parametrize("more", ["", "--precision tf32", "--client-memory host", "--backend sequential"])
+def test_a_whole_command(shard_folder, tmp_path, monkeypatch, capsys, more):
+    monkeypatch.chdir(tmp_path)
+    command = f"-data {shard_folder} -algo FedAvg,FedKDX,Centralised -m cnn_small -gr 2 -jr 0.7 -ls 1 -dev cuda {more}"
+    assert main(command.split()) == 0
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err and "FedKDX (student)" in printed.out
