@@ -93,7 +93,8 @@ class Setting:
         task.model(), task.student()  # a model that cannot take these windows says so now
         for choice in choices:
             choice.server.check(task, choice.params)
-        return Setting(config, task, shards, DeviceData.from_shards(shards, device), device, groups)
+        data = DeviceData.from_shards(shards, device, torch.device("cpu") if config.client_memory == "host" else device)
+        return Setting(config, task, shards, data, device, groups)
 
     @room_on_device()
     def run(

@@ -79,7 +79,7 @@ class Options:
     client_memory: str = option(
         "device",
         "--client-memory --client_memory",
-        "where what clients keep between rounds lies: on the GPU, or in the host's memory, for very many clients",
+        "where clients' state and training windows lie between rounds: on the GPU, or in the host's memory",
         choices=("device", "host"),
     )
     engine: str = option(

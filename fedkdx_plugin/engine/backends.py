@@ -41,7 +41,7 @@ def make(
     if name == "stacked" or (name == "auto" and not on_cpu):
         reason = reason_against(workspace.nets)
         if not reason:
-            return Stacked(workspace, data, settings, name == "stacked", client_memory)
+            return Stacked(workspace, data, settings, name == "stacked", client_memory, selected)
         if name == "stacked":
             raise UserError(f"--backend stacked: {reason}; auto takes what can run")
         print(f"clients are trained one by one: {reason}", file=sys.stderr)

@@ -23,7 +23,8 @@ class DeviceData:
     """Every client's windows on the device.
 
     Attributes:
-        train_x, train_y: one tensor a client: (n_k, channels, 1, time) float32 and (n_k,) int64.
+        train_x, train_y: one tensor a client: (n_k, channels, 1, time) float32 and (n_k,) int64; on the device, or in
+            the host's memory, from where a client's windows are fetched when it trains.
         test_x, test_y: all clients' test windows, one client after the other, unseen clients last.
         test_client: (N,), the client of each test window.
         test_slices: where each client's test windows lie.
@@ -54,7 +55,8 @@ class DeviceData:
         test = {id: (self.test_x[place], self.test_y[place]) for id, place in enumerate(self.test_slices)}
         for id in unseen:
             x, y = test.pop(id)
-            test[id] = torch.cat([self.train_x[id], x]), torch.cat([self.train_y[id], y])
+            more = self.train_x[id].to(x.device), self.train_y[id].to(y.device)
+            test[id] = torch.cat([more[0], x]), torch.cat([more[1], y])
         return replace(
             self,
             train_x=[x[:0] if id in unseen else x for id, x in enumerate(self.train_x)],
@@ -73,16 +75,18 @@ class DeviceData:
         )
 
     @staticmethod
-    def from_shards(shards: ShardSet, device: torch.device) -> DeviceData:
-        """Copy all shards to the device."""
+    def from_shards(shards: ShardSet, device: torch.device, training_windows: torch.device | None = None) -> DeviceData:
+        """Copy all shards to the device, or the training windows to another one."""
 
-        def windows(shard: Shard) -> Tensor:
-            return torch.from_numpy(shard.x).to(device, memory_format=memory_format(device))
+        def windows(shard: Shard, to: torch.device = device) -> tuple[Tensor, Tensor]:
+            x = torch.from_numpy(shard.x).to(to, memory_format=memory_format(device))
+            return x, torch.from_numpy(shard.y).to(to)
 
-        test = {id: (windows(shard), torch.from_numpy(shard.y).to(device)) for id, shard in enumerate(shards.test)}
+        train = [windows(shard, training_windows or device) for shard in shards.train]
+        test = {id: windows(shard) for id, shard in enumerate(shards.test)}
         return DeviceData(
-            train_x=[windows(shard) for shard in shards.train],
-            train_y=[torch.from_numpy(shard.y).to(device) for shard in shards.train],
+            train_x=[x for x, _ in train],
+            train_y=[y for _, y in train],
             evaluated_on=shards.evaluated_on,
             **_test_fields(test),
         )

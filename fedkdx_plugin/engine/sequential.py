@@ -61,7 +61,8 @@ class Sequential(Backend):
 
 
 def prepare(client: Client, data: DeviceData, settings: Settings) -> None:
-    """Give a client its windows and its learning rate."""
-    own = Batch(data.train_x[client.id], data.train_y[client.id])
+    """Give a client its windows, on the device of the test windows, and its learning rate."""
+    device = data.test_x.device
+    own = Batch(data.train_x[client.id].to(device), data.train_y[client.id].to(device))
     client.data, client.validation = hold_out(own, client.holdout(), client.id, settings.seed)
     client.learning_rate = settings.learning_rate * settings.decay**client.trained

@@ -71,7 +71,7 @@ def run(one: Federation) -> tuple[dict[str, torch.Tensor], list]:
 
 
 def stacked(way: str):
-    return lambda workspace, data, settings: Stacked(workspace, data, settings, demanded=True, way=way)
+    return lambda workspace, data, settings: Stacked(workspace, data, settings, demanded=True, selected=4, way=way)
 
 
 @pytest.fixture

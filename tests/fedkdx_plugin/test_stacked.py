@@ -132,8 +132,8 @@ class Refuse(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def made_step(algorithm, model, place=lambda tensor: tensor):
-    """A step that two unequal clients of a federation are loaded into, with their plan and state."""
+def made_step(algorithm, model, place=lambda tensor: tensor, spare=0):
+    """A step, with places to spare, two unequal clients to load into it, their plan and state."""
     task, last = Task(SHAPE, CLASSES, model, TinierNet), Round(2, 2)
     federation, _ = run(algorithm, task=task, data=windows((16, 7)), rounds=1, join_ratio=1, local_epochs=1)
     backend, ids = federation.backend, range(1 if algorithm.pools_data else 2)
@@ -148,7 +148,7 @@ def made_step(algorithm, model, place=lambda tensor: tensor):
     nets = copy.deepcopy(dict(federation.workspace.nets))
     losses = Losses(ready[0].client, {name: net.to(place(torch.empty(0)).device) for name, net in nets.items()})
     state = State(*(tuple(place(tensor) for tensor in part) for part in backend._state))
-    return Step(losses, len(ids), 8, plan.index.shape[2], plan.masked, 64, ready[0], 10.0), ready, plan, state
+    return Step(losses, len(ids) + spare, 8, plan.index.shape[2], plan.masked, 64, ready[0], 10.0), ready, plan, state
 
 
 @pytest.mark.parametrize(("name", "model"), [("FedAvg", CNNLSTM), *((name, CNNSmall) for name in NAMES)])
@@ -180,6 +180,29 @@ def test_the_watch_over_a_step_would_see_a_wait():
     for wait in (lambda: torch.ones(2).sum().item(), lambda: torch.ones(2)[torch.tensor([True, False])]):
         with pytest.raises(AssertionError), Refuse():
             wait()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_places_to_spare_change_nothing(name, double):
+    """A graph is made for all clients that a round can have, also where some drop out."""
+    results = []
+    for spare in (0, 3):
+        step, ready, plan, state = made_step(catalog.load("algorithms", name), CNNSmall, spare=spare)
+        for tensor in step.state.tensors:
+            tensor[len(ready) :] = torch.nan  # whatever was there before
+        results.append((step.train(ready, plan, state), *state.tensors))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_all_rounds_share_one_graph_whoever_drops_out(monkeypatch):
+    monkeypatch.setattr(Step, "train", failing())
+    federation = on_the_way(GRAPH)
+    federation.settings = federation.backend.settings = replace(federation.settings, faults=Faults(dropout=0.5))
+    federation.schedule = replace(federation.schedule, rounds=6)
+    recorder = Recorder()
+    federation.run([recorder])
+    assert len({len(record.lost) for record in recorder.records}) > 1
+    assert len(federation.backend._steps) == 1
 
 
 @pytest.mark.slow
@@ -458,7 +481,7 @@ def on_the_way(way, demanded=False):
     """FedAvg's federation whose steps begin in this way, as on a GPU."""
     federation = make_federation(FedAvg, windows(), TASK, rounds=2, join_ratio=0.8, backend="sequential")
     federation.backend = stacked.Stacked(
-        federation.workspace, federation.data, federation.settings, demanded=demanded, way=way
+        federation.workspace, federation.data, federation.settings, demanded=demanded, selected=4, way=way
     )
     federation.evaluate = federation.backend.evaluator()
     return federation

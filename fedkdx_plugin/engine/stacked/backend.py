@@ -37,6 +37,7 @@ class Stacked(Backend):
     Args:
         demanded: asked for by name, so that clients which cannot be stacked are an error.
         client_memory: where clients' state lies between rounds: 'device' or 'host'.
+        selected: most clients of a round.
         way: of running a step (see `step`); None: what pays on this device.
     """
 
@@ -49,10 +50,11 @@ class Stacked(Backend):
         settings: Any,
         demanded: bool = False,
         client_memory: str = "device",
+        selected: int = 1,
         way: str | None = None,
     ) -> None:
         super().__init__(workspace, data, settings)
-        self.demanded, self.way = demanded, way
+        self.demanded, self.way, self._selected = demanded, way, selected
         self.device = data.test_x.device
         self._sequential = Sequential(workspace, data, settings)
         self._losses = Losses(workspace.clients[0], workspace.nets)
@@ -107,6 +109,8 @@ class Stacked(Backend):
         self._at_once = clients // 2
         self._rows_at_once = max(1, self._rows_at_once // 2)
         self._state, self._rows = None, {}
+        for tensor in self._tensors.values():
+            tensor.data = tensor.data.new_empty(0)  # the last that holds on to the old state
         self._steps.clear()
         torch.cuda.empty_cache()
         print(
@@ -219,26 +223,29 @@ class Stacked(Backend):
             print(f"stacked: a step cannot be run {step.way} ({reason}); it is run {self.way}", file=sys.stderr)
 
     def _step(self, what: Any, group: Sequence[Ready], plan: Plan, round: Round) -> Step:
-        """A step for so many clients, made before or now."""
+        """A step for so many clients, made before or now; a graph is made for as many as a round can have."""
         count, _, width = plan.index.shape
-        key = what, count, width, plan.masked
+        if self.way is None:
+            self.way = self._best_way(self._made(group, plan, count), round.total)
+        clients = count if self.way == EAGER else max(count, min(self._at_once, self._selected))
+        key = what, clients, width, plan.masked
         if key in self._steps:
             self._steps[key] = self._steps.pop(key)  # the last one used comes last
         else:
             while len(self._steps) >= STEPS_HELD:
                 del self._steps[next(iter(self._steps))]
-            most = size.most(self.data, self.settings, count)
-            step = Step(
-                self._losses, count, most.steps, width, plan.masked, most.windows, group[0], self.settings.clip_norm
-            )
-            if self.way is None:
-                self.way = self._best_way(step, round.total * most.steps)
-            step.way = self.way
-            self._steps[key] = step
+            self._steps[key] = self._made(group, plan, clients)
+            self._steps[key].way = self.way
         return self._steps[key]
 
-    def _best_way(self, step: Step, steps: int) -> str:
-        """What pays for so many steps, of a whole run, resumed or not: its bits are those of one way."""
+    def _made(self, group: Sequence[Ready], plan: Plan, clients: int) -> Step:
+        most = size.most(self.data, self.settings, clients)
+        width, clip = plan.index.shape[2], self.settings.clip_norm
+        return Step(self._losses, clients, most.steps, width, plan.masked, most.windows, group[0], clip)
+
+    def _best_way(self, step: Step, rounds: int) -> str:
+        """What pays for a whole run of so many rounds, resumed or not: its bits are those of one way."""
+        steps = rounds * step.rows.shape[1]
         if self.device.type != "cuda":
             return EAGER
         if step.operations() * steps < COMPILE_FROM:

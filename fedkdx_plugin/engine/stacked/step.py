@@ -36,7 +36,7 @@ class Step:
 
     Args:
         losses: of the clients.
-        clients: how many it trains at once.
+        clients: how many it trains at once; fewer may be loaded, and the others' places then come to nothing.
         steps: most steps of a round.
         width: rows of a batch.
         masked: whether batches may have rows that only fill up.
