@@ -79,7 +79,9 @@ class Losses(nn.Module):
             tensors = group.trained.split(trained) | group.other.views(other)  # local name -> (clients, networks, ...)
             groups.append(tensors if len(group.nets) > 1 else {})
             for name, tensor in tensors.items():
-                own |= {f"{PREFIX}{net}.{name}": one for net, one in zip(group.nets, tensor.unbind(1), strict=True)}
+                # of a single network no unbinding, which differentiated would be an operation a tensor
+                parts = tensor.unbind(1) if len(group.nets) > 1 else (tensor.squeeze(1),)
+                own |= {f"{PREFIX}{net}.{name}": one for net, one in zip(group.nets, parts, strict=True)}
 
         def one(own: Mapping, groups: Sequence, x: Tensor, y: Tensor, mask: Tensor | None, context: Mapping) -> Tensor:
             return functional_call(self, own, (x, y, mask, context, groups), tie_weights=False)

@@ -39,9 +39,13 @@ class Part:
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """As `views`, all views of one operation: differentiated, that is one operation too."""
-        sizes = [size for shape in self.shapes.values() for size in (shape.numel(), -shape.numel() % ALIGNED)]
-        lead, parts = flat.shape[:-1], flat.split_with_sizes(sizes, -1)[::2]
-        return {name: own.view((*lead, *shape)) for own, (name, shape) in zip(parts, self.shapes.items(), strict=True)}
+        sizes, places = [], []
+        for shape in self.shapes.values():
+            places.append(len(sizes))
+            sizes += [size for size in (shape.numel(), -shape.numel() % ALIGNED) if size]
+        lead, parts = flat.shape[:-1], flat.split_with_sizes(sizes, -1)
+        named = zip(self.shapes.items(), places, strict=True)
+        return {name: parts[place].view((*lead, *shape)) for (name, shape), place in named}
 
 
 @dataclass(frozen=True)
