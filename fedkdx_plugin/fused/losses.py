@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-from fedkdx_plugin.fused import native
+from fedkdx_plugin.fused import native, twin
 from registry.interface import Batch, Output
+
+# of the module of the paper's equations: what the compiled losses stand for
+FUNCTIONS = ("soften", "apart", "kd", "nkd", "contrastive", "unit", "_equation_8")
+ROWS = 8  # windows of the batch on which both are compared
+SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of their features: some are short, some too short
+SPREADS = (1.0, 1.0, 1.0, 1.0, 4.0, 16.0, 64.0, 0.0)  # of their logits: some predictions are certain, some all alike
+
+Losses = Callable[[Any, Output, Output, Batch], dict[str, Tensor]]
 
 
 class Terms(NamedTuple):
-    """What is minimised beside cross-entropy: temperatures, γ, and weights; a term whose weight is 0 is left out."""
+    """What is minimised beside cross-entropy: temperatures, γ, and weights; a term whose weight is 0 is left out.
+
+    Features shorter than `shortest` have no direction.
+    """
 
     tau: float
     gamma: float
@@ -21,6 +36,76 @@ class Terms(NamedTuple):
     nkd: float
     tau_ctl: float
     ctl: float
+    shortest: float
+
+
+def compiled(equations: ModuleType) -> Callable[[Losses], Losses]:
+    """Let `mutual` stand for a client's method where it takes the batch and gives the same as the method (see `twin`).
+
+    A method that overrides the decorated one has no such twin. The client has `params`, and `terms()`, which gives them
+    as `Terms`, or None where `mutual` does not do what they ask for.
+
+    Args:
+        equations: the module that the method takes `FUNCTIONS` from.
+    """
+
+    def decorate(method: Losses) -> Losses:
+        @functools.wraps(method)
+        def losses(client: Any, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
+            if fits(teacher, student, batch) and (terms := client.terms()) is not None:
+                if _agrees(equations, method, client, teacher, terms):
+                    loss_t, loss_s = mutual(teacher, student, batch.y, terms)
+                    return {"teacher": loss_t, "student": loss_s}
+            return method(client, teacher, student, batch)
+
+        return losses
+
+    return decorate
+
+
+def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
+    """Whether `mutual` gives what the method does for a client with such parameters and networks of such sizes."""
+    operations, variables = native.operations(), vars(equations)
+    classes, size = teacher.logits.shape[1], teacher.features.shape[1]
+    ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
+    theirs = (*variables.values(), *twin.made_of(variables, FUNCTIONS), method, F.cross_entropy, Batch.mean)
+
+    def by_method(*batch: Any) -> Iterable[Tensor]:
+        return method(client, *batch).values()
+
+    def by_mutual(teacher: Output, student: Output, batch: Batch) -> Iterable[Tensor]:
+        return mutual(teacher, student, batch.y, terms)
+
+    def differs() -> str:
+        pytorchs, compiled = (
+            _trial(by_method, classes, size, torch.float64),
+            _trial(by_mutual, classes, size, torch.float32),
+        )
+        return twin.difference(pytorchs, compiled, terms=max(classes, size, ROWS))
+
+    foreign = [f"{equations.__name__}.{name}" for name in twin.replaced(variables, FUNCTIONS, variables)]
+    kind = (type(client), client.params, classes, size)
+    return twin.agrees("losses of FedKDX", kind, [*ours, *theirs], foreign, differs)
+
+
+def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dtype: torch.dtype) -> twin.Side:
+    """Losses on a batch of `ROWS` windows, the same numbers in either precision."""
+    by: dict[str, Tensor] = {}
+    for seed, network in enumerate(("teacher", "student")):
+        features = twin.random(ROWS, size, seed=seed).relu()
+        features[seed] = 0
+        logits = torch.tensor(SPREADS)[:, None] * twin.random(ROWS, classes, seed=2 + seed)
+        by |= {f"the {network}'s features": features, f"the {network}'s logits": logits}
+    by = {name: tensor.to(dtype).requires_grad_() for name, tensor in by.items()}
+    scales = torch.tensor(SCALES, dtype=dtype)[:, None]
+    batch = Batch(torch.empty(ROWS, device="cpu"), torch.arange(ROWS, device="cpu") % classes)
+
+    def values() -> dict[str, Tensor]:
+        h_t, z_t, h_s, z_s = by.values()
+        found = losses(Output(scales * h_t, z_t), Output(scales * h_s, z_s), batch)
+        return dict(zip(("the teacher's loss", "the student's loss"), found, strict=True))
+
+    return twin.Side(values, by)
 
 
 def fits(teacher: Output, student: Output, batch: Batch) -> bool:
@@ -69,7 +154,7 @@ class Mutual(torch.autograd.Function):
             room = h_t.new_empty(n * (2 * size + n + 2))
             values += terms.ctl * native.operations().contrastive_loss(
                 *(h_t.data_ptr(), h_s.data_ptr()),
-                *(n, size, terms.tau_ctl),
+                *(n, size, terms.tau_ctl, terms.shortest),
                 *(room.data_ptr(), *(tensor.data_ptr() for tensor in by[2:])),
             )
         ctx.save_for_backward(*by)

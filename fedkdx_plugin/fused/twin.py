@@ -1,0 +1,188 @@
+"""Let a compiled operation run only where it gives what it stands for: PyTorch's operations, which people read and edit.
+
+Before first use in a process both are asked for values and gradients on a small random batch. Where they differ, or
+where a function was replaced at run time, PyTorch's are used and a line on standard error says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+UNIT = 2.0**-24  # unit roundoff of float32
+CERTAINTY = 4  # λ of `roundoff`
+Results = Mapping[str, Tensor]  # values and gradients by what they are called in a message
+
+_verdicts: dict[Hashable, bool] = {}
+_held: list[Sequence[object]] = []  # what verdicts are on: an id is of one object as long as that lives
+_collected: list[str] | None = None
+_passed_on: set[str] = set()
+
+
+def agrees(
+    name: str, kind: Hashable, functions: Sequence[object], foreign: Sequence[str], differs: Callable[[], str]
+) -> bool:
+    """Whether a compiled operation is to be used: found out once a process, and again where functions are other ones.
+
+    Args:
+        name: of the operation, for the message.
+        kind: settings and sizes that its result depends on.
+        functions: that both sides are made of; a verdict is on these very objects.
+        foreign: names of those that were replaced at run time (`replaced`).
+        differs: finds out what differs between the two sides (`difference`).
+    """
+    key = (name, kind, *map(id, functions))
+    if key not in _verdicts:
+        reasons = [f"{other} has been replaced" for other in foreign] + ([found] if (found := differs()) else [])
+        if reasons:
+            _say(f"compiled {name}: {', '.join(reasons)}; PyTorch's operations are used instead")
+        _held.append(functions)
+        _verdicts[key] = not reasons
+    return _verdicts[key]
+
+
+def replaced(namespace: Mapping[str, object], names: Sequence[str], own: Mapping[str, object]) -> list[str]:
+    """Those of the names whose functions are not the ones that a module's file has: wrapped, patched, or gone.
+
+    However alike their values on a batch may be, they may do something else besides, or do so later.
+
+    Args:
+        namespace: where the functions are looked up: of the module, or of a class in it.
+        own: the module's variables.
+    """
+    return [name for name in names if getattr(namespace.get(name), "__globals__", None) is not own]
+
+
+def made_of(namespace: Mapping[str, object], names: Sequence[str]) -> list[object]:
+    """The functions and what may be changed within them: their code and defaults."""
+    functions = [namespace.get(name) for name in names]
+    parts = ("__code__", "__defaults__", "__kwdefaults__")
+    return functions + [getattr(function, part, None) for function in functions for part in parts]
+
+
+class Side(NamedTuple):
+    """One of the two sides.
+
+    Attributes:
+        values: gives them by what they are called in a message.
+        by: the tensors, likewise, by which gradients of the values are compared.
+    """
+
+    values: Callable[[], Results]
+    by: Results
+
+    def results(self, rounding: AbstractContextManager = nullcontext()) -> dict[str, Tensor]:
+        """The values, and the gradients of a weighted sum of them."""
+        with rounding:
+            values = self.values()
+        found = values | self._gradients(values)
+        return {name: tensor.detach().to(torch.float64, copy=True) for name, tensor in found.items()}
+
+    def _gradients(self, values: Results) -> dict[str, Tensor]:
+        if not self.by:
+            return {}
+        weights = [2 + random(*value.shape, seed=seed).to(value.dtype) for seed, value in enumerate(values.values())]
+        loss = sum((weight * value).sum() for weight, value in zip(weights, values.values(), strict=True))
+        gradients = torch.autograd.grad(loss, list(self.by.values()), allow_unused=True, materialize_grads=True)
+        return {f"the gradient by {name}": gradient for name, gradient in zip(self.by, gradients, strict=True)}
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    """Normal numbers in float32 on the CPU, whatever the global generator and defaults are."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=rng, dtype=torch.float32, device="cpu")
+
+
+def difference(pytorchs: Side, compiled: Side, terms: int) -> str:
+    """What a compiled operation gives that PyTorch's do not, or the error of either; '' where all is alike.
+
+    Random numbers of the caller are left as they are.
+
+    Args:
+        pytorchs: PyTorch's operations on float64.
+        compiled: the compiled operation on the same numbers in float32.
+        terms: of the longest sum in it. A result may be as far off as PyTorch's moves where each of its operations, on
+            the way back too, is off by up to the bound of float32's rounding error for such a sum.
+    """
+    bound = roundoff(terms)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            exact, found = pytorchs.results(), compiled.results()
+            moved = pytorchs.results(Rounding(bound))
+            for name, right in exact.items():
+                off, by_rounding, size = (_norm(tensor) for tensor in (found[name] - right, moved[name] - right, right))
+                if not off <= bound * size + by_rounding:  # NaN is not
+                    return f"{name} differs by " + (f"{100 * off / size:.3g} %" if size else f"{off:.3g} from 0")
+    except Exception as error:  # of whatever somebody has written: where it is used it comes up by itself
+        return f"cannot be compared ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+    return ""
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor))
+
+
+def roundoff(terms: int) -> float:
+    """λ √n u: what the relative error of a float32 sum of n products is below in all likelihood.
+
+    Higham and Mary, A new approach to probabilistic rounding error analysis, 2019: with probability 1 - 2 exp(-λ²/2).
+    """
+    return CERTAINTY * terms**0.5 * UNIT
+
+
+class Rounding(TorchFunctionMode):
+    """Within, each result of PyTorch's is off by a random relative error, and so are gradients that come back through it.
+
+    Monte Carlo arithmetic (Parker 1997): how far final results move is what rounding may do to them.
+
+    Args:
+        size: of the largest error.
+    """
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size, self.rng = size, torch.Generator().manual_seed(0)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if type(result) in (tuple, list):
+            return type(result)(map(self._off, result))
+        return self._off(result)
+
+    def _off(self, result: Any) -> Any:
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            return result
+        factors = torch.empty(result.shape, dtype=result.dtype, device=result.device)
+        return result * factors.uniform_(1 - self.size, 1 + self.size, generator=self.rng)
+
+
+def _say(line: str) -> None:
+    if _collected is None:
+        print(line, file=sys.stderr)
+    else:
+        _collected.append(line)
+
+
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """Within, messages are put into the list: in a worker process, whose parent says them (`pass_on`)."""
+    global _collected
+    before, _collected = _collected, []
+    try:
+        yield _collected
+    finally:
+        _collected = before
+
+
+def pass_on(lines: Sequence[str]) -> None:
+    """Say what workers have found out, each line once, as all of them find out the same."""
+    for line in lines:
+        if line not in _passed_on:
+            _passed_on.add(line)
+            _say(line)
