@@ -243,7 +243,7 @@ class Chain:
         layout = self._layout(x)
         if layout is None:
             return None
-        parameters = [held[name] for held, name in self._parameters]
+        parameters = [held.get(name) for held, name in self._parameters]
         packed = self._pack(parameters)
         return None if packed is None else (packed, layout, parameters)
 
@@ -258,7 +258,8 @@ class Chain:
         modules = list(self.module.modules())
         self._attributes = [held for module in modules for held in (vars(module), module._modules)]
         self._as_planned = [dict(held) for held in self._attributes]
-        self._hooks = [vars(module)[kind] for module in modules[1:] for kind in HOOKS]
+        own = [vars(module)[kind] for module in modules[1:] for kind in HOOKS]
+        self._hooks = own + [getattr(nn.modules.module, f"_global{kind}") for kind in HOOKS]
         self.layers, self.inner = self.plan(self.module) or Plan([])
         kind = type(self.module)
         asked = [(kind, name) for name in ("features", "sequence") if isinstance(self.module, Model)]
@@ -282,9 +283,11 @@ class Chain:
             self._layouts[x.shape] = Layout.of(self.layers, x.shape)
         return self._layouts[x.shape]
 
-    def _pack(self, parameters: Sequence[Tensor]) -> bytes | None:
+    def _pack(self, parameters: Sequence[Tensor | None]) -> bytes | None:
         """The layers; nothing is looked at again as long as all tensors are where they were."""
-        tensors = [*parameters, *(held[name] for held, name in self._statistics)]
+        tensors = [*parameters, *(held.get(name) for held, name in self._statistics)]
+        if any(tensor is None for tensor in tensors):
+            return None
         places = [tensor.data_ptr() for tensor in tensors]
         known = places + [rate for norm in self._norms for rate in (norm.eps, norm.momentum)]
         if known != self._known:
@@ -312,20 +315,20 @@ class Chain:
         return self._agrees[window]
 
     def _found_to_agree(self, window: torch.Size) -> bool:
+        name = f"{type(self.module).__name__}.{self.name}"
         structure = [(layer.kind, layer.inputs, layer.outputs, layer.taps) for layer in self.layers]
-        return twin.agrees(
-            f"{type(self.module).__name__}.{self.name}",
-            kind=(*structure, self.inner, *window),
-            functions=self._functions,
-            foreign=[f"{kind.__name__}.{name}" for kind, name in self._methods if _is_foreign(kind, name)],
-            differs=lambda: self._difference(window, seed=0) and self._difference(window, seed=1),
-        )
+        return twin.agrees(name, (*structure, self.inner, *window), self._functions, lambda: self._reasons(window))
 
-    def _difference(self, window: torch.Size, seed: int) -> str:
-        """What differs on a few windows, the layers' weights drawn at random.
+    def _reasons(self, window: torch.Size) -> list[str]:
+        """What speaks against it.
 
-        A gradient jumps where a value is cut off or two are equal. Rounding may decide that on one batch; hardly on two.
+        A gradient jumps where a value is cut off or two are equal. That rounding decides so on two batches is unlikely.
         """
+        differences = self._difference(window, seed=0) and self._difference(window, seed=1)
+        return [reason for kind, name in self._methods for reason in _replaced(kind, name)] + differences
+
+    def _difference(self, window: torch.Size, seed: int) -> list[str]:
+        """What differs on a few windows, the layers' weights drawn at random."""
         ours = copy.deepcopy(self.module).requires_grad_()
         _draw(ours, seed)
         theirs, x = copy.deepcopy(ours).double(), 1 + twin.random(WINDOWS, *window, seed=seed)
@@ -343,10 +346,10 @@ class Chain:
         return twin.difference(pytorchs, compiled, terms=max(*sums, x.numel() // x.shape[1]))
 
 
-def _is_foreign(kind: type, name: str) -> bool:
-    """Whether a class's method is not the one of the file that has the class."""
+def _replaced(kind: type, name: str) -> list[str]:
+    """Whether a class's method is another one than the file of the class has."""
     owner = next(each for each in kind.__mro__ if name in vars(each))
-    return twin.replaced(vars(owner), [name], vars(sys.modules[owner.__module__])) != []
+    return twin.replaced(owner.__name__, vars(owner), [name], vars(sys.modules[owner.__module__]))
 
 
 def _draw(net: nn.Module, seed: int) -> None:

@@ -44,11 +44,10 @@ def _of_features(module: nn.Module) -> Plan | None:
 
 def _of_model(model: Model) -> Plan | None:
     """With the head, if features come out between two layers."""
-    features, whole = _of_features(model), _plan(*model.sequence(), model.head)
-    if features is None or whole is None:
-        return None
-    inner = len(features.layers) - 1
-    return whole._replace(inner=inner) if whole.layers[inner] == features.layers[inner] else None
+    if (features := _of_features(model)) and (whole := _plan(*model.sequence(), model.head)):
+        inner = len(features.layers) - 1
+        return whole._replace(inner=inner) if whole.layers[inner] == features.layers[inner] else None
+    return None
 
 
 def _is_plain(model: Model) -> bool:

@@ -17,9 +17,9 @@ from registry.interface import Batch, Output
 
 # of the module of the paper's equations: what the compiled losses stand for
 FUNCTIONS = ("soften", "apart", "kd", "nkd", "contrastive", "unit", "_equation_8")
-ROWS = 8  # windows of the batch on which both are compared
-SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of their features: some are short, some too short
-SPREADS = (1.0, 1.0, 1.0, 1.0, 4.0, 16.0, 64.0, 0.0)  # of their logits: some predictions are certain, some all alike
+ROWS = 8  # windows of the batch on which both are compared; powers of two round nothing:
+SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of their features: one is short, one too short
+SPREADS = (1.0, 1.0, 1.0, 1.0, 4.0, 16.0, 64.0, 0.0)  # of their logits: some are certain, one says nothing
 
 Losses = Callable[[Any, Output, Output, Batch], dict[str, Tensor]]
 
@@ -52,11 +52,11 @@ def compiled(equations: ModuleType) -> Callable[[Losses], Losses]:
     def decorate(method: Losses) -> Losses:
         @functools.wraps(method)
         def losses(client: Any, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
-            if fits(teacher, student, batch) and (terms := client.terms()) is not None:
-                if _agrees(equations, method, client, teacher, terms):
-                    loss_t, loss_s = mutual(teacher, student, batch.y, terms)
-                    return {"teacher": loss_t, "student": loss_s}
-            return method(client, teacher, student, batch)
+            terms = client.terms() if fits(teacher, student, batch) else None
+            if terms is None or not _agrees(equations, method, client, teacher, terms):
+                return method(client, teacher, student, batch)
+            loss_t, loss_s = mutual(teacher, student, batch.y, terms)
+            return {"teacher": loss_t, "student": loss_s}
 
         return losses
 
@@ -68,7 +68,7 @@ def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output,
     operations, variables = native.operations(), vars(equations)
     classes, size = teacher.logits.shape[1], teacher.features.shape[1]
     ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
-    theirs = (*variables.values(), *twin.made_of(variables, FUNCTIONS), method, F.cross_entropy, Batch.mean)
+    theirs = (*twin.made_of(variables, FUNCTIONS), method, F.cross_entropy, Batch.mean)
 
     def by_method(*batch: Any) -> Iterable[Tensor]:
         return method(client, *batch).values()
@@ -76,28 +76,26 @@ def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output,
     def by_mutual(teacher: Output, student: Output, batch: Batch) -> Iterable[Tensor]:
         return mutual(teacher, student, batch.y, terms)
 
-    def differs() -> str:
-        pytorchs, compiled = (
-            _trial(by_method, classes, size, torch.float64),
-            _trial(by_mutual, classes, size, torch.float32),
-        )
-        return twin.difference(pytorchs, compiled, terms=max(classes, size, ROWS))
+    def reasons() -> list[str]:
+        pytorchs = _trial(by_method, classes, size, torch.float64)
+        found = _trial(by_mutual, classes, size, torch.float32)
+        differences = twin.difference(pytorchs, found, terms=max(classes, size, ROWS))
+        return twin.replaced(equations.__name__, variables, FUNCTIONS, variables) + differences
 
-    foreign = [f"{equations.__name__}.{name}" for name in twin.replaced(variables, FUNCTIONS, variables)]
-    kind = (type(client), client.params, classes, size)
-    return twin.agrees("losses of FedKDX", kind, [*ours, *theirs], foreign, differs)
+    kind = (type(client), repr(client.params), classes, size)
+    return twin.agrees("losses of FedKDX", kind, [*ours, *theirs], reasons, list(variables.values()))
 
 
 def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dtype: torch.dtype) -> twin.Side:
     """Losses on a batch of `ROWS` windows, the same numbers in either precision."""
+    spreads, scales = (torch.tensor(each, dtype=dtype, device="cpu")[:, None] for each in (SPREADS, SCALES))
     by: dict[str, Tensor] = {}
     for seed, network in enumerate(("teacher", "student")):
         features = twin.random(ROWS, size, seed=seed).relu()
         features[seed] = 0
-        logits = torch.tensor(SPREADS)[:, None] * twin.random(ROWS, classes, seed=2 + seed)
-        by |= {f"the {network}'s features": features, f"the {network}'s logits": logits}
-    by = {name: tensor.to(dtype).requires_grad_() for name, tensor in by.items()}
-    scales = torch.tensor(SCALES, dtype=dtype)[:, None]
+        by[f"the {network}'s features"] = features.to(dtype).requires_grad_()
+        logits = spreads * twin.random(ROWS, classes, seed=2 + seed)
+        by[f"the {network}'s logits"] = logits.to(dtype).requires_grad_()
     batch = Batch(torch.empty(ROWS, device="cpu"), torch.arange(ROWS, device="cpu") % classes)
 
     def values() -> dict[str, Tensor]:

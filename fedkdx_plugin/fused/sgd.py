@@ -73,17 +73,14 @@ def _agrees() -> bool:
     """Whether both ways move parameters by the same, clipped and not."""
     ours = (ClipAndMove.__init__, ClipAndMove.__call__, native.operations().clip_and_move)
     theirs = (*twin.made_of(globals(), ["clip_and_move"]), nn.utils.clip_grad_norm_)
-    return twin.agrees(
-        "clipping and SGD",
-        kind=None,
-        functions=[*ours, *theirs],
-        foreign=twin.replaced(globals(), ["clip_and_move"], globals()),
-        differs=lambda: twin.difference(
-            _side(clip_and_move, torch.float64),
-            _side(ClipAndMove, torch.float32),
-            terms=sum(torch.Size(shape).numel() for shape in SHAPES),
-        ),
-    )
+    return twin.agrees("clipping and SGD", None, [*ours, *theirs], _reasons)
+
+
+def _reasons() -> list[str]:
+    pytorchs, compiled = _side(clip_and_move, torch.float64), _side(ClipAndMove, torch.float32)
+    values = sum(torch.Size(shape).numel() for shape in SHAPES)  # of a network
+    foreign = twin.replaced(__name__, globals(), ["clip_and_move"], globals())
+    return foreign + twin.difference(pytorchs, compiled, terms=values)
 
 
 def _side(mover: Callable[..., Callable[[], None]], dtype: torch.dtype) -> twin.Side:

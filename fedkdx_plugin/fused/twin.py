@@ -1,4 +1,4 @@
-"""Let a compiled operation run only where it gives what it stands for: PyTorch's operations, which people read and edit.
+"""Let a compiled operation run only where it gives what PyTorch's operations give, which people read and edit.
 
 Before first use in a process both are asked for values and gradients on a small random batch. Where they differ, or
 where a function was replaced at run time, PyTorch's are used and a line on standard error says so.
@@ -17,16 +17,31 @@ from torch.overrides import TorchFunctionMode
 
 UNIT = 2.0**-24  # unit roundoff of float32
 CERTAINTY = 4  # λ of `roundoff`
+LONGEST = 200  # characters of an error
+TRIALS = 8  # of one operation, before it is given up
 Results = Mapping[str, Tensor]  # values and gradients by what they are called in a message
 
-_verdicts: dict[Hashable, bool] = {}
-_held: list[Sequence[object]] = []  # what verdicts are on: an id is of one object as long as that lives
+
+class _Verdict(NamedTuple):
+    """What was found out, and of what: these objects must live for as long as their ids are compared."""
+
+    agrees: bool
+    functions: Sequence[object]
+    variables: Sequence[object]
+    trials: int
+
+
+_verdicts: dict[Hashable, _Verdict] = {}
 _collected: list[str] | None = None
 _passed_on: set[str] = set()
 
 
 def agrees(
-    name: str, kind: Hashable, functions: Sequence[object], foreign: Sequence[str], differs: Callable[[], str]
+    name: str,
+    kind: Hashable,
+    functions: Sequence[object],
+    reasons: Callable[[], list[str]],
+    variables: Sequence[object] = (),
 ) -> bool:
     """Whether a compiled operation is to be used: found out once a process, and again where functions are other ones.
 
@@ -34,36 +49,48 @@ def agrees(
         name: of the operation, for the message.
         kind: settings and sizes that its result depends on.
         functions: that both sides are made of; a verdict is on these very objects.
-        foreign: names of those that were replaced at run time (`replaced`).
-        differs: finds out what differs between the two sides (`difference`).
+        reasons: finds out what speaks against it (`replaced`, `difference`). An error is a reason. Random numbers of
+            the caller are left as they are.
+        variables: that the functions may look up. Where one is another object, what agreed must do so again.
     """
     key = (name, kind, *map(id, functions))
-    if key not in _verdicts:
-        reasons = [f"{other} has been replaced" for other in foreign] + ([found] if (found := differs()) else [])
-        if reasons:
-            _say(f"compiled {name}: {', '.join(reasons)}; PyTorch's operations are used instead")
-        _held.append(functions)
-        _verdicts[key] = not reasons
-    return _verdicts[key]
+    known = _verdicts.get(key)
+    if known is None or (known.agrees and list(map(id, known.variables)) != list(map(id, variables))):
+        trials = 1 + (known.trials if known else 0)
+        against = _found(reasons) if trials <= TRIALS else ["what it stands for changes again and again"]
+        if against:
+            _say(f"compiled {name}: {', '.join(against)}; PyTorch's operations are used instead")
+        _verdicts[key] = known = _Verdict(not against, functions, variables, trials)
+    return known.agrees
 
 
-def replaced(namespace: Mapping[str, object], names: Sequence[str], own: Mapping[str, object]) -> list[str]:
-    """Those of the names whose functions are not the ones that a module's file has: wrapped, patched, or gone.
+def _found(reasons: Callable[[], list[str]]) -> list[str]:
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            return reasons()
+    except Exception as error:  # of whatever somebody has written: where it is used, it comes up by itself
+        return [f"cannot be compared ({' '.join(f'{type(error).__name__}: {error}'.split())[:LONGEST]})"]
 
-    However alike their values on a batch may be, they may do something else besides, or do so later.
+
+def replaced(where: str, namespace: Mapping[str, object], names: Sequence[str], own: Mapping[str, object]) -> list[str]:
+    """Say which of the names have another function than a module's file gives them: wrapped, patched, or gone.
+
+    However alike the values on a batch may be, such a function may do something else besides, or do so later.
 
     Args:
+        where: what to call the namespace in the message.
         namespace: where the functions are looked up: of the module, or of a class in it.
         own: the module's variables.
     """
-    return [name for name in names if getattr(namespace.get(name), "__globals__", None) is not own]
+    foreign = [name for name in names if getattr(namespace.get(name), "__globals__", None) is not own]
+    return [f"{where}.{name} was replaced" for name in foreign]
 
 
 def made_of(namespace: Mapping[str, object], names: Sequence[str]) -> list[object]:
-    """The functions and what may be changed within them: their code and defaults."""
+    """The functions, and what may be changed within them: code and defaults."""
     functions = [namespace.get(name) for name in names]
-    parts = ("__code__", "__defaults__", "__kwdefaults__")
-    return functions + [getattr(function, part, None) for function in functions for part in parts]
+    code = [getattr(function, "__code__", None) for function in functions]
+    return [*functions, *code, *(getattr(function, "__defaults__", None) for function in functions)]
 
 
 class Side(NamedTuple):
@@ -77,9 +104,9 @@ class Side(NamedTuple):
     values: Callable[[], Results]
     by: Results
 
-    def results(self, rounding: AbstractContextManager = nullcontext()) -> dict[str, Tensor]:
+    def results(self, rounding: AbstractContextManager | None = None) -> dict[str, Tensor]:
         """The values, and the gradients of a weighted sum of them."""
-        with rounding:
+        with rounding or nullcontext():
             values = self.values()
         found = values | self._gradients(values)
         return {name: tensor.detach().to(torch.float64, copy=True) for name, tensor in found.items()}
@@ -99,10 +126,8 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=rng, dtype=torch.float32, device="cpu")
 
 
-def difference(pytorchs: Side, compiled: Side, terms: int) -> str:
-    """What a compiled operation gives that PyTorch's do not, or the error of either; '' where all is alike.
-
-    Random numbers of the caller are left as they are.
+def difference(pytorchs: Side, compiled: Side, terms: int) -> list[str]:
+    """Say what first differs between the two sides, if anything does.
 
     Args:
         pytorchs: PyTorch's operations on float64.
@@ -111,17 +136,12 @@ def difference(pytorchs: Side, compiled: Side, terms: int) -> str:
             the way back too, is off by up to the bound of float32's rounding error for such a sum.
     """
     bound = roundoff(terms)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            exact, found = pytorchs.results(), compiled.results()
-            moved = pytorchs.results(Rounding(bound))
-            for name, right in exact.items():
-                off, by_rounding, size = (_norm(tensor) for tensor in (found[name] - right, moved[name] - right, right))
-                if not off <= bound * size + by_rounding:  # NaN is not
-                    return f"{name} differs by " + (f"{100 * off / size:.3g} %" if size else f"{off:.3g} from 0")
-    except Exception as error:  # of whatever somebody has written: where it is used it comes up by itself
-        return f"cannot be compared ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
-    return ""
+    exact, found, moved = pytorchs.results(), compiled.results(), pytorchs.results(Rounding(bound))
+    for name, right in exact.items():
+        off, by_rounding, size = (_norm(tensor) for tensor in (found[name] - right, moved[name] - right, right))
+        if not off <= bound * size + by_rounding:  # NaN is not
+            return [f"{name} differs by " + (f"{100 * off / size:.3g} %" if size else f"{off:.3g} from 0")]
+    return []
 
 
 def _norm(tensor: Tensor) -> float:
@@ -137,7 +157,7 @@ def roundoff(terms: int) -> float:
 
 
 class Rounding(TorchFunctionMode):
-    """Within, each result of PyTorch's is off by a random relative error, and so are gradients that come back through it.
+    """Within, each result of PyTorch's is off by a random relative error, and so is the gradient that comes back by it.
 
     Monte Carlo arithmetic (Parker 1997): how far final results move is what rounding may do to them.
 
