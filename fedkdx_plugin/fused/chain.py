@@ -226,10 +226,13 @@ class Chain:
         return Chain(copy.deepcopy(self.module, memo), self.name, self.plan)
 
     def __call__(self, x: Tensor) -> Any:
-        prepared = self._prepared(x)
-        if prepared is None or not self._may_stand(x):
-            return getattr(type(self.module), self.name)(self.module, x)
-        return self._run(x, *prepared)
+        method, prepared = getattr(type(self.module), self.name), self._prepared(x)
+        if prepared is None:
+            return method(self.module, x)
+        if self._may_stand(x):
+            return self._run(x, *prepared)
+        with native.left_out():  # also of what the method asks
+            return method(self.module, x)
 
     def _run(self, x: Tensor, packed: bytes, layout: Layout, parameters: Sequence[Tensor]) -> Any:
         between, out = Chained.apply(x, packed, layout, self.inner, *parameters)

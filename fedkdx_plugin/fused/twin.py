@@ -6,6 +6,7 @@ where a function was replaced at run time, PyTorch's are used and a line on stan
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -127,7 +128,7 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 def difference(pytorchs: Side, compiled: Side, terms: int) -> list[str]:
-    """Say what first differs between the two sides, if anything does.
+    """Say what differs most between the two sides, if anything does.
 
     Args:
         pytorchs: PyTorch's operations on float64.
@@ -137,11 +138,13 @@ def difference(pytorchs: Side, compiled: Side, terms: int) -> list[str]:
     """
     bound = roundoff(terms)
     exact, found, moved = pytorchs.results(), compiled.results(), pytorchs.results(Rounding(bound))
+    most, what = 0.0, ""
     for name, right in exact.items():
         off, by_rounding, size = (_norm(tensor) for tensor in (found[name] - right, moved[name] - right, right))
-        if not off <= bound * size + by_rounding:  # NaN is not
-            return [f"{name} differs by " + (f"{100 * off / size:.3g} %" if size else f"{off:.3g} from 0")]
-    return []
+        share = off / size if size else math.inf
+        if not off <= bound * size + by_rounding and not share <= most:  # NaN is not
+            most, what = share, f"{name} differs by {100 * share:.3g} %"
+    return [what] if what else []
 
 
 def _norm(tensor: Tensor) -> float:

@@ -1,0 +1,622 @@
+"""What people write is what runs: compiled operations are used only while they give what PyTorch's give."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedkdx_plugin.algorithm import losses
+from fedkdx_plugin.algorithm.client import FedKDXClient, FedKDXParams
+from fedkdx_plugin.algorithm.server import FedKDX
+from fedkdx_plugin.engine.training import mover
+from fedkdx_plugin.fused import chain, native, sgd, twin
+from fedkdx_plugin.fused import losses as compiled_losses
+from fedkdx_plugin.fused.fuse import fuse
+from fedkdx_plugin.fused.sgd import ClipAndMove
+from fedkdx_plugin.models.cnn import CNN
+from registry.interface import Batch, Model, Output, Task
+from tests.conftest import CLASSES, SHAPE, make_federation, same_state
+
+pytestmark = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(twin, "_verdicts", {})
+    monkeypatch.setattr(twin, "_passed_on", set())
+
+
+def a_round(algorithm: type = FedKDX, **options: object) -> dict[str, Tensor]:
+    """All that a federation holds after a round of the default FedKDX."""
+    federation = make_federation(algorithm, rounds=1, **options)
+    try:
+        federation.run()
+    finally:
+        federation.close()
+    return federation.save().tensors
+
+
+def max_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one if one[name].numel())
+
+
+def lines(capsys: pytest.CaptureFixture) -> list[str]:
+    """Said on standard error since this was last asked."""
+    return capsys.readouterr().err.splitlines()
+
+
+def a_batch(rows: int = 12, classes: int = 5, size: int = 16) -> tuple[Output, Output, Batch]:
+    rng = torch.Generator().manual_seed(1)
+    pair = [
+        Output(torch.randn(rows, size, generator=rng).relu(), torch.randn(rows, classes, generator=rng))
+        for _ in range(2)
+    ]
+    return *(Output(*(part.requires_grad_() for part in one)) for one in pair), Batch(
+        torch.empty(rows), torch.arange(rows) % classes
+    )
+
+
+def a_client(kind: type[FedKDXClient] = FedKDXClient, **params: object) -> FedKDXClient:
+    return kind(0, Task(SHAPE, CLASSES, CNN, CNN), FedKDXParams(**params), 12)
+
+
+def is_compiled(client: FedKDXClient) -> bool:
+    return "Mutual" in str(client.distil(*a_batch())["teacher"].grad_fn)
+
+
+def edit(monkeypatch: pytest.MonkeyPatch, old: str, new: str, module: object = losses) -> None:
+    """Run a module's file once more with a text in it replaced, as it is after an edit; taken back after the test."""
+    text = Path(module.__file__).read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    before = dict(vars(module))
+    exec(compile(text.replace(old, new), module.__file__, "exec"), vars(module))
+    for name, value in list(vars(module).items()):
+        if name in before and value is not before[name]:
+            vars(module)[name] = before[name]
+            monkeypatch.setattr(module, name, value)
+
+
+# ---- losses
+
+
+def test_as_long_as_nothing_is_edited_the_compiled_losses_run_and_nothing_is_said(monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(
+        FedKDXClient,
+        "losses",
+        lambda self, *batch, losses=FedKDXClient.losses: called.append(losses(self, *batch)) or called[-1],
+    )
+    a_round()
+    assert called and all("Mutual" in str(each["teacher"].grad_fn) for each in called)
+    assert lines(capsys) == []
+
+
+@pytest.mark.parametrize("name", compiled_losses.FUNCTIONS)
+def test_a_loss_that_is_replaced_runs_and_one_line_says_so(name, monkeypatch, capsys):
+    before = a_round()
+    usual, calls = getattr(losses, name), []
+
+    def changed(*args):
+        calls.append(args)
+        result = usual(*args)
+        return result._replace(others=1.5 * result.others) if name == "apart" else 1.5 * result + 0.1
+
+    monkeypatch.setattr(losses, name, changed)
+    after = a_round()
+    (line,) = lines(capsys)
+    assert f"losses.{name} was replaced" in line and "losses of FedKDX" in line and "PyTorch's" in line
+    assert " differs by " in line and " %" in line
+    assert len(calls) > 10 and not same_state(before, after)
+    a_round()
+    assert lines(capsys) == []
+    monkeypatch.setattr(losses, name, usual)
+    assert same_state(a_round(), before) and lines(capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return tau**2 * (log_target.exp()", "return 1.01 * tau**2 * (log_target.exp()"),
+        ("return tau**2 * (log_target.exp()", "return 0.1 * log_learner[:, 0] + tau**2 * (log_target.exp()"),
+        ("return -(1 - gamma) * teacher", "return -(1.01 - gamma) * teacher"),
+        ("- gamma * tau**2 * others", "- gamma * others"),
+        ("return F.log_softmax(z / tau, dim=1)", "return F.log_softmax(z / (1.01 * tau), dim=1)"),
+        ("unit(h_student).T / tau", "unit(h_student).T / tau * 1.01"),
+        ("h / length.masked_fill(length < SHORTEST_FEATURE, torch.inf)", "F.normalize(h, dim=1)"),
+    ],
+)
+def test_a_loss_that_is_edited_by_a_percent_runs(old, new, monkeypatch, capsys):
+    before = a_round()
+    edit(monkeypatch, old, new)
+    after = a_round()
+    (line,) = lines(capsys)
+    assert "losses of FedKDX" in line and "differs by" in line and "replaced" not in line
+    assert not is_compiled(a_client())
+    monkeypatch.setattr(native, "operations", lambda: None)
+    plain = a_round()
+    assert after.keys() == plain.keys()
+    near, far = (max_difference(each, plain) for each in (after, before))
+    assert near < far / 10
+
+
+def test_an_edit_that_changes_no_value_leaves_the_compiled_losses(monkeypatch, capsys):
+    edit(monkeypatch, "return tau**2 * (log_target.exp()", "return tau * tau * (log_target.exp()")
+    assert is_compiled(a_client()) and lines(capsys) == []
+
+
+def test_a_constant_stands_once_and_a_new_one_is_compared(monkeypatch, capsys):
+    """The shortest feature with a direction is told to the compiled loss."""
+    monkeypatch.setattr(losses, "SHORTEST_FEATURE", 2.0)
+    teacher, student, batch = a_batch()
+    teacher = Output((0.1 * teacher.features).detach().requires_grad_(), teacher.logits)
+    client = a_client()
+    found = client.distil(teacher, student, batch)
+    assert "Mutual" in str(found["teacher"].grad_fn) and lines(capsys) == []
+    (by,) = torch.autograd.grad(found["teacher"], teacher.features)
+    assert torch.equal(by, torch.zeros_like(by))
+
+
+def test_what_a_replaced_loss_looks_up_may_change_later(monkeypatch, capsys):
+    """It agrees at first; nothing tells that it will not."""
+    usual, factor = losses.kd, [1.0]
+    monkeypatch.setattr(losses, "kd", lambda *args: factor[0] * usual(*args))
+    before = a_round()
+    (line,) = lines(capsys)
+    assert "losses.kd was replaced;" in line  # and nothing differs
+    factor[0] = 2.0
+    assert not same_state(before, a_round()) and lines(capsys) == []
+
+
+def test_a_variable_that_an_edited_loss_looks_up_may_change_later(monkeypatch, capsys):
+    monkeypatch.setattr(losses, "FACTOR", 1.0, raising=False)
+    edit(monkeypatch, "return tau**2 * (log_target.exp()", "return FACTOR * tau**2 * (log_target.exp()")
+    assert is_compiled(a_client()) and lines(capsys) == []
+    losses.FACTOR = 2.0
+    assert not is_compiled(a_client())
+    (line,) = lines(capsys)
+    assert "differs by" in line
+
+
+def test_a_module_that_changes_at_every_step_is_not_compared_at_every_step(monkeypatch, capsys):
+    monkeypatch.setattr(losses, "STEPS", 0, raising=False)
+    compared = []
+    monkeypatch.setattr(
+        twin,
+        "difference",
+        lambda *sides, difference=twin.difference, **more: compared.append(1) or difference(*sides, **more),
+    )
+    used = []
+    for step in range(1000, 1000 + 3 * twin.TRIALS):
+        losses.STEPS = step
+        used.append(is_compiled(a_client()))
+    assert len(compared) == sum(used) == twin.TRIALS
+    (line,) = lines(capsys)
+    assert "changes again and again" in line
+
+
+def test_defaults_and_code_that_are_changed_in_place_are_seen(monkeypatch, capsys):
+    """As notebooks do that reload modules by themselves."""
+    assert is_compiled(a_client())
+
+    def doubled(log_learner, log_target, tau):
+        return 2 * tau**2 * (log_target.exp() * (log_target - log_learner)).sum(1)
+
+    monkeypatch.setattr(losses.kd, "__code__", doubled.__code__)
+    assert not is_compiled(a_client())
+    (line,) = lines(capsys)
+    assert "differs by" in line
+
+
+def test_a_client_that_overrides_a_part_of_the_losses_gets_what_it_says(capsys):
+    class Doubled(FedKDXClient):
+        def distil(self, teacher, student, batch):
+            return {name: 2 * loss for name, loss in super().distil(teacher, student, batch).items()}
+
+    class Own(FedKDXClient):
+        def distil(self, teacher, student, batch):
+            return {"teacher": batch.cross_entropy(teacher.logits), "student": batch.cross_entropy(student.logits)}
+
+    class Warmer(FedKDXClient):
+        def _tau_ctl(self):
+            return 2.0
+
+    teacher, student, batch = a_batch()
+    usual = a_client().distil(teacher, student, batch)
+    doubled, own = (a_client(kind).distil(teacher, student, batch) for kind in (Doubled, Own))
+    assert torch.equal(doubled["teacher"], 2 * usual["teacher"])
+    assert torch.equal(own["student"], F.cross_entropy(student.logits, batch.y))
+    warmer, expected = a_client(Warmer), a_client(tau_ctl=2.0)
+    assert is_compiled(warmer) and not torch.equal(warmer.distil(teacher, student, batch)["teacher"], usual["teacher"])
+    assert torch.equal(*(each.distil(teacher, student, batch)["teacher"] for each in (warmer, expected)))
+    assert lines(capsys) == []
+
+
+def test_a_client_that_has_its_own_way_replaced_runs_it(monkeypatch, capsys):
+    monkeypatch.setattr(
+        FedKDXClient, "distil", lambda self, t, s, b: {"teacher": t.logits.sum(), "student": s.logits.sum()}
+    )
+    teacher, student, batch = a_batch()
+    assert torch.equal(a_client().distil(teacher, student, batch)["teacher"], teacher.logits.sum())
+
+
+def test_cross_entropy_that_is_replaced_runs(monkeypatch, capsys):
+    monkeypatch.setattr(F, "cross_entropy", functools.partial(F.cross_entropy, label_smoothing=0.1))
+    assert not is_compiled(a_client()) and len(lines(capsys)) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("no\nway"), KeyboardInterrupt()], ids=repr)
+def test_an_error_in_a_loss_comes_up_where_it_is_used(error, monkeypatch, capsys):
+    def broken(*args):
+        raise error
+
+    monkeypatch.setattr(losses, "kd", broken)
+    with pytest.raises(type(error)):
+        is_compiled(a_client())
+    if isinstance(error, Exception):
+        (line,) = lines(capsys)
+        assert "cannot be compared (ValueError: no way)" in line
+
+
+def test_what_is_random_is_left_as_it_was(monkeypatch):
+    """The comparison draws numbers, and so does this loss."""
+    usual = losses.kd
+    monkeypatch.setattr(losses, "kd", lambda *args: usual(*args) + 0.1 * torch.rand(()))
+    client, batch = a_client(), a_batch()
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        first = client.distil(*batch)["teacher"]  # compared before
+        torch.manual_seed(7)
+        second = client.distil(*batch)["teacher"]
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("size", [3, 64, 128])
+@pytest.mark.parametrize("classes", [2, 7, 40])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"use": ("kd",)},
+        {"use": ("ctl",)},
+        {"tau": 1e-3},
+        {"tau": 50.0},
+        {"tau_ctl": 0.01},
+        {"gamma": 0.0},
+        {"kd_weight": 1e3},
+    ],
+    ids=str,
+)
+def test_whatever_the_settings_the_compiled_losses_are_found_to_agree(params, classes, size, capsys):
+    assert "Mutual" in str(a_client(**params).distil(*a_batch(classes=classes, size=size))["teacher"].grad_fn)
+    assert lines(capsys) == []
+
+
+def test_the_list_of_functions_is_that_of_the_paper():
+    own = {name for name, value in vars(losses).items() if getattr(value, "__globals__", None) is vars(losses)}
+    assert own - {"nkd_teacher_literal"} == set(compiled_losses.FUNCTIONS)  # that one has no twin
+
+
+# ---- chains
+
+
+def block(inputs: int, filters: int, taps: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, filters, (1, taps)), nn.BatchNorm2d(filters), nn.ReLU(), nn.MaxPool2d((1, 2))
+    )
+
+
+def dense(*sizes: int) -> nn.Sequential:
+    return nn.Sequential(*(layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())))
+
+
+WINDOW = (3, 1, 40)
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "model": (lambda: CNN(WINDOW, 5), WINDOW),
+    "block of 9 taps": (lambda: block(16, 32, 9), (16, 1, 30)),
+    "block of 5 taps": (lambda: block(16, 32, 5), (16, 1, 30)),
+    "dense": (lambda: dense(64, 32, 16), (64,)),
+}
+
+
+def fused(net: nn.Module) -> nn.Module:
+    net = net.to(memory_format=torch.channels_last).train()
+    fuse({"net": net})
+    return net
+
+
+def result(net: nn.Module, window: tuple[int, ...] = WINDOW) -> Tensor:
+    out = net(torch.randn(4, *window, generator=torch.Generator().manual_seed(0)))
+    return out if isinstance(out, Tensor) else out.logits
+
+
+def is_chained(net: nn.Module, window: tuple[int, ...] = WINDOW) -> bool:
+    return "Chained" in str(result(net, window).grad_fn)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_chains_are_used_and_nothing_is_said(name, capsys):
+    make, window = MODELS[name]
+    assert is_chained(fused(make()), window) and lines(capsys) == []
+
+
+@pytest.mark.parametrize("method", ["forward", "features"])
+def test_a_models_method_that_is_replaced_runs(method, monkeypatch, capsys):
+    net = fused(CNN(WINDOW, 5))
+    before = result(net)
+    usual = getattr(Model, method)
+
+    def changed(self, x):
+        found = usual(self, x)
+        return 2 * found if method == "features" else found._replace(logits=2 * found.logits)
+
+    monkeypatch.setattr(Model, method, changed)
+    for each in (net, fused(CNN(WINDOW, 5))):
+        assert not is_chained(each)
+    (line,) = [line for line in lines(capsys) if "CNN.forward" in line]
+    assert f"Model.{method} was replaced" in line and "differs by" in line
+    assert not torch.equal(result(net), before)
+    monkeypatch.setattr(Model, method, usual)
+    assert torch.equal(result(net), before)
+
+
+def test_so_does_one_that_a_model_is_given(monkeypatch):
+    net = fused(CNN(WINDOW, 5))
+    assert is_chained(net)
+    monkeypatch.setattr(CNN, "features", lambda self, x: 0 * Model.features(self, x))
+    assert not is_chained(net) and torch.equal(result(net), net.head.bias.expand(4, -1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "head", nn.Linear(128, 5)),
+        lambda net: net.convolutions[1].__setitem__(2, nn.ELU()),
+        lambda net: net.dense.append(nn.Linear(128, 128)),
+        lambda net: setattr(net.convolutions[1][3], "ceil_mode", True),
+        lambda net: setattr(net.convolutions[0][2], "forward", torch.tanh),
+        lambda net: setattr(net.dense, "forward", lambda x: x[:, :128]),
+        lambda net: setattr(net, "features", lambda x: x.flatten(1)[:, :1].expand(-1, 128)),
+        lambda net: setattr(net.head, "bias", None),
+        lambda net: (
+            setattr(net, "parts", ("convolutions", "dense", "dense2")) or setattr(net, "dense2", dense(128, 128))
+        ),
+    ],
+)
+def test_layers_that_are_replaced_or_changed_later_are_those_that_run(change):
+    """Against the same model that nothing was ever fused in."""
+    nets = [CNN(WINDOW, 5).to(memory_format=torch.channels_last).train() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    ours, theirs = fused(nets[0]), nets[1]
+    assert is_chained(ours)
+    result(theirs)  # statistics, too
+    for net in (ours, theirs):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            change(net)
+    bound = 1e-4 * float(result(copy.deepcopy(theirs)).detach().abs().max())  # wrong layers are wrong by far more
+    torch.testing.assert_close(result(ours), result(theirs), rtol=0, atol=bound)
+
+
+def test_hooks_on_all_modules_are_called():
+    net, asked = fused(CNN(WINDOW, 5)), []
+    assert is_chained(net)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: asked.append(module))
+    try:
+        assert not is_chained(net)
+    finally:
+        handle.remove()
+    assert net.convolutions[0][0] in asked and is_chained(net)
+
+
+def test_features_that_the_head_cuts_off_come_out_as_they_are():
+    """A ReLU at the head's start is not part of the features."""
+
+    class Cut(CNN):
+        def __init__(self, shape, classes):
+            super().__init__(shape, classes)
+            self.dense = nn.Sequential(nn.Linear(64 * 4, 128))
+            self.head = nn.Sequential(nn.ReLU(), nn.Linear(128, classes))
+
+    net = fused(Cut(WINDOW, 5))
+    features = net(torch.randn(4, *WINDOW, generator=torch.Generator().manual_seed(0))).features
+    assert (features < 0).any() and "Chained" in str(features.grad_fn)
+
+
+def test_a_layers_class_that_is_changed_runs(monkeypatch, capsys):
+    net = fused(dense(64, 32, 16))
+    assert is_chained(net, (64,))
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: F.leaky_relu(x, 0.05))
+    assert not is_chained(net, (64,)) and result(net, (64,)).min() < 0
+    (line,) = lines(capsys)
+    assert "ReLU.forward was replaced" in line and "differs by" in line
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_comparison_leaves_network_and_random_numbers_as_they_are(name):
+    make, window = MODELS[name]
+    net = fused(make())
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    assert vars(net)["forward"]._prepared(torch.randn(4, *window, generator=torch.Generator())) is not None
+    assert vars(net)["forward"]._reasons(torch.Size(window)) == []
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_a_comparison_is_made_whatever_the_caller_does_with_gradients(capsys):
+    with torch.inference_mode():
+        assert result(fused(CNN(WINDOW, 5))).shape == (4, 5)
+    assert lines(capsys) == [] and all(verdict.agrees for verdict in twin._verdicts.values())
+
+
+# ---- wrong twins, from C that is wrong
+
+WRONG = {  # of the compiled library's files, a text in it, and what it is made
+    "losses.c": ("p->plain[i] - is_true + kd", "p->plain[i] - is_true + 1.01 * kd"),
+    "dense.c": ("totals[i * OUTPUTS + j] + bias[j]", "1.01f * totals[i * OUTPUTS + j] + bias[j]"),
+    "winograd.c": ("g[0] = 0.5f * v[0] + one", "g[0] = 0.51f * v[0] + one"),
+    "sgd.c": ("parameter[k] -= by", "parameter[k] -= 1.01f * by"),
+}
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory):
+    """The library made of wrong files, and of nothing else that is wrong."""
+    folder = tmp_path_factory.mktemp("wrong") / "fused"
+    shutil.copytree(native.FOLDER, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for name, (old, new) in WRONG.items():
+        text = (folder / name).read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "FOLDER", folder)
+        native.make(os.environ.get("CC", "cc"), folder / "wrong.so")
+    return native.opened(folder / "wrong.so")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_wrong"), [("model", True), ("block of 9 taps", True), ("block of 5 taps", False), ("dense", True)]
+)
+def test_a_wrong_chain_is_named_and_not_used(name, is_wrong, wrong, monkeypatch, capsys):
+    make, window = MODELS[name]
+    right, net = fused(make()), fused(make())
+    assert is_chained(right, window)
+    monkeypatch.setattr(native, "_library", lambda: wrong)
+    assert all(is_chained(each, window) != is_wrong for each in (right, net))
+    said = lines(capsys)
+    assert len(said) == is_wrong and all(f"{type(net).__name__}.forward" in line and " %" in line for line in said)
+
+
+def test_wrong_losses_and_steps_are_named_and_not_used(wrong, monkeypatch, capsys):
+    right = a_round()
+    monkeypatch.setattr(native, "_library", lambda: wrong)
+    kept = a_round()
+    said = lines(capsys)
+    assert len(said) == 2 and "losses of FedKDX" in said[0] + said[1] and "clipping and SGD" in said[0] + said[1]
+    assert not is_compiled(a_client()) and not isinstance(
+        mover([list(nn.Linear(2, 2).parameters())], 0.1, 1.0), ClipAndMove
+    )
+    monkeypatch.setattr(native, "operations", lambda: None)
+    assert same_state(kept, a_round()) and not same_state(kept, right)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(compiled_losses, "mutual"), (compiled_losses.Mutual, "backward"), (chain.Chained, "forward")],
+    ids=str,
+)
+def test_so_is_what_calls_the_library(module, name, monkeypatch, capsys):
+    net = fused(CNN(WINDOW, 5))
+    assert is_compiled(a_client()) and is_chained(net)
+    usual = getattr(module, name)
+
+    def changed(*args):
+        return tuple(1.01 * part if isinstance(part, Tensor) else part for part in usual(*args))
+
+    monkeypatch.setattr(module, name, changed if name == "mutual" else staticmethod(changed))
+    assert is_compiled(a_client()) != is_chained(net) and is_chained(net) == (module is not chain.Chained)
+    assert len(lines(capsys)) == 1
+
+
+# ---- steps
+
+
+def test_a_step_that_is_replaced_is_not_compiled(monkeypatch, capsys):
+    parameters = list(nn.Linear(2, 2).parameters())
+    assert ClipAndMove.takes(parameters) and lines(capsys) == []
+    usual = sgd.clip_and_move
+    monkeypatch.setattr(sgd, "clip_and_move", lambda groups, rate, bound: usual(groups, 0.99 * rate, bound))
+    assert not ClipAndMove.takes(parameters)
+    (line,) = lines(capsys)
+    assert "sgd.clip_and_move was replaced" in line and "differs by" in line
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.5, 100.0])
+def test_the_step_it_stands_for_is_pytorchs(bound):
+    """In float64, with a parameter that no loss has felt."""
+    rng = torch.Generator().manual_seed(0)
+    values = [torch.randn(4, 3, generator=rng, dtype=torch.float64) for _ in range(3)]
+    groups = [[nn.Parameter(value.clone()) for value in values] for _ in range(2)]
+    for group in groups:
+        for parameter, value in zip(group[:2], values, strict=False):
+            parameter.grad = 2 * value
+    sgd.clip_and_move(groups[:1], 0.3, bound)()
+    if bound:
+        nn.utils.clip_grad_norm_(groups[1], bound)
+    torch.optim.SGD(groups[1], lr=0.3).step()
+    for one, other in zip(*groups, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-15, atol=1e-15)
+        assert one.grad is None
+    assert torch.equal(groups[0][2], values[2]) and not torch.equal(groups[0][0], values[0])
+
+
+# ---- processes
+
+
+def in_processes() -> dict[str, Tensor]:
+    torch.set_num_threads(2)
+    return a_round(backend="parallel", join_ratio=1.0)
+
+
+def test_what_workers_find_out_is_said_once(monkeypatch, capfd):
+    usual = losses.kd
+    monkeypatch.setattr(losses, "kd", lambda *args: 2 * usual(*args))
+    for _ in range(2):
+        in_processes()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "losses.kd was replaced" in line
+
+
+def test_workers_do_not_compare_what_their_parent_has_compared(monkeypatch, capfd):
+    expected = a_round(join_ratio=1.0)
+    monkeypatch.setattr(twin, "_found", lambda reasons: ["compared once more"])
+    assert same_state(in_processes(), expected)
+    assert capfd.readouterr().err == ""
+
+
+# ---- what is allowed
+
+
+def test_the_bound_is_its_formula():
+    assert twin.roundoff(256) == 4 * 16 * 2.0**-24
+
+
+def test_rounding_moves_each_result_and_gradient_by_no_more_than_its_size():
+    x = torch.arange(1.0, 1001.0, dtype=torch.float64, requires_grad=True)
+    with twin.Rounding(1e-3):
+        y = torch.mul(x, 3)
+        places = torch.topk(y, 5).indices
+    off = (y / (3 * x) - 1).abs()
+    (by,) = torch.autograd.grad(y.sum(), x)
+    assert 0.9e-3 < off.max() <= 1.0001e-3 and 0.3e-3 < off.mean() < 0.7e-3
+    torch.testing.assert_close(by, (y / x).detach(), rtol=1e-12, atol=0)
+    assert places.dtype == torch.int64
+    assert torch.equal(torch.mul(x, 3), 3 * x)
+
+
+def test_what_differs_by_less_than_rounding_agrees_and_by_more_does_not():
+    """A sum of products, as whose reference the same in float64 stands."""
+    rows = [twin.random(50, 256, seed=seed) for seed in range(2)]
+
+    def side(dtype: torch.dtype, factor: float = 1.0, dim: int = 1) -> twin.Side:
+        one, other = (each.to(dtype).requires_grad_() for each in rows)
+        return twin.Side(lambda: {"the sum": factor * (one * other).sum(dim)}, {"one": one, "the other": other})
+
+    exact, terms = side(torch.float64), 256
+    assert twin.difference(exact, side(torch.float32), terms) == []
+    assert twin.difference(exact, side(torch.float32, 1 + twin.roundoff(terms) / 2), terms) == []
+    assert twin.difference(exact, side(torch.float32, 1.001), terms) == ["the sum differs by 0.1 %"]
+    (differs,) = twin.difference(exact, side(torch.float32, torch.nan), terms)
+    assert "nan" in differs
+    with pytest.raises(RuntimeError, match="size"):
+        twin.difference(exact, side(torch.float32, dim=0), terms)
