@@ -352,7 +352,8 @@ class Chain:
 def _replaced(kind: type, name: str) -> list[str]:
     """Whether a class's method is another one than the file of the class has."""
     owner = next(each for each in kind.__mro__ if name in vars(each))
-    return twin.replaced(owner.__name__, vars(owner), [name], vars(sys.modules[owner.__module__]))
+    module = sys.modules.get(owner.__module__)  # none where a file was run by other means than an import
+    return twin.replaced(owner.__name__, vars(owner), [name], vars(module)) if module else []
 
 
 def _draw(net: nn.Module, seed: int) -> None:

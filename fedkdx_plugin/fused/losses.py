@@ -17,9 +17,10 @@ from registry.interface import Batch, Output
 
 # of the module of the paper's equations: what the compiled losses stand for
 FUNCTIONS = ("soften", "apart", "kd", "nkd", "contrastive", "unit", "_equation_8")
-ROWS = 8  # windows of the batch on which both are compared; powers of two round nothing:
-SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of their features: one is short, one too short
-SPREADS = (1.0, 1.0, 1.0, 1.0, 4.0, 16.0, 64.0, 0.0)  # of their logits: some are certain, one says nothing
+FEWEST, MOST = 8, 64  # windows of the batch on which both are compared: one of each class, within these bounds
+# of every eight windows, powers of two, which round nothing:
+SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of the features: one is short, one too short
+SPREADS = (1.0, 1.0, 1.0, 1.0, 4.0, 16.0, 64.0, 0.0)  # of the logits: some are certain, one says nothing
 
 Losses = Callable[[Any, Output, Output, Batch], dict[str, Tensor]]
 
@@ -68,7 +69,7 @@ def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output,
     operations, variables = native.operations(), vars(equations)
     classes, size = teacher.logits.shape[1], teacher.features.shape[1]
     ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
-    theirs = (*twin.made_of(variables, FUNCTIONS), method, F.cross_entropy, Batch.mean)
+    theirs = (*twin.made_of(variables, FUNCTIONS), method, method.__code__, F.cross_entropy, Batch.mean)
 
     def by_method(*batch: Any) -> Iterable[Tensor]:
         return method(client, *batch).values()
@@ -79,7 +80,7 @@ def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output,
     def reasons() -> list[str]:
         pytorchs = _trial(by_method, classes, size, torch.float64)
         found = _trial(by_mutual, classes, size, torch.float32)
-        differences = twin.difference(pytorchs, found, terms=max(classes, size, ROWS))
+        differences = twin.difference(pytorchs, found, terms=max(classes, size, FEWEST))
         return twin.replaced(equations.__name__, variables, FUNCTIONS, variables) + differences
 
     kind = (type(client), repr(client.params), classes, size)
@@ -87,16 +88,18 @@ def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output,
 
 
 def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dtype: torch.dtype) -> twin.Side:
-    """Losses on a batch of `ROWS` windows, the same numbers in either precision."""
-    spreads, scales = (torch.tensor(each, dtype=dtype, device="cpu")[:, None] for each in (SPREADS, SCALES))
+    """Losses on the batch, the same numbers in either precision."""
+    rows = min(max(FEWEST, classes), MOST)
+    spreads, scales = (
+        torch.tensor(each, dtype=dtype, device="cpu").repeat(MOST)[:rows, None] for each in (SPREADS, SCALES)
+    )
     by: dict[str, Tensor] = {}
     for seed, network in enumerate(("teacher", "student")):
-        features = twin.random(ROWS, size, seed=seed).relu()
+        features = twin.random(rows, size, seed=seed).relu()
         features[seed] = 0
         by[f"the {network}'s features"] = features.to(dtype).requires_grad_()
-        logits = spreads * twin.random(ROWS, classes, seed=2 + seed)
-        by[f"the {network}'s logits"] = logits.to(dtype).requires_grad_()
-    batch = Batch(torch.empty(ROWS, device="cpu"), torch.arange(ROWS, device="cpu") % classes)
+        by[f"the {network}'s logits"] = (spreads * twin.random(rows, classes, seed=2 + seed)).to(dtype).requires_grad_()
+    batch = Batch(torch.empty(rows, device="cpu"), torch.arange(rows, device="cpu") % classes)
 
     def values() -> dict[str, Tensor]:
         h_t, z_t, h_s, z_s = by.values()

@@ -160,7 +160,7 @@ def roundoff(terms: int) -> float:
 
 
 class Rounding(TorchFunctionMode):
-    """Within, each result of PyTorch's is off by a random relative error, and so is the gradient that comes back by it.
+    """Within, all that gradients go back through is off by a random relative error, and so are the gradients.
 
     Monte Carlo arithmetic (Parker 1997): how far final results move is what rounding may do to them.
 
@@ -179,7 +179,7 @@ class Rounding(TorchFunctionMode):
         return self._off(result)
 
     def _off(self, result: Any) -> Any:
-        if not isinstance(result, Tensor) or not result.is_floating_point():
+        if not isinstance(result, Tensor) or result.grad_fn is None:
             return result
         factors = torch.empty(result.shape, dtype=result.dtype, device=result.device)
         return result * factors.uniform_(1 - self.size, 1 + self.size, generator=self.rng)

@@ -149,6 +149,26 @@ def test_a_loss_that_is_edited_by_a_percent_runs(old, new, monkeypatch, capsys):
     assert near < far / 10
 
 
+def test_an_edit_that_only_one_of_many_classes_feels_is_seen(monkeypatch, capsys):
+    edit(
+        monkeypatch,
+        "return -(1 - gamma) * teacher.true.exp() * student.true - gamma * tau**2 * others",
+        "return torch.where(teacher.true == teacher.true.max(), 1.1, 1.0) * "
+        "(-(1 - gamma) * teacher.true.exp() * student.true - gamma * tau**2 * others)",
+    )
+    assert "Mutual" not in str(a_client().distil(*a_batch(classes=30))["teacher"].grad_fn)
+    assert len(lines(capsys)) == 1
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(2, 8), (7, 8), (40, 40), (1000, 64)])
+def test_every_class_is_a_true_one_as_far_as_there_are_rows(classes, rows):
+    def values(teacher, student, batch):
+        assert len(batch.y) == rows and len(batch.y.unique()) == min(classes, rows)
+        return teacher.logits.sum(), student.logits.sum()
+
+    assert len(compiled_losses._trial(values, classes, 3, torch.float32).results()) == 2 + 4
+
+
 def test_an_edit_that_changes_no_value_leaves_the_compiled_losses(monkeypatch, capsys):
     edit(monkeypatch, "return tau**2 * (log_target.exp()", "return tau * tau * (log_target.exp()")
     assert is_compiled(a_client()) and lines(capsys) == []
@@ -465,7 +485,7 @@ WRONG = {  # of the compiled library's files, a text in it, and what it is made
     "losses.c": ("p->plain[i] - is_true + kd", "p->plain[i] - is_true + 1.01 * kd"),
     "dense.c": ("totals[i * OUTPUTS + j] + bias[j]", "1.01f * totals[i * OUTPUTS + j] + bias[j]"),
     "winograd.c": ("g[0] = 0.5f * v[0] + one", "g[0] = 0.51f * v[0] + one"),
-    "sgd.c": ("parameter[k] -= by", "parameter[k] -= 1.01f * by"),
+    "sgd.c": ("factor = bound /", "factor = 1.01 * bound /"),
 }
 
 
