@@ -254,7 +254,7 @@ class Chain:
         """Make the plan anew where a module within, or what it is set to, is not as it was."""
         try:
             same = self._attributes and self._attributes == self._as_planned
-        except RuntimeError:  # a tensor among them is another one
+        except (RuntimeError, ValueError):  # an array among them is another one
             same = False
         if same:
             return
