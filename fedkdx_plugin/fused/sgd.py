@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedkdx_plugin.fused import native, twin
 from fedkdx_plugin.fused.native import POINTER, SIZE
 
-SHAPES = ((16, 3, 1, 9), (16,), (7, 33), (5,))  # of the parameters on which both ways are compared
+SHAPES = ((16, 3, 1, 9), (7, 33))  # of a network's parameters on which both ways are compared
 RATE = 0.5
 BOUNDS = (0.0, 1.0, 1e6)  # of the gradient's norm: none, one that changes the gradient, one that does not
 

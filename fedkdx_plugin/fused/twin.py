@@ -99,7 +99,7 @@ class Side(NamedTuple):
 
     Attributes:
         values: gives them by what they are called in a message.
-        by: the tensors, likewise, by which gradients of the values are compared.
+        by: the tensors, likewise, by which gradients of the values are compared; none where values have none.
     """
 
     values: Callable[[], Results]
@@ -137,7 +137,8 @@ def difference(pytorchs: Side, compiled: Side, terms: int) -> list[str]:
             the way back too, is off by up to the bound of float32's rounding error for such a sum.
     """
     bound = roundoff(terms)
-    exact, found, moved = pytorchs.results(), compiled.results(), pytorchs.results(Rounding(bound))
+    exact, found = pytorchs.results(), compiled.results()
+    moved = pytorchs.results(Rounding(bound)) if pytorchs.by else exact
     most, what = 0.0, ""
     for name, right in exact.items():
         off, by_rounding, size = (_norm(tensor) for tensor in (found[name] - right, moved[name] - right, right))
