@@ -14,6 +14,8 @@ from fedkdx_plugin.fused import losses as fused
 from registry.interface import Batch, Output, Task, outputs
 from registry.parameters import hyper
 
+compiled = fused.compiled(losses)  # not in the class, where `losses` is a method
+
 
 @dataclass(frozen=True)
 class FedKDXParams(StudentParams):
@@ -53,22 +55,14 @@ class FedKDXClient(StudentClient):
         teacher, student = outputs(nets, batch.x, "teacher", "student")
         if "ctl" in self.params.use:
             teacher = teacher._replace(features=self._to_student_size(nets, teacher))
-        if self.params.use and self.params.nkd_direction == "mutual" and fused.fits(teacher, student, batch):
-            loss_t, loss_s = fused.mutual(teacher, student, batch.y, self._terms())
-            return {"teacher": loss_t, "student": loss_s}
-        return self._step_by_step(teacher, student, batch)
+        return self.distil(teacher, student, batch)
 
-    def _terms(self) -> fused.Terms:
-        p = self.params
-        weights = {"kd": p.kd_weight, "nkd": p.nkd_weight, "ctl": p.ctl_weight}
-        used = {name: weight if name in p.use else 0.0 for name, weight in weights.items()}
-        return fused.Terms(tau=p.tau, gamma=p.gamma, tau_ctl=self._tau_ctl(), **used)
+    @compiled
+    def distil(self, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
+        """What teacher and student minimise, each learning from the other (eq. 3-8).
 
-    def _tau_ctl(self) -> float:
-        return self.params.tau if self.params.tau_ctl is None else self.params.tau_ctl
-
-    def _step_by_step(self, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
-        """The losses by PyTorch's operations, for whatever device and type."""
+        Where a compiled operation gives the same as what is written here, it runs instead (docs/performance.md).
+        """
         p = self.params
         loss_t = F.cross_entropy(teacher.logits, batch.y, reduction="none")
         loss_s = F.cross_entropy(student.logits, batch.y, reduction="none")
@@ -86,6 +80,18 @@ class FedKDXClient(StudentClient):
             loss_t = loss_t + p.ctl_weight * losses.contrastive(h_t, h_s.detach(), tau, batch.mask)
             loss_s = loss_s + p.ctl_weight * losses.contrastive(h_t.detach(), h_s, tau, batch.mask)
         return {"teacher": batch.mean(loss_t), "student": batch.mean(loss_s)}
+
+    def terms(self) -> fused.Terms | None:
+        """What the compiled losses are told to do; None where they cannot do what the parameters ask for."""
+        p = self.params
+        if not p.use or p.nkd_direction != "mutual":
+            return None
+        weights = {"kd": p.kd_weight, "nkd": p.nkd_weight, "ctl": p.ctl_weight}
+        used = {name: weight if name in p.use else 0.0 for name, weight in weights.items()}
+        return fused.Terms(tau=p.tau, gamma=p.gamma, tau_ctl=self._tau_ctl(), shortest=losses.SHORTEST_FEATURE, **used)
+
+    def _tau_ctl(self) -> float:
+        return self.params.tau if self.params.tau_ctl is None else self.params.tau_ctl
 
     @staticmethod
     def _to_student_size(nets: Mapping, teacher: Output) -> Tensor:

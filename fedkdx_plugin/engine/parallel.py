@@ -23,6 +23,7 @@ from torch import Tensor
 from fedkdx_plugin.engine.backend import Backend, Trained
 from fedkdx_plugin.engine.evaluation import Prediction
 from fedkdx_plugin.engine.sequential import Sequential
+from fedkdx_plugin.fused.twin import collected, pass_on
 from registry.interface import Message, NonFinite, Round
 
 ATTEMPTS = 3  # at one client's work, before a worker's death is an error
@@ -93,6 +94,7 @@ class Parallel(Backend):
         return Message(tensors, meta)
 
     def _take(self, id: int, answer: Message) -> Trained | NonFinite:
+        pass_on(answer.meta["lines"])
         if "dropped" in answer.meta:
             return NonFinite(answer.meta["dropped"])
         client, parts = self.workspace.clients[id], _parted(answer.tensors, "reply", "kept", "memory")
@@ -196,12 +198,13 @@ def _work(backend: Sequential, task: Message) -> Message:
     id, parts = task.meta["id"], _parted(task.tensors, "message", "kept", "memory")
     client = backend.workspace.clients[id]
     backend.workspace.kept[id], client.memory, client.trained = parts["kept"], parts["memory"], task.meta["trained"]
-    result = backend.train_one(id, Message(parts["message"], task.meta["meta"]), Round(*task.meta["round"]))
+    with collected() as lines:
+        result = backend.train_one(id, Message(parts["message"], task.meta["meta"]), Round(*task.meta["round"]))
     if isinstance(result, NonFinite):
-        return Message({}, {"dropped": str(result)})
+        return Message({}, {"dropped": str(result), "lines": lines})
     tensors = _joined(reply=result.reply.tensors, kept=backend.workspace.kept[id], memory=client.memory)
     backend.workspace.kept[id], client.memory = {}, {}  # the parent keeps it
-    return Message(tensors | {"loss": result.loss}, {"meta": dict(result.reply.meta)})
+    return Message(tensors | {"loss": result.loss}, {"meta": dict(result.reply.meta), "lines": lines})
 
 
 def _put(memory: mmap.mmap, connection: Connection, message: Message | _Failed) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import struct
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -13,14 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedkdx_plugin.fused import native
-from registry.interface import Output
+from fedkdx_plugin.fused import native, twin
+from registry.interface import Model, Output
 
 VECTOR = 16  # numbers of inputs and filters are multiples of it, as in vectors.h
 HELD = 1 << 24  # values that a thread holds on to for the next call, 64 MB
 THREADS = 2  # from three on, PyTorch's operations, which divide the work among threads, may be faster
 CONVOLUTION_BLOCK, FLATTEN, DENSE, DENSE_RELU = range(4)  # `enum kind` of chain.c
 LAYER = struct.Struct("@4n2d7P")  # `struct layer` of chain.c
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)  # a chain would not call them
+WINDOWS = 3  # on which both ways are compared
 
 Slot = tuple[dict[str, Tensor], str]  # a module's own dictionary, as tensors are asked for at every step, and a name
 
@@ -52,6 +61,13 @@ class Layer(NamedTuple):
         """The same of what a block's norm keeps."""
         names = ("running_mean", "running_var", "num_batches_tracked")
         return [] if self.norm is None else [(self.norm._buffers, name) for name in names]
+
+    def shapes(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Of its parameters, and of its statistics."""
+        weight, each = (self.outputs, self.inputs), (self.outputs,)
+        if self.kind == CONVOLUTION_BLOCK:
+            return [(*weight, 1, self.taps), each, each, each], [each, each, ()]
+        return [] if self.main is None else [weight, each], []
 
     def packed(self, pointers: Sequence[int] = ()) -> bytes:
         """As `struct layer`, its tensors at these places."""
@@ -175,44 +191,94 @@ def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.new_empty_strided(shape, (time * channels, 1, time * channels, channels))
 
 
+class Plan(NamedTuple):
+    """What a chain computes.
+
+    Attributes:
+        layers: one after the other.
+        inner: the layer whose result is given beside the last one's; -1: none.
+    """
+
+    layers: list[Layer]
+    inner: int = -1
+
+
 class Chain:
     """What takes the place of a module's method where the layers it asks are trained in float32 on a CPU.
 
+    It stands for the method of the module's class as it is at every call: where layers were replaced or changed, the
+    plan is made anew, and where functions are other ones, both ways are compared anew (`twin`).
+
     Args:
         module: that it belongs to.
-        method: of the module's class, for wherever compiled operations do not fit.
-        layers: that the method asks one after the other.
-        inner: the layer whose result the method gives beside the last one's; -1: none.
+        name: of the method.
+        plan: finds what the method does with the module; None where no chain does that.
     """
 
-    def __init__(
-        self, module: nn.Module, method: Callable[[nn.Module, Tensor], Any], layers: Sequence[Layer], inner: int = -1
-    ) -> None:
-        self.module, self.method, self.layers, self.inner = module, method, layers, inner
-        self._within = list(module.modules())[1:]
-        self._norms = [layer.norm for layer in layers if layer.norm is not None]
-        self._parameters = [slot for layer in layers for slot in layer.parameters()]
-        self._statistics = [slot for layer in layers for slot in layer.statistics()]
-        self._shapes = [held[name].shape for held, name in (*self._parameters, *self._statistics)]
+    def __init__(self, module: nn.Module, name: str, plan: Callable[[nn.Module], Plan | None]) -> None:
+        self.module, self.name, self.plan = module, name, plan
+        self._attributes: list[dict[str, Any]] = []  # of the module and all within, and of each its modules by name
+        self._as_planned: list[dict[str, Any]] = []  # the same when the plan was made
+        self._functions: list[Any] = []  # when both ways were last compared
+        self._agrees: dict[torch.Size, bool] = {}  # by the shape of a window
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Chain:
+        return Chain(copy.deepcopy(self.module, memo), self.name, self.plan)
+
+    def __call__(self, x: Tensor) -> Any:
+        method, prepared = getattr(type(self.module), self.name), self._prepared(x)
+        if prepared is None:
+            return method(self.module, x)
+        if self._may_stand(x):
+            return self._run(x, *prepared)
+        with native.left_out():  # also of what the method asks
+            return method(self.module, x)
+
+    def _run(self, x: Tensor, packed: bytes, layout: Layout, parameters: Sequence[Tensor]) -> Any:
+        between, out = Chained.apply(x, packed, layout, self.inner, *parameters)
+        return out if between is None else Output(between, out)
+
+    def _prepared(self, x: Tensor) -> tuple[bytes, Layout, Sequence[Tensor]] | None:
+        """What it takes to compute; None where PyTorch's operations are to be used."""
+        if not self.module.training or native.operations() is None or torch.get_num_threads() > THREADS:
+            return None
+        self._look()
+        layout = self._layout(x)
+        if layout is None:
+            return None
+        parameters = [held.get(name) for held, name in self._parameters]
+        packed = self._pack(parameters)
+        return None if packed is None else (packed, layout, parameters)
+
+    def _look(self) -> None:
+        """Make the plan anew where a module within, or what it is set to, is not as it was."""
+        try:
+            same = self._attributes and self._attributes == self._as_planned
+        except (RuntimeError, ValueError):  # an array among them is another one
+            same = False
+        if same:
+            return
+        modules = list(self.module.modules())
+        self._attributes = [held for module in modules for held in (vars(module), module._modules)]
+        self._as_planned = [dict(held) for held in self._attributes]
+        own = [vars(module)[kind] for module in modules[1:] for kind in HOOKS]
+        self._hooks = own + [getattr(nn.modules.module, f"_global{kind}") for kind in HOOKS]
+        self.layers, self.inner = self.plan(self.module) or Plan([])
+        kind = type(self.module)
+        asked = [(kind, name) for name in ("features", "sequence") if isinstance(self.module, Model)]
+        self._methods = asked + [(each, "forward") for each in dict.fromkeys(map(type, modules))]
+        self._norms = [layer.norm for layer in self.layers if layer.norm is not None]
+        self._parameters = [slot for layer in self.layers for slot in layer.parameters()]
+        self._statistics = [slot for layer in self.layers for slot in layer.statistics()]
+        self._shapes = [shape for own in (0, 1) for layer in self.layers for shape in layer.shapes()[own]]
         self._layouts: dict[torch.Size, Layout | None] = {}
         self._known: list[float] = []  # what was packed: where in memory the layers' tensors are, and norms' rates
         self._packed: bytes | None = None  # None where some tensor does not fit
-
-    def __call__(self, x: Tensor) -> Any:
-        layout = self._layout(x)
-        if layout is not None:
-            parameters = [held[name] for held, name in self._parameters]
-            packed = self._pack(parameters)
-            if packed is not None:
-                between, out = Chained.apply(x, packed, layout, self.inner, *parameters)
-                return out if between is None else Output(between, out)
-        return self.method(self.module, x)
+        self._functions = []
 
     def _layout(self, x: Tensor) -> Layout | None:
-        """None where PyTorch's operations are to be used."""
-        if not self.module.training or native.operations() is None or torch.get_num_threads() > THREADS:
-            return None
-        if not all(norm.training for norm in self._norms) or any(map(_is_watched, self._within)):
+        """None where there is no plan, hooks would not be called, norms are not trained, or windows do not fit."""
+        if not self.layers or any(self._hooks) or not all(norm.training for norm in self._norms):
             return None
         if x.dtype != torch.float32 or not x.is_cpu or (x.requires_grad and self.layers[0].inputs % VECTOR):
             return None
@@ -220,9 +286,11 @@ class Chain:
             self._layouts[x.shape] = Layout.of(self.layers, x.shape)
         return self._layouts[x.shape]
 
-    def _pack(self, parameters: Sequence[Tensor]) -> bytes | None:
+    def _pack(self, parameters: Sequence[Tensor | None]) -> bytes | None:
         """The layers; nothing is looked at again as long as all tensors are where they were."""
-        tensors = [*parameters, *(held[name] for held, name in self._statistics)]
+        tensors = [*parameters, *(held.get(name) for held, name in self._statistics)]
+        if any(tensor is None for tensor in tensors):
+            return None
         places = [tensor.data_ptr() for tensor in tensors]
         known = places + [rate for norm in self._norms for rate in (norm.eps, norm.momentum)]
         if known != self._known:
@@ -235,13 +303,84 @@ class Chain:
                 )
         return self._packed
 
+    def _may_stand(self, x: Tensor) -> bool:
+        """Whether the compiled layers give what the method gives; known for as long as no function is another one."""
+        operations, window = native.operations(), x.shape[1:]
+        methods = [getattr(kind, name) for kind, name in self._methods]
+        functions = [
+            *(Chained.forward, Chained.backward, operations.chain_forward, operations.chain_backward),
+            *(methods + [getattr(method, "__code__", None) for method in methods]),
+        ]
+        if functions != self._functions:
+            self._functions, self._agrees = functions, {}
+        if window not in self._agrees:
+            self._agrees[window] = self._found_to_agree(window)
+        return self._agrees[window]
 
-def _is_watched(module: nn.Module) -> bool:
-    """Whether it has hooks, which a chain would not call."""
-    forward, backward = module._forward_hooks or module._forward_pre_hooks, module._backward_hooks
-    return bool(forward or backward or module._backward_pre_hooks)
+    def _found_to_agree(self, window: torch.Size) -> bool:
+        name = f"{type(self.module).__name__}.{self.name}"
+        structure = [(layer.kind, layer.inputs, layer.outputs, layer.taps) for layer in self.layers]
+        return twin.agrees(name, (*structure, self.inner, *window), self._functions, lambda: self._reasons(window))
+
+    def _reasons(self, window: torch.Size) -> list[str]:
+        """What speaks against it.
+
+        A gradient jumps where a value is cut off or two are equal. That rounding decides so on two batches is unlikely.
+        """
+        differences = self._difference(window, seed=0) and self._difference(window, seed=1)
+        return [reason for kind, name in self._methods for reason in _replaced(kind, name)] + differences
+
+    def _difference(self, window: torch.Size, seed: int) -> list[str]:
+        """What differs on a few windows, the layers' weights drawn at random."""
+        ours = copy.deepcopy(self.module).requires_grad_()
+        _draw(ours, seed)
+        theirs, x = copy.deepcopy(ours).double(), 1 + twin.random(WINDOWS, *window, seed=seed)
+        chain = getattr(ours, self.name)
+
+        def by_chain(x: Tensor) -> Any:
+            return chain._run(x, *chain._prepared(x))
+
+        def by_method(x: Tensor) -> Any:
+            return getattr(type(theirs), self.name)(theirs, x)
+
+        sums = [max(layer.inputs, layer.outputs) * max(layer.taps, 1) for layer in self.layers]
+        by_x = self.layers[0].inputs % VECTOR == 0
+        pytorchs, compiled = _side(theirs, by_method, x.double(), by_x), _side(ours, by_chain, x, by_x)
+        return twin.difference(pytorchs, compiled, terms=max(*sums, x.numel() // x.shape[1]))
 
 
-def _fits(tensor: Tensor, shape: torch.Size) -> bool:
+def _replaced(kind: type, name: str) -> list[str]:
+    """Whether a class's method is another one than the file of the class has."""
+    owner = next(each for each in kind.__mro__ if name in vars(each))
+    module = sys.modules.get(owner.__module__)  # none where a file was run by other means than an import
+    return twin.replaced(owner.__name__, vars(owner), [name], vars(module)) if module else []
+
+
+def _draw(net: nn.Module, seed: int) -> None:
+    """Draw parameters and statistics at random, so that results of every layer are of about the same size."""
+    tensors = [tensor for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]
+    with torch.no_grad():
+        for number, tensor in enumerate(tensors):
+            fan_in = tensor[0].numel() if tensor.dim() > 1 else 1
+            drawn = twin.random(*tensor.shape, seed=len(tensors) * seed + number) * (2 / fan_in) ** 0.5
+            tensor.copy_(drawn if tensor.requires_grad else drawn.abs())
+
+
+def _side(net: nn.Module, ask: Callable[[Tensor], Any], x: Tensor, by_x: bool) -> twin.Side:
+    """A network's results, its statistics afterwards, and all gradients."""
+    before = [buffer.clone() for buffer in net.buffers()]
+    by = {"the windows": x.requires_grad_()} if by_x else {}
+
+    def values() -> dict[str, Tensor]:
+        for buffer, value in zip(net.buffers(), before, strict=True):
+            buffer.copy_(value)
+        found = ask(x)
+        results = {"the result": found} if isinstance(found, Tensor) else found._asdict()
+        return results | dict(net.named_buffers())
+
+    return twin.Side(values, by | dict(net.named_parameters()))
+
+
+def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     of_a_kind = tensor.is_cpu and tensor.dtype in (torch.float32, torch.int64)  # the latter counts batches
     return of_a_kind and tensor.shape == shape and tensor.is_contiguous(memory_format=_format(tensor))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
 
 from torch import nn
 from torch.nn.modules.utils import _pair
 
 from fedkdx_plugin.fused import native
-from fedkdx_plugin.fused.chain import CONVOLUTION_BLOCK, DENSE, DENSE_RELU, FLATTEN, VECTOR, Chain, Layer
+from fedkdx_plugin.fused.chain import CONVOLUTION_BLOCK, DENSE, DENSE_RELU, FLATTEN, VECTOR, Chain, Layer, Plan
 from registry.interface import Model
 
 MOST = 32  # layers, as in chain.c
@@ -22,20 +23,47 @@ def fuse(nets: Mapping[str, nn.Module]) -> None:
 
 
 def _fuse(module: nn.Module) -> None:
-    if type(module) is nn.Sequential and (layers := _chain(_flattened(module))):
-        module.forward = Chain(module, nn.Sequential.forward, layers)
-    elif isinstance(module, Model) and _is_plain(module) and (layers := _chain(_flattened(module.sequence()))):
-        module.features = Chain(module, Model.features, layers)
-        if with_head := _chain(_flattened([*module.sequence(), module.head])):
-            module.forward = Chain(module, Model.forward, with_head, inner=len(layers) - 1)
+    if _of_sequence(module):
+        module.forward = Chain(module, "forward", _of_sequence)
+    elif _of_features(module):
+        module.features = Chain(module, "features", _of_features)
+        if _of_model(module):
+            module.forward = Chain(module, "forward", _of_model)
     else:
         for child in module.children():
             _fuse(child)
 
 
+def _of_sequence(module: nn.Module) -> Plan | None:
+    return _plan(module) if type(module) is nn.Sequential else None
+
+
+def _of_features(module: nn.Module) -> Plan | None:
+    return _plan(*module.sequence()) if isinstance(module, Model) and _is_plain(module) else None
+
+
+def _of_model(model: Model) -> Plan | None:
+    """With the head, if features come out between two layers."""
+    if (features := _of_features(model)) and (whole := _plan(*model.sequence(), model.head)):
+        inner = len(features.layers) - 1
+        return whole._replace(inner=inner) if whole.layers[inner] == features.layers[inner] else None
+    return None
+
+
 def _is_plain(model: Model) -> bool:
     """Whether its features are made by its parts alone."""
-    return type(model).features is Model.features and type(model).forward is Model.forward and model.parts != ()
+    plain = type(model).features is Model.features and type(model).forward is Model.forward
+    return plain and model.parts != () and isinstance(vars(model).get("features"), (Chain, NoneType))
+
+
+def _plan(*modules: nn.Module) -> Plan | None:
+    layers = _chain(_flattened(modules)) if not any(map(_has_its_own_way, modules)) else []
+    return Plan(layers) if layers else None
+
+
+def _has_its_own_way(module: nn.Module) -> bool:
+    """Whether somebody gave this very module, or one within, another `forward` than its class has."""
+    return any(not isinstance(vars(part).get("forward"), (Chain, NoneType)) for part in module.modules())
 
 
 def _flattened(sequence: Iterable[nn.Module]) -> list[nn.Module]:

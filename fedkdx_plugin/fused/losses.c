@@ -5,7 +5,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#define SHORTEST_FEATURE 1e-6f /* as in losses.py */
 #define SIDE_BY_SIDE 32
 
 /* log of the sum of exp(scale z) over all classes but one (-1: over all). */
@@ -88,11 +87,11 @@ static double dot(const float *a, const float *b, ptrdiff_t size) {
     return sum;
 }
 
-/* h (n, size) -> rows of length 1, or of zeros where there is no direction. */
-static void to_unit(const float *h, ptrdiff_t n, ptrdiff_t size, float *unit, float *over_length) {
+/* h (n, size) -> rows of length 1, or of zeros where they are shorter than `shortest`. */
+static void to_unit(const float *h, ptrdiff_t n, ptrdiff_t size, float shortest, float *unit, float *over_length) {
     for (ptrdiff_t w = 0; w < n; w++) {
         const float length = sqrt(dot(h + w * size, h + w * size, size));
-        over_length[w] = length < SHORTEST_FEATURE ? 0 : 1 / length; /* NaN stays NaN */
+        over_length[w] = length < shortest ? 0 : 1 / length; /* NaN stays NaN */
         for (ptrdiff_t k = 0; k < size; k++) unit[w * size + k] = h[w * size + k] * over_length[w];
     }
 }
@@ -106,14 +105,14 @@ static void back_from_unit(const float *unit, const float *over_length, ptrdiff_
     }
 }
 
-/* Mean InfoNCE over the batch (eq. 7) with the teacher's features (n, size) as anchors, and its gradients by both.
-   room (2 n size + n n + 2 n). */
-double contrastive_loss(const float *teacher, const float *student, ptrdiff_t n, ptrdiff_t size, double tau, float *room,
-                        float *by_teacher, float *by_student) {
+/* Mean InfoNCE over the batch (eq. 7) with the teacher's features (n, size) as anchors, and its gradients by both; those
+   shorter than `shortest` have no direction. room (2 n size + n n + 2 n). */
+double contrastive_loss(const float *teacher, const float *student, ptrdiff_t n, ptrdiff_t size, double tau,
+                        double shortest, float *room, float *by_teacher, float *by_student) {
     float *t = room, *s = t + n * size, *slope = s + n * size, *over_t = slope + n * n, *over_s = over_t + n;
     double loss = 0;
-    to_unit(teacher, n, size, t, over_t);
-    to_unit(student, n, size, s, over_s);
+    to_unit(teacher, n, size, shortest, t, over_t);
+    to_unit(student, n, size, shortest, s, over_s);
     float *turned = by_student; /* (size, n), until that is written */
     for (ptrdiff_t j = 0; j < n; j++)
         for (ptrdiff_t k = 0; k < size; k++) turned[k * n + j] = s[j * size + k];

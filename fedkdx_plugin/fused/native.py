@@ -30,7 +30,7 @@ SIGNATURES = {
     "chain_forward": [POINTER, SIZE, POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, POINTER, POINTER],
     "chain_backward": [POINTER, SIZE, POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, *[POINTER] * 6],
     "mutual_losses": [POINTER, POINTER, POINTER, SIZE, SIZE, *[DOUBLE] * 4, *[POINTER] * 4],
-    "contrastive_loss": [POINTER, POINTER, SIZE, SIZE, DOUBLE, *[POINTER] * 3],
+    "contrastive_loss": [POINTER, POINTER, SIZE, SIZE, DOUBLE, DOUBLE, *[POINTER] * 3],
     "clip_and_move": [SIZE, POINTER, POINTER, POINTER, DOUBLE, DOUBLE],
 }
 RESULTS = {"contrastive_loss": DOUBLE}

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from fedkdx_plugin.fused import native
+from fedkdx_plugin.fused import native, twin
 from fedkdx_plugin.fused.native import POINTER, SIZE
+
+SHAPES = ((16, 3, 1, 9), (7, 33))  # of a network's parameters on which both ways are compared
+RATE = 0.5
+BOUNDS = (0.0, 1.0, 1e6)  # of the gradient's norm: none, one that changes the gradient, one that does not
+
+
+def clip_and_move(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> Callable[[], None]:
+    """What moves several networks' parameters by their gradients, which are then forgotten: plain SGD, by PyTorch.
+
+    Args:
+        groups: each network's parameters.
+        rate: learning rate.
+        bound: on the norm of each network's gradient (0: none).
+    """
+
+    @torch.no_grad()
+    def move() -> None:
+        for group in groups:
+            if bound > 0:
+                nn.utils.clip_grad_norm_(group, bound)
+            for parameter in group:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=rate)
+                    parameter.grad = None
+
+    return move
 
 
 class ClipAndMove:
-    """Plain SGD of several networks, the norm of each one's gradient bounded as `clip_grad_norm_` does.
+    """The same as one compiled operation.
 
     Args:
         groups: each network's parameters: float32, on a CPU, without gaps in memory.
-        rate: learning rate.
-        bound: of a gradient's norm; 0: none.
+        rate, bound: as of `clip_and_move`.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> None:
@@ -28,11 +53,12 @@ class ClipAndMove:
 
     @staticmethod
     def takes(parameters: Sequence[nn.Parameter]) -> bool:
-        """Whether these can be moved so."""
-        return native.operations() is not None and all(
+        """Whether these can be moved so, with the same result as by PyTorch."""
+        fit = native.operations() is not None and all(
             p.dtype == torch.float32 and p.device.type == "cpu" and p.untyped_storage().nbytes() == p.nbytes
             for p in parameters
         )
+        return fit and _agrees()
 
     def __call__(self) -> None:
         """Move all parameters that have a gradient, and forget it."""
@@ -41,6 +67,38 @@ class ClipAndMove:
             self._operation(len(parameters), places, _pointers(gradients), sizes, self.bound, self.rate)
             for parameter in parameters:
                 parameter.grad = None
+
+
+def _agrees() -> bool:
+    """Whether both ways move parameters by the same, clipped and not."""
+    ours = (ClipAndMove.__init__, ClipAndMove.__call__, native.operations().clip_and_move)
+    theirs = (*twin.made_of(globals(), ["clip_and_move"]), nn.utils.clip_grad_norm_)
+    return twin.agrees("clipping and SGD", None, [*ours, *theirs], _reasons)
+
+
+def _reasons() -> list[str]:
+    pytorchs, compiled = _side(clip_and_move, torch.float64), _side(ClipAndMove, torch.float32)
+    values = sum(torch.Size(shape).numel() for shape in SHAPES)  # of a network
+    foreign = twin.replaced(__name__, globals(), ["clip_and_move"], globals())
+    return foreign + twin.difference(pytorchs, compiled, terms=values)
+
+
+def _side(mover: Callable[..., Callable[[], None]], dtype: torch.dtype) -> twin.Side:
+    """Where the parameters of two networks are after a step; the last one's has no gradient."""
+
+    def values() -> dict[str, Tensor]:
+        moved: dict[str, Tensor] = {}
+        for bound in BOUNDS:
+            drawn = [twin.random(*shape, seed=seed).to(dtype) for seed, shape in enumerate((*SHAPES, *SHAPES))]
+            parameters = list(map(nn.Parameter, drawn))
+            for seed, parameter in enumerate(parameters[:-1]):
+                parameter.grad = twin.random(*parameter.shape, seed=len(drawn) + seed).to(dtype)
+            mover([parameters[: len(SHAPES)], parameters[len(SHAPES) :]], RATE, bound)()
+            names = [f"parameter {place} (norm bounded by {bound:g})" for place in range(len(parameters))]
+            moved |= dict(zip(names, parameters, strict=True))
+        return moved
+
+    return twin.Side(values, {})
 
 
 def _alike(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
