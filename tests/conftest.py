@@ -118,6 +118,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def one_seed() -> None:
+    """What is drawn without a seed does not depend on the tests that ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shard_folder(tmp_path_factory) -> Path:
     """Shards of three clients, 3 channels x 32 samples, 4 classes."""
