@@ -99,6 +99,8 @@ def test_the_transforms_are_a_convolution_exactly():
                 terms = zip(A[result].tolist(), (6 * G[:, tap]).tolist(), B[:, sample].tolist(), strict=True)
                 total = sum(Fraction(a) * round(g) / 6 * Fraction(b) for a, g, b in terms)
                 assert total == (result + tap == sample)
+    random = A.square() @ (G.square().sum(1) * B.square().sum(1))  # squares of random errors, where direct ones are 9
+    assert float(random.mean() / 9) == pytest.approx(2)
 
 
 @compiled
