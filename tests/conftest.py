@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def make_task(student: type[Model] = TinyNet, local_bn: bool = False) -> Task:
 
 
 def make_data(sizes: tuple[int, ...] = (40, 7, 65, 20), tests: int = 12, seed: int = 0) -> DeviceData:
-    """Clients of unequal size; every class has its own frequency, every client its own offset."""
+    """Clients of unequal size; every class has its own frequency, every client its own offset; in the default type."""
     rng = torch.Generator().manual_seed(seed)
     time = torch.arange(SHAPE[2]) / SHAPE[2]
 
@@ -56,7 +56,7 @@ def make_data(sizes: tuple[int, ...] = (40, 7, 65, 20), tests: int = 12, seed: i
         y = torch.randint(CLASSES, (count,), generator=rng)
         wave = torch.sin(2 * torch.pi * (y[:, None] + 1) * time)
         x = wave[:, None, None, :] * torch.tensor([1.0, 0.5, -1.0])[:, None, None] + 0.1 * client
-        return (x + 0.4 * torch.randn(x.shape, generator=rng)).float(), y
+        return x + 0.4 * torch.randn(x.shape, generator=rng), y
 
     train = [windows(size, client) for client, size in enumerate(sizes)]
     test = [windows(tests, client) for client in range(len(sizes))]
@@ -116,6 +116,20 @@ def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def one_thread() -> None:
     """Tiny networks are faster on one thread, and bits do not depend on how many there are."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_seed() -> None:
+    """What is drawn without a seed does not depend on the tests that ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Data and networks in float64: 1e-9 is then millions of roundings, and far less than any mistake."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -43,12 +43,18 @@ static ptrdiff_t parameters(const struct layer *l) {
     return l->kind == CONVOLUTION_BLOCK ? 4 : l->kind == FLATTEN ? 0 : 2;
 }
 
+static int by_winograd(const struct layer *l, ptrdiff_t n, ptrdiff_t time) {
+    return winograd_takes(n, time, l->inputs, l->taps);
+}
+
 /* Rows of zeros that a convolution's backward wants around each window's gradient. */
-static ptrdiff_t margin(const struct layer *l) { return winograd_takes(l->inputs, l->taps) ? 0 : l->taps - 1; }
+static ptrdiff_t margin(const struct layer *l, ptrdiff_t n, ptrdiff_t time) {
+    return by_winograd(l, n, time) ? 0 : l->taps - 1;
+}
 
 static ptrdiff_t convolution_scratch(const struct layer *l, ptrdiff_t n, ptrdiff_t time) {
-    return winograd_takes(l->inputs, l->taps) ? winograd_scratch(n, time, l->inputs, l->taps, l->outputs)
-                                              : l->taps * l->inputs * l->outputs;
+    return by_winograd(l, n, time) ? winograd_scratch(n, time, l->inputs, l->taps, l->outputs)
+                                   : l->taps * l->inputs * l->outputs;
 }
 
 /* Values of a layer's result. */
@@ -69,7 +75,7 @@ static struct rooms lay_out(const struct layer *layers, ptrdiff_t count, ptrdiff
             p->mean = taken(&rooms.kept, l->outputs);
             p->rstd = taken(&rooms.kept, l->outputs);
             at_least(&rooms.convolution, convolution_scratch(l, n, time));
-            at_least(&rooms.gradient, n * (p->after + 2 * margin(l)) * l->outputs);
+            at_least(&rooms.gradient, n * (p->after + 2 * margin(l, n, time)) * l->outputs);
         }
         p->out = taken(&rooms.kept, size_of(l, n, p));
         at_least(&rooms.gradient, size_of(l, n, p));
@@ -110,7 +116,7 @@ void chain_forward(const struct layer *layers, ptrdiff_t count, const float *x, 
             dense(x, n, l->inputs, l->weight, l->bias, l->outputs, l->kind == DENSE_RELU, result);
         } else {
             float *convolved = kept + p->convolved;
-            if (winograd_takes(l->inputs, l->taps))
+            if (by_winograd(l, n, p->time))
                 winograd_convolve(x, n, p->time, l->inputs, l->weight, l->bias, l->taps, l->outputs, scratch, convolved);
             else
                 convolve(x, n, p->time, l->inputs, l->weight, l->bias, l->taps, l->outputs, scratch, convolved);
@@ -126,10 +132,10 @@ void chain_forward(const struct layer *layers, ptrdiff_t count, const float *x, 
 static void block_backward(const struct layer *l, const struct place *p, const float *x, const float *g, ptrdiff_t n,
                            const float *kept, float *scratch, float *by_convolved, float *const *by, float *by_x) {
     norm_relu_pool_backward(kept + p->convolved, g, n, p->after, l->outputs, l->scale, l->shift, kept + p->mean,
-                            kept + p->rstd, margin(l), by_convolved, by[2], by[3]);
+                            kept + p->rstd, margin(l, n, p->time), by_convolved, by[2], by[3]);
     /* batch norm takes its input's mean away: no constant that is added before it can be felt */
     for (ptrdiff_t f = 0; f < l->outputs; f++) by[1][f] = 0;
-    if (winograd_takes(l->inputs, l->taps))
+    if (by_winograd(l, n, p->time))
         winograd_convolve_backward(x, by_convolved, n, p->time, l->inputs, l->weight, l->taps, l->outputs, scratch, by_x,
                                    by[0]);
     else

@@ -12,7 +12,7 @@ void convolve_backward(const float *x, const float *g, ptrdiff_t n, ptrdiff_t ti
                        float *by_weight);
 
 /* winograd.c: the same in fewer products, where `winograd_takes` it; g has no zeros around its windows. */
-int winograd_takes(ptrdiff_t inputs, ptrdiff_t taps);
+int winograd_takes(ptrdiff_t n, ptrdiff_t time, ptrdiff_t inputs, ptrdiff_t taps);
 ptrdiff_t winograd_scratch(ptrdiff_t n, ptrdiff_t time, ptrdiff_t inputs, ptrdiff_t taps, ptrdiff_t filters);
 void winograd_convolve(const float *x, ptrdiff_t n, ptrdiff_t time, ptrdiff_t inputs, const float *weight,
                        const float *bias, ptrdiff_t taps, ptrdiff_t filters, float *scratch, float *out);

@@ -13,6 +13,7 @@
 #define SPAN 5   /* samples that a tile sees */
 #define POINTS 5
 #define WINDOWS 8 /* at work at a time, so that what is made of them stays in the cache */
+#define TERMS 48  /* of a weight's gradient; the sums of fewer are too exact to be put together from transforms */
 
 struct sizes {
     ptrdiff_t after, groups, tiles; /* of a window: results, groups of taps, tiles of results */
@@ -30,7 +31,13 @@ static struct sizes sizes_of(ptrdiff_t n, ptrdiff_t time, ptrdiff_t taps) {
 
 static ptrdiff_t smaller(ptrdiff_t one, ptrdiff_t other) { return one < other ? one : other; }
 
-int winograd_takes(ptrdiff_t inputs, ptrdiff_t taps) { return taps % STEP == 0 && inputs % BLOCK == 0; }
+/* Transforms round a few times however short a sum is, and multiply what sums of random terms are off by √2: the root of
+   the mean, over a tile's results, of Σ_p A_rp² |G_p|² |B_p|² / 9 for the transforms' rows. A direct sum of few terms is
+   next to exact: by weights, Winograd's gradients are off by up to four times as much. From TERMS on it is twice at most
+   for whatever is computed, so that no more than a bit is lost. */
+int winograd_takes(ptrdiff_t n, ptrdiff_t time, ptrdiff_t inputs, ptrdiff_t taps) {
+    return taps % STEP == 0 && inputs % BLOCK == 0 && n * (time - taps + 1) >= TERMS;
+}
 
 ptrdiff_t winograd_scratch(ptrdiff_t n, ptrdiff_t time, ptrdiff_t inputs, ptrdiff_t taps, ptrdiff_t filters) {
     const struct sizes s = sizes_of(smaller(n, WINDOWS), time, taps);

@@ -217,7 +217,7 @@ def test_a_run_without_any_reply_keeps_every_algorithm_alive():
 
 # FedFomo holds windows out and explores by a client's number, as all randomness comes from (seed, round, client)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "FedFomo"])
-def test_renaming_clients_renames_the_outcome(name):
+def test_renaming_clients_renames_the_outcome(name, double):
     """With one full batch a round and everybody selected, nothing else depends on the clients' numbers."""
     data, order = make_data(), [2, 0, 3, 1]
     renamed = replace(data, train_x=[data.train_x[k] for k in order], train_y=[data.train_y[k] for k in order])
@@ -228,7 +228,7 @@ def test_renaming_clients_renames_the_outcome(name):
     one.run()
     two.run()
     for key, tensor in one.server.networks().items():
-        torch.testing.assert_close(two.server.networks()[key], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(two.server.networks()[key], tensor, rtol=1e-9, atol=1e-9)
     for new, old in enumerate(order if name != "Centralised" else [0]):
         for key, tensor in one.workspace.kept[old].items():
-            torch.testing.assert_close(two.workspace.kept[new][key], tensor, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(two.workspace.kept[new][key], tensor, rtol=1e-9, atol=1e-9)

@@ -48,7 +48,7 @@ def test_the_loss_is_line_5_of_algorithm_1():
     torch.testing.assert_close(found, expected / len(data.y))
 
 
-def test_padding_rows_change_nothing():
+def test_padding_rows_change_nothing(double):
     one, data, context = client(), batch(10), {OUTPUTS: outputs(0)}
     one.nets["model"].eval()
     rows = torch.cat([data.x, 100 * torch.ones(3, *SHAPE)])
@@ -57,7 +57,7 @@ def test_padding_rows_change_nothing():
     torch.testing.assert_close(one.losses(one.nets, padded, context)["model"], plain)
 
 
-def test_a_client_sends_the_mean_of_its_outputs_for_each_class_it_has():
+def test_a_client_sends_the_mean_of_its_outputs_for_each_class_it_has(double):
     data = batch(700)  # more than a chunk
     data.y[data.y == 1] = 0
     one = client(data=data)
@@ -66,7 +66,7 @@ def test_a_client_sends_the_mean_of_its_outputs_for_each_class_it_has():
     for label in range(CLASSES):
         rows = p[data.y == label]
         expected = rows.mean(0) if len(rows) else torch.zeros(CLASSES, dtype=torch.float64)
-        torch.testing.assert_close(reply.tensors[OUTPUTS][label].double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(reply.tensors[OUTPUTS][label].double(), expected, rtol=1e-9, atol=1e-9)
     assert not reply.tensors[OUTPUTS].requires_grad
 
 

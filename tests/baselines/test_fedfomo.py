@@ -45,7 +45,7 @@ def is_parameter(name: str) -> bool:
     return "running" not in name
 
 
-def test_the_mix_is_the_papers_in_float64_with_its_own_model_among_them():
+def test_the_mix_is_the_papers_in_float64_with_its_own_model_among_them(double):
     best, good, start, bad, worst = sorted((state(seed) for seed in range(5)), key=loss)
     models = {0: worst, 1: best, 2: good, 3: bad}
     one = client(models[2], start)
@@ -60,8 +60,8 @@ def test_the_mix_is_the_papers_in_float64_with_its_own_model_among_them():
     for name, tensor in one.state().items():
         step = sum(useful[id] * (models[id][name].double() - start[name].double()) for id in models)
         expected = start[name].double() + step / sum(useful.values())
-        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-6)
-    assert one.gains == pytest.approx({id: gains[id] for id in (0, 1, 3)}, rel=1e-4)
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-9, atol=1e-9)
+    assert one.gains == pytest.approx({id: gains[id] for id in (0, 1, 3)}, rel=1e-9)
     assert same_state({START + name: tensor for name, tensor in one.state().items()}, one.memory)
 
 

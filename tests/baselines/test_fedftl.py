@@ -81,7 +81,7 @@ def test_coral_reaches_the_last_dense_layer_but_not_the_head():
     assert learning(one, with_it - without) == {"personal.base.fc.weight", "personal.base.fc.bias"}
 
 
-def test_padding_rows_change_nothing():
+def test_padding_rows_change_nothing(double):
     one, data, context = client(1.0), batch(10), target()
     for net in one.nets.values():
         net.eval()
@@ -99,13 +99,13 @@ def test_the_servers_covariance_is_that_of_all_windows_together():
     torch.testing.assert_close(found, torch.cat(clients).T.cov(correction=0))
 
 
-def test_a_round_sends_the_statistics_of_the_model_as_it_came():
+def test_a_round_sends_the_statistics_of_the_model_as_it_came(double):
     federation = make_federation(FedFTL, rounds=1, join_ratio=1)
     data, model = federation.data, TinyNet(SHAPE, CLASSES).eval()
     model.load_state_dict({n.removeprefix("model."): t for n, t in federation.server.weights.items()}, strict=False)
     expected = model.features(torch.cat(data.train_x)).detach().T.cov(correction=0)
     run(federation)
-    torch.testing.assert_close(federation.server.covariance[COVARIANCE], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(federation.server.covariance[COVARIANCE], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_one_window_has_no_covariance_and_a_finite_gradient():

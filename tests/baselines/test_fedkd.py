@@ -53,7 +53,7 @@ def parts(one: FedKDClient, data: Batch) -> dict[str, torch.Tensor]:
     }
 
 
-def double(one: FedKDClient) -> Batch:
+def in_float64(one: FedKDClient) -> Batch:
     for net in one.nets.values():
         net.double().eval()
     data = batch()
@@ -63,7 +63,7 @@ def double(one: FedKDClient) -> Batch:
 @pytest.mark.parametrize("student", [TinyNet, TinierNet])
 def test_losses_are_the_papers(student):
     one = client(student)
-    data = double(one)
+    data = in_float64(one)
     p = parts(one, data)
     both = p["task_t"] + p["task_s"]
     found = one.losses(one.nets, data, {})
@@ -73,7 +73,7 @@ def test_losses_are_the_papers(student):
 
 def test_the_task_losses_in_the_denominator_are_weights_without_gradient():
     one = client()
-    data = double(one)
+    data = in_float64(one)
     p = parts(one, data)
     both = (p["task_t"] + p["task_s"]).item()
     found = one.losses(one.nets, data, {})
@@ -106,7 +106,7 @@ def test_two_networks_without_any_task_loss_give_finite_gradients():
     assert all(g.isfinite().all() for grads in gradients(one, found["student"]).values() for g in grads)
 
 
-def test_padding_rows_change_nothing():
+def test_padding_rows_change_nothing(double):
     one, data = client(), batch(10)
     for net in one.nets.values():
         net.eval()
@@ -117,7 +117,7 @@ def test_padding_rows_change_nothing():
         torch.testing.assert_close(value, plain[name])
 
 
-def test_without_distillation_teachers_are_local_and_the_student_is_fedavg(monkeypatch):
+def test_without_distillation_teachers_are_local_and_the_student_is_fedavg(monkeypatch, double):
     """An infinite denominator switches both terms off; ε = 1 compresses nothing."""
     monkeypatch.setattr(fedkd, "SMALLEST_TASK_LOSS", float("inf"))
     lossless = {"epsilon_start": 1.0, "epsilon_end": 1.0}
@@ -131,7 +131,7 @@ def test_without_distillation_teachers_are_local_and_the_student_is_fedavg(monke
         assert all(torch.equal(tensor, theirs[name.replace("model.", "teacher.")]) for name, tensor in mine.items())
     for name, tensor in average.server.weights.items():
         found = both.server.weights[name.replace("model.", "student.")]
-        torch.testing.assert_close(found, tensor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found, tensor, rtol=1e-9, atol=1e-9)
 
 
 def test_the_defaults_are_the_papers():

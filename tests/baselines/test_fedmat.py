@@ -109,7 +109,7 @@ def test_attention_over_channels_and_classifier_never_travel():
     assert not same_state(first, second)
 
 
-def test_padding_rows_change_nothing():
+def test_padding_rows_change_nothing(double):
     net = network().eval()
     one = FedMATClient(0, task(), None, 10)
     x, y = torch.randn(13, *SHAPE), torch.randint(CLASSES, (13,))

@@ -11,6 +11,7 @@ from torch import Tensor
 from baselines.fedmtl import SHRINKAGE, FedMTL, FedMTLClient, FedMTLParams, relationships
 from baselines.local import Local
 from registry.interface import Batch, Message, Round
+from tests.bounds import assert_within, gamma
 from tests.conftest import CLASSES, Recorder, make_data, make_federation, make_task, same_state
 
 
@@ -72,7 +73,7 @@ def test_they_are_positive_definite_symmetric_and_of_trace_1_in_every_round():
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])
-def test_the_penalty_differs_from_the_trace_term_by_a_constant_and_its_gradient_is_that_terms(k):
+def test_the_penalty_differs_from_the_trace_term_by_a_constant_and_its_gradient_is_that_terms(k, double):
     """Against λ tr(W Ω⁻¹ Wᵀ) in float64, as printed; a detached penalty, the usual trap, would be local training."""
     clients = [client(id, lam=0.3) for id in range(3)]
     made, one, w = server_of(clients), clients[k], columns(clients)
@@ -84,14 +85,15 @@ def test_the_penalty_differs_from_the_trace_term_by_a_constant_and_its_gradient_
     penalty.backward()
     found = torch.cat([p.grad.flatten() for p in one.nets["model"].parameters()]).double()
     assert found.norm() > 0.1
-    torch.testing.assert_close(found, w.grad[:, k], rtol=1e-4, atol=1e-5)
+    # the stiffness alone travels in float32
+    assert_within(found, w.grad[:, k], gamma(2) * w.grad[:, k].abs() + 1e-9)
 
     with torch.no_grad():
         for p in one.nets["model"].parameters():
             p.add_(0.1 * torch.randn_like(p))
         change = one.losses(one.nets, batch(), context)["relations"] - penalty
         expected = 0.3 * (trace_term(columns(clients), made.omega) - trace_term(w, made.omega))
-    assert change.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert change.item() == pytest.approx(expected.item(), rel=gamma(2))
 
 
 def test_related_clients_attract_each_other():
@@ -100,9 +102,10 @@ def test_related_clients_attract_each_other():
     clients[1].load({name: tensor + 0.05 for name, tensor in clients[0].state().items()})
     made = server_of(clients)
     assert made.omega[0, 1] > 0
-    centre = made.message(0, Round(2, 2)).tensors["centre/model.fc.weight"]
-    other = made.models[1]["model.fc.weight"]
-    assert torch.cosine_similarity(centre.flatten(), other.flatten(), dim=0) == pytest.approx(1, abs=1e-5)
+    centre = made.message(0, Round(2, 2)).tensors["centre/model.fc.weight"].double()
+    other = made.models[1]["model.fc.weight"].double()
+    # what float32 turns a direction by is felt in the square
+    assert torch.cosine_similarity(centre.flatten(), other.flatten(), dim=0) == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("local_bn", [False, True])

@@ -80,7 +80,7 @@ def test_dead_features_have_no_direction_and_no_gradient():
     assert (z.grad == 0).all()
 
 
-def test_padding_rows_change_nothing():
+def test_padding_rows_change_nothing(double):
     one, data = client(), batch(10)
     one.nets["model"].eval()
     rows = torch.cat([data.x, 100 * torch.ones(3, *SHAPE)])

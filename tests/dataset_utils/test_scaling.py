@@ -12,8 +12,9 @@ X = (RNG.normal(size=(50, 3, 1, 20)) * [[[1.0]], [[20.0]], [[0.0]]] + [[[0.0]], 
 def test_zscore():
     scaled = fit(X, "zscore")(X)
     assert scaled.shape == X.shape and scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled.mean(axis=(0, 2, 3)), 0, atol=1e-6)
-    np.testing.assert_allclose(scaled.std(axis=(0, 2, 3)), [1, 1, 0], atol=1e-6)
+    rounding = 2.0**-24 * np.abs(scaled).max()  # of each value, once; sums of them are made in float64
+    np.testing.assert_allclose(scaled.mean(axis=(0, 2, 3), dtype=np.float64), 0, atol=rounding)
+    np.testing.assert_allclose(scaled.std(axis=(0, 2, 3), dtype=np.float64), [1, 1, 0], atol=rounding)
 
 
 def test_minmax():

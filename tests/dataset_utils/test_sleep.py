@@ -1,6 +1,5 @@
 """dataset_utils.sources.sleep, on made files, and on the real ones where FEDKDX_TEST_DATA names their folder."""
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -86,11 +85,8 @@ def test_truncated_file(tmp_path):
         list(SLEEP().load(folder))
 
 
-def test_real_files():
-    raw = Path(os.environ.get("FEDKDX_TEST_DATA", "")) / "SLEEP.zip"
-    if not raw.is_file():
-        pytest.skip("FEDKDX_TEST_DATA names no folder with SLEEP.zip")
-    recordings = list(SLEEP().load(SLEEP().find(raw, Path(), False)))
+def test_real_files(real_data):
+    recordings = list(SLEEP().load(SLEEP().find(real_data("SLEEP.zip"), Path(), False)))
     assert len({r.subject for r in recordings}) == 15
     assert sum(len(r.labels) for r in recordings) == 15 * 36_000
     counts = np.bincount(np.concatenate([r.labels for r in recordings]))

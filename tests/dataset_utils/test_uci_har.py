@@ -1,8 +1,6 @@
 """dataset_utils.sources.uci_har, on made files, and on the real ones where FEDKDX_TEST_DATA names their folder."""
 
-import os
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,11 +148,8 @@ def test_not_there(tmp_path):
         UCIHAR().find(None, tmp_path, False)
 
 
-def test_real_files():
-    raw = Path(os.environ.get("FEDKDX_TEST_DATA", "")) / "UCI HAR Dataset.zip"
-    if not raw.is_file():
-        pytest.skip("FEDKDX_TEST_DATA names no folder with 'UCI HAR Dataset.zip'")
-    windows = UCIHAR().load(raw)
+def test_real_files(real_data):
+    windows = UCIHAR().load(real_data("UCI HAR Dataset.zip"))
     assert windows.x.shape == (10_299, 9, 1, 128) and len(windows.subjects) == 30
     np.testing.assert_array_equal(np.bincount(windows.y), [1722, 1544, 1406, 1777, 1906, 1944])
     assert len(np.unique(windows.stretch)) == 857

@@ -1,12 +1,10 @@
-"""Chains of layers against PyTorch's in float64, and when they are used."""
+"""Chains of layers against float64, and when they are used."""
 
 from __future__ import annotations
 
 import copy
-import os
-import platform
+from collections.abc import Callable
 from itertools import pairwise
-from unittest import mock
 
 import pytest
 import torch
@@ -16,32 +14,9 @@ from fedkdx_plugin.fused import native
 from fedkdx_plugin.fused.chain import Chain
 from fedkdx_plugin.fused.fuse import fuse
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
+from tests.bounds import allowances, assert_within, gamma, is_clear
 
 compiled = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
-
-
-X86 = {"x86_64", "AMD64"}
-PROCESSORS = {  # options for vectors of other sizes than this processor's, which runs them as well
-    "as it is": None,
-    "8 floats": ["-mavx2", "-mfma", "-mno-avx512f"],
-    "4 floats": [],
-}
-
-
-@pytest.fixture(scope="module", params=PROCESSORS)
-def processor(request, tmp_path_factory):
-    """The library for each size of vectors, in place."""
-    options = PROCESSORS[request.param]
-    if options is None:
-        yield
-        return
-    if platform.machine() not in X86:
-        pytest.skip("other vectors are those of another family")
-    path = tmp_path_factory.mktemp("library") / "fused.so"
-    native.make(os.environ.get("CC", "cc"), path, [options])
-    found = native.opened(path)
-    with mock.patch.object(native, "operations", lambda: found):
-        yield
 
 
 def block(inputs: int, filters: int, taps: int = 9) -> nn.Sequential:
@@ -63,12 +38,11 @@ def both(net: nn.Module) -> tuple[nn.Module, nn.Module]:
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()
             if isinstance(part, nn.BatchNorm2d):
-                for tensor, (low, high) in {
-                    part.weight: (-2, 2),
-                    part.bias: (-1, 1),
-                    part.running_mean: (-1, 1),
-                }.items():
-                    nn.init.uniform_(tensor, low, high)
+                part.eps = 0.1  # of two values' gradients, all but what is due to it cancels
+                nn.init.uniform_(part.weight, -1.5, 1.5)
+                part.weight.data += 0.5 * part.weight.data.sign()  # near 0, neighbours differ by rounding alone
+                nn.init.uniform_(part.bias, -1, 1)
+                nn.init.uniform_(part.running_mean, -1, 1)
     ours = copy.deepcopy(net).to(memory_format=torch.channels_last)
     fuse({"model": ours})
     assert is_fused(ours)
@@ -79,32 +53,55 @@ def is_fused(net: nn.Module) -> bool:
     return isinstance(vars(net).get("forward"), Chain)
 
 
-def passed_through(net: nn.Module, shape: tuple[int, ...], by_x: bool) -> list[torch.Tensor]:
-    """Values, gradients and statistics on the same windows whatever the precision, as float64."""
-    dtype = next(net.parameters()).dtype
-    x = 5 + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    x = x.to(dtype).requires_grad_(by_x)
-    out = net(x)
-    outs = [out] if isinstance(out, torch.Tensor) else list(out)
-    assert ("Chained" in str(outs[-1].grad_fn)) == is_fused(net)
-    rng = torch.Generator().manual_seed(2)
-    sum((o * torch.randn(o.shape, generator=rng).to(dtype)).sum() for o in outs).backward()
-    found = [*outs, *([x.grad] if by_x else []), *(p.grad for p in net.parameters()), *net.buffers()]
-    return [tensor.detach().double() for tensor in found]
+Run = Callable[[nn.Module], list[torch.Tensor]]  # what a network makes, in float64, whatever it computes in
+
+
+def gradients(net: nn.Module) -> list[torch.Tensor]:
+    return [torch.zeros_like(p).double() if p.grad is None else p.grad.double() for p in net.parameters()]
+
+
+def a_step(x: torch.Tensor, by_x: bool) -> Run:
+    """Values, gradients and statistics."""
+
+    def run(net: nn.Module) -> list[torch.Tensor]:
+        dtype = next(net.parameters()).dtype
+        given = x.to(dtype, copy=True).requires_grad_(by_x)
+        out = net(given)
+        outs = [out] if isinstance(out, torch.Tensor) else list(out)
+        rng = torch.Generator().manual_seed(2)
+        sum((o * torch.randn(o.shape, generator=rng).to(dtype)).sum() for o in outs).backward()
+        made = [*outs, *([given.grad] if by_x else []), *net.buffers()]
+        return [*(tensor.detach().double() for tensor in made), *gradients(net)]
+
+    return run
+
+
+def clear_windows(net: nn.Module, shape: tuple[int, ...], run_on: Callable[[torch.Tensor], Run]) -> torch.Tensor:
+    """The first random windows with which rounding cannot change what ReLU and pooling let through."""
+    for seed in range(200):
+        x = 5 + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        if is_clear(net, run_on(x)):
+            return x
+    raise AssertionError("no windows are clear enough: take fewer")
+
+
+def agree(reference: nn.Module, ours: nn.Module, run: Run) -> None:
+    """What `ours` makes in float32 is as far from float64 as its roundings can bring it, and no further."""
+    allowed = allowances(reference, run)
+    for found, expected, most in zip(run(ours), run(reference), allowed, strict=True):
+        assert_within(found, expected, most)
 
 
 def check(net: nn.Module, shape: tuple[int, ...], by_x: bool = True) -> None:
-    """As float64, to 1e-4; where few values make batch norm shaky, not much further off than PyTorch in float32."""
     reference, ours = both(net)
-    single = copy.deepcopy(reference).float()
-    results = [passed_through(one, shape, by_x) for one in (reference, ours, single)]
-    for expected, found, pytorchs in zip(*results, strict=True):
-        allowed = max(1e-4 * (1 + expected.abs().max()), 4 * (pytorchs - expected).abs().max())
-        assert found.shape == expected.shape and (found - expected).abs().max() <= allowed
+    x = clear_windows(reference, shape, lambda x: lambda net: net(x.double()))
+    agree(reference, ours, a_step(x, by_x))
+    out = ours(x)
+    assert "Chained" in str((out if isinstance(out, torch.Tensor) else out.logits).grad_fn)
 
 
 @compiled
-@pytest.mark.parametrize("rows", [1, 2, 33])
+@pytest.mark.parametrize("rows", [1, 2, 17])
 @pytest.mark.parametrize("time", [10, 11, 52])  # 2, 3 and 44 after the convolution: one pair, an odd one, many
 @pytest.mark.parametrize(("inputs", "filters"), [(16, 16), (32, 32), (48, 64), (16, 112)])
 def test_a_block_gives_pytorchs_values_gradients_and_statistics(rows, time, inputs, filters, processor):
@@ -116,7 +113,7 @@ def test_a_block_gives_pytorchs_values_gradients_and_statistics(rows, time, inpu
 @pytest.mark.parametrize("time", [13, 14, 15, 40])
 def test_so_does_one_of_another_width(taps, time, processor):
     """Multiples of three take Winograd's way, with tiles that end with a window or beyond it."""
-    check(block(32, 48, taps), (9, 32, 1, time))
+    check(block(32, 48, taps), (25, 32, 1, time))
 
 
 @compiled
@@ -149,24 +146,32 @@ def test_so_does_a_whole_model_with_gradients_by_features_and_logits(model, shap
 @compiled
 @pytest.mark.parametrize("used", ["features", "logits"])
 def test_a_result_that_no_loss_uses_sends_nothing_back(used):
-    gradients = []
-    for net in both(CNN((3, 1, 40), 5)):
-        x = torch.randn(4, 3, 1, 40, generator=torch.Generator().manual_seed(1))
+    reference, ours = both(CNN((3, 1, 40), 5))
+    x = clear_windows(reference, (4, 3, 1, 40), lambda x: lambda net: net(x.double()))
+
+    def run(net: nn.Module) -> list[torch.Tensor]:
         getattr(net(x.to(net.head.weight.dtype)), used).square().sum().backward()
-        gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()])
-    for expected, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+        return gradients(net)
+
+    agree(reference, ours, run)
 
 
 @compiled
 def test_a_model_asked_twice_in_a_step_gets_both_gradients():
-    gradients = []
-    for net in both(CNN((3, 1, 40), 5)):
-        x = torch.randn(6, 3, 1, 40, generator=torch.Generator().manual_seed(1)).to(net.head.weight.dtype)
-        (net(x[:4]).logits.square().sum() + net.features(x[2:]).sum()).backward()
-        gradients.append([p.grad for p in net.parameters()])
-    for expected, found in zip(*gradients, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    reference, ours = both(CNN((3, 1, 40), 5))
+
+    def asked(x: torch.Tensor) -> Run:
+        def run(net: nn.Module) -> list[torch.Tensor]:
+            given = x.to(net.head.weight.dtype)
+            loss = net(given[:4]).logits.square().sum() + net.features(given[2:]).sum()
+            if torch.is_grad_enabled():
+                loss.backward()
+            return gradients(net)
+
+        return run
+
+    x = clear_windows(reference, (6, 3, 1, 40), asked)
+    agree(reference, ours, asked(x))
 
 
 @compiled
@@ -181,32 +186,29 @@ def test_a_gradient_goes_to_the_first_of_equal_neighbours_and_to_none_below_zero
     values = torch.tensor([1.0, 1.0, -1.0, -1.0, 2.0, -2.0])
     x = torch.zeros(1, 16, 1, 10)
     x[:, :, :, 2:8] = values
-    x, theirs = x.requires_grad_(), values.view(1, 1, 1, 6).clone().requires_grad_()
+    x, theirs = x.requires_grad_(), values.double().view(1, 1, 1, 6).requires_grad_()
     arrives = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 1, 3)
     ours(x).backward(arrives.expand(1, 16, 1, 3))
-    nn.MaxPool2d((1, 2))(nn.ReLU()(nn.BatchNorm2d(1)(theirs))).backward(arrives)
+    nn.MaxPool2d((1, 2))(nn.ReLU()(nn.BatchNorm2d(1, norm.eps).double()(theirs))).backward(arrives.double())
+    # rstd (g - mean(g) - x^ mean(g x^)) with sums of 6 terms and some roundings more; rstd < 1, |x^| < 2
+    allowed = gamma(6 + 12) * (1 + 1 + 2 * 2) * 100
     for channel in range(16):
-        torch.testing.assert_close(x.grad[:, channel : channel + 1, :, 2:8], theirs.grad)
+        assert_within(x.grad[:, channel : channel + 1, :, 2:8], theirs.grad, allowed)
 
 
 @compiled
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("where", ["weights", "windows"])
-def test_layouts_in_memory_do_not_matter(where):
+def test_layouts_in_memory_do_not_matter(where, layout):
     """Windows are copied where channels are not innermost; weights that are laid out so are PyTorch's to use."""
-    results = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        _, ours = both(block(3, 32))
-        x = torch.randn(8, 3, 1, 40, generator=torch.Generator().manual_seed(1))
-        if where == "weights":
-            ours.to(memory_format=layout)
-        else:
-            x = x.to(memory_format=layout)
-        out = ours(x)
-        assert ("Chained" in str(out.grad_fn)) == (where == "windows" or layout == torch.channels_last)
-        out.flatten(1).square().sum().backward()
-        results.append([p.grad for p in ours.parameters()])
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+    reference, ours = both(block(3, 32))
+    x = clear_windows(reference, (8, 3, 1, 40), lambda x: lambda net: net(x.double()))
+    if where == "weights":
+        ours.to(memory_format=layout)
+    else:
+        x = x.to(memory_format=layout)
+    agree(reference, ours, a_step(x, by_x=False))
+    assert ("Chained" in str(ours(x).grad_fn)) == (where == "windows" or layout == torch.channels_last)
 
 
 @compiled
@@ -228,23 +230,26 @@ def test_tensors_that_are_moved_are_found_where_they_are():
     ours[0].bias = nn.Parameter(-ours[0].bias.data)
     ours[1].weight.data = ours[1].weight.data.clone().fill_(0.5)
     after = ours(x)
-    expected = nn.Sequential.forward(ours, x)
     assert "Chained" in str(after.grad_fn) and not torch.equal(before, after)
-    torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
+    reference = nn.Sequential(*copy.deepcopy(list(ours))).double()
+    agree(reference, ours, lambda net: [net(x.to(net[0].weight.dtype)).detach().double()])
 
 
 @compiled
 def test_where_it_does_not_fit_pytorchs_operations_are_used():
+    """They give their own bits."""
     reference, ours = both(block(3, 16))
+    theirs = copy.deepcopy(reference).float().to(memory_format=torch.channels_last)
     x = torch.randn(4, 3, 1, 30)
-    torch.testing.assert_close(ours.eval()(x).double(), reference.eval()(x.double()), rtol=1e-5, atol=1e-5)
-    ours.train(), reference.train()
-    ours[1].eval(), reference[1].eval()
-    torch.testing.assert_close(ours(x).double(), reference(x.double()), rtol=1e-5, atol=1e-5)
-    by_x = x.clone().requires_grad_()
+    assert torch.equal(ours.eval()(x), theirs.eval()(x))
+    ours.train(), theirs.train()
+    ours[1].eval(), theirs[1].eval()
+    assert torch.equal(ours(x), theirs(x))
+    by_x, by_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     ours.train()(by_x).sum().backward()  # of three channels there is no gradient to be had
-    assert by_x.grad is not None and by_x.grad.abs().max() > 0
-    torch.testing.assert_close(ours.double().train()(x.double()), reference.train()(x.double()), rtol=1e-5, atol=1e-5)
+    theirs.train()(by_theirs).sum().backward()
+    assert torch.equal(by_x.grad, by_theirs.grad) and by_x.grad.abs().max() > 0
+    assert torch.equal(ours.double()(x.double()), theirs.double()(x.double()))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         both(block(3, 16))[1](torch.randn(1, 3, 1, 9))
     with pytest.raises(RuntimeError, match="channels"):
@@ -350,12 +355,14 @@ def test_layers_whose_weights_are_made_of_others_are_pytorchs(wrap):
 @compiled
 def test_a_norms_momentum_may_change():
     reference, ours = both(block(16, 16))
-    for momentum in (0.1, 0.7):
-        x = torch.randn(4, 16, 1, 30)
-        for net in (reference, ours):
-            net[1].momentum = momentum
+    steps = [(momentum, torch.randn(4, 16, 1, 30)) for momentum in (0.1, 0.7)]
+
+    def run(net: nn.Module) -> list[torch.Tensor]:
+        for net[1].momentum, x in steps:
             net(x.to(net[0].weight.dtype))
-        torch.testing.assert_close(ours[1].running_mean.double(), reference[1].running_mean, rtol=1e-4, atol=1e-5)
+        return [net[1].running_mean.double(), net[1].running_var.double()]
+
+    agree(reference, ours, run)
 
 
 @compiled
@@ -383,11 +390,13 @@ def test_weights_of_another_size_are_pytorchs_to_refuse():
 
 @compiled
 def test_a_copy_of_a_fused_network_is_one_by_itself():
-    _, ours = both(CNN((3, 1, 40), 5))
-    other = copy.deepcopy(ours)
+    reference, ours = both(CNN((3, 1, 40), 5))
+    other, x = copy.deepcopy(ours), torch.randn(2, 3, 1, 40)
+    before = ours(x).logits
     with torch.no_grad():
         other.head.bias.add_(1.0)
-    x = torch.randn(2, 3, 1, 40)
-    torch.testing.assert_close(other(x).logits, ours(x).logits + 1.0)
+        reference.head.bias.add_(1.0)
+    agree(reference, other, lambda net: [net(x.to(net.head.weight.dtype)).logits.detach().double()])
+    assert torch.equal(ours(x).logits, before)
     other(x).logits.sum().backward()
     assert ours.head.bias.grad is None and other.head.bias.grad is not None

@@ -78,7 +78,7 @@ def test_weights_can_be_handed_in(model):
 
 
 @pytest.mark.parametrize("model", [CNN, CNNSmall])
-def test_stacked_clients_train_as_each_alone(model):
+def test_stacked_clients_train_as_each_alone(model, double):
     shape, clients = (3, 1, 40), 3
     networks = [build(model, shape, 5, seed) for seed in range(clients)]
     parameters, buffers = stack_module_state(networks)
@@ -91,7 +91,7 @@ def test_stacked_clients_train_as_each_alone(model):
     for k, network in enumerate(networks):
         torch.nn.functional.cross_entropy(network(x[k]).logits, y[k]).backward()
         for name, parameter in network.named_parameters():
-            torch.testing.assert_close(stacked[name][k], parameter.grad, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(stacked[name][k], parameter.grad, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("model", MODELS)

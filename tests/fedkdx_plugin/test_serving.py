@@ -14,8 +14,10 @@ from fedkdx_plugin.algorithm.student import own_progress, student_share
 from fedkdx_plugin.engine.evaluation import SERVED
 from registry.errors import UserError
 from registry.interface import Round, mixture
+from tests.bounds import assert_within, gamma
 from tests.conftest import Recorder, TinierNet, enter, make_federation, make_task, same_state
 
+MOVED = 2 * 10 * 1e-9 * 10  # by two rounds' training at a rate of 1e-9: 10 steps each at most, gradients of norm 10
 BOTH = [FedKDX, FedKD]
 
 
@@ -36,9 +38,10 @@ def test_a_mixture_is_the_mean_of_probabilities():
     torch.manual_seed(0)
     found = {"a": 5 * torch.randn(50, 4), "b": 5 * torch.randn(50, 4)}
     expected = 0.25 * found["a"].double().softmax(1) + 0.75 * found["b"].double().softmax(1)
-    torch.testing.assert_close(
-        mixture(found, {"a": 0.25, "b": 0.75}).double().softmax(1), expected, rtol=1e-5, atol=1e-7
-    )
+    largest = max(float(logits.abs().max()) for logits in found.values())
+    # a log p is a difference of numbers as large as two logits, rounded a few times: so far is p off, of itself
+    allowed = gamma(8) * (2 * largest + 1) * expected
+    assert_within(mixture(found, {"a": 0.25, "b": 0.75}).double().softmax(1), expected, allowed)
     assert mixture(found, "b") is found["b"]
 
 
@@ -58,7 +61,7 @@ def test_one_of_the_two_is_served(algorithm, serve):
 
 
 @pytest.mark.parametrize("algorithm", BOTH)
-def test_both_are_served_the_student_as_far_as_it_explains_the_training_windows(algorithm):
+def test_both_are_served_the_student_as_far_as_it_explains_the_training_windows(algorithm, double):
     """(p_T + w p_S) / (1 + w), w = exp(-4 L) of the student that the client was sent, in float64."""
     federation = make_federation(algorithm, rounds=8, join_ratio=1, params={"serve": "both"})
     for t in range(1, 8):
@@ -77,14 +80,14 @@ def test_both_are_served_the_student_as_far_as_it_explains_the_training_windows(
         )
         p, y = (teacher + weights[-1] * student) / (1 + weights[-1]), data.test_y[place]
         assert served.client_accuracy[id] == pytest.approx(float((p.argmax(1) == y).double().mean()))
-        assert served.client_loss[id] == pytest.approx(float(-p[range(len(y)), y].log().mean()), rel=1e-4)
+        assert served.client_loss[id] == pytest.approx(float(-p[range(len(y)), y].log().mean()), rel=1e-9)
         one_hot = torch.nn.functional.one_hot(y, 4)
         assert served.client_auc[id] == pytest.approx(roc_auc_score(one_hot.flatten(), p.flatten()), abs=1e-6)
     assert 0.1 < min(weights) < max(weights) < 0.9  # else this test would say little
 
 
 def test_a_student_counts_as_much_as_the_teacher_or_hardly_at_all():
-    shares = [float(student_share(torch.tensor(loss))) for loss in (0.0, 0.5, 100.0)]
+    shares = [float(student_share(torch.tensor(loss).double())) for loss in (0.0, 0.5, 100.0)]
     assert shares == pytest.approx([1 / 2, 1 / (1 + math.exp(2)), 1e-6])
 
 
@@ -112,7 +115,7 @@ def test_the_share_survives_a_restart():
 
 
 @pytest.mark.parametrize("algorithm", BOTH)
-def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itself(algorithm):
+def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itself(algorithm, double):
     federation = make_federation(
         algorithm, rounds=2, join_ratio=1, learning_rate=1e-9, params={"teacher_init": "student"}
     )
@@ -122,17 +125,17 @@ def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itse
     for kept in federation.workspace.kept:  # the rate is tiny: where it ends is where it began
         for name, tensor in start.items():
             if ".running_" not in name:
-                torch.testing.assert_close(kept[name.replace("student.", "teacher.")], tensor, rtol=0, atol=1e-5)
+                torch.testing.assert_close(kept[name.replace("student.", "teacher.")], tensor, rtol=0, atol=MOVED)
     federation.server.weights = {name: tensor + 3 for name, tensor in start.items()}
     federation.server.downlink.synced.clear()  # so that the whole student is sent again
     federation.round(Round(2, 2))
     head = federation.workspace.kept[0]["teacher.head.weight"]
-    torch.testing.assert_close(head, start["student.head.weight"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(head, start["student.head.weight"], rtol=0, atol=MOVED)
 
 
 @pytest.mark.parametrize("algorithm", BOTH)
 @pytest.mark.parametrize(("start", "end"), [(0.25, 0.25), (1.0, 1.0), (0.8, 0.0)])
-def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, start, end):
+def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, start, end, double):
     params = {"pull_start": start, "pull_end": end}
     federation = make_federation(algorithm, rounds=2, join_ratio=1, learning_rate=1e-9, params=params)
     for t in (1, 2):  # the rate is tiny: where training ends is where it began
@@ -147,11 +150,11 @@ def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, start, 
                 if ".running_" not in name:
                     teacher = name.replace("student.", "teacher.")
                     expected = (1 - pull) * own[teacher].double() + pull * student.double()
-                    torch.testing.assert_close(kept[teacher].double(), expected, rtol=0, atol=1e-5)
+                    torch.testing.assert_close(kept[teacher].double(), expected, rtol=0, atol=MOVED)
 
 
 @pytest.mark.parametrize("algorithm", BOTH)
-def test_a_client_that_is_rarely_reached_stays_longer_with_the_student(algorithm):
+def test_a_client_that_is_rarely_reached_stays_longer_with_the_student(algorithm, double):
     params = {"pull_start": 1.0, "pull_end": 0.0}
     federation = make_federation(algorithm, rounds=10, join_ratio=1, learning_rate=1e-9, params=params)
     start = dict(federation.workspace.initial)
