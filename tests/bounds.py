@@ -52,6 +52,16 @@ def _signs(like: Tensor, rng: torch.Generator) -> Tensor:
     return 2 * torch.randint(2, like.shape, generator=rng) - 1
 
 
+def random_errors(rng: torch.Generator | None) -> Callable[..., Tensor]:
+    """Make what puts a tensor off, forward and on the way back, as far as after sums of so many terms in float32."""
+    unit = 0.0 if rng is None else UNIT[torch.float32]
+
+    def off(x: Tensor, forth: int = 1, back: int = 1) -> Tensor:
+        return _Rounded.apply(x, unit * math.sqrt(forth), unit * math.sqrt(back), rng or torch.Generator())
+
+    return off
+
+
 def rounded(net: nn.Module, rng: torch.Generator | None) -> nn.Module:
     """Copy a network in float64, so that its operations are as far off as in float32, at random.
 
@@ -63,11 +73,7 @@ def rounded(net: nn.Module, rng: torch.Generator | None) -> nn.Module:
         net: not changed.
         rng: None: no errors.
     """
-    unit = 0.0 if rng is None else UNIT[torch.float32]
-
-    def off(x: Tensor, forth: int = 1, back: int = 1) -> Tensor:
-        """Forward and backward as far as after a sum of so many terms."""
-        return _Rounded.apply(x, unit * math.sqrt(forth), unit * math.sqrt(back), rng or torch.Generator())
+    off = random_errors(rng)
 
     def products(layer: nn.Conv2d | nn.Linear) -> Callable[[Tensor], Tensor]:
         convolution = isinstance(layer, nn.Conv2d)
@@ -107,11 +113,15 @@ def rounded(net: nn.Module, rng: torch.Generator | None) -> nn.Module:
 
 def allowances(net: nn.Module, run: Callable[[nn.Module], list[Tensor]]) -> list[float]:
     """How far each tensor that `run` makes with a network in float64 may be off in float32, in its largest value."""
-    exact = run(copy.deepcopy(net))
-    for one, other in zip(run(rounded(net, None)), exact, strict=True):  # else all that follows would allow too much
+    return largest_of_draws(run(copy.deepcopy(net)), lambda rng: run(rounded(net, rng)))
+
+
+def largest_of_draws(exact: list[Tensor], run: Callable[[torch.Generator | None], list[Tensor]]) -> list[float]:
+    """The same for whatever is made with random errors from a generator; with none from None."""
+    for one, other in zip(run(None), exact, strict=True):  # else all that follows would allow too much
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     rng = torch.Generator().manual_seed(0)
-    draws = [run(rounded(net, rng)) for _ in range(DRAWS)]
+    draws = [run(rng) for _ in range(DRAWS)]
     return [FACTOR * max(_largest(one - other) for one in drawn) for other, *drawn in zip(exact, *draws, strict=True)]
 
 
