@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MOST = 2**53  # samples; beyond, float64 has no whole numbers
 LARGEST = float(np.finfo(np.float32).max)  # of a sample, and so of a mean
 
 
@@ -28,11 +29,11 @@ class Statistics(NamedTuple):
         return {name: values.tolist() for name, values in self._asdict().items()}
 
     @staticmethod
-    def from_dict(values: Mapping[str, Any], samples: int, channels: int) -> Statistics:
+    def from_dict(values: Mapping[str, Any], channels: int, samples: int | None = None) -> Statistics:
         """What `to_dict` gave.
 
         Args:
-            samples: how many each channel has.
+            samples: how many each channel has; None: that is not known.
 
         Raises:
             ValueError: these cannot be statistics of so many float32 samples.
@@ -45,8 +46,8 @@ class Statistics(NamedTuple):
             raise ValueError(f"statistics of other than {channels} channels")
         if any(isinstance(v, bool) or not isinstance(v, int | float) for own in found.values() for v in own):
             raise ValueError("statistics that are no numbers")
-        if not all(n == samples for n in found["count"]):
-            raise ValueError(f"statistics of other than {samples} samples")
+        if not all(isinstance(n, int) and 0 < n <= MOST and samples in (None, n) for n in found["count"]):
+            raise ValueError(f"statistics of other than {samples or 'one or more'} samples")
         if not all(abs(v) <= LARGEST for v in found["mean"]):
             raise ValueError("a mean that is no number, or larger than a sample can be")
         if not all(0 <= v <= LARGEST**2 for v in found["variance"]):

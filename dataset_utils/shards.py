@@ -28,12 +28,13 @@ import numpy as np
 
 from dataset_utils.files import LONGEST_NAME, is_plain_name, replacing
 from dataset_utils.scaling import Statistics
-from dataset_utils.spec import EVALUATE_ON, LAYOUT
+from dataset_utils.spec import EVALUATE_ON, LAYOUT, SCALES
 from registry import __version__
 from registry.errors import UserError
 
 FORMAT = "fedkdx-shards"
 PARTS = ("train", "test")
+UNKNOWN = "as they came"  # how windows are scaled that were taken over from elsewhere
 # what reading a damaged or foreign .npz raises
 UNREADABLE = (
     zipfile.BadZipFile,
@@ -133,6 +134,12 @@ def evaluated_on(manifest: dict[str, Any]) -> str:
     """What `test/` holds: 'test', or 'validation' where those windows were held out of the training windows."""
     spec = manifest.get("spec")
     return spec.get("evaluate_on", "test") if isinstance(spec, dict) else "test"
+
+
+def scale_of(manifest: dict[str, Any]) -> str:
+    """How the windows are scaled: one of `spec.SCALES`, or `UNKNOWN`."""
+    spec = manifest.get("spec")
+    return spec.get("scale", UNKNOWN) if isinstance(spec, dict) else UNKNOWN
 
 
 def write(folder: Path, about: dict[str, Any], clients: Iterable[ClientData]) -> None:
@@ -350,7 +357,7 @@ def statistics_of(manifest: dict[str, Any], k: int) -> Statistics | None:
     client, (channels, _, time) = manifest["clients"][k], manifest["shape"]
     if "statistics" not in client:
         return None
-    return Statistics.from_dict(client["statistics"], client["train"]["samples"] * time, channels)
+    return Statistics.from_dict(client["statistics"], channels, client["train"]["samples"] * time)
 
 
 def _is_shown(name: Any) -> bool:
@@ -363,6 +370,8 @@ def _is_spec(spec: Any) -> bool:
     if spec is None:
         return True
     if not isinstance(spec, dict) or spec.get("evaluate_on", "test") not in EVALUATE_ON:
+        return False
+    if spec.get("scale", UNKNOWN) not in (*SCALES, UNKNOWN):
         return False
     fraction = spec.get("train_fraction", 1.0)
     return isinstance(fraction, int | float) and not isinstance(fraction, bool) and 0 < fraction <= 1

@@ -105,6 +105,8 @@ class RunFolder:
         self._columns = [*ROUND_COLUMNS, *figures, *group_columns(federation.groups), *own]
         if (path / STATE).exists():
             self._go_on()
+        if federation.agreed:
+            self.environment["scaling"] = federation.agreed.pooled.to_dict()
 
     @property
     def seed(self) -> int:

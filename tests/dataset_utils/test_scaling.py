@@ -73,7 +73,7 @@ def test_a_channel_that_is_constant_everywhere_is_only_shifted_and_one_that_diff
 
 def test_statistics_travel_as_json():
     found = statistics(X)
-    again = Statistics.from_dict(json.loads(json.dumps(found.to_dict())), 1000, 3)
+    again = Statistics.from_dict(json.loads(json.dumps(found.to_dict())), 3, 1000)
     for one, two in zip(found, again, strict=True):
         np.testing.assert_array_equal(one, two)
         assert one.dtype == two.dtype
