@@ -16,6 +16,7 @@ import numpy as np
 from dataset_utils import preprocessing, scaling, shards
 from dataset_utils import windows as cutting
 from dataset_utils.files import is_plain_name
+from dataset_utils.interrupts import sigterm_as_ctrl_c
 from dataset_utils.lines import Lines, reach
 from dataset_utils.origin import CACHE, Origin, plain
 from dataset_utils.partition import Partition, partition
@@ -238,7 +239,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code: 0, 2 for the user's error, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _import_pfllib(argv[1:]) if argv[:1] == [IMPORT] else _generate(argv)
+        with sigterm_as_ctrl_c():
+            return _import_pfllib(argv[1:]) if argv[:1] == [IMPORT] else _generate(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

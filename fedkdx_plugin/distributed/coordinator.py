@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dataset_utils.scaling import Statistics
+from fedkdx_plugin.config import Config
 from fedkdx_plugin.distributed.protocol import Answer, Figures, Request
 from fedkdx_plugin.distributed.roster import Event, Link, Roster
 from fedkdx_plugin.engine import metrics, scaling
@@ -184,6 +185,12 @@ def check_algorithm(algorithm: type[Server], participation: Participation) -> No
         raise UserError(f"{algorithm.__name__} pools everybody's data, which never leave a site; it cannot run here")
     if participation.unseen:
         raise UserError("--unseen: every site that joins takes part; leave it out with --engine flower")
+
+
+def check_same_data(config: Config) -> None:
+    """Raises UserError where each seed is to have data of its own, which sites have not."""
+    if config.vary == "data":
+        raise UserError("--vary data: the data of sites stay as they are; leave it out with Flower")
 
 
 class Coordinator(Federation):
