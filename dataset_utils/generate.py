@@ -177,9 +177,10 @@ def _check_windows(source: Source, windows: Windows) -> None:
         raise UserError(f"{source.name}: windows of shape {shape}, not (n, {len(source.channels)} channels, 1, time)")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"{source.name}: labels must be whole numbers from 0 to {classes - 1}")
-    for name in ("y", "subject", "stretch", "start"):
-        if getattr(windows, name).shape != shape[:1]:
-            raise UserError(f"{source.name}: {shape[0]} windows, but '{name}' has shape {getattr(windows, name).shape}")
+    for name in ("y", "subject", "stretch", "start", "recording", "test"):
+        values = getattr(windows, name)
+        if values is not None and values.shape != shape[:1]:
+            raise UserError(f"{source.name}: {shape[0]} windows, but '{name}' has shape {values.shape}")
 
 
 def _clients(windows: Windows, parts: Partition, scale: str) -> Iterator[shards.ClientData]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset_utils.files import is_plain_name
 from dataset_utils.scaling import Statistics
 from fedkdx_plugin.engine import scaling
 from fedkdx_plugin.engine.metrics import FIGURES, Metrics
@@ -80,6 +81,8 @@ class Announcement:
             versions = {shown(name): shown(version) for name, version in meta["versions"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadMessage(f"not an announcement: {error}") from error
+        if not is_plain_name(texts["data"]):
+            raise BadMessage(f"its data cannot be called {texts['data']!r}")
         tensors = _part(message, "statistics")
         if bool(tensors) != (texts["scale"] == FEDERATED):
             raise BadMessage(f"windows scaled '{texts['scale']}' with{'' if tensors else 'out'} statistics")

@@ -66,8 +66,7 @@ class Progress:
         if not paces:
             return math.nan
         usual = sum(paces.values()) / len(paces)
-        work = sum(rounds * paces.get(kind, usual) for kind, rounds in self.ahead.items())
-        return work / max(1, min(self.at_once, len(self.ahead)))
+        return sum(rounds * paces.get(kind, usual) for kind, rounds in self.ahead.items()) / self.at_once
 
     def step(self, kind: str, seconds: float, text: str, important: bool) -> None:
         """One more round; `text` says which. An important one is said where others are passed over.

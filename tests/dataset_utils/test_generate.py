@@ -119,6 +119,7 @@ def test_windows_stay_as_they_come(tmp_path):
         ({"y": np.full(480, 3)}, "whole numbers from 0 to 2"),
         ({"y": np.full(480, -1)}, "whole numbers from 0 to 2"),
         ({"stretch": np.zeros(479, int)}, "480 windows, but 'stretch'"),
+        ({"test": np.zeros(479, bool)}, "480 windows, but 'test'"),
     ],
 )
 def test_windows_that_do_not_fit_their_description_are_refused(tmp_path, monkeypatch, change, text):

@@ -98,3 +98,10 @@ def test_a_request_brings_the_scaling():
     got = there_and_back(sent)
     np.testing.assert_array_equal(got.scaling.mean, [0.5, -2.0])
     assert there_and_back(request()).scaling is None
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "a\x1bb/"])
+def test_a_data_sets_name_that_is_none_is_refused(name):
+    message = announcement().to_message()
+    with pytest.raises(BadMessage, match="its data cannot be called"):
+        Announcement.from_message(Message(message.tensors, dict(message.meta) | {"data": name}))
