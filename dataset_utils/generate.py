@@ -214,6 +214,13 @@ def _report_losses(
             f"{len(divided.dropped)} dropped between train and test: {gap(windows)} samples lie between "
             f"(--split {spec.split})"
         )
+    if spec.split == "blocked":
+        there, tested = (_classes_of_subjects(windows, pool) for pool in (np.arange(total), divided.test))
+        if untested := sum(count > 1 and group not in tested for group, count in there.items()):
+            report(
+                f"{untested} of {len(there)} classes of subjects have no test window: too little would be left to "
+                "train on (--split blocked)"
+            )
     if spec.split == "loso":
         report(f"subject {windows.subjects[windows.subject[divided.test[0]]]} is left out of training (--split loso)")
     if any(parts.moved):
@@ -222,6 +229,12 @@ def _report_losses(
             f"{len(divided.test)} test windows "
             f"moved to clients that fell short (--min-samples {spec.min_samples}, one test window)"
         )
+
+
+def _classes_of_subjects(windows: Windows, pool: np.ndarray) -> dict[tuple[int, int], int]:
+    """(subject, class) -> how many of these windows."""
+    pairs, counts = np.unique(np.stack([windows.subject[pool], windows.y[pool]]), axis=1, return_counts=True)
+    return {(int(subject), int(c)): int(n) for (subject, c), n in zip(pairs.T, counts, strict=True)}
 
 
 def summary(folder: Path) -> str:

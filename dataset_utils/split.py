@@ -10,6 +10,7 @@ from dataset_utils.recording import Windows
 from registry.errors import UserError
 
 STREAM = 1  # separates these random numbers from those of the partition and the reduction
+TRIES = 10  # places for a run, until one leaves every class something to train on
 PIECES = 1 << 30  # in the place of a class
 MOST = 2  # times the share asked for: more than that, and a recording is cut rather than tested on as a whole
 
@@ -170,23 +171,24 @@ def _test_pieces(windows: Windows, own: np.ndarray, fraction: float, key: list[i
     recording = np.zeros(len(own), np.int64) if windows.recording is None else windows.recording[own]
     several = np.array([len(np.unique(recording[y == c])) > 1 for c in range(len(classes))])
     chosen = np.zeros(len(counts), dtype=bool)
+    sums = np.zeros_like(total)  # of the chosen pieces
 
-    def distance(more: int) -> int:
-        """From the shares, with one more piece; -1 where a class would have nothing left to train on."""
-        sums = counts[chosen].sum(axis=0) + counts[more]
-        return -1 if (sums >= total).any() else int(abs(sums - target).sum())
+    def far(p: int) -> float:
+        """How far from the shares with one more piece; infinitely where a class would have nothing to train on."""
+        more = sums + counts[p]
+        return np.inf if (more >= total).any() else float(abs(more - target).sum())
 
     order = np.random.default_rng([*key, PIECES]).permutation(len(counts))
     for p in order:
-        now = int(abs(counts[chosen].sum(axis=0) - target).sum())
-        chosen[p] = 0 <= distance(p) < now
+        if far(p) < abs(sums - target).sum():
+            chosen[p] = True
+            sums += counts[p]
     for c in np.argsort((counts > 0).sum(axis=0), kind="stable"):
-        if counts[chosen, c].any():
-            continue
-        having = [p for p in order if counts[p, c] and distance(p) >= 0]
-        having = [p for p in having if several[c] or counts[p, c] <= MOST * target[c]]
-        if having:
-            chosen[min(having, key=distance)] = True
+        having = [p for p in order if counts[p, c] and (several[c] or counts[p, c] <= MOST * target[c])]
+        nearest = min(having, key=far, default=None)
+        if not sums[c] and nearest is not None and far(nearest) < np.inf:
+            chosen[nearest] = True
+            sums += counts[nearest]
     tested[own[chosen[piece]]] = True
 
 
@@ -199,9 +201,11 @@ def _test_runs(windows: Windows, own: np.ndarray, fraction: float, key: list[int
         if len(group) < 2 or tested[group].any():
             continue
         rng = np.random.default_rng([*key, int(c)])
-        drawn = draw(rng, group, _wanted(len(group), fraction), "blocked")
-        test = np.concatenate([own[tested[own]], drawn])
-        rest = np.setdiff1d(own, test)
-        left = rest[~nearer(windows, rest, test, gap(windows))]
-        if np.isin(classes, windows.y[left]).all():
-            tested[drawn] = True
+        for _ in range(TRIES):
+            drawn = draw(rng, group, _wanted(len(group), fraction), "blocked")
+            test = np.concatenate([own[tested[own]], drawn])
+            rest = np.setdiff1d(own, test)
+            left = rest[~nearer(windows, rest, test, gap(windows))]
+            if np.isin(classes, windows.y[left]).all():
+                tested[drawn] = True
+                break

@@ -175,3 +175,14 @@ def test_a_wrong_test_rule_is_one_line(make, rule, text):
     with pytest.raises(UserError) as caught:
         make({"s0_1": rows(900, 0), "s1_1": rows(900, 1)}, f"test: {rule}\n", split="given")
     assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_classes_that_cannot_be_tested_on_are_counted(make):
+    """Walking, from sample 5,700 on, is most of the windows at 5,696, 5,760 and 5,824: one tested on leaves none."""
+    table = rows(6000, 0, labels=("run", "sit"))
+    table[-300:] = [(*row[:3], "walk") for row in table[-300:]]
+    made, lines = make({"s0": table, "s1": rows(6000, 1)})
+    assert "1 of 6 classes of subjects have no test window: too little would be left" in " ".join(lines)
+    walk = made.class_names.index("walk")
+    assert not (made.test[0].y == walk).any() and (made.train[0].y == walk).sum() == 3
+    assert (made.test[1].y == walk).any()
