@@ -12,6 +12,9 @@ from pathlib import Path
 
 from registry.errors import UserError
 
+LONGEST_NAME = 100  # letters; with a run's own ending it stays below what file systems take
+FORBIDDEN = set('/\\:*?"<>|')
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -32,6 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether `name` can be part of a folder's name on any system: a short text, printable, no path, not hidden."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        return False
+    return name == name.strip(" .") and not FORBIDDEN & set(name)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

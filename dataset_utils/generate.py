@@ -15,12 +15,15 @@ import numpy as np
 
 from dataset_utils import preprocessing, scaling, shards
 from dataset_utils import windows as cutting
-from dataset_utils.files import sha256
+from dataset_utils.files import is_plain_name
+from dataset_utils.interrupts import sigterm_as_ctrl_c
+from dataset_utils.lines import Lines, reach
+from dataset_utils.origin import CACHE, Origin, plain
 from dataset_utils.partition import Partition, partition
 from dataset_utils.recording import Preprocessing, Recording, Source, Windows
 from dataset_utils.reduction import reduced
 from dataset_utils.spec import FLAGS, OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data
-from dataset_utils.split import Split, split
+from dataset_utils.split import Split, gap, split
 from registry.errors import UserError
 
 DATA_ROOT = "data"
@@ -45,13 +48,21 @@ def prepare(
     spec.check()
     source = find_source(spec.data)
     settings = resolve(source.preprocessing, spec)
-    folder = data_root / source.name / spec.folder_name()
+    try:
+        path = source.find(raw, data_root, False)
+    except UserError:
+        made = None if raw is not None or is_own_data(spec.data) else _made_before(source, spec, settings, data_root)
+        if made:
+            report(f"the original files of {source.name} are not there; using the shards that were made of them")
+            return made
+        path = source.find(raw, data_root, download)
+    origin = Origin.of(source, settings, path, data_root / CACHE)
+    key = origin.key(spec)
+    folder = data_root / source.name / f"{spec.folder_name()}-{key[:8]}"
     if folder.exists():
-        _check_existing(folder, source, settings)
-        if raw is not None or is_own_data(spec.data):
-            _check_files(folder, source, source.find(raw, data_root, download))
+        if shards.read_manifest(folder).get("key") != key:
+            raise UserError(f"{folder}: is not what its name says; remove it, so that it is made again")
         return folder
-    path = source.find(raw, data_root, download)
     report(f"reading {path}")
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
@@ -60,13 +71,16 @@ def prepare(
         report(f"warning: {text}")
     divided = split(windows, spec.test_fraction, spec.split, spec.seed)
     parts = partition(spec, windows.y, windows.subject, divided.train, divided.test)
-    parts = reduced(windows, parts, spec, report)
+    parts = reduced(windows, parts, divided.test, spec, report)
     about = {
         "name": source.name,
         "paper": source.paper,
-        "files": _listed(source, path, hashed=True),
+        "key": key,
+        "drawn_from": origin.key(spec, seed=False),
+        "files": origin.files,
         "spec": {**asdict(spec), "data": source.name},
-        "preprocessing": asdict(settings),
+        "description": origin.description,
+        "preprocessing": origin.preprocessing,
         "recorded": {"channels": list(source.channels), "acceleration": list(source.acceleration)},
         "rate": settings.rate,
         "classes": list(source.classes),
@@ -74,13 +88,32 @@ def prepare(
         "dropped": len(divided.dropped),
         "moved": dict(zip(shards.PARTS, parts.moved, strict=True)),
     }
+    if Origin.of(source, settings, path, data_root / CACHE) != origin:
+        raise UserError(f"{path}: changed while it was being read; run the same command again")
     try:
         shards.write(folder, about, _clients(windows, parts, spec.scale))
     except UserError:
         if not (folder / "manifest.json").exists():  # else another process made the same folder in the meantime
             raise
-    _report_losses(report, spec, divided, parts)
+    _report_losses(report, spec, windows, divided, parts)
     return folder
+
+
+def _made_before(source: Source, spec: ShardSpec, settings: Preprocessing, data_root: Path) -> Path | None:
+    """The shards of these parameters and this description, of whatever files. Raises UserError for several."""
+    wanted = plain(source.description()), asdict(settings)
+    found = []
+    for folder in sorted((data_root / source.name).glob(f"{spec.folder_name()}-*")):
+        if (folder / "manifest.json").is_file():
+            manifest = shards.read_manifest(folder)
+            if (manifest.get("description"), manifest.get("preprocessing")) == wanted:
+                found.append(folder)
+    if len(found) > 1:
+        raise UserError(
+            f"the original files of {source.name} are not there, and {found[0]} and {found[1].name} were made of "
+            "different ones: name one of them as -data, or say where the files are (--raw)"
+        )
+    return found[0] if found else None
 
 
 def find_source(data: str) -> Source:
@@ -93,7 +126,7 @@ def find_source(data: str) -> Source:
         from registry import catalog
 
         source = catalog.load("datasets", data)()
-    if Path(source.name).name != source.name or source.name in ("", ".", ".."):
+    if not is_plain_name(source.name):
         raise UserError(f"-data {data}: its name {source.name!r} cannot be the name of a folder")
     return source
 
@@ -118,16 +151,20 @@ def _windows(
         _check_windows(source, loaded)
         return loaded, source.channels
     seen: dict[str, None] = {}
+    lines = Lines(settings.rate, report)
 
     def stretches() -> Iterator[preprocessing.Stretch]:
         recording: Recording
-        for recording in loaded:
+        for number, recording in enumerate(loaded):
             seen.setdefault(recording.subject)
-            yield from preprocessing.stretches(
+            line, offset = lines.place(recording)
+            for stretch in preprocessing.stretches(
                 recording, source.channels, source.acceleration, len(source.classes), settings
-            )
+            ):
+                yield stretch._replace(line=line, start=stretch.start + offset, recording=number)
 
     windows = cutting.cut(stretches(), settings.window, settings.overlap)
+    windows = dataclasses.replace(windows, reach=reach(settings))
     for subject in sorted(set(seen) - set(windows.subjects), key=cutting.natural):
         report(f"subject {subject} is left out: not one whole labelled window")
     return windows, preprocessing.channel_names(source.channels, source.acceleration, settings.gravity)
@@ -140,15 +177,17 @@ def _check_windows(source: Source, windows: Windows) -> None:
         raise UserError(f"{source.name}: windows of shape {shape}, not (n, {len(source.channels)} channels, 1, time)")
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
         raise UserError(f"{source.name}: labels must be whole numbers from 0 to {classes - 1}")
-    for name in ("y", "subject", "stretch", "start"):
-        if getattr(windows, name).shape != shape[:1]:
-            raise UserError(f"{source.name}: {shape[0]} windows, but '{name}' has shape {getattr(windows, name).shape}")
+    for name in ("y", "subject", "stretch", "start", "recording", "test"):
+        values = getattr(windows, name)
+        if values is not None and values.shape != shape[:1]:
+            raise UserError(f"{source.name}: {shape[0]} windows, but '{name}' has shape {values.shape}")
 
 
 def _clients(windows: Windows, parts: Partition, scale: str) -> Iterator[shards.ClientData]:
-    for train, test in zip(parts.train, parts.test, strict=True):
-        scaled = scaling.fit(windows.x[train], scale)
-        of_subject = [np.bincount(windows.subject[pool], minlength=len(windows.subjects)) for pool in (train, test)]
+    for pools in zip(parts.train, parts.test, strict=True):
+        train, test = (windows.x[pool] for pool in pools)
+        of_subject = [np.bincount(windows.subject[pool], minlength=len(windows.subjects)) for pool in pools]
+        scaled = scaling.fit(train, scale)
         about: dict[str, Any] = {
             "subjects": {
                 name: {"train": int(a), "test": int(b)}
@@ -157,56 +196,45 @@ def _clients(windows: Windows, parts: Partition, scale: str) -> Iterator[shards.
             },
             "scaling": scaled and {"offset": scaled.offset.tolist(), "scale": scaled.scale.tolist()},
         }
-        both = [
-            shards.Shard(scaled(windows.x[pool]) if scaled else windows.x[pool], windows.y[pool])
-            for pool in (train, test)
-        ]
-        yield shards.ClientData(both[0], both[1], about)
+        if scale == "federated":
+            about["statistics"] = scaling.statistics(train).to_dict()
+        if scaled:
+            train, test = scaled(train), scaled(test)
+        both = (shards.Shard(x, windows.y[pool]) for x, pool in zip((train, test), pools, strict=True))
+        yield shards.ClientData(*both, about)
 
 
-def _listed(source: Source, path: Path, hashed: bool) -> list[dict[str, Any]]:
-    """Names (relative to `path`), sizes in bytes and, if wanted, hashes of a data set's original files."""
-    listed = []
-    for file in source.files(path):
-        name = file.name if file == path else file.relative_to(path).as_posix()
-        listed.append({"name": name, "size": file.stat().st_size} | ({"sha256": sha256(file)} if hashed else {}))
-    return listed
-
-
-def _check_existing(folder: Path, source: Source, settings: Preprocessing) -> None:
-    """Raises UserError when the shards were made from a data set described otherwise."""
-    manifest = shards.read_manifest(folder)
-    now = {
-        "classes": list(source.classes),
-        "recorded": {"channels": list(source.channels), "acceleration": list(source.acceleration)},
-        "preprocessing": asdict(settings),
-    }
-    for key, value in now.items():
-        if manifest.get(key) != value:
-            raise UserError(
-                f"{folder} was made when the '{key}' of {source.name} were different; remove it or choose "
-                "another --data-root"
+def _report_losses(
+    report: Callable[[str], None], spec: ShardSpec, windows: Windows, divided: Split, parts: Partition
+) -> None:
+    total = len(windows.y)
+    if spec.split != "shuffled":
+        report(
+            f"{len(divided.test)} of {total} windows are tested on ({len(divided.test) / total:.1%}), "
+            f"{len(divided.dropped)} dropped between train and test: {gap(windows)} samples lie between "
+            f"(--split {spec.split})"
+        )
+    if spec.split == "blocked":
+        there, tested = (_classes_of_subjects(windows, pool) for pool in (np.arange(total), divided.test))
+        if untested := sum(count > 1 and group not in tested for group, count in there.items()):
+            report(
+                f"{untested} of {len(there)} classes of subjects have no test window: too little would be left to "
+                "train on (--split blocked)"
             )
-
-
-def _check_files(folder: Path, source: Source, path: Path) -> None:
-    """Raises UserError when the shards were made from files of other names or sizes."""
-    files = shards.read_manifest(folder).get("files")
-    made_from = [{"name": file["name"], "size": file["size"]} for file in files or []]
-    if made_from != _listed(source, path, hashed=False):
-        raise UserError(f"{folder} was made from other files than {path}; remove it or choose another --data-root")
-
-
-def _report_losses(report: Callable[[str], None], spec: ShardSpec, divided: Split, parts: Partition) -> None:
-    total = len(divided.train) + len(divided.test) + len(divided.dropped)
-    if len(divided.dropped):
-        report(f"{len(divided.dropped)} of {total} windows dropped between train and test (--split blocked)")
+    if spec.split == "loso":
+        report(f"subject {windows.subjects[windows.subject[divided.test[0]]]} is left out of training (--split loso)")
     if any(parts.moved):
         report(
             f"{parts.moved[0]} of {len(divided.train)} training and {parts.moved[1]} of "
             f"{len(divided.test)} test windows "
             f"moved to clients that fell short (--min-samples {spec.min_samples}, one test window)"
         )
+
+
+def _classes_of_subjects(windows: Windows, pool: np.ndarray) -> dict[tuple[int, int], int]:
+    """(subject, class) -> how many of these windows."""
+    pairs, counts = np.unique(np.stack([windows.subject[pool], windows.y[pool]]), axis=1, return_counts=True)
+    return {(int(subject), int(c)): int(n) for (subject, c), n in zip(pairs.T, counts, strict=True)}
 
 
 def summary(folder: Path) -> str:
@@ -225,7 +253,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code: 0, 2 for the user's error, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _import_pfllib(argv[1:]) if argv[:1] == [IMPORT] else _generate(argv)
+        with sigterm_as_ctrl_c():
+            return _import_pfllib(argv[1:]) if argv[:1] == [IMPORT] else _generate(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -30,7 +30,8 @@ def partition(
 ) -> Partition:
     """Divide both pools among the clients, every window to exactly one.
 
-    - `subject`: a client a subject; fewer clients than subjects are the first ones.
+    - `subject`: a client a subject; fewer clients than subjects are the first ones. A subject that is tested on alone
+      is no client: its windows are divided equally among the clients, who each predict their part.
     - `iid`: every client gets an equal share of each class.
     - `dirichlet`: each class is divided in proportions drawn from Dir(alpha) over the clients (Hsu et al.
       2019, https://arxiv.org/abs/1909.06335).
@@ -50,8 +51,8 @@ def partition(
         UserError: more clients than subjects, or a minimum that cannot be met.
     """
     if spec.partition == "subject":
-        return _by_subject(spec, subjects, train, test)
-    clients = int(subjects.max()) + 1 if spec.clients is None else spec.clients
+        return _by_subject(spec, labels, subjects, train, test)
+    clients = len(np.unique(subjects[train])) if spec.clients is None else spec.clients
     classes = int(labels.max()) + 1
     rng = np.random.default_rng([spec.seed, STREAM])
     amount, test_amount = (np.bincount(labels[pool], minlength=classes) for pool in (train, test))
@@ -133,21 +134,33 @@ def fill(counts: np.ndarray, wanted: np.ndarray, minimum: int) -> np.ndarray | N
     return counts
 
 
-def _by_subject(spec: ShardSpec, subjects: np.ndarray, train: np.ndarray, test: np.ndarray) -> Partition:
-    number = int(subjects.max()) + 1
-    clients = number if spec.clients is None else spec.clients
-    if clients > number:
+def _by_subject(
+    spec: ShardSpec, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> Partition:
+    trained = np.unique(subjects[train])
+    clients = len(trained) if spec.clients is None else spec.clients
+    if clients > len(trained):
         raise UserError(
-            f"-nc {clients}: there are only {number} subjects; choose at most {number}, or another --partition"
+            f"-nc {clients}: there are only {len(trained)} subjects; choose at most {len(trained)}, or another "
+            "--partition"
         )
-    parts = [[pool[subjects[pool] == k] for k in range(clients)] for pool in (train, test)]
+    parts = [[pool[subjects[pool] == subject] for subject in trained[:clients]] for pool in (train, test)]
+    strangers = test[~np.isin(subjects[test], trained)]
+    if len(strangers):
+        amount = np.bincount(labels[strangers])
+        counts = apportion(amount, np.full((clients, len(amount)), 1 / clients))
+        dealt = _deal(np.random.default_rng([spec.seed, STREAM]), labels, strangers, counts)
+        parts[1] = [np.union1d(own, more) for own, more in zip(parts[1], dealt, strict=True)]
     for k, (own, tested) in enumerate(zip(*parts, strict=True)):
         if len(own) < spec.min_samples:
             raise UserError(
                 f"client {k} has only {len(own)} training windows; lower --min-samples (now {spec.min_samples})"
             )
         if not len(tested):
-            raise UserError(f"client {k} has no test window; raise --test-fraction or choose another --partition")
+            raise UserError(
+                f"client {k} has no test window; raise --test-fraction, name a recording of each subject where the "
+                "split is given, or choose another --partition"
+            )
     return Partition(*parts)
 
 

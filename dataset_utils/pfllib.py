@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dataset_utils import shards
-from dataset_utils.files import sha256
+from dataset_utils.files import is_plain_name, sha256
 from dataset_utils.safe_pickle import load_npz
 from registry.errors import UserError
 
@@ -30,7 +30,7 @@ def import_folder(folder: Path, name: str, data_root: Path) -> Path:
     Raises:
         UserError: a file is missing, damaged or hostile, the shards exist already, or `name` is no name.
     """
-    if Path(name).name != name or name in ("", ".", ".."):
+    if not is_plain_name(name):
         raise UserError(f"--name {name!r} cannot be the name of a folder")
     target = data_root / name / "pfllib"
     if target.exists():

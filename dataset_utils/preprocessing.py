@@ -21,11 +21,19 @@ class Stretch(NamedTuple):
         subject: whose they are.
         signals: (samples, channels), float32, finite.
         labels: (samples,), int64, class index or UNLABELLED.
+        start: its first sample on its line of time: by the recording's clock where there is one.
+        line: which line of time it lies on; None: one of its own (see `lines.Lines`).
+        recording: number of its recording.
+        test: see `Recording.test`.
     """
 
     subject: str
     signals: np.ndarray
     labels: np.ndarray
+    start: int = 0
+    line: int | None = None
+    recording: int = 0
+    test: bool = False
 
 
 def check(settings: Preprocessing) -> None:
@@ -93,7 +101,8 @@ def stretches(
                 clean[a:b, i] = value
             last += two
         for a, b in whole:
-            yield Stretch(recording.subject, clean[a:b], labels[begin + a : begin + b])
+            start = begin + a if recording.time is None else round(float(recording.time[begin + a]) * settings.rate)
+            yield Stretch(recording.subject, clean[a:b], labels[begin + a : begin + b], start, test=recording.test)
 
 
 def lowpass(signal: np.ndarray, cutoff: float, rate: float) -> np.ndarray:

@@ -6,10 +6,10 @@ A third-party data set is a subclass of `Source` named by an entry point of the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -48,12 +48,14 @@ class Recording:
         signals: (samples, channels), float; NaN where a value is missing.
         labels: (samples,), int; class index, or UNLABELLED for what is to be discarded.
         time: (samples,), seconds, or None when the samples follow each other without gaps.
+        test: whether it is to be tested on, never trained on, where the split is 'given'.
     """
 
     subject: str
     signals: np.ndarray
     labels: np.ndarray
     time: np.ndarray | None = None
+    test: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,12 @@ class Windows:
         x: (n, channels, 1, time), float32.
         y: (n,), int64, class index.
         subject: (n,), int64, index into `subjects`.
-        stretch: (n,), int64, which continuous stretch a window was cut from; no two subjects share one.
-        start: (n,), int64, the window's first sample within its stretch.
+        stretch: (n,), int64, which line of time a window lies on; windows of two lines have nothing in common.
+        start: (n,), int64, the window's first sample on its line; two windows that share it hold the same.
         subjects: the subjects' names.
+        recording: (n,), int64, which recording a window is of, or None where that is not known.
+        test: (n,), bool, what is to be tested on where the split is 'given', or None where nothing says so.
+        reach: samples across which filters carry something of one sample to another.
     """
 
     x: np.ndarray
@@ -75,6 +80,9 @@ class Windows:
     stretch: np.ndarray
     start: np.ndarray
     subjects: tuple[str, ...]
+    recording: np.ndarray | None = None
+    test: np.ndarray | None = None
+    reach: int = 0
 
 
 class Source(ABC):
@@ -112,6 +120,10 @@ class Source(ABC):
     @abstractmethod
     def files(self, path: Path) -> list[Path]:
         """The files that `load` reads below `path`, sorted, to be hashed into the manifest (a zip counts as one)."""
+
+    def description(self) -> Mapping[str, Any]:
+        """What makes the windows besides files and preprocessing: shards made from another description are others."""
+        return {"classes": self.classes, "channels": self.channels, "acceleration": self.acceleration}
 
     @abstractmethod
     def load(self, path: Path) -> Iterable[Recording] | Windows:

@@ -10,30 +10,41 @@ import numpy as np
 from dataset_utils.partition import Partition
 from dataset_utils.recording import Windows
 from dataset_utils.spec import ShardSpec
-from dataset_utils.split import Split, draw, groups_of, split
+from dataset_utils.split import Split, draw, groups_of, nearer, split
 from registry.errors import UserError
 
 VALIDATION, THINNING = 3, 4  # separate these random numbers from each other and from split and partition
 VALIDATION_FRACTION = 0.2
 
 
-def reduced(windows: Windows, parts: Partition, spec: ShardSpec, report: Callable[[str], None]) -> Partition:
+def reduced(
+    windows: Windows, parts: Partition, test: np.ndarray, spec: ShardSpec, report: Callable[[str], None]
+) -> Partition:
     """What is left of the partition for `--evaluate-on validation` and `--train-fraction`, in this order.
 
     The validation windows come out of all training windows, so that little data leaves enough to validate on.
+
+    Args:
+        test: all windows that are tested on, with which no validation window shares a sample.
 
     Raises:
         UserError: a client has no window to validate on, or none left to train on.
     """
     if spec.evaluate_on == "validation":
-        divided = hold_out(windows, parts.train, spec.split, spec.seed)
+        train = parts.train
+        divided = hold_out(windows, train, test, spec.split, spec.seed)
         for k, own in enumerate(divided):
             if not (len(own.train) and len(own.test)):
-                raise UserError(f"--evaluate-on validation: client {k} has too few training windows to hold some out")
+                raise UserError(
+                    f"--evaluate-on validation: client {k} has too few training windows to hold some out that "
+                    "share no sample with test windows"
+                )
         parts = parts._replace(train=[own.train for own in divided], test=[own.test for own in divided])
+        barred = sum(int(nearer(windows, own, test, 0).sum()) for own in train)
         report(
             f"{sum(len(own.test) for own in divided)} training windows held out for validation, "
             f"{sum(len(own.dropped) for own in divided)} dropped between"
+            + (f"; {barred} could not be, as they share samples with test windows" if barred else "")
         )
     if spec.train_fraction < 1:
         kept = thin(windows, parts.train, spec.train_fraction, spec.split, spec.seed)
@@ -43,26 +54,32 @@ def reduced(windows: Windows, parts: Partition, spec: ShardSpec, report: Callabl
     return parts
 
 
-def hold_out(windows: Windows, train: Sequence[np.ndarray], how: str, seed: int) -> list[Split]:
-    """Each client's training windows, divided by the rules of `split` into training and validation ones.
+def hold_out(windows: Windows, train: Sequence[np.ndarray], test: np.ndarray, how: str, seed: int) -> list[Split]:
+    """Each client's training windows, divided into training and validation ones.
+
+    By the rules of `split`: `shuffled` where the test windows are drawn so, among those that share no sample with a
+    test window, as far as there are enough; else `blocked`, with the gap to every client's validation windows.
 
     Args:
         train: each client's training windows, indices, ascending.
-        how: 'shuffled' or 'blocked'; the blocked gap is kept to every client's validation windows.
+        test: all windows that are tested on.
+        how: as `split`'s.
 
     Returns:
         a split a client, its `test` the validation windows; all are indices into `windows`.
     """
     pool = np.concatenate(train)
     owner = np.repeat(np.arange(len(train)), [len(own) for own in train])
-    divided = split(_taken(windows, pool, owner), VALIDATION_FRACTION, how, seed, VALIDATION)
+    shares = nearer(windows, pool, test, 0)
+    divided = split(_taken(windows, pool, owner), VALIDATION_FRACTION, _alike(how), seed, VALIDATION, shares)
     return [Split(*(pool[part[owner[part] == k]] for part in divided)) for k in range(len(train))]
 
 
 def thin(windows: Windows, train: Sequence[np.ndarray], fraction: float, how: str, seed: int) -> list[np.ndarray]:
     """A share of each client's windows of each class: of n, round(n · fraction), at least one.
 
-    `shuffled` keeps them at random, `blocked` one run of consecutive windows, as of someone who recorded little.
+    `shuffled` keeps them at random, every other split one run of consecutive windows, as of someone who recorded
+    little.
 
     Args:
         train: each client's training windows, indices, ascending.
@@ -78,6 +95,11 @@ def thin(windows: Windows, train: Sequence[np.ndarray], fraction: float, how: st
     return kept
 
 
+def _alike(how: str) -> str:
+    """How windows of one client are divided further."""
+    return "shuffled" if how == "shuffled" else "blocked"
+
+
 def _taken(windows: Windows, index: np.ndarray, owner: np.ndarray) -> Windows:
     """Some of the windows, without their samples, and with their clients as subjects."""
     return replace(
@@ -87,4 +109,6 @@ def _taken(windows: Windows, index: np.ndarray, owner: np.ndarray) -> Windows:
         subject=owner,
         stretch=windows.stretch[index],
         start=windows.start[index],
+        recording=None if windows.recording is None else windows.recording[index],
+        test=None,
     )

@@ -26,13 +26,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset_utils.files import replacing
-from dataset_utils.spec import LAYOUT
+from dataset_utils.files import LONGEST_NAME, is_plain_name, replacing
+from dataset_utils.scaling import Statistics
+from dataset_utils.spec import EVALUATE_ON, LAYOUT, SCALES
 from registry import __version__
 from registry.errors import UserError
 
 FORMAT = "fedkdx-shards"
 PARTS = ("train", "test")
+UNKNOWN = "as they came"  # how windows are scaled that were taken over from elsewhere
 # what reading a damaged or foreign .npz raises
 UNREADABLE = (
     zipfile.BadZipFile,
@@ -102,6 +104,12 @@ class ShardSet:
         return evaluated_on(self.manifest)
 
     @property
+    def statistics(self) -> list[Statistics] | None:
+        """What each client says of its training windows, where the windows are still to be scaled by what all say."""
+        found = [statistics_of(self.manifest, k) for k in range(self.num_clients)]
+        return None if found[0] is None else found
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         return tuple(self.manifest["classes"])
 
@@ -118,6 +126,7 @@ class ShardSet:
             "folder": os.fspath(self.folder),
             "evaluated_on": self.evaluated_on,
             "manifest_sha256": hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest(),
+            "drawn_from": str(self.manifest.get("drawn_from", "")),
         }
 
 
@@ -125,6 +134,12 @@ def evaluated_on(manifest: dict[str, Any]) -> str:
     """What `test/` holds: 'test', or 'validation' where those windows were held out of the training windows."""
     spec = manifest.get("spec")
     return spec.get("evaluate_on", "test") if isinstance(spec, dict) else "test"
+
+
+def scale_of(manifest: dict[str, Any]) -> str:
+    """How the windows are scaled: one of `spec.SCALES`, or `UNKNOWN`."""
+    spec = manifest.get("spec")
+    return spec.get("scale", UNKNOWN) if isinstance(spec, dict) else UNKNOWN
 
 
 def write(folder: Path, about: dict[str, Any], clients: Iterable[ClientData]) -> None:
@@ -165,6 +180,8 @@ def write(folder: Path, about: dict[str, Any], clients: Iterable[ClientData]) ->
                     "sha256": hashlib.sha256(content).hexdigest(),
                 }
             manifest["clients"].append(entry)
+        if wrong := _wrong_entry(manifest):
+            raise UserError(f"{folder}: its manifest's '{wrong}' could not be read back")
         text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
         (part / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
@@ -294,11 +311,13 @@ def _wrong_entry(manifest: dict[str, Any]) -> str:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
     def is_names(value: Any) -> bool:
-        return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+        return isinstance(value, list) and bool(value) and all(_is_shown(item) for item in value)
 
     shape, clients = manifest.get("shape"), manifest.get("clients")
-    if not isinstance(manifest.get("name"), str):
+    if not is_plain_name(manifest.get("name")):
         return "name"
+    if not _is_spec(manifest.get("spec")):
+        return "spec"
     for key in ("classes", "channels"):
         if not is_names(manifest.get(key)):
             return key
@@ -320,4 +339,39 @@ def _wrong_entry(manifest: dict[str, Any]) -> str:
                 return f"clients/{k}/{name}/histogram"
             if not isinstance(part.get("sha256"), str):
                 return f"clients/{k}/{name}/sha256"
+        try:
+            statistics_of(manifest, k)
+        except ValueError:
+            return f"clients/{k}/statistics"
+    if len({"statistics" in client for client in clients}) > 1:
+        return "statistics"
     return ""
+
+
+def statistics_of(manifest: dict[str, Any], k: int) -> Statistics | None:
+    """What a client says of its training windows, where they are to be scaled by what all have in common.
+
+    Raises:
+        ValueError: it cannot be so of these windows.
+    """
+    client, (channels, _, time) = manifest["clients"][k], manifest["shape"]
+    if "statistics" not in client:
+        return None
+    return Statistics.from_dict(client["statistics"], channels, client["train"]["samples"] * time)
+
+
+def _is_shown(name: Any) -> bool:
+    """Whether a class or a channel can be called so wherever it is shown."""
+    return isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable() and bool(name.strip())
+
+
+def _is_spec(spec: Any) -> bool:
+    """Whether what the manifest says of parameters is what others read of it."""
+    if spec is None:
+        return True
+    if not isinstance(spec, dict) or spec.get("evaluate_on", "test") not in EVALUATE_ON:
+        return False
+    if spec.get("scale", UNKNOWN) not in (*SCALES, UNKNOWN):
+        return False
+    fraction = spec.get("train_fraction", 1.0)
+    return isinstance(fraction, int | float) and not isinstance(fraction, bool) and 0 < fraction <= 1

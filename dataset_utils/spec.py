@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 from registry.errors import UserError
 
 PARTITIONS = ("subject", "iid", "dirichlet", "pathological")
-SPLITS = ("shuffled", "blocked")
-SCALES = ("zscore", "minmax", "none")
+SPLITS = ("shuffled", "blocked", "loso", "given")
+SCALES = ("federated", "client", "minmax", "none")
 EVALUATE_ON = ("test", "validation")
-LAYOUT = 1  # of the shards on disk; a new layout means new folders
+LAYOUT = 2  # of the shards on disk and of the code that makes them; a new layout means new folders
 
 FLAGS = {
     "data": "-data",
@@ -51,9 +51,10 @@ class ShardSpec:
         partition: 'subject', 'iid', 'dirichlet' or 'pathological'.
         alpha: concentration of the Dirichlet distribution; smaller is more uneven.
         classes_per_client: classes that a client of the pathological partition holds.
-        split: 'shuffled' or 'blocked' (whole stretches of time apart, leak-free).
+        split: 'shuffled', 'blocked' (apart in time, leak-free), 'loso' (one subject left out) or 'given' (by the data).
         test_fraction: share of the windows to test on, in (0, 1).
-        scale: 'zscore', 'minmax' or 'none', fitted on each client's training part.
+        scale: 'federated' (z-scores by what the clients' training parts have in common), 'client' (z-scores by each
+            client's own training part), 'minmax' (the range 0 to 1, likewise) or 'none'.
         min_samples: training windows that every client has at least.
         seed: of the split and of the partition.
         window, overlap, median, lowpass, gravity: as in `recording.Preprocessing`; None keeps the data set's
@@ -70,7 +71,7 @@ class ShardSpec:
     classes_per_client: int = 2
     split: str = "shuffled"
     test_fraction: float = 0.2
-    scale: str = "zscore"
+    scale: str = "federated"
     min_samples: int = 10
     seed: int = 0
     window: int | None = None
@@ -104,24 +105,29 @@ class ShardSpec:
         _real(self, "lowpass", lambda v: v >= 0, "a frequency in Hz, or 0 for no filter")
         _real(self, "gravity", lambda v: v >= 0, "a frequency in Hz, or 0 to leave gravity in")
 
-    def folder_name(self) -> str:
-        """A readable name that differs whenever a parameter that matters differs.
+    def counted(self) -> dict[str, Any]:
+        """The parameters that matter, for telling shards apart.
 
-        What does not matter is the data set (it names the folder above), a parameter of another partition, and a
-        reduction that is not made.
+        What does not matter is the data set's name or path, a parameter of another partition or split, and a reduction
+        that is not made.
         """
         values = {key: value for key, value in asdict(self).items() if key != "data"}
         if self.partition != "dirichlet":
             del values["alpha"]
         if self.partition != "pathological":
             del values["classes_per_client"]
+        if self.split in ("loso", "given"):
+            del values["test_fraction"]
         if self.train_fraction == 1:
             del values["train_fraction"]
         if self.evaluate_on == "test":
             del values["evaluate_on"]
         # 1 and 1.0 are the same number and must give the same name
-        values = {k: float(v) if isinstance(v, int | float) else v for k, v in values.items()}
-        text = json.dumps({"layout": LAYOUT, **values}, sort_keys=True)
+        return {k: float(v) if isinstance(v, int | float) else v for k, v in sorted(values.items())}
+
+    def folder_name(self) -> str:
+        """A readable name that differs whenever a parameter that matters differs."""
+        text = json.dumps({"layout": LAYOUT, **self.counted()}, sort_keys=True)
         kind = {
             "dirichlet": f"dirichlet{self.alpha:g}",
             "pathological": f"pathological{self.classes_per_client}",
@@ -170,8 +176,9 @@ def add_arguments(parser: argparse.ArgumentParser, seed_flag: str) -> None:
     add(
         "--split",
         choices=SPLITS,
-        help="train and test windows: shuffled (the paper's; overlapping windows on both sides flatter) "
-        f"or blocked (apart in time, leak-free) (default: {default.split})",
+        help="train and test windows: shuffled (the paper's; overlapping windows on both sides flatter), "
+        "blocked (apart in time, leak-free), loso (test on one subject, left out of training: the one whose number is "
+        f"the data seed) or given (by the data set's own description) (default: {default.split})",
     )
     add(
         "--test-fraction",
@@ -191,7 +198,12 @@ def add_arguments(parser: argparse.ArgumentParser, seed_flag: str) -> None:
         help="validation: measure on a fifth of the training windows, held out, to choose hyper-parameters by "
         f"(default: {default.evaluate_on})",
     )
-    add("--scale", choices=SCALES, help=f"fitted on each client's training part (default: {default.scale})")
+    add(
+        "--scale",
+        choices=SCALES,
+        help="channels: federated (z-scores by what the clients' training parts have in common), client (z-scores by "
+        f"its own) or minmax (0 to 1 by its own), or none (default: {default.scale})",
+    )
     add(
         "--min-samples",
         type=int,

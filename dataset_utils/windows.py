@@ -30,30 +30,35 @@ def cut(stretches: Iterable[Stretch], window: int, overlap: float) -> Windows:
     """
     step = max(1, round(window * (1 - overlap)))
     pieces = []
-    for stretch in stretches:
+    for number, stretch in enumerate(stretches):
         starts, labels = _labelled(stretch.labels, window, step)
         if len(starts):
             views = np.lib.stride_tricks.sliding_window_view(stretch.signals, window, axis=0)
-            pieces.append((stretch.subject, views, labels, starts))
+            line = ("alone", number) if stretch.line is None else ("line", stretch.line)
+            pieces.append((stretch, views, labels, starts, line))
     if not pieces:
         raise UserError(
             f"no window of {window} samples fits between gaps and unlabelled samples; try a smaller --window"
         )
-    pieces.sort(key=lambda piece: natural(piece[0]))
-    subjects = tuple(dict.fromkeys(piece[0] for piece in pieces))
+    pieces.sort(key=lambda piece: natural(piece[0].subject))
+    subjects = tuple(dict.fromkeys(piece[0].subject for piece in pieces))
+    lines = list(dict.fromkeys(piece[4] for piece in pieces))
+    number_of = {line: number for number, line in enumerate(lines)}
     counts = [len(piece[3]) for piece in pieces]
     x = np.empty((sum(counts), pieces[0][1].shape[1], 1, window), dtype=np.float32)
     end = 0
-    for (_, views, _, starts), count in zip(pieces, counts, strict=True):
+    for (_, views, _, starts, _), count in zip(pieces, counts, strict=True):
         end += count
         x[end - count : end, :, 0] = views[starts]  # a view is (starts, channels, time): transposed already
     return Windows(
         x=x,
         y=np.concatenate([piece[2] for piece in pieces]),
-        subject=np.repeat([subjects.index(piece[0]) for piece in pieces], counts),
-        stretch=np.repeat(np.arange(len(pieces)), counts),
-        start=np.concatenate([piece[3] for piece in pieces]),
+        subject=np.repeat([subjects.index(piece[0].subject) for piece in pieces], counts),
+        stretch=np.repeat([number_of[piece[4]] for piece in pieces], counts),
+        start=np.concatenate([piece[3] + piece[0].start for piece in pieces]),
         subjects=subjects,
+        recording=np.repeat([piece[0].recording for piece in pieces], counts),
+        test=np.repeat([piece[0].test for piece in pieces], counts),
     )
 
 

@@ -47,7 +47,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--config", metavar="YAML", help="read options from a file; the command line wins over it")
     parser.add_argument(
-        "--resume", metavar="FOLDER", help="go on with an interrupted comparison; takes no other option"
+        "--resume",
+        metavar="FOLDER",
+        help="go on with a comparison that was interrupted, or to more rounds (-gr); takes no other option",
     )
     parser.add_argument(
         "--experiment", metavar="NAME", help="make all runs of experiments/NAME.yaml, or of a YAML file, and a report"
@@ -94,18 +96,29 @@ def read_config(arguments: argparse.Namespace) -> Config:
 
 
 def resumed(arguments: argparse.Namespace) -> Path | None:
-    """The folder of `--resume`, whose configuration `arguments` then names; None without it. Raises UserError."""
-    folder, arguments.resume = arguments.resume, None
-    if folder is None:
+    """The folder of `--resume`, whose configuration `arguments` then names; None without it. Raises UserError.
+
+    The folder of one run of a comparison stands for the comparison.
+    """
+    given, arguments.resume = arguments.resume, None
+    if given is None:
         return None
     other = [name for name, value in vars(arguments).items() if value not in (None, False)]
-    other = [name for name in other if name != "tensorboard"]
+    other = [name for name in other if name not in ("tensorboard", "global_rounds")]
     if other:
-        raise UserError(f"--resume takes the folder's own configuration and no other option, such as {other[0]}")
-    arguments.config = str(Path(folder) / "config.yaml")
+        raise UserError(
+            f"--resume takes the folder's own configuration and, but for more rounds (-gr), no other option, such as "
+            f"{other[0]}"
+        )
+    folder = Path(given).absolute()
+    if (folder / "environment.json").is_file():  # one run's own
+        folder = folder.parent
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"--resume {given}: a run of an experiment; the experiment's own command goes on with it")
+    arguments.config = str(folder / "config.yaml")
     if not Path(arguments.config).is_file():
-        raise UserError(f"--resume {folder}: no comparison there (it should hold a config.yaml)")
-    return Path(folder)
+        raise UserError(f"--resume {given}: no comparison there (it should hold a config.yaml)")
+    return folder
 
 
 def assignment(text: str) -> tuple[str, str]:

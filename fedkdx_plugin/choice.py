@@ -120,4 +120,7 @@ def resolve(config: Config, choices: list[Choice]) -> dict[str, Any]:
 def run_settings(resolved: Mapping[str, Any], choice: Choice, seed: int) -> dict[str, Any]:
     """The part of a resolved configuration that makes one run: one algorithm under one seed."""
     own = {key: value for key, value in resolved["set"].items() if key.startswith(f"{choice.name}.")}
-    return dict(resolved) | {"algorithm": [choice.name], "seed": seed, "times": 1, "set": own}
+    values = dict(resolved) | {"algorithm": [choice.name], "seed": seed, "times": 1, "set": own}
+    if values["vary"] == "data":  # as `config.seeded` has it
+        values["data_seed"] += seed - resolved["seed"]
+    return values

@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from dataset_utils.interrupts import sigterm_as_ctrl_c
 from fedkdx_plugin.arguments import assignment, build_parser, read_config, resumed
+from fedkdx_plugin.config import Config
 from registry import catalog
 from registry.errors import UserError
 
@@ -67,9 +70,32 @@ def show_catalog() -> None:
         print()
 
 
+def _compare(config: Config, arguments: argparse.Namespace, command: list[str], folder: Path | None) -> int:
+    """A comparison, in this process or on Flower. Returns the exit code; raises UserError."""
+    from fedkdx_plugin import comparison
+
+    if arguments.dry_run:
+        comparison.show(config)
+        return 0
+    if config.engine == "flower":
+        if arguments.tensorboard:
+            raise UserError("--tensorboard: not with --engine flower; `fedkdx --report` reads its folders")
+        from fedkdx_plugin.distributed import require_flower
+
+        require_flower()
+        from fedkdx_plugin.distributed import loopback
+
+        return loopback.run(config, command, folder)
+    return comparison.run(config, command, folder, arguments.tensorboard)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with sigterm_as_ctrl_c():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
     try:
         if words[:1] and words[0] in ("serve", "join", "certificates"):
             from fedkdx_plugin.distributed import commands
@@ -89,19 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(arguments)
         from fedkdx_plugin import comparison
 
-        if arguments.dry_run:
-            comparison.show(config)
-            return 0
-        if config.engine == "flower":
-            if arguments.tensorboard:
-                raise UserError("--tensorboard: not with --engine flower; `fedkdx --report` reads its folders")
-            from fedkdx_plugin.distributed import require_flower
-
-            require_flower()
-            from fedkdx_plugin.distributed import loopback
-
-            return loopback.run(config, command, folder)
-        return comparison.run(config, command, folder, arguments.tensorboard)
+        with comparison.where_it_began(folder):
+            return _compare(config, arguments, command, folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

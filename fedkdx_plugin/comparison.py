@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 import yaml
 
 from dataset_utils import shards as shard_files
+from dataset_utils.files import replacing
 from dataset_utils.generate import prepare
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.choice import Choice, choose, resolve, run_settings
-from fedkdx_plugin.config import Config
+from fedkdx_plugin.config import STARTED, Config, read_yaml, seeded
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
@@ -147,12 +149,14 @@ def run(config: Config, command: list[str], folder: Path | None = None, board: b
     if board:
         tensorboard.check()
     choices = choose(config)
+    seeds = range(config.seed, config.seed + config.times)
+    _check_vary(config)
+    for seed in seeds[1:] if config.vary == "data" else ():  # what cannot be made says so now
+        prepare_shards(seeded(config, seed))
     setting = Setting.of(config, choices)
     shards, data = setting.shards, setting.data
     resolved = resolve(config, choices)
-    if folder is None:
-        folder = new_folder(Path(config.out), f"{shards.name}-{config.model}-{_label(config)}")
-        write_yaml(folder / "config.yaml", resolved)
+    folder = begin_folder(folder, Path(config.out), f"{shards.name}-{config.model}-{_label(config)}", resolved, command)
     apart = "".join(f", {len(ids)} of them {name}" for name, ids in setting.groups.items())
     print(
         f"{shards.name}: {shards.num_clients} clients{apart}, {sum(len(y) for y in data.train_y)} training and "
@@ -161,11 +165,13 @@ def run(config: Config, command: list[str], folder: Path | None = None, board: b
     )
     runs, rounds = [], config.global_rounds
     try:
-        with Progress(len(choices) * config.times * rounds) as progress:
-            for seed in range(config.seed, config.seed + config.times):
+        with Progress({choice.name: config.times * rounds for choice in choices}) as progress:
+            for seed in seeds:
+                if config.vary == "data" and seed != config.seed:
+                    setting = Setting.of(seeded(config, seed), choices)
                 for choice in choices:
                     name = f"{choice.name} seed {seed}" if config.times > 1 else choice.name
-                    begin = partial(progress.begin, name, rounds)
+                    begin = partial(progress.begin, choice.name, name, rounds)
                     place = folder / f"{choice.name}-seed{seed}"
                     if board:
                         begin = partial(_watched, begin, place)
@@ -173,11 +179,57 @@ def run(config: Config, command: list[str], folder: Path | None = None, board: b
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: fedkdx --resume {folder}", file=sys.stderr)
         return 130
-    print(f"\n{table.write(folder, runs)}")
+    print(f"\n{table.write(folder, runs, config.vary)}")
     if importlib.util.find_spec("matplotlib"):
         curves.draw(folder / "comparison.png", runs, f"{shards.name}, {config.model}")
     print(f"saved in {folder}")
     return 0
+
+
+def begin_folder(folder: Path | None, out: Path, name: str, resolved: Mapping[str, Any], command: list[str]) -> Path:
+    """The folder of a comparison: a new one in `out`, or the one that is to go on, with the number of rounds of now.
+
+    It holds the configuration, and where the command was given, as paths in the configuration may be relative to that.
+    """
+    if folder is None:
+        folder = new_folder(out, name)
+        with replacing(folder / STARTED) as part:
+            started = {"command": command, "folder": str(Path.cwd())}
+            part.write_text(json.dumps(started, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    else:
+        before, now = read_yaml(folder / "config.yaml").get("global_rounds"), resolved["global_rounds"]
+        if before == now:
+            return folder
+        print(
+            f"{now} rounds instead of {before}: what depends on the number of rounds in all, such as a schedule of "
+            f"compression, goes on as of {now}, so that this is not a run of {now} rounds from the start"
+        )
+    write_yaml(folder / "config.yaml", resolved)
+    return folder
+
+
+@contextmanager
+def where_it_began(folder: Path | None) -> Iterator[None]:
+    """Work in the folder in which a comparison was begun, as far as that is known and there; then come back."""
+    if folder is None:
+        yield
+        return
+    here = Path.cwd()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        os.chdir(Path(json.loads((folder / STARTED).read_text(encoding="utf-8"))["folder"]))
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+def _check_vary(config: Config) -> None:
+    """Raises UserError where data are to vary that cannot be divided anew."""
+    if config.vary == "data" and Path(config.shards.data).is_dir():
+        raise UserError(
+            f"--vary data: {config.shards.data} holds shards, which cannot be divided again; give the data set's name "
+            "instead of a folder"
+        )
 
 
 def _watched(begin: Callable[[int], Callback], place: Path, done: int) -> Callback:

@@ -18,6 +18,9 @@ RENAMED = {"clients": "num_clients", "seed": "data_seed"}
 SHARD_KEYS = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(ShardSpec)}
 
 
+STARTED = "started.json"  # in a comparison's folder: the command, and where it was given
+
+
 def option(default: Any, flags: str, help: str, **limits: Any) -> Any:
     """A field with its command-line flags, one line of help, and `low`, `high` or `choices` as its limits."""
     return field(default=default, metadata={"flags": flags.split(), "help": help, **limits})
@@ -60,7 +63,16 @@ class Options:
         "average", "--bn", "batch norm: averaged with the weights, or local (FedBN)", choices=("average", "local")
     )
     num_classes: int | None = option(None, "-nb --num_classes", "checked against the data", low=2)
-    times: int = option(1, "-t --times", "repeat with seeds seed, seed + 1, ...", low=1)
+    times: int = option(
+        1, "-t --times", "repeat with seeds seed, seed + 1, ...; what differs between them, --vary says", low=1
+    )
+    vary: str = option(
+        "training",
+        "--vary",
+        "what -t varies: training (initial weights, batches, client sampling) or data (split, kept share and "
+        "partition, too)",
+        choices=("training", "data"),
+    )
     seed: int = option(0, "--seed", "of weights, batches and client sampling", low=0)
     device: str = option("auto", "-dev --device", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"))
     device_id: int = option(0, "-did --device_id", "which CUDA device", low=0)
@@ -115,6 +127,14 @@ class Config(Options):
         shards = {key: getattr(self.shards, name) for name, key in SHARD_KEYS.items()}
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(Options)}
         return shards | options | {"algorithm": list(self.algorithm), "set": dict(self.set)}
+
+
+def seeded(config: Config, seed: int) -> Config:
+    """The configuration of the runs under one seed: `--vary data` gives each seed shards of its own."""
+    if config.vary != "data":
+        return config
+    shards = dataclasses.replace(config.shards, seed=config.shards.seed + seed - config.seed)
+    return dataclasses.replace(config, seed=seed, shards=shards)
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Config:

@@ -49,6 +49,11 @@ class Job:
     def rounds(self) -> int:
         return self.settings["global_rounds"]
 
+    @property
+    def kind(self) -> str:
+        """Runs of one kind take about as long: one algorithm in one setting, under any seed."""
+        return self.name.partition(" seed ")[0]
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -7,7 +7,7 @@ import multiprocessing.context
 import signal
 import sys
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -61,8 +61,12 @@ def run(experiment: Experiment, command: list[str], at_once: int | None = None) 
     try:
         failed = _without_data(jobs)
         jobs = [job for job in jobs if job not in failed]
-        with Progress(sum(job.rounds for job in jobs)) as progress:
-            failed += _Pool(command, _at_once(jobs, at_once), progress).run(jobs)
+        rounds: Counter[str] = Counter()
+        for job in jobs:
+            rounds[job.kind] += job.rounds
+        side_by_side = _at_once(jobs, at_once)
+        with Progress(rounds, side_by_side) as progress:
+            failed += _Pool(command, side_by_side, progress).run(jobs)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         return 130
@@ -160,7 +164,7 @@ class _Pool:
             worker.process.join()
             kind, content = "failed", (f"its process ended with {_how(worker.process.exitcode)}",)
         if kind == "begin":
-            worker.callback = self.progress.begin(worker.job.name, worker.job.rounds, content)
+            worker.callback = self.progress.begin(worker.job.kind, worker.job.name, worker.job.rounds, content)
             worker.seen = content
         elif kind == "round":
             worker.callback.on_round(content)
@@ -170,7 +174,7 @@ class _Pool:
             if kind == "failed":
                 _fail(worker.job, *content)
                 self.failed.append(worker.job)
-                self.progress.skip(worker.job.rounds - worker.seen)
+                self.progress.skip(worker.job.kind, worker.job.rounds - worker.seen)
                 self.progress.say(f"failed: {worker.job.name}: {_reason(worker.job)}")
         return kind not in ("begin", "round")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset_utils import shards
+from dataset_utils.scaling import statistics
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
@@ -145,6 +146,19 @@ def shard_folder(tmp_path_factory) -> Path:
 
     about = {"name": "made", "classes": list("abcd"), "channels": list("xyz")}
     shards.write(folder, about, [shards.ClientData(shard(n), shard(12), {}) for n in (40, 8, 60)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def federated_folder(shard_folder) -> Path:
+    """The same clients, each with units of its own, as they are before they are scaled by what all have in common."""
+    folder, made = shard_folder.with_name("federated"), shards.load(shard_folder)
+    clients = []
+    for k, (train, test) in enumerate(zip(made.train, made.test, strict=True)):
+        one, other = (shards.Shard((20 * k + 3 * shard.x).astype(np.float32), shard.y) for shard in (train, test))
+        clients.append(shards.ClientData(one, other, {"statistics": statistics(one.x).to_dict()}))
+    about = {"name": "made", "classes": list("abcd"), "channels": list("xyz"), "spec": {"scale": "federated"}}
+    shards.write(folder, about, clients)
     return folder
 
 

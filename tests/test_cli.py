@@ -120,8 +120,10 @@ def test_a_comparison_leaves_a_complete_folder(data, capsys):
     run = folder / "FedKDX-seed1"
     assert sorted(path.name for path in run.iterdir()) == [
         "config.yaml",
+        "description.yaml",
         "environment.json",
         "log.txt",
+        "manifest.json",
         "metrics.csv",
         "results.h5",
         "state.safetensors",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +18,8 @@ import yaml
 from fedkdx_plugin.cli import main
 from fedkdx_plugin.engine import sequential
 from fedkdx_plugin.engine.rounds import Federation
+from registry.interface import Message
+from tests.conftest import same_state
 
 ROUNDS = 4
 
@@ -189,3 +193,134 @@ def test_damaged_results_are_refused(stopped, capsys):
 def test_what_cannot_be_resumed(stopped, capsys):
     assert "no comparison there" in refused(capsys, "--resume", "nowhere")
     assert "no other option, such as join_ratio" in refused(capsys, "--resume", str(stopped), "-jr", "0.5")
+
+
+def test_the_folder_of_one_run_stands_for_its_comparison(stopped, capsys):
+    assert main(["--resume", str(stopped / "FedAvg-seed0")]) == 0
+    assert sorted(path.name for path in stopped.iterdir() if path.is_dir()) == [
+        "FedAvg-seed0",
+        "FedKDX-seed0",
+        "Local-seed0",
+    ]
+    assert (stopped / "comparison.md").is_file() and not list(stopped.glob("*/*-seed0"))
+
+
+def test_a_run_of_an_experiment_is_said_to_be_one(stopped, tmp_path, capsys):
+    (stopped / "FedAvg-seed0").rename(tmp_path / "lonely")
+    assert "the experiment's own command goes on with it" in refused(capsys, "--resume", str(tmp_path / "lonely"))
+
+
+def test_resuming_goes_on_to_more_rounds(shard_folder, capsys):
+    """As an unbroken run, where nothing depends on the number of rounds in all; and the folder says what was done."""
+    more = ["-gr", str(ROUNDS + 3)]
+    algorithms = ["-algo", "Local,FedAvg"]
+    assert main([*command(shard_folder, "whole"), *algorithms, *more]) == 0
+    assert main([*command(shard_folder, "parts"), *algorithms]) == 0
+    (folder,) = Path("parts").iterdir()
+    capsys.readouterr()
+    assert main(["--resume", str(folder), *more]) == 0
+    assert f"{ROUNDS + 3} rounds instead of {ROUNDS}" in capsys.readouterr().out
+    assert yaml.safe_load((folder / "config.yaml").read_text())["global_rounds"] == ROUNDS + 3
+    for name in ("Local", "FedAvg"):
+        run = folder / f"{name}-seed0"
+        assert yaml.safe_load((run / "config.yaml").read_text())["global_rounds"] == ROUNDS + 3
+        assert json.loads((run / "environment.json").read_text())["planned_rounds"] == [ROUNDS, ROUNDS + 3]
+    one, other = outcome("parts"), outcome("whole")
+    for name in one:
+        if "state" not in name:
+            assert one[name] == other[name], name
+    (whole,) = Path("whole").iterdir()
+    for name in ("Local", "FedAvg"):
+        states = [
+            Message.from_bytes((at / f"{name}-seed0" / "state.safetensors").read_bytes()) for at in (folder, whole)
+        ]
+        assert same_state(dict(states[0].tensors), dict(states[1].tensors))
+    assert main(["--resume", str(folder)]) == 0  # as it is now: nothing to do
+    assert outcome("parts") == one
+
+
+def test_fewer_rounds_than_there_are_is_refused(shard_folder, capsys):
+    assert main([*command(shard_folder, "runs"), "-algo", "Local"]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert f"has {ROUNDS} rounds already; -gr 2 would be fewer" in refused(capsys, "--resume", str(folder), "-gr", "2")
+
+
+def test_a_relative_path_resumes_from_another_folder(tmp_path, monkeypatch):
+    """The user's own data, the shards made of them and the folder of runs are all named relative to where it began."""
+    rng = np.random.default_rng(0)
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here / "mine", elsewhere):
+        folder.mkdir(parents=True)
+    for subject in "abc":
+        rows = [f"{x:.4f},{y:.4f},{('rest', 'walk')[i // 600]}" for i, (x, y) in enumerate(rng.normal(size=(1200, 2)))]
+        (here / "mine" / f"{subject}.csv").write_text("\n".join(["x,y,activity", *rows]) + "\n")
+    text = "name: Mine\nfolder: mine\nrate: 50\nwindow: 1.0\ncolumns: [x, y]\nlabel: activity\n"
+    (here / "mine.yaml").write_text(text)
+    monkeypatch.chdir(here)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 12)
+        assert main(command("mine.yaml", "runs")) == 130
+    (folder,) = Path("runs").iterdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["--resume", f"../here/{folder}"]) == 0
+    assert Path.cwd() == elsewhere and not list(elsewhere.iterdir())
+    assert (here / folder / "comparison.md").is_file()
+    assert len([path for path in (here / "data" / "Mine").iterdir() if path.is_dir()]) == 1
+
+
+TERMINATED = """
+import os, signal, sys
+from fedkdx_plugin.cli import main
+from fedkdx_plugin.engine.rounds import Federation
+original, count = Federation.round, iter(range(1000))
+def round(self, index):
+    record = original(self, index)
+    if next(count) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return record
+Federation.round = round
+import torch
+torch.set_num_threads(int(sys.argv[2]))
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(("round", "backend"), [(2, "sequential"), (6, "parallel"), (9, "parallel")])
+def test_sigterm_ends_like_ctrl_c(shard_folder, round, backend):
+    threads = 2 if backend == "parallel" else 1
+    torch.set_num_threads(threads)
+    assert main(command(shard_folder, "whole", "--backend", backend)) == 0
+    root = Path(__file__).parent.parent
+    arguments = [str(round), str(threads), *command(shard_folder, str(Path.cwd() / "parts"), "--backend", backend)]
+    run = subprocess.run([sys.executable, "-c", TERMINATED, *arguments], cwd=root, capture_output=True, text=True)
+    assert run.returncode == 130 and "Traceback" not in run.stderr
+    (folder,) = Path("parts").iterdir()
+    assert f"to go on: fedkdx --resume {folder.absolute()}" in run.stderr
+    assert main(["--resume", str(folder)]) == 0
+    assert outcome("parts") == outcome("whole")
+
+
+def test_sigterm_while_shards_are_made_leaves_nothing(tmp_path):
+    program = """
+import os, signal, sys
+from dataset_utils import generate, scaling
+generate.scaling.statistics = lambda x: os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(generate.main(sys.argv[1:]))
+"""
+    arguments = ["-data", "SPAR", "--data-root", str(tmp_path / "data")]
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", program, *arguments], cwd=root, capture_output=True, text=True)
+    assert run.returncode == 130 and run.stderr == "interrupted: nothing was left half-written\n"
+    assert not list((tmp_path / "data" / "SPAR").iterdir())
+
+
+def test_whoever_calls_main_keeps_a_signal_handler_of_their_own(capsys):
+    def mine(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        assert main(["--resume", "nowhere"]) == 2
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -14,11 +14,12 @@ import yaml
 
 from dataset_utils.recording import UNLABELLED, Preprocessing, Recording, Source
 from dataset_utils.sources import own_files
+from dataset_utils.sources.own_given import GivenRule
 from registry.errors import UserError
 from registry.parameters import suggest
 
 REQUIRED = ("name", "folder", "rate", "window", "columns")
-OPTIONAL = ("label", "overlap", "time", "subject", "classes", "acceleration", "filters", "max_gap")
+OPTIONAL = ("label", "overlap", "time", "subject", "classes", "acceleration", "filters", "max_gap", "test")
 FILTERS = ("median", "lowpass", "gravity")
 NO_LABEL = ("", "nan", "-1")
 """Labels of what is to be discarded."""
@@ -56,11 +57,13 @@ class OwnData(Source):
                 raise UserError(f"{yaml_path}: acceleration '{channel}' is none of columns{hint}")
         self.preprocessing = _preprocessing(self.yaml)
         self.subject = _SubjectRule(self.yaml)
+        self.test = GivenRule(yaml_path, described.get("test"))
         self.layout = own_files.Layout(
             self.channels,
             self.yaml.text("label", default="y"),
             self.yaml.text("time", default=None),
             self.subject.column,
+            self.test.column,
         )
         self.named = _class_names(self.yaml)
 
@@ -68,6 +71,10 @@ class OwnData(Source):
     def classes(self) -> tuple[str, ...]:
         """The class names; where the YAML gives none, the distinct labels, numbers in their order."""
         return tuple(dict.fromkeys(self._label_names.values()))
+
+    def description(self) -> dict[str, Any]:
+        """The whole YAML: whatever is changed there may change the windows."""
+        return self.yaml.values
 
     def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
         """The folder that the YAML names."""
@@ -89,20 +96,23 @@ class OwnData(Source):
         number = {name: index for index, name in enumerate(self.classes)}
         names = self._label_names
         labelled = False
+        self.test.check_files(self.files(path))
         for file in self.files(path):
             table = own_files.read(file, self.layout)
             values, inverse = np.unique(table.labels, return_inverse=True)
             indices = [number[names[v]] if (v := label_text(text)) in names else UNLABELLED for text in values]
             labels = np.array(indices, dtype=np.int64)[inverse]
             labelled |= bool((labels != UNLABELLED).any())
-            if table.subjects is None:
-                yield Recording(self.subject.of(file), table.signals, labels, table.time)
-                continue
-            cuts = np.flatnonzero(table.subjects[1:] != table.subjects[:-1]) + 1
-            for piece in np.split(np.arange(len(labels)), cuts):
+            tested = self.test.rows(file, table.parts, len(labels))
+            changes = tested[1:] != tested[:-1]
+            if table.subjects is not None:
+                changes |= table.subjects[1:] != table.subjects[:-1]
+            for piece in np.split(np.arange(len(labels)), np.flatnonzero(changes) + 1):
                 time = None if table.time is None else table.time[piece]
-                subject = label_text(table.subjects[piece[0]])
-                yield Recording(subject, table.signals[piece], labels[piece], time)
+                subject = self.subject.of(file) if table.subjects is None else label_text(table.subjects[piece[0]])
+                test = bool(tested[piece[0]]) or self.test.names(subject)
+                yield Recording(subject, table.signals[piece], labels[piece], time, test)
+        self.test.check_subjects()
         if not labelled:
             raise UserError(f"{self.yaml.path}: none of 'classes' is a label in {path}; it has {_some(values)}")
 

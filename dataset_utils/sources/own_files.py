@@ -28,12 +28,14 @@ class Layout:
         label: CSV column of the labels (in .npz it is the array `y`).
         time: CSV column of the time in seconds, or None (in .npz it is the array `time`, where there is one).
         subject: CSV column or .npz array that names the subject, or None.
+        part: CSV column or .npz array that tells test rows from others, or None.
     """
 
     channels: tuple[str, ...]
     label: str
     time: str | None
     subject: str | None
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ class Table:
         labels: (samples,), text; '' where there is none.
         time: (samples,), seconds, or None.
         subjects: (samples,), text, or None.
+        parts: (samples,), text, or None.
     """
 
     signals: np.ndarray
     labels: np.ndarray
     time: np.ndarray | None
     subjects: np.ndarray | None
+    parts: np.ndarray | None = None
 
 
 def read(file: Path, layout: Layout) -> Table:
@@ -72,7 +76,7 @@ def read_labels(file: Path, layout: Layout) -> np.ndarray:
 
 def _read_csv(file: Path, layout: Layout) -> Table:
     numbers = [*layout.channels, *([layout.time] if layout.time else [])]
-    texts = [layout.label, *([layout.subject] if layout.subject else [])]
+    texts = [layout.label, *filter(None, (layout.subject, layout.part))]
     frame = _csv(file, layout, [*numbers, *texts])
     values = {name: _as_numbers(file, frame, name) for name in numbers}
     return Table(
@@ -80,6 +84,7 @@ def _read_csv(file: Path, layout: Layout) -> Table:
         labels=frame[layout.label].to_numpy(str),
         time=values[layout.time] if layout.time else None,
         subjects=frame[layout.subject].to_numpy(str) if layout.subject else None,
+        parts=frame[layout.part].to_numpy(str) if layout.part else None,
     )
 
 
@@ -87,7 +92,7 @@ def _csv(file: Path, layout: Layout, wanted: list[str]) -> pd.DataFrame:
     """The wanted columns: those of the signals and the time as numbers where they are, the others as text."""
     import pandas as pd
 
-    texts = {layout.label: str} | ({layout.subject: str} if layout.subject else {})
+    texts = dict.fromkeys(filter(None, (layout.label, layout.subject, layout.part)), str)
     try:
         header = list(pd.read_csv(file, nrows=0, encoding="utf-8-sig").columns)
         for name in wanted:
@@ -109,7 +114,7 @@ def _csv(file: Path, layout: Layout, wanted: list[str]) -> pd.DataFrame:
         ) from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
-    return frame[wanted].fillna(dict.fromkeys(texts.keys() & set(wanted), ""))
+    return frame[list(dict.fromkeys(wanted))].fillna(dict.fromkeys(texts.keys() & set(wanted), ""))
 
 
 def _as_numbers(file: Path, frame: pd.DataFrame, name: str) -> np.ndarray:
@@ -125,7 +130,7 @@ def _as_numbers(file: Path, frame: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def _read_npz(file: Path, layout: Layout) -> Table:
-    names = ("x", "y", *([layout.subject] if layout.subject else []))
+    names = ("x", "y", *filter(None, (layout.subject, layout.part)))
     arrays = _arrays(file, names)
     x, y = arrays["x"], arrays["y"]
     if x.ndim != 2 or x.shape[1] != len(layout.channels) or x.dtype.kind not in "fiu":
@@ -135,12 +140,14 @@ def _read_npz(file: Path, layout: Layout) -> Table:
         )
     time = arrays.get("time")
     subjects = arrays[layout.subject].astype(str) if layout.subject else None
-    for name, array in (("y", y), ("time", time), (layout.subject, subjects)):
+    parts = arrays[layout.part].astype(str) if layout.part else None
+    for name, array in (("y", y), ("time", time), (layout.subject, subjects), (layout.part, parts)):
         if array is not None and array.shape != (len(x),):
             raise UserError(f"{file}: {name} has shape {array.shape} instead of ({len(x)},), one for each row of x")
     if time is not None and time.dtype.kind not in "fiu":
         raise UserError(f"{file}: time must be seconds, not {time.dtype}")
-    return Table(x.astype(np.float32), y.astype(str), None if time is None else time.astype(np.float64), subjects)
+    time = None if time is None else time.astype(np.float64)
+    return Table(x.astype(np.float32), y.astype(str), time, subjects, parts)
 
 
 def _arrays(file: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -39,11 +39,13 @@ class UCIHAR(ArchiveSource):
         """All windows, training and test part together, a subject's stretches one after the other.
 
         A stretch is a chain of windows of which each begins with the second half of the one before, so two
-        windows that share samples are always in one stretch, whatever the order of the rows.
+        windows that share samples are always in one stretch, whatever the order of the rows. The test part is what
+        `--split given` tests on.
         """
         with open_archive(path, self.place.key) as archive:
             parts = [_read_part(archive, part) for part in ("train", "test")]
         x, y, subject = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        test = np.repeat([False, True], [len(part[1]) for part in parts])
         numbers, subject = np.unique(subject, return_inverse=True)
         stretch, start = chains(x, subject)
         order = np.lexsort((start, stretch, subject))
@@ -54,6 +56,7 @@ class UCIHAR(ArchiveSource):
             stretch=stretch[order],
             start=start[order],
             subjects=tuple(str(number) for number in numbers),
+            test=test[order],
         )
 
 

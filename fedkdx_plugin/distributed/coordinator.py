@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset_utils.scaling import Statistics
+from fedkdx_plugin.config import Config
 from fedkdx_plugin.distributed.protocol import Answer, Figures, Request
 from fedkdx_plugin.distributed.roster import Event, Link, Roster
-from fedkdx_plugin.engine import metrics
+from fedkdx_plugin.engine import metrics, scaling
 from fedkdx_plugin.engine.backend import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction, views
@@ -38,6 +40,7 @@ class Silent(NonFinite):
 def elsewhere(roster: Roster) -> DeviceData:
     """The data of a federation whose windows lie at the sites: sizes alone."""
     sizes = [roster.known[id].samples if id in roster.known else 0 for id in range(roster.clients)]
+    known = {id: roster.known[id].statistics for id in roster.present(0)}
     nothing = torch.empty(0, *roster.about.shape)
     return DeviceData(
         train_x=[nothing] * roster.clients,
@@ -47,6 +50,7 @@ def elsewhere(roster: Roster) -> DeviceData:
         test_client=torch.empty(0, dtype=torch.int64),
         test_slices=[slice(0)] * roster.clients,
         evaluated_on=roster.about.evaluated_on,
+        statistics=[known.get(id) for id in range(roster.clients)] if roster.about.statistics else None,
     )
 
 
@@ -69,6 +73,7 @@ class Remote(Backend):
         silent: client -> why it gave no answer when it was last asked to train.
         durable: last round on disk.
         measured: view -> figures of the state asked for last.
+        scaling: what the sites scale their windows by, where that is still to be done.
     """
 
     name = "flower"
@@ -90,6 +95,7 @@ class Remote(Backend):
         self.silent: dict[int, str] = {}
         self.durable = 0
         self.measured: dict[str, Metrics] = {}
+        self.scaling: Statistics | None = None
         self._shared: Mapping[str, Tensor] | None = None
 
     def evaluator(self) -> Callable[[Mapping[str, Tensor]], dict[str, Metrics]]:
@@ -114,7 +120,7 @@ class Remote(Backend):
         requests = {}
         for id in sorted(there & (there if shared is not None else set(messages))):
             state = self.states.get(id, 0)
-            request = Request(self.run, id, round, state, self.durable, messages.get(id), shared)
+            request = Request(self.run, id, round, state, self.durable, messages.get(id), shared, self.scaling)
             requests[id] = request.to_message().to_bytes()
         answers = self._exchange(requests, round)
         if shared is not None:
@@ -181,6 +187,12 @@ def check_algorithm(algorithm: type[Server], participation: Participation) -> No
         raise UserError("--unseen: every site that joins takes part; leave it out with --engine flower")
 
 
+def check_same_data(config: Config) -> None:
+    """Raises UserError where each seed is to have data of its own, which sites have not."""
+    if config.vary == "data":
+        raise UserError("--vary data: the data of sites stay as they are; leave it out with Flower")
+
+
 class Coordinator(Federation):
     """A federation whose clients are sites.
 
@@ -215,6 +227,7 @@ class Coordinator(Federation):
             return Remote(workspace, data, settings, link, roster, run, deadline)
 
         super().__init__(algorithm, task, params, elsewhere(roster), settings, schedule, remote)
+        self._scale_by(self.agreed)
 
     def run(self, callbacks: Sequence[Callback] = (), done: int = 0) -> None:
         """As `Federation.run`; each record is complete, and seen, once the next round has brought its figures.
@@ -255,14 +268,29 @@ class Coordinator(Federation):
             KeyError or ValueError: `saved` is of another algorithm.
         """
         self.backend.states = {int(id): round for id, round in saved.meta["states"].items()}
-        tensors = {name.removeprefix("server/"): tensor for name, tensor in saved.tensors.items()}
+        own = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("server/")}
+        tensors = {name.removeprefix("server/"): tensor for name, tensor in own.items()}
         self.server.restore(Message(tensors, saved.meta["server"]))
+        common = {n.removeprefix("scaling/"): tensor for n, tensor in saved.tensors.items() if n.startswith("scaling/")}
+        if common:
+            pooled = scaling.from_tensors(common, len(common["mean"]))
+            self._scale_by(scaling.Agreement(pooled, *saved.meta["agreed"]))
+
+    def _scale_by(self, agreed: scaling.Agreement | None) -> None:
+        """Let the sites scale by this; once agreed on, it stays, whoever comes and goes."""
+        self.agreed = agreed
+        self.backend.scaling = agreed and agreed.pooled
 
     def _state(self) -> Message:
         server = self.server.save()
         tensors = {f"server/{name}": tensor for name, tensor in server.tensors.items()}
         states = {str(id): round for id, round in sorted(self.backend.states.items())}
-        return Message(tensors, {"server": dict(server.meta), "states": states})
+        meta = {"server": dict(server.meta), "states": states}
+        if self.agreed:
+            common = scaling.to_message(self.agreed.pooled).tensors
+            tensors |= {f"scaling/{name}": tensor for name, tensor in common.items()}
+            meta["agreed"] = [self.agreed.round, self.agreed.up, self.agreed.down]
+        return Message(tensors, meta)
 
     def _meet(self, round: Round) -> None:
         """Wait until enough sites are there, and note how much data they have."""

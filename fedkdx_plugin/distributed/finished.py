@@ -19,7 +19,7 @@ def finish(folder: Path, config: Config, choices: Sequence[Choice], title: str) 
     """Print and save the comparison. Returns the exit code."""
     seeds = range(config.seed, config.seed + config.times)
     runs = [_read(folder / f"{choice.name}-seed{seed}", choice, seed) for seed in seeds for choice in choices]
-    print(f"\n{table.write(folder, runs)}")
+    print(f"\n{table.write(folder, runs, config.vary)}")
     if importlib.util.find_spec("matplotlib"):
         curves.draw(folder / "comparison.png", runs, title)
     print(f"saved in {folder}")

@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 
 from fedkdx_plugin.choice import choose, resolve
-from fedkdx_plugin.comparison import Setting, schedule
+from fedkdx_plugin.comparison import Setting, begin_folder, schedule
 from fedkdx_plugin.config import Config
 from fedkdx_plugin.distributed import supernode
-from fedkdx_plugin.distributed.coordinator import check_algorithm
+from fedkdx_plugin.distributed.coordinator import check_algorithm, check_same_data
 from fedkdx_plugin.distributed.finished import finish
 from fedkdx_plugin.distributed.plan import Terms
 from fedkdx_plugin.distributed.processes import Processes
 from fedkdx_plugin.distributed.site import Place
 from fedkdx_plugin.distributed.superlink import SuperLink
-from fedkdx_plugin.engine.results import new_folder, write_yaml
 
 WAIT_SECONDS = 120.0  # for the sites of this machine
 DEADLINE_SECONDS = 3600.0  # for a round: here a site that is slow is merely slow
@@ -34,13 +33,13 @@ def run(config: Config, command: list[str], folder: Path | None = None) -> int:
         UserError: wrong input, or a run that failed.
     """
     choices = choose(config)
+    check_same_data(config)
     setting = Setting.of(config, choices)  # finds wrong input, and makes shards, before anything is started
     for choice in choices:
         check_algorithm(choice.server, schedule(config).participation)
     shards, clients = setting.shards, setting.shards.num_clients
-    if folder is None:
-        folder = new_folder(Path(config.out), f"{shards.name}-{config.model}-{config.goal}")
-        write_yaml(folder / "config.yaml", resolve(config, choices))
+    resolved = resolve(config, choices)
+    folder = begin_folder(folder, Path(config.out), f"{shards.name}-{config.model}-{config.goal}", resolved, command)
     print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}")
     threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
     try:

@@ -9,11 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset_utils.files import is_plain_name
+from dataset_utils.scaling import Statistics
+from fedkdx_plugin.engine import scaling
 from fedkdx_plugin.engine.metrics import FIGURES, Metrics
 from registry.interface import BadMessage, Message, Round
 
-PROTOCOL = 2
+PROTOCOL = 3
 LONGEST_TEXT = 300  # letters
+FEDERATED = "federated"
+# what all sites must have in common, and how a site is told that it has not
+COMMON = {
+    "shape": "windows of shape",
+    "classes": "classes",
+    "evaluated_on": "measures on",
+    "scale": "windows scaled (--scale)",
+}
 SHARES = ("accuracy", "f1", "recall", "auc", "auc_macro")
 
 
@@ -33,7 +44,9 @@ class Announcement:
         classes: names of the classes, in order.
         data: name of the data set.
         evaluated_on: what its test windows are, 'test' or 'validation'.
+        scale: how its windows are scaled (`spec.SCALES`).
         versions: package -> version.
+        statistics: of its training windows, where they are to be scaled by what all sites have in common.
     """
 
     client: int
@@ -43,12 +56,18 @@ class Announcement:
     classes: tuple[str, ...]
     data: str
     evaluated_on: str
+    scale: str
     versions: Mapping[str, str]
+    statistics: Statistics | None = field(default=None, compare=False)
 
     def to_message(self) -> Message:
         """As it travels."""
         about = {"shape": list(self.shape), "classes": list(self.classes), "versions": dict(self.versions)}
-        return Message({}, {"protocol": PROTOCOL, **vars(self), **about})
+        return Message(_named("statistics", self.statistics), {"protocol": PROTOCOL, **self.facts(), **about})
+
+    def facts(self) -> dict[str, Any]:
+        """All of it but the statistics."""
+        return {name: value for name, value in vars(self).items() if name != "statistics"}
 
     @staticmethod
     def from_message(message: Message) -> Announcement:
@@ -57,16 +76,24 @@ class Announcement:
         try:
             whole = {name: _whole(meta[name]) for name in ("client", "samples", "tests")}
             channels, one, time = map(_whole, meta["shape"])
-            texts = {name: shown(meta[name]) for name in ("data", "evaluated_on")}
+            texts = {name: shown(meta[name]) for name in ("data", "evaluated_on", "scale")}
             classes = tuple(map(shown, meta["classes"]))
             versions = {shown(name): shown(version) for name, version in meta["versions"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadMessage(f"not an announcement: {error}") from error
-        return Announcement(**whole, **texts, shape=(channels, one, time), classes=classes, versions=versions)
+        if not is_plain_name(texts["data"]):
+            raise BadMessage(f"its data cannot be called {texts['data']!r}")
+        tensors = _part(message, "statistics")
+        if bool(tensors) != (texts["scale"] == FEDERATED):
+            raise BadMessage(f"windows scaled '{texts['scale']}' with{'' if tensors else 'out'} statistics")
+        statistics = scaling.from_tensors(tensors, channels, whole["samples"] * time) if tensors else None
+        return Announcement(
+            **whole, **texts, shape=(channels, one, time), classes=classes, versions=versions, statistics=statistics
+        )
 
     def differs(self, other: Announcement) -> str:
         """Why the two cannot be in one federation, or ''."""
-        for name, what in (("shape", "windows of shape"), ("classes", "classes"), ("evaluated_on", "measures on")):
+        for name, what in COMMON.items():
             one, two = getattr(self, name), getattr(other, name)
             if one != two:
                 return f"{what} {_short(one)}, but the federation has {_short(two)}"
@@ -85,6 +112,8 @@ class Request:
         durable: last round that is on the server's disk: the site may forget what was before.
         train: the algorithm's message where the client is selected.
         shared: what the server would give every client now (`Server.networks`), where it is to be measured.
+        scaling: what windows are scaled by, where they are still to be; each request brings it, since each meets a
+            process of its own.
     """
 
     run: str
@@ -94,6 +123,7 @@ class Request:
     durable: int = 0
     train: Message | None = None
     shared: Mapping[str, Tensor] | None = None
+    scaling: Statistics | None = field(default=None, compare=False)
 
     def to_message(self) -> Message:
         """As it travels; a tensor that is both in the algorithm's message and in `shared` travels once."""
@@ -102,6 +132,7 @@ class Request:
         same = sorted(name for name, tensor in shared.items() if _equal(train.get(name), tensor))
         tensors = {f"train/{name}": tensor for name, tensor in train.items()}
         tensors |= {f"shared/{name}": tensor for name, tensor in shared.items() if name not in same}
+        tensors |= _named("scaling", self.scaling)
         meta = {"protocol": PROTOCOL, "run": self.run, "client": self.client, "round": list(self.round)}
         meta |= {"state": self.state, "durable": self.durable, "train": self.train and dict(self.train.meta)}
         return Message(tensors, meta | {"measure": self.shared is not None, "same": same})
@@ -115,7 +146,10 @@ class Request:
             train = None if meta["train"] is None else Message(tensors, meta["train"])
             shared = _part(message, "shared") | {name: tensors[name] for name in same} if meta["measure"] else None
             whole = {name: _whole(meta[name]) for name in ("client", "state", "durable")}
-            return Request(meta["run"], **whole, round=_round(*meta["round"]), train=train, shared=shared)
+            common = _part(message, "scaling")
+            pooled = scaling.from_tensors(common, len(common["mean"])) if common else None
+            round = _round(*meta["round"])
+            return Request(meta["run"], **whole, round=round, train=train, shared=shared, scaling=pooled)
         except (KeyError, TypeError, ValueError) as error:
             raise BadMessage(f"not a request: {error}") from error
 
@@ -214,6 +248,12 @@ def _meta(message: Message) -> Mapping[str, Any]:
 
 def _equal(one: Tensor | None, other: Tensor) -> bool:
     return one is not None and one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _named(part: str, statistics: Statistics | None) -> dict[str, Tensor]:
+    """The tensors of a part of a message that holds statistics, or nothing."""
+    own = {} if statistics is None else scaling.to_message(statistics).tensors
+    return {f"{part}/{name}": tensor for name, tensor in own.items()}
 
 
 def _part(message: Message, part: str) -> dict[str, Tensor]:

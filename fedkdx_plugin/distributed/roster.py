@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fedkdx_plugin.distributed.protocol import Announcement
+from fedkdx_plugin.distributed.protocol import COMMON, Announcement
 from registry import __version__
 from registry.errors import UserError
 
@@ -114,23 +114,23 @@ class Roster:
 
     def facts(self) -> dict[str, Any]:
         """What the environment of a run says of its data, in place of `ShardSet.facts`."""
-        about = {"shape": self.about.shape, "classes": self.about.classes, "evaluated_on": self.about.evaluated_on}
+        about = {name: getattr(self.about, name) for name in COMMON}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         return {
             "name": self.about.data,
             "folder": "at the sites",
             "evaluated_on": self.about.evaluated_on,
             "manifest_sha256": digest,  # of what all sites have in common; their own data stay unknown here
-            "sites": {id: vars(site) | {"versions": dict(site.versions)} for id, site in sorted(self.known.items())},
+            "sites": {id: site.facts() | {"versions": dict(site.versions)} for id, site in sorted(self.known.items())},
         }
 
     def _first(self) -> Announcement:
         """What most of the first sites agree on; the lowest number decides between equals."""
         sites = self.link.sites
         there = self._wait(lambda: [site for _, site in sorted(sites().items()) if site.client < self.clients], 0)
-        kinds = Counter((site.shape, site.classes, site.evaluated_on) for site in there)
+        kinds = Counter(map(_kind, there))
         common = max(kinds, key=kinds.get)  # of equals, the first seen
-        return next(site for site in there if (site.shape, site.classes, site.evaluated_on) == common)
+        return next(site for site in there if _kind(site) == common)
 
     def _wait(self, look: Callable[[], list[Any]], round: int) -> list[Any]:
         began, said = time.monotonic(), -SAY_SECONDS
@@ -154,3 +154,7 @@ class Roster:
         if site.versions.get("fedkdx") != __version__:
             return f"runs fedkdx {site.versions.get('fedkdx')}, the server {__version__}"
         return site.differs(self.about)
+
+
+def _kind(site: Announcement) -> tuple[Any, ...]:
+    return tuple(getattr(site, name) for name in COMMON)

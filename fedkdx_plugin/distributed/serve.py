@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedkdx_plugin.choice import choose, resolve
-from fedkdx_plugin.comparison import schedule
+from fedkdx_plugin.comparison import begin_folder, schedule
 from fedkdx_plugin.config import Config
 from fedkdx_plugin.distributed import certificates
-from fedkdx_plugin.distributed.coordinator import check_algorithm
+from fedkdx_plugin.distributed.coordinator import check_algorithm, check_same_data
 from fedkdx_plugin.distributed.finished import finish
 from fedkdx_plugin.distributed.plan import Terms
 from fedkdx_plugin.distributed.processes import Processes, check_free
 from fedkdx_plugin.distributed.superlink import SuperLink
-from fedkdx_plugin.engine.results import new_folder, write_yaml
 from registry.errors import UserError
 
 
@@ -61,9 +60,9 @@ def run(config: Config, command: list[str], folder: Path | None, terms: Terms, g
     for choice in choices:
         check_algorithm(choice.server, schedule(config).participation)
     check_free(gate.host, gate.port)
-    if folder is None:
-        folder = new_folder(Path(config.out), f"{config.shards.data}-{config.model}-{config.goal}")
-        write_yaml(folder / "config.yaml", resolve(config, choices))
+    check_same_data(config)
+    name, resolved = f"{config.shards.data}-{config.model}-{config.goal}", resolve(config, choices)
+    folder = begin_folder(folder, Path(config.out), name, resolved, command)
     how = f"TLS, keys of {len(keys)} sites" if gate.certificates else "INSECURE: no encryption, anybody may join"
     print(f"sites join at port {gate.port} ({how}); results in {folder}", flush=True)
     try:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from dataset_utils import shards
+from dataset_utils.scaling import Statistics
 from dataset_utils.shards import Shard
 from fedkdx_plugin.distributed.protocol import Announcement, Answer, Figures, Request
 from fedkdx_plugin.distributed.store import Store
+from fedkdx_plugin.engine import scaling
 from fedkdx_plugin.engine.data import DeviceData, memory_format
 from fedkdx_plugin.engine.sequential import Sequential
 from fedkdx_plugin.engine.training import ClientError, Settings
@@ -64,6 +66,8 @@ class LocalData:
             classes=tuple(self.manifest["classes"]),
             data=self.manifest["name"],
             evaluated_on=shards.evaluated_on(self.manifest),
+            scale=shards.scale_of(self.manifest),
+            statistics=shards.statistics_of(self.manifest, self.place.shard),
             versions={"fedkdx": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
 
@@ -109,12 +113,27 @@ class Site:
     ) -> None:
         if place.client >= clients:
             raise UserError(f"client {place.client}: the federation has clients 0 to {clients - 1}")
-        self.place, on_device = place, data.on_device(clients)
-        samples = [len(y) for y in on_device.train_y]
+        self.place, self.settings = place, settings
+        self.data, self.common = data.on_device(clients), data.announcement().statistics is not None
+        samples = [len(y) for y in self.data.train_y]
         task = replace(task, seed=settings.seed)
         self.workspace = Workspace(algorithm, task, params, samples, settings.seed, place.device)
-        self.backend = Sequential(self.workspace, on_device, settings)
+        self._begin(self.data)
+
+    def _begin(self, data: DeviceData) -> None:
+        """Work on these windows from now on."""
+        self.backend = Sequential(self.workspace, data, self.settings)
         self.evaluate = self.backend.evaluator()
+
+    def _scale(self, pooled: Statistics | None) -> None:
+        """Bring the windows to what all sites have in common. Raises UserError where they are not to be, or how?"""
+        if (pooled is not None) != self.common:
+            raise UserError("the server and this site do not agree on whether windows are still to be scaled")
+        if pooled is None:
+            return
+        if len(pooled.mean) != self.data.test_x.shape[1]:
+            raise UserError(f"the server scales {len(pooled.mean)} channels, here are {self.data.test_x.shape[1]}")
+        self._begin(scaling.apply(self.data, pooled))
 
     def handle(self, request: Request) -> Answer:
         """Measure the state after the last round, then train; private state is on disk before the answer exists.
@@ -125,6 +144,7 @@ class Site:
         id = self.place.client
         if request.client != id:
             raise UserError(f"a request for client {request.client} reached client {id}: is a number given twice?")
+        self._scale(request.scaling)
         store = Store(self.place.state, request.run, id)
         self._load(store, request.state)
         store.settle(request.state, request.durable)

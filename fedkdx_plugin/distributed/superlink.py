@@ -87,7 +87,7 @@ class SuperLink:
         for seed in range(config.seed, config.seed + config.times):
             for choice in choices:
                 place = self.folder / f"{choice.name}-seed{seed}"
-                if read_outcome(place)["status"] != "finished":
+                if not _is_finished(place, config.global_rounds):
                     self.run(place, ServerOptions(run_settings(resolved, choice, seed), command, terms), to_stderr)
 
     def run(self, place: Path, options: ServerOptions, say: Callable[[str], None]) -> None:
@@ -153,6 +153,13 @@ class SuperLink:
     def _toml(path: Path, values: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+def _is_finished(place: Path, rounds: int) -> bool:
+    """Whether a run has ended well, with as many rounds as are wanted now."""
+    if read_outcome(place)["status"] != "finished":
+        return False
+    return ServerOptions.read(place).settings["global_rounds"] == rounds
 
 
 def to_stderr(line: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from dataset_utils.scaling import Statistics
     from dataset_utils.shards import Shard, ShardSet
 
 
@@ -30,6 +31,8 @@ class DeviceData:
         test_slices: where each client's test windows lie.
         evaluated_on: what the test windows are: 'test', or 'validation'.
         unseen: clients nobody trains on; all their windows are test windows.
+        statistics: of each client's training windows (None: not known), where windows are still to be scaled by them.
+        scaled: kept by `scaling.apply`.
     """
 
     train_x: list[Tensor]
@@ -40,6 +43,8 @@ class DeviceData:
     test_slices: list[slice]
     evaluated_on: str = "test"
     unseen: tuple[int, ...] = ()
+    statistics: list[Statistics | None] | None = None
+    scaled: dict[bytes, DeviceData] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def clients(self) -> int:
@@ -88,6 +93,7 @@ class DeviceData:
             train_x=[x for x, _ in train],
             train_y=[y for _, y in train],
             evaluated_on=shards.evaluated_on,
+            statistics=shards.statistics,
             **_test_fields(test),
         )
 

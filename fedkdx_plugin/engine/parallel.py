@@ -167,7 +167,8 @@ def _ready(busy: Mapping[_Worker, int]) -> list[_Worker]:
 
 def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, parent: int) -> None:
     """A worker's life: tasks in, answers out, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     keep_freed_memory()
     gc.freeze()  # what came with the fork is the parent's to collect; looking through it takes 2 % of a step

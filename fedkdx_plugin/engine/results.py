@@ -64,9 +64,10 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 class RunFolder:
     """Writes one run's folder while the run goes on; a context manager and a callback.
 
-    `config.yaml` (reads back with `--config`), `environment.json`, `metrics.csv` (a row a round, as it ends),
-    `log.txt`, and, once a minute and at the end, also after Ctrl-C, `results.h5` and `state.safetensors` (all that
-    server and clients hold), from which the run can go on.
+    `config.yaml` (reads back with `--config`), `environment.json`, `manifest.json` and `description.yaml` (what the
+    data are and were made from), `metrics.csv` (a row a round, as it ends), `log.txt`, and, once a
+    minute and at the end, also after Ctrl-C, `results.h5` and `state.safetensors` (all that server and clients hold),
+    from which the run can go on.
 
     Args:
         path: the folder; made if it is not there, continued if it is.
@@ -79,6 +80,7 @@ class RunFolder:
 
     Attributes:
         records: the rounds so far, without their confusion matrices.
+        planned: how many rounds it was to have, first and, where it was continued to more, since then.
 
     Raises:
         UserError: the folder cannot be written, or holds another run or a damaged checkpoint.
@@ -97,6 +99,7 @@ class RunFolder:
         self.path, self.entry, self.settings, self.shards, self.federation = path, entry, settings, shards, federation
         self.environment = environment(entry, command, shards, device) | {"backend": federation.backend.name}
         self.records: list[RoundRecord] = []
+        self.planned: list[int] = [settings["global_rounds"]]
         self._confusion: dict[str, np.ndarray] = {}
         self._state: Message | None = None
         self._saved = time.monotonic()
@@ -105,6 +108,10 @@ class RunFolder:
         self._columns = [*ROUND_COLUMNS, *figures, *group_columns(federation.groups), *own]
         if (path / STATE).exists():
             self._go_on()
+        if len(self.planned) > 1:
+            self.environment["planned_rounds"] = self.planned
+        if federation.agreed:
+            self.environment["scaling"] = federation.agreed.pooled.to_dict()
 
     @property
     def seed(self) -> int:
@@ -116,6 +123,7 @@ class RunFolder:
             write_yaml(self.path / "config.yaml", self.settings)
             with replacing(self.path / "environment.json") as part:
                 part.write_text(json.dumps(self.environment, indent=2, sort_keys=True) + "\n")
+            self._describe_data()
             self._metrics = (self.path / "metrics.csv").open("w", newline="", encoding="utf-8")
             self._log = (self.path / "log.txt").open("a", encoding="utf-8")
             self._csv = csv.DictWriter(self._metrics, self._columns, restval="")
@@ -131,6 +139,14 @@ class RunFolder:
         self._metrics.close()
         self._log.close()
         self.save()
+
+    def _describe_data(self) -> None:
+        """Copy the shards' manifest, and the description in it; of data at sites there is neither here."""
+        if not isinstance(self.shards, ShardSet):
+            return
+        with replacing(self.path / "manifest.json") as part:
+            part.write_bytes((self.shards.folder / "manifest.json").read_bytes())
+        write_yaml(self.path / "description.yaml", self.shards.manifest.get("description") or {})
 
     def on_round(self, record: RoundRecord) -> None:
         """Append the round to `metrics.csv` and `log.txt`; once a minute, save everything."""
@@ -163,7 +179,8 @@ class RunFolder:
             file.attrs["config"] = yaml.safe_dump(dict(self.settings), sort_keys=False)
             file.attrs["environment"] = json.dumps(self.environment, sort_keys=True)
             file.attrs["class_names"] = list(self.shards.class_names)
-        meta = {"round": len(self.records), "identity": self._identity(), "state": dict(self._state.meta)}
+        meta = {"round": len(self.records), "identity": self._identity(), "planned": self.planned}
+        meta["state"] = dict(self._state.meta)
         with replacing(self.path / STATE) as part:
             part.write_bytes(Message(self._state.tensors, meta).to_bytes())
         self._state, self._saved = None, time.monotonic()
@@ -179,14 +196,20 @@ class RunFolder:
             with h5py.File(self.path / "results.h5") as file:
                 records, self._confusion = read_results(file)
             self.federation.restore(Message(state.tensors, state.meta["state"]))
+            planned = list(map(int, state.meta["planned"]))
         except (BadMessage, KeyError, ValueError, OSError) as error:
             raise UserError(f"{path}: damaged ({error}); {again}") from error
         self.records = records[: state.meta["round"]]  # the results may have been written without the state
+        rounds = self.settings["global_rounds"]
+        if len(self.records) > rounds:
+            raise UserError(f"{self.path}: has {len(self.records)} rounds already; -gr {rounds} would be fewer")
+        self.planned = planned if planned[-1:] == [rounds] else [*planned, rounds]
 
     def _identity(self) -> str:
         """What must be the same for a run to be the same: configuration, data, version."""
         data = self.environment["data"]["manifest_sha256"]
-        settings = {key: value for key, value in self.settings.items() if key not in ("out", "data_root", "raw")}
+        free = ("out", "data_root", "raw", "global_rounds")
+        settings = {key: value for key, value in self.settings.items() if key not in free}
         text = json.dumps([settings, data, __version__, torch.__version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fedkdx_plugin.engine import backends
+from fedkdx_plugin.engine import backends, scaling
 from fedkdx_plugin.engine.backend import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import views
@@ -93,6 +93,7 @@ class Federation:
 
     Attributes:
         groups: clients set apart, 'unseen', 'late' or 'rare' -> ids (see `Participation.groups`).
+        agreed: what all windows are scaled by; None where the shards are scaled already.
 
     Raises:
         UserError: the backend cannot run this algorithm, model or device.
@@ -114,6 +115,10 @@ class Federation:
             settings = replace(settings, faults=Faults())
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
+        self.data = data
+        self.agreed = self._agree()
+        if self.agreed:
+            data = scaling.apply(data, self.agreed.pooled)
         if UNSEEN in self.groups:
             data = data.leave_out(self.groups[UNSEEN])
         windows = zip(data.train_x, data.train_y, strict=True)
@@ -150,6 +155,8 @@ class Federation:
         clock = _Clock(self.data.test_x.device)
         server, transport = self.server, self.transport
         transport.start_round()
+        if self.agreed and round.index == self.agreed.round:
+            transport.up, transport.down = self.agreed.up, self.agreed.down
         selected = self._select(round)
 
         messages = {id: transport.send_down(m) for id, m in server.messages(selected, round).items()}
@@ -185,6 +192,16 @@ class Federation:
         """Ids, ascending, of the clients that can be selected in a round."""
         participation = self.schedule.participation
         return participation.reachable(self.groups, self.data.clients, round.index, self.settings.seed)
+
+    def _agree(self) -> scaling.Agreement | None:
+        """What windows are scaled by, where they are still to be. Who pools all data sends no statistics beside."""
+        away = self.groups.get(UNSEEN, [])
+        seen = [id for id in range(self.data.clients) if id not in away]
+        total, share = self.schedule.rounds, self.schedule.join_ratio
+        rounds = (Round(index, total, share) for index in range(1, total + 1))
+        there = (lambda _: seen) if self.pools_data else self.reachable
+        agreed = scaling.agree(self.data.statistics, rounds, there, len(seen))
+        return replace(agreed, up=0, down=0) if agreed and self.pools_data else agreed
 
     def _select(self, round: Round) -> list[int]:
         if not self.pools_data:

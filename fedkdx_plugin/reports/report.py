@@ -9,7 +9,6 @@ figures/*.pdf, *.png    each figure
 from __future__ import annotations
 
 import base64
-import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +19,10 @@ import yaml
 
 from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
-from dataset_utils.shards import read_manifest
-from fedkdx_plugin.reports import content, figures, overview, tables
+from fedkdx_plugin.reports import content, data, figures, overview, tables
 from fedkdx_plugin.reports.runs import Run, find, read_all, title_and_about
 from fedkdx_plugin.reports.sections import Section, arrange
-from fedkdx_plugin.reports.table import TUNING
+from fedkdx_plugin.reports.table import TUNING, VARIED
 from fedkdx_plugin.reports.tables import Table
 from registry import __version__
 from registry.errors import UserError
@@ -122,6 +120,7 @@ def _chapter(section: Section, out: Path, looks: figures.Looks) -> Chapter:
         ("More than chance?", [item for item in (tested, meaning) if item]),
         ("Convergence", [drawn["convergence"], content.reaching(section)]),
         ("Clients", [drawn["clients"], content.clients(section), drawn["confusion"]]),
+        ("Data", data.described(section)),
         ("Who holds which classes", [_classes(section, out / FIGURES)]),
         ("Compression", [drawn["compression"]] if "compression" in drawn else []),
         ("Time", [drawn["seconds"], content.seconds(section)]),
@@ -130,15 +129,13 @@ def _chapter(section: Section, out: Path, looks: figures.Looks) -> Chapter:
 
 
 def _classes(section: Section, folder: Path) -> str | figures.Drawn:
-    """The shards' own figure, or why it cannot be had."""
-    run = section.first
-    shards, name = Path(run.data["folder"]), f"{section.slug}-classes"
-    try:
-        if hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest() != run.data["manifest_sha256"]:
-            return f"The data in {shards} are no longer those of these runs, so their classes are not shown."
-        read_manifest(shards)
-    except (OSError, UserError):
-        return f"The data are not in {shards} any more, so their classes cannot be shown."
+    """The figure of the data's own manifest, or why it cannot be had."""
+    shards, name = data.manifest_folder(section), f"{section.slug}-classes"
+    if shards is None:
+        return (
+            f"No manifest of these runs' data is left in {section.first.folder} or {section.first.data['folder']}, so "
+            "their classes cannot be shown."
+        )
     for ending in data_figure.FORMATS:
         folder.mkdir(parents=True, exist_ok=True)
         data_figure.draw(shards, folder / f"{name}{ending}")
@@ -172,6 +169,8 @@ def remarks(section: Section) -> list[str]:
     found = [*section.notes]
     if section.config.get("split") == "shuffled":
         found.append(SHUFFLED)
+    if max(len(method.runs) for method in section.methods) > 1:
+        found.append(f"± over seeds: {VARIED[section.config.get('vary', 'training')]}")
     if min(len(method.runs) for method in section.methods) < 2:
         found.append("Some methods have one seed only: nothing is known of how much another seed would change.")
     if len({len(method.runs) for method in section.methods}) > 1:

@@ -94,7 +94,7 @@ def arrange(runs: Sequence[Run]) -> list[Section]:
     """Sections in the order of their first runs, named by what differs between them."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        key = json.dumps([run.data["manifest_sha256"], run.data["evaluated_on"], _settings(run)], sort_keys=True)
+        key = json.dumps([_data(run), run.data["evaluated_on"], _settings(run)], sort_keys=True)
         groups.setdefault(key, []).append(run)
     configs = [_settings(group[0]) for group in groups.values()]
     names = _names(configs)
@@ -103,15 +103,24 @@ def arrange(runs: Sequence[Run]) -> list[Section]:
     for group, config, name in zip(groups.values(), configs, names, strict=True):
         methods, notes = _methods(group)
         if titles[group[0].data["name"], name] > 1:  # nothing but the data differ
-            name = f"{name}, data {group[0].data['manifest_sha256'][:8]}".lstrip(", ")
+            name = f"{name}, data {_data(group[0])[:8]}".lstrip(", ")
             notes.append("Another section has the same name and settings, but other data; they are not mixed.")
         sections.append(Section(name, config, methods, tuple(notes)))
     return sections
 
 
+def _data(run: Run) -> str:
+    """What tells data apart: where each seed draws its own shards, what they are drawn from."""
+    return str((_redrawn(run) and run.data.get("drawn_from")) or run.data["manifest_sha256"])
+
+
+def _redrawn(run: Run) -> bool:
+    return run.config.get("vary") == "data"
+
+
 def _settings(run: Run) -> dict[str, Any]:
     """What the runs of a section have in common."""
-    apart = (*METHOD, *NO_SETTING, *NO_RESULT)
+    apart = (*METHOD, *NO_SETTING, *NO_RESULT, *(["data_seed"] if _redrawn(run) else []))
     return {key: value for key, value in run.config.items() if key not in apart}
 
 

@@ -18,6 +18,12 @@ from fedkdx_plugin.engine.rounds import RoundRecord
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
 REJECTED = "rejected"
 PLAIN = ("MB up", "MB down", "s/round", REJECTED)
+VARIED = {  # what `--vary` makes differ from seed to seed
+    "training": "initial weights, batches, client sampling, and who is set apart, differ; the windows, their split and "
+    "who holds them are the same (--vary data varies them, too).",
+    "data": "split, kept windows and partition differ, and so do initial weights, batches, client sampling, and who is "
+    "set apart (--vary data).",
+}
 TUNING = "Measured on validation windows, to choose hyper-parameters by: not results."
 
 
@@ -100,11 +106,17 @@ def _cells(same: Sequence[Row], columns: Sequence[str]) -> list[str]:
     return texts
 
 
-def write(folder: Path, runs: Sequence[RunFolder]) -> str:
-    """Write `comparison.md` and `comparison.csv` (a row a seed) into `folder`. Returns the Markdown."""
+def write(folder: Path, runs: Sequence[RunFolder], vary: str) -> str:
+    """Write `comparison.md` and `comparison.csv` (a row a seed) into `folder`. Returns the Markdown.
+
+    Args:
+        vary: what differs from seed to seed, a key of `VARIED`.
+    """
     table = [row for run in runs for row in rows(run.entry.name, run.seed, run.records, run.federation.groups)]
     on = runs[0].shards.evaluated_on
     text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
+    if len(seeds := {row.seed for row in table}) > 1:
+        text += f"\n± over {len(seeds)} seeds: {VARIED[vary]}\n"
     with replacing(folder / "comparison.md") as part:
         part.write_text(text, encoding="utf-8")
     with replacing(folder / "comparison.csv") as part, part.open("w", newline="", encoding="utf-8") as file:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -44,7 +46,8 @@ def contents(folder):
 
 def test_from_recordings_to_shards(tmp_path):
     folder = prepare(SPEC, tmp_path, None, False, quiet)
-    assert folder == tmp_path / "Synthetic" / SPEC.folder_name()
+    assert folder.parent == tmp_path / "Synthetic"
+    assert re.fullmatch(f"{SPEC.folder_name()}-[0-9a-f]{{8}}", folder.name)
     made = load(folder)
     # 4500 samples at windows of 50 every 25: 179 a subject
     assert [len(a.y) + len(b.y) for a, b in zip(made.train, made.test, strict=True)] == [179] * 3
@@ -58,8 +61,8 @@ def test_from_recordings_to_shards(tmp_path):
     assert str(tmp_path) not in json.dumps(manifest)  # nothing that differs from machine to machine
 
 
-def test_scaling_is_fitted_on_the_training_part_and_can_be_undone(tmp_path):
-    scaled = load(prepare(SPEC, tmp_path, None, False, quiet))
+def test_scaling_by_client_is_fitted_on_the_training_part_and_can_be_undone(tmp_path):
+    scaled = load(prepare(dataclasses.replace(SPEC, scale="client"), tmp_path, None, False, quiet))
     plain = load(prepare(dataclasses.replace(SPEC, scale="none"), tmp_path, None, False, quiet))
     for k, client in enumerate(scaled.manifest["clients"]):
         train, rounding = scaled.train[k].x.astype(np.float64), 2.0**-24  # of each value, in float32
@@ -70,6 +73,19 @@ def test_scaling_is_fitted_on_the_training_part_and_can_be_undone(tmp_path):
         off = rounding * (np.abs(scaled.test[k].x * scale) + np.abs(undone))
         assert (np.abs(undone - plain.test[k].x) <= 1.001 * off).all()
     assert plain.manifest["clients"][0]["scaling"] is None
+    assert scaled.statistics is None and plain.statistics is None
+
+
+def test_federated_shards_are_as_measured_with_each_clients_three_numbers_a_channel(tmp_path):
+    made = load(prepare(SPEC, tmp_path, None, False, quiet))
+    plain = load(prepare(dataclasses.replace(SPEC, scale="none"), tmp_path, None, False, quiet))
+    for k, own in enumerate(made.statistics):
+        np.testing.assert_array_equal(made.train[k].x, plain.train[k].x)
+        np.testing.assert_array_equal(made.test[k].x, plain.test[k].x)
+        x = made.train[k].x.astype(np.float64)
+        assert own.count.tolist() == [143 * 50] * 6  # 143 training windows of 50 samples, 6 channels; no test window
+        np.testing.assert_allclose(own.mean, x.mean(axis=(0, 2, 3)), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(own.variance, x.var(axis=(0, 2, 3)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("partition", ["subject", "iid", "dirichlet", "pathological"])
@@ -106,6 +122,7 @@ def test_windows_stay_as_they_come(tmp_path):
         ({"y": np.full(480, 3)}, "whole numbers from 0 to 2"),
         ({"y": np.full(480, -1)}, "whole numbers from 0 to 2"),
         ({"stretch": np.zeros(479, int)}, "480 windows, but 'stretch'"),
+        ({"test": np.zeros(479, bool)}, "480 windows, but 'test'"),
     ],
 )
 def test_windows_that_do_not_fit_their_description_are_refused(tmp_path, monkeypatch, change, text):
@@ -135,42 +152,150 @@ def test_a_second_call_makes_nothing(tmp_path, monkeypatch, capsys):
     first = capsys.readouterr().out
     assert "3 clients, 429 training and 108 test windows; a client trains on 143 to 143" in first
     before = contents(tmp_path / "Synthetic")
-    assert f"{SPEC.folder_name()}.png" in before
+    assert any(re.fullmatch(f"{SPEC.folder_name()}-[0-9a-f]{{8}}.png", name) for name in before)
     monkeypatch.setattr(synthetic.Synthetic, "load", None)
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith("already there: ")
     assert contents(tmp_path / "Synthetic") == before
 
 
-def test_shards_of_other_files_are_not_passed_off(tmp_path):
-    prepare(SPEC, tmp_path, tmp_path / "raw", False, quiet)
-    prepare(SPEC, tmp_path, tmp_path / "raw", False, quiet)
-    (tmp_path / "raw" / "notes.txt").write_text("changed")
-    with pytest.raises(UserError, match=r"made from other files .* remove it or choose another --data-root"):
-        prepare(SPEC, tmp_path, tmp_path / "raw", False, quiet)
+def test_other_files_make_other_shards(tmp_path):
+    first = prepare(SPEC, tmp_path, tmp_path / "raw", False, quiet)
+    assert prepare(SPEC, tmp_path, tmp_path / "raw", False, quiet) == first
+    notes = tmp_path / "raw" / "notes.txt"
+    notes.write_text(notes.read_text().swapcase())  # of the same size
+    assert prepare(SPEC, tmp_path, tmp_path / "raw", False, quiet) != first
 
 
-def test_shards_of_another_description_are_not_passed_off(tmp_path, monkeypatch):
-    prepare(SPEC, tmp_path, None, False, quiet)
+def test_another_description_makes_other_shards(tmp_path, monkeypatch):
+    first = prepare(SPEC, tmp_path, None, False, quiet)
     monkeypatch.setattr(synthetic.Synthetic, "classes", ("a", "b", "c"))
-    with pytest.raises(UserError, match="'classes' of Synthetic were different"):
+    second = load(prepare(SPEC, tmp_path, None, False, quiet))
+    assert second.folder != first and second.class_names == ("a", "b", "c")
+
+
+def test_shards_outlive_the_original_files(tmp_path, monkeypatch):
+    """Of a data set that is known by its name; whoever has several kinds of shards is asked."""
+    first = prepare(SPEC, tmp_path, tmp_path / "raw", False, quiet)
+
+    def gone(self, raw, data_root, download):
+        raise UserError("not there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic.Synthetic, "find", gone)
+        lines = []
+        assert prepare(SPEC, tmp_path, None, False, lines.append) == first
+        assert lines == ["the original files of Synthetic are not there; using the shards that were made of them"]
+        with pytest.raises(UserError, match="not there"):
+            prepare(dataclasses.replace(SPEC, seed=1), tmp_path, None, False, quiet)
+    (tmp_path / "raw" / "notes.txt").write_text("others")
+    prepare(SPEC, tmp_path, tmp_path / "raw", False, quiet)
+    monkeypatch.setattr(synthetic.Synthetic, "find", gone)
+    with pytest.raises(UserError, match="made of different ones: name one of them"):
         prepare(SPEC, tmp_path, None, False, quiet)
 
 
-def test_own_data(tmp_path):
+def test_files_that_change_while_they_are_read_are_refused(tmp_path, monkeypatch):
+    original = synthetic.Synthetic.load
+
+    def while_it_is_read(self, path):
+        (path / "notes.txt").write_text("changed meanwhile")
+        yield from original(self, path)
+
+    monkeypatch.setattr(synthetic.Synthetic, "load", while_it_is_read)
+    with pytest.raises(UserError, match="changed while it was being read"):
+        prepare(SPEC, tmp_path, None, False, quiet)
+    assert not (tmp_path / "Synthetic").exists()
+
+
+OWN = "name: Mine\nfolder: mine\nrate: 50\nwindow: 1.0\ncolumns: [x, y]\nlabel: activity\n"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Two subjects' files of 1,200 rows at 50 Hz, 600 of rest and 600 of walk; a second label and a clock beside."""
     rng = np.random.default_rng(0)
-    (tmp_path / "mine").mkdir()
-    for subject in ("anna", "ben"):
-        rows = [f"{a:.4f},{b:.4f},{('rest', 'walk')[i // 600]}" for i, (a, b) in enumerate(rng.normal(size=(1200, 2)))]
-        (tmp_path / "mine" / f"{subject}.csv").write_text("\n".join(["x,y,activity", *rows]) + "\n")
-    described = "name: Mine\nfolder: mine\nrate: 50\nwindow: 1.0\ncolumns: [x, y]\nlabel: activity\n"
-    (tmp_path / "mine.yaml").write_text(described)
-    spec = ShardSpec(str(tmp_path / "mine.yaml"))
-    made = load(prepare(spec, tmp_path / "data", None, False, quiet))
+    for folder in ("mine", "other"):
+        (tmp_path / folder).mkdir()
+        for subject in ("a1", "a2"):
+            rows = [
+                f"{i / 50:.2f},{a:.4f},{b:.4f},{('rest', 'walk')[i // 600]},{('up', 'down')[i // 400 % 2]},{subject}"
+                for i, (a, b) in enumerate(rng.normal(size=(1200, 2)))
+            ]
+            (tmp_path / folder / f"{subject}.csv").write_text("\n".join(["t,x,y,activity,posture,who", *rows]) + "\n")
+    (tmp_path / "mine.yaml").write_text(OWN)
+
+    def make(text=OWN):
+        (tmp_path / "mine.yaml").write_text(text)
+        return load(prepare(ShardSpec(str(tmp_path / "mine.yaml")), tmp_path / "data", None, False, quiet))
+
+    return make
+
+
+def test_own_data(own):
+    made = own()
     assert made.name == "Mine" and made.num_clients == 2 and set(made.class_names) == {"rest", "walk"}
-    (tmp_path / "mine.yaml").write_text(described.replace("window: 1.0", "window: 0.5"))
-    with pytest.raises(UserError, match="'preprocessing' of Mine"):
-        prepare(spec, tmp_path / "data", None, False, quiet)
+    assert made.manifest["description"]["columns"] == ["x", "y"]
+    # 1,200 samples, 50 every 25: 47 windows a subject
+    assert [len(a.y) + len(b.y) for a, b in zip(made.train, made.test, strict=True)] == [47, 47]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("label: activity", "label: posture"),
+        ("label: activity", "label: activity\nsubject: {column: who}"),
+        ("label: activity", "label: activity\nsubject: {pattern: '(a)'}"),
+        ("label: activity", "label: activity\ntime: t"),
+        ("label: activity", "label: activity\nclasses: [walk, rest]"),
+        ("label: activity", "label: activity\nclasses: {rest: lying, walk: going}"),
+        ("folder: mine", "folder: other"),
+        ("window: 1.0", "window: 0.5"),
+        ("[x, y]", "[y, x]"),
+    ],
+)
+def test_whatever_changes_in_the_yaml_makes_new_shards(own, old, new):
+    first, second, again = own(), own(OWN.replace(old, new)), own()
+    assert second.folder != first.folder == again.folder
+    if "classes: [walk" in new:
+        assert second.class_names == ("walk", "rest")
+        assert labels_of(second, 0)[x := next(iter(labels_of(first, 0)))] == 1 - labels_of(first, 0)[x]
+
+
+def test_the_order_of_classes_counts(own):
+    orders = [OWN + f"classes: {{{names}}}\n" for names in ("rest: a, walk: b", "walk: b, rest: a")]
+    one, two = map(own, orders)
+    assert one.folder != two.folder and one.class_names == ("a", "b") and two.class_names == ("b", "a")
+
+
+def test_labels_exchanged_in_a_file_of_the_same_size_make_new_shards(own, tmp_path):
+    first = own()
+    file = tmp_path / "mine" / "a1.csv"
+    before, text = file.stat(), file.read_text()
+    file.write_text(text.replace("rest", "????").replace("walk", "rest").replace("????", "walk"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    second = own()
+    assert second.folder != first.folder
+    one, two = labels_of(first, 0), labels_of(second, 0)
+    # 23 windows before the change and 23 after it; the one across holds 25 samples of each: the lowest label wins
+    assert one.keys() == two.keys() and sum(one[x] != two[x] for x in one) == 46
+    assert labels_of(first, 1) == labels_of(second, 1)
+
+
+def labels_of(made, k):
+    return {x.tobytes(): y for shard in (made.train[k], made.test[k]) for x, y in zip(*shard, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "a/b", "'a\\b'", '"a\\x1bb"', '"a\\nb"', "'  '", "'.hidden'", "1", "[a]", "x" * 101]
+)
+def test_a_name_that_cannot_be_a_folders_is_refused(own, tmp_path, name):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="name"):
+        own(OWN.replace("Mine", name))
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_subject_without_a_window_is_named(tmp_path, monkeypatch):

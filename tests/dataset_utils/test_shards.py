@@ -170,7 +170,7 @@ def test_no_damaged_byte_goes_unnoticed_or_ends_in_a_traceback(folder):
     ("change", "text"),
     [
         (lambda m: m.pop("format"), "not a manifest"),
-        (lambda m: m.update(layout=99), "layout 99, but this version reads layout 1"),
+        (lambda m: m.update(layout=99), "layout 99, but this version reads layout 2"),
         (lambda m: m.pop("classes"), "'classes'"),
         (lambda m: m.update(classes=[1, 2, 3]), "'classes'"),
         (lambda m: m.update(name=None), "'name'"),
@@ -211,3 +211,59 @@ def test_what_is_missing_is_named(folder, tmp_path):
 def test_the_manifest_says_what_made_it(folder):
     made = shards.read_manifest(folder)["versions"]
     assert made["numpy"] == np.__version__ and set(made) == {"python", "numpy", "scipy", "fedkdx"}
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", " ", "../up", "a/b", "a\\b", "a\x1b[2Jb", "a\nb", "a\x00b", "x" * 101, 5, None, ["a"], {}]
+)
+def test_a_name_that_places_something_elsewhere_is_refused(folder, tmp_path, name):
+    put(folder, lambda m: m.update(name=name))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="'name' is missing or damaged"):
+        load(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="'name' could not be read back"):
+        write(tmp_path / "made again", {**ABOUT, "name": name}, clients())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda m: m["classes"].__setitem__(0, "a\x1b[2J"), "'classes'"),
+        (lambda m: m["classes"].__setitem__(0, "a\nb"), "'classes'"),
+        (lambda m: m["channels"].__setitem__(0, ""), "'channels'"),
+        (lambda m: m.update(spec=[]), "'spec'"),
+        (lambda m: m.update(spec={"evaluate_on": "../x"}), "'spec'"),
+        (lambda m: m.update(spec={"evaluate_on": ["test"]}), "'spec'"),
+        (lambda m: m.update(spec={"train_fraction": "0.1"}), "'spec'"),
+        (lambda m: m["clients"][0].update(statistics={}), "'clients/0/statistics'"),
+        (lambda m: m["clients"][0].update(statistics=[1]), "'clients/0/statistics'"),
+        (lambda m: m["clients"][0].update(statistics=GIVEN), "'statistics'"),  # of one client, not of the others
+        (lambda m: m["clients"][0].update(statistics=GIVEN | {"mean": [0.0]}), "'clients/0/statistics'"),
+        (lambda m: m["clients"][0].update(statistics=GIVEN | {"mean": [0.0, "1"]}), "'clients/0/statistics'"),
+        (lambda m: m["clients"][0].update(statistics=GIVEN | {"mean": [0.0, True]}), "'clients/0/statistics'"),
+        (lambda m: m["clients"][0].update(statistics=GIVEN | {"mean": [0.0, float("nan")]}), "'clients/0/statistics'"),
+        (lambda m: m["clients"][0].update(statistics=GIVEN | {"mean": [0.0, 1e39]}), "'clients/0/statistics'"),
+        (lambda m: m["clients"][0].update(statistics=GIVEN | {"variance": [1.0, -1.0]}), "'clients/0/statistics'"),
+        (lambda m: m["clients"][0].update(statistics=GIVEN | {"variance": [1.0, float("inf")]}), "'clients/0/stat"),
+        (lambda m: m["clients"][0].update(statistics=GIVEN | {"count": [96, 95]}), "'clients/0/statistics'"),
+    ],
+)
+def test_what_others_rely_on_is_checked(folder, change, text):
+    put(folder, change)
+    with pytest.raises(UserError, match=text):
+        load(folder)
+
+
+GIVEN = {"count": [96, 96], "mean": [0.0, 1.0], "variance": [1.0, 2.0]}  # 12 windows of 8 samples
+
+
+def test_statistics_are_read_back(tmp_path):
+    own = [
+        client._replace(about={"statistics": GIVEN | {"count": 2 * [8 * len(client.train.y)]}}) for client in clients()
+    ]
+    write(tmp_path / "made", ABOUT, own)
+    found = load(tmp_path / "made").statistics
+    assert [one.count.tolist() for one in found] == [[96, 96], [104, 104], [112, 112]]
+    assert found[1].mean.tolist() == [0.0, 1.0] and found[1].variance.tolist() == [1.0, 2.0]

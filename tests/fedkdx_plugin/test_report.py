@@ -247,7 +247,7 @@ def test_every_table_and_figure_is_a_file(written):
 def test_each_run_says_where_it_comes_from(written):
     page = (written / "report.html").read_text(encoding="utf-8")
     assert page.count("<dt>command</dt>") == 6 and "fedkdx -algo Local" in page and "0" * 64 in page
-    assert "The data are not in /nowhere any more" in page
+    assert "No manifest of these runs&#39; data is left in" in page and "or /nowhere, so" in page
 
 
 def test_classes_are_drawn_where_the_data_are_unchanged(shard_folder, tmp_path):
@@ -258,7 +258,7 @@ def test_classes_are_drawn_where_the_data_are_unchanged(shard_folder, tmp_path):
     (section,) = sections_of(make_run(tmp_path / "a", data=right))
     assert report._classes(section, tmp_path).name == "made-classes" and (tmp_path / "made-classes.pdf").exists()
     (section,) = sections_of(make_run(tmp_path / "b", data=right | {"manifest_sha256": "1" * 64}))
-    assert "no longer those" in report._classes(section, tmp_path)
+    assert "No manifest of these runs' data is left" in report._classes(section, tmp_path)
 
 
 def test_markdown_and_csv_of_a_small_table():

@@ -1,0 +1,92 @@
+"""Which recordings lie on one line of time, and how far filters carry something along it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from dataset_utils.preprocessing import lowpass
+from dataset_utils.recording import Preprocessing, Recording
+
+RESTARTED = 10.0  # seconds; a clock that begins nearer to 0 was set to 0 for this recording
+RINGS = 1e-3  # an impulse response is over when it stays below this share of its peak
+
+
+class Line(NamedTuple):
+    """Where a recording lies.
+
+    Attributes:
+        number: of the line of time.
+        offset: samples to add to a place on the recording's own clock.
+    """
+
+    number: int
+    offset: int
+
+
+class Lines:
+    """Tells which recordings touch or overlap in time, or are copies, which no split may put on both sides.
+
+    Recordings of one subject share a line where their clock goes on: it does not begin within `RESTARTED` seconds of 0.
+    A recording without times, or whose clock was set to 0, has a line of its own. A copy, sample for sample, lies where
+    the original lies, whoever it is said to be of.
+
+    Args:
+        rate: Hz.
+        report: is told of copies.
+    """
+
+    def __init__(self, rate: float, report: Callable[[str], None]) -> None:
+        self.rate, self.report = rate, report
+        self._count = 0
+        self._clock: dict[str, int] = {}
+        self._seen: dict[bytes, tuple[Line, int, str]] = {}
+
+    def place(self, recording: Recording) -> Line:
+        """Where the next recording lies."""
+        signals = np.ascontiguousarray(recording.signals)
+        digest = hashlib.sha256(signals.tobytes() + repr((signals.shape, signals.dtype.str)).encode()).digest()
+        begin = 0 if recording.time is None or not len(recording.time) else round(recording.time[0] * self.rate)
+        if digest in self._seen:
+            line, original, subject = self._seen[digest]
+            self.report(
+                f"warning: a recording of subject {recording.subject} ({len(signals)} samples) is a copy of one of "
+                f"subject {subject}"
+            )
+            return Line(line.number, line.offset + original - begin)
+        line = Line(self._line(recording), 0)
+        self._seen[digest] = line, begin, recording.subject
+        return line
+
+    def _line(self, recording: Recording) -> int:
+        if recording.time is None or not len(recording.time):
+            self._count += 1
+            return self._count
+        goes_on = abs(float(recording.time[0])) >= RESTARTED
+        if not goes_on or recording.subject not in self._clock:
+            self._count += 1
+            self._clock[recording.subject] = self._count
+        return self._clock[recording.subject]
+
+
+def reach(settings: Preprocessing) -> int:
+    """Samples, to either side, from which preprocessing carries something to a sample.
+
+    The reaches of the median filter, of both low-pass filters and of the interpolation across missing values add up.
+    """
+    cutoffs = [cutoff for cutoff in (settings.lowpass, settings.gravity) if cutoff]
+    missing = int(settings.max_gap * settings.rate + 1e-6)
+    return settings.median // 2 + sum(ringing(cutoff, settings.rate) for cutoff in cutoffs) + missing
+
+
+def ringing(cutoff: float, rate: float) -> int:
+    """Samples, to either side, after which `preprocessing.lowpass`, which runs both ways, has forgotten an impulse."""
+    slowest = min(cutoff, rate / 2 - cutoff)  # a cutoff near half of the rate rings long, too
+    half = int(np.ceil(10 * rate / slowest))
+    impulse = np.zeros(2 * half + 1)
+    impulse[half] = 1.0
+    response = np.abs(lowpass(impulse, cutoff, rate))
+    return int(np.abs(np.flatnonzero(response >= RINGS * response.max()) - half).max())
