@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.randomness import generator, seeded
-from fedkdx_plugin.fused.sgd import ClipAndMove
+from fedkdx_plugin.fused.sgd import ClipAndMove, clip_and_move
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
 
@@ -131,14 +131,5 @@ def mover(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -
         bound: on the norm of each network's gradient (0: none).
     """
     everything = [parameter for group in groups for parameter in group]
-    if ClipAndMove.takes(everything):
-        return ClipAndMove(groups, rate, bound)
-    optimiser = torch.optim.SGD(everything, lr=rate)
-
-    def move() -> None:
-        for group in groups if bound > 0 else ():
-            nn.utils.clip_grad_norm_(group, bound)
-        optimiser.step()
-        optimiser.zero_grad()
-
-    return move
+    make = ClipAndMove if ClipAndMove.takes(everything) else clip_and_move
+    return make(groups, rate, bound)

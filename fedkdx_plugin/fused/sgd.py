@@ -30,10 +30,11 @@ def clip_and_move(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: 
         for group in groups:
             if bound > 0:
                 nn.utils.clip_grad_norm_(group, bound)
-            for parameter in group:
-                if parameter.grad is not None:
-                    parameter.sub_(parameter.grad, alpha=rate)
-                    parameter.grad = None
+            moved = [parameter for parameter in group if parameter.grad is not None]
+            if moved:
+                torch._foreach_sub_(moved, [parameter.grad for parameter in moved], alpha=rate)
+            for parameter in moved:
+                parameter.grad = None
 
     return move
 
