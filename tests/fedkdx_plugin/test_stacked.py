@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -37,19 +36,9 @@ NAMES = list(catalog.BUILT_IN["algorithms"])
 SIZES = (40, 7, 65, 20, 33)  # whole batches, less than one, and one window left over (65 = 4 · 16 + 1)
 
 
-@pytest.fixture
-def double() -> Iterator[None]:
-    """Networks in float64: what is left of a difference between backends is the order of sums."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def windows(sizes=SIZES):
-    """`make_data` in the default type."""
-    data = make_data(sizes)
-    own = [x.to(torch.get_default_dtype()) for x in data.train_x]
-    return replace(data, train_x=own, test_x=data.test_x.to(torch.get_default_dtype()))
+    """`make_data` of unequal clients."""
+    return make_data(sizes)
 
 
 TASK = Task(SHAPE, CLASSES, TinyNet, TinierNet)
@@ -105,9 +94,20 @@ def test_repeats_its_own_bits(name):
 
 
 @pytest.mark.parametrize("name", ["FedKDX", "FedFTL", "MOON"])
-def test_in_float32_within_rounding(name):
-    """One round: later ones amplify what rounding there was."""
-    assert_alike(*both(catalog.load("algorithms", name), rounds=1), 1e-4)
+def test_in_float32_clients_move_as_the_reference_does(name):
+    """After one round, by the norm of how far each tensor has moved.
+
+    Rounding, 6e-8 an operation, may flip a decision of ReLU or pooling, which is a part of one window in twenty; what a
+    mask leaves out wrongly would be whole ones.
+    """
+    one, two = both(catalog.load("algorithms", name), rounds=1)
+    initial = one[0].workspace.initial
+    for reference, found in zip(one[0].workspace.kept, two[0].workspace.kept, strict=True):
+        assert reference.keys() == found.keys()
+        for key, tensor in reference.items():
+            moved, off = torch.linalg.vector_norm(tensor - initial[key]), torch.linalg.vector_norm(found[key] - tensor)
+            assert off <= 0.02 * moved + 1e-6, key
+    assert two[1][0].train_loss == pytest.approx(one[1][0].train_loss, rel=0.01)
 
 
 @pytest.mark.parametrize("settings", [{"clip_norm": 0.0}, {"clip_norm": 0.05}, {"decay": 0.5}, {"batch_size": 100}])
