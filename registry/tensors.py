@@ -9,11 +9,16 @@ from torch import Tensor
 
 
 def copied(tensors: Mapping[str, Tensor], device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """Copy tensors into memory of their own: one piece for each type of numbers, of which they are views.
+    """Copy tensors into memory of their own; off the CPU one piece for each type of numbers, of which they are views.
 
     Args:
         device: where to; None: where the first of a type is.
     """
+    if not any(_packed(torch.device(device or tensor.device)) for tensor in tensors.values()):
+        return {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+            for name, tensor in tensors.items()
+        }
     names: dict[torch.dtype, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(tensor.dtype, []).append(name)
@@ -25,6 +30,11 @@ def copied(tensors: Mapping[str, Tensor], device: torch.device | str | None = No
         pieces = flat.split_with_sizes([part.numel() for part in parts])
         copies |= {name: piece.view(part.shape) for name, piece, part in zip(own, pieces, parts, strict=True)}
     return {name: copies[name] for name in tensors}
+
+
+def _packed(device: torch.device) -> bool:
+    """Whether tensors are copied in one piece: where asking costs more than that who keeps one holds on to all."""
+    return device.type != "cpu"
 
 
 def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -177,7 +177,8 @@ def _sizes(payload: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _squares(tensors: Iterable[Tensor]) -> Tensor:
     """Σ of squares, (). Flattened first, so that the sum's last bit does not depend on how a tensor lies in memory."""
-    return torch.cat([tensor.flatten() for tensor in tensors]).double().square().sum()
+    flat = [tensor.flatten() for tensor in tensors]
+    return torch.cat(flat).double().square().sum() if flat else torch.zeros((), dtype=torch.float64)
 
 
 def rank_share(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> float:
@@ -338,7 +339,11 @@ def _factors(spectra: _Spectra, ranks: Mapping[Key, int], quantise: bool) -> dic
     singular = singular.to(spectra.kind)
     places = {key: place for place, key in enumerate(spectra.keys)}
     return {
-        key: (left[places[key], :, :rank].contiguous(), singular[places[key], :rank], right[places[key], :rank])
+        key: (
+            left[places[key], :, :rank].contiguous(),
+            singular[places[key], :rank],
+            right[places[key], :rank].contiguous(),
+        )
         for key, rank in ranks.items()
     }
 

@@ -11,6 +11,7 @@ from fedkdx_plugin.engine.backend import Backend
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.parallel import Parallel
 from fedkdx_plugin.engine.sequential import Sequential
+from fedkdx_plugin.engine.stacked.agreement import in_words
 from fedkdx_plugin.engine.stacked.backend import Stacked
 from fedkdx_plugin.engine.stacked.layers import reason_against
 from fedkdx_plugin.engine.training import Settings
@@ -41,7 +42,12 @@ def make(
     if name == "stacked" or (name == "auto" and not on_cpu):
         reason = reason_against(workspace.nets)
         if not reason:
-            return Stacked(workspace, data, settings, name == "stacked", client_memory, selected)
+            try:
+                return Stacked(workspace, data, settings, name == "stacked", client_memory, selected)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:  # of a network that cannot be copied, probed, named ...
+                reason = in_words(error)
         if name == "stacked":
             raise UserError(f"--backend stacked: {reason}; auto takes what can run")
         print(f"clients are trained one by one: {reason}", file=sys.stderr)

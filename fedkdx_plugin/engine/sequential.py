@@ -37,6 +37,8 @@ class Sequential(Backend):
         except NonFinite as error:
             self.workspace.clients[id].memory = before
             return error
+        finally:
+            release(self.workspace.clients[id])
 
     def begin(self, id: int, message: Message) -> Client:
         """A client with networks, data and rate in place that has received its message."""
@@ -66,3 +68,8 @@ def prepare(client: Client, data: DeviceData, settings: Settings) -> None:
     own = Batch(data.train_x[client.id].to(device), data.train_y[client.id].to(device))
     client.data, client.validation = hold_out(own, client.holdout(), client.id, settings.seed)
     client.learning_rate = settings.learning_rate * settings.decay**client.trained
+
+
+def release(client: Client) -> None:
+    """Let go of a client's windows, which may have been fetched for it."""
+    client.data = client.validation = None

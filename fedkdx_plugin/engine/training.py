@@ -87,7 +87,7 @@ def named(where: str) -> Iterator[None]:
     """Say in every error where it was; what is already told to the user, or named, passes as it is."""
     try:
         yield
-    except (NonFinite, UserError, ClientError):
+    except (NonFinite, UserError, ClientError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         raise ClientError(f"{where}: {type(error).__name__}: {error}") from error

@@ -47,6 +47,7 @@ class Workspace:
         client = self.clients[id]
         copy_state(self.nets, self.initial | self.kept[id])
         client.nets = self.nets
+        fresh(client)
         return client
 
     def keep(self, client: Client) -> None:
@@ -58,3 +59,10 @@ class Workspace:
         """What a client would predict with: its private state, else the server's, else what it kept."""
         own = {name: tensor for name, tensor in self.kept[id].items() if name in self.private or name not in shared}
         return self.initial | dict(shared) | own
+
+
+def fresh(client: Client) -> None:
+    """Bring a client's networks into the mode they work in, without gradients of whoever used them before."""
+    for name, net in client.nets.items():
+        net.train(name not in client.frozen)
+        net.zero_grad()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from fedkdx_plugin.engine import training
 from fedkdx_plugin.engine.backend import Backend, Trained
 from fedkdx_plugin.engine.evaluation import Prediction
-from fedkdx_plugin.engine.sequential import Sequential, prepare
+from fedkdx_plugin.engine.sequential import Sequential, prepare, release
 from fedkdx_plugin.engine.stacked import size
 from fedkdx_plugin.engine.stacked.agreement import disagreement, in_words
 from fedkdx_plugin.engine.stacked.losses import Losses
@@ -21,8 +23,9 @@ from fedkdx_plugin.engine.stacked.plan import Plan, Ready, kind
 from fedkdx_plugin.engine.stacked.state import Kept, State
 from fedkdx_plugin.engine.stacked.step import COMPILE_FROM, COMPILED, EAGER, GRAPH, Step
 from fedkdx_plugin.engine.transport import check_finite
+from fedkdx_plugin.engine.workspace import fresh
 from registry.errors import UserError
-from registry.interface import Message, Networks, NonFinite, Round
+from registry.interface import Client, Message, Networks, NonFinite, Round
 
 STEPS_HELD = 4  # made steps that are kept, one for each number and kind of clients: their tensors take memory
 
@@ -59,12 +62,12 @@ class Stacked(Backend):
         self._sequential = Sequential(workspace, data, settings)
         self._losses = Losses(workspace.clients[0], workspace.nets)
         self._nets = Networks(copy.deepcopy(dict(workspace.nets)))  # whose tensors are those of the client at work
-        self._tensors = {
+        named = {
             f"{net}.{name}": tensor
             for net, module in self._nets.items()
             for name, tensor in (*module.named_parameters(), *module.named_buffers())
-            if tensor.is_floating_point()
         }
+        self._tensors = {name: named[name] for name in workspace.initial}  # not: buffers that are no state
         self._holder = self.device if client_memory == "device" else torch.device("cpu")
         arrangement = self._losses.arrangement
         self._kept = Kept(arrangement, workspace.keeps, workspace.initial, len(workspace.clients), self._holder)
@@ -86,7 +89,7 @@ class Stacked(Backend):
         results: dict[int, Trained | NonFinite] = {}
         while order:
             portion = order[: self._at_once]
-            before = {id: dict(clients[id].memory) for id in portion}
+            before = {id: _Before(dict(clients[id].memory), clients[id].trained, self._kept.row(id)) for id in portion}
             try:
                 results |= self._portion({id: messages[id] for id in portion}, before, round)
             except torch.cuda.OutOfMemoryError as error:
@@ -94,9 +97,10 @@ class Stacked(Backend):
             else:
                 order = order[len(portion) :]
                 continue
+            for id, old in before.items():  # some may have ended already
+                clients[id].memory, clients[id].trained = dict(old.memory), old.trained
+                self._kept.put_back(id, old.kept)
             self._take_less_memory(len(portion), reason)
-            for id in portion:
-                clients[id].memory = before[id]
         return results
 
     def _take_less_memory(self, clients: int, reason: str) -> None:
@@ -107,7 +111,6 @@ class Stacked(Backend):
                 "take a smaller batch (-lbs), a smaller model (-m), --client-memory host, or -dev cpu"
             )
         self._at_once = clients // 2
-        self._rows_at_once = max(1, self._rows_at_once // 2)
         self._state, self._rows = None, {}
         for tensor in self._tensors.values():
             tensor.data = tensor.data.new_empty(0)  # the last that holds on to the old state
@@ -118,7 +121,7 @@ class Stacked(Backend):
         )
 
     def _portion(
-        self, messages: Mapping[int, Message], before: Mapping[int, Mapping[str, Tensor]], round: Round
+        self, messages: Mapping[int, Message], before: Mapping[int, _Before], round: Round
     ) -> dict[int, Trained | NonFinite]:
         results: dict[int, Trained | NonFinite] = {}
         groups: dict[Any, list[Ready]] = {}
@@ -134,7 +137,8 @@ class Stacked(Backend):
             results |= self._group(what, group, messages, before, round)
         for id, result in results.items():
             if isinstance(result, NonFinite):
-                self.workspace.clients[id].memory = dict(before[id])
+                self.workspace.clients[id].memory = dict(before[id].memory)
+            release(self.workspace.clients[id])
         return results
 
     def _make_room(self, clients: int) -> None:
@@ -154,32 +158,44 @@ class Stacked(Backend):
     def _begin(self, id: int, place: int, message: Message, round: Round) -> Ready:
         with training.named(f"client {id}, round {round.index}"):
             client = self.workspace.clients[id]
-            client.nets = self._bind(place)
+            self._enter(client, place)
             client.memory = _moved(client.memory, self.device)
             prepare(client, self.data, self.settings)
             client.receive(message)
-            return Ready(client, client.context(), place)
+            context = client.context().items()
+            on_device = {name: t.detach().to(self.device) if isinstance(t, Tensor) else t for name, t in context}
+            return Ready(client, on_device, place)
+
+    def _enter(self, client: Client, place: int) -> None:
+        """Put a client's networks in place."""
+        client.nets = self._bind(place)
+        fresh(client)
 
     def _group(
         self,
         what: Any,
         group: Sequence[Ready],
         messages: Mapping[int, Message],
-        before: Mapping[int, Mapping[str, Tensor]],
+        before: Mapping[int, _Before],
         round: Round,
     ) -> dict[int, Trained | NonFinite]:
         """The work of clients of one kind: stacked, or one by one where they do not agree with the reference."""
 
         def one_by_one() -> dict[int, Trained | NonFinite]:
-            ids = [one.client.id for one in group]
-            for id in ids:
-                self.workspace.clients[id].memory = dict(before[id])
-            return {id: self._sequential.train_one(id, messages[id], round) for id in ids}
+            results = {}
+            for client in (one.client for one in group):
+                client.memory = _moved(before[client.id].memory, self.device)
+                results[client.id] = self._sequential.train_one(client.id, messages[client.id], round)
+                client.memory = _moved(client.memory, self._holder)
+            return results
 
+        sizes = [len(one.client.data.y) for one in group]
         reason = self._reason(what, group)
-        plan = Plan.of(group, round, self.settings)
-        if reason is None or plan.fewest * self._least_values <= 1:
+        if reason is None or 0 in sizes:
             return one_by_one()  # an error of the algorithm itself comes up here, with client and step
+        plan = Plan.of(group, round, self.settings)
+        if plan.fewest * self._least_values <= 1:  # PyTorch's batch norm raises
+            return one_by_one()
         losses = None if reason else self._train_together(what, group, plan, round)
         if losses is not None:
             return self._ended(group, losses, round)
@@ -208,25 +224,25 @@ class Stacked(Backend):
     def _train_together(self, what: Any, group: Sequence[Ready], plan: Plan, round: Round) -> Tensor | None:
         """Train a group by the best way that works; None where none does."""
         while True:
-            step = self._step(what, group, plan, round)
             try:
-                return step.train(group, plan, self._state)
+                return self._step(what, group, plan, round).train(group, plan, self._state)
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:
                 reason = in_words(error)
             self._steps.clear()
-            if step.way == EAGER:
+            if self.way == EAGER:
                 self._give_up(what, f"fails in a stack alone: {reason}")
                 return None
-            self.way = GRAPH if step.way == COMPILED else EAGER
-            print(f"stacked: a step cannot be run {step.way} ({reason}); it is run {self.way}", file=sys.stderr)
+            before, self.way = self.way, GRAPH if self.way == COMPILED else EAGER
+            told = f"a step cannot be run {before}" if before else "a step cannot be looked at"
+            print(f"stacked: {told} ({reason}); it is run {self.way}", file=sys.stderr)
 
     def _step(self, what: Any, group: Sequence[Ready], plan: Plan, round: Round) -> Step:
         """A step for so many clients, made before or now; a graph is made for as many as a round can have."""
         count, _, width = plan.index.shape
         if self.way is None:
-            self.way = self._best_way(self._made(group, plan, count), round.total)
+            self.way = self._best_way(group, plan, round.total)
         clients = count if self.way == EAGER else max(count, min(self._at_once, self._selected))
         key = what, clients, width, plan.masked
         if key in self._steps:
@@ -243,11 +259,13 @@ class Stacked(Backend):
         width, clip = plan.index.shape[2], self.settings.clip_norm
         return Step(self._losses, clients, most.steps, width, plan.masked, most.windows, group[0], clip)
 
-    def _best_way(self, step: Step, rounds: int) -> str:
+    def _best_way(self, group: Sequence[Ready], plan: Plan, rounds: int) -> str:
         """What pays for a whole run of so many rounds, resumed or not: its bits are those of one way."""
-        steps = rounds * step.rows.shape[1]
         if self.device.type != "cuda":
             return EAGER
+        step = self._made(group, plan, len(group))
+        step.load(group, plan, self._state, torch.tensor([one.place for one in group], device=self.device))
+        steps = rounds * step.rows.shape[1]
         if step.operations() * steps < COMPILE_FROM:
             return GRAPH
         print(f"stacked: compiling a training step, which pays for {steps} of them; some 20 s", file=sys.stderr)
@@ -257,13 +275,13 @@ class Stacked(Backend):
         """What the trained clients of a group reply; all of them keep what they declare."""
         clients = [one.client for one in group]
         states = [self._row(one.place) for one in group]
-        with training.named(f"round {round.index}"):
+        with training.named(f"round {round.index}"), suppress(NonFinite):  # it comes up again where a client replies
             type(clients[0]).before_replies(clients, states)
         finite = self._finite([one.place for one in group])
         results: dict[int, Trained | NonFinite] = {}
         for one, loss, sound in zip(group, losses.unbind(), finite, strict=True):
             client = one.client
-            client.nets = self._bind(one.place)
+            self._enter(client, one.place)
             try:
                 with training.named(f"client {client.id}, round {round.index}"):
                     if not sound:
@@ -289,13 +307,21 @@ class Stacked(Backend):
         return torch.stack(ends).isfinite().all(0)[chosen].tolist()
 
     def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
-        """As `Backend.predict`; several states are stacked, a single one is asked as it is."""
+        """As `Backend.predict`; several states are stacked where clients are, a single one is asked as it is."""
         results: list[Tensor] = []
-        for portion in self._portions(predictions):
-            if len(portion) == 1:
+        while len(results) < len(predictions):
+            portion = next(self._portions(predictions[len(results) :]))
+            if len(portion) == 1 or not self._reasons or any(self._reasons.values()):
                 results += self._sequential.predict(net, portion)
-            else:
+                continue
+            try:
                 results += self._predict_together(net, portion)
+                continue
+            except torch.cuda.OutOfMemoryError:
+                pass
+            self._rows_at_once = max(1, self._rows_at_once // 2)
+            _empty_cache()
+            print("stacked: out of GPU memory in evaluation; goes on with half as many windows", file=sys.stderr)
         return results
 
     def _portions(self, predictions: Sequence[Prediction]) -> Iterator[Sequence[Prediction]]:
@@ -324,8 +350,23 @@ class Stacked(Backend):
             # contiguous: after a resume strides are other ones, and the products' last bits may depend on them
             own = [one.state[name].to(self.device).contiguous() for one in predictions]
             states[name] = torch.stack(own)
-        logits = self._losses.logits(net, states, self.data.test_x[index.to(self.device)])
+        mask = torch.arange(width) < torch.tensor(list(map(len, windows))).unsqueeze(1)
+        x = self.data.test_x[index.to(self.device)]
+        logits = self._losses.logits(net, states, x, mask.to(self.device))
         return [own[: len(range_)] for own, range_ in zip(logits, windows, strict=True)]
+
+
+class _Before(NamedTuple):
+    """What a client had before a round, to be put back."""
+
+    memory: dict[str, Tensor]
+    trained: int
+    kept: tuple[Tensor, ...]
+
+
+def _empty_cache() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _moved(memory: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

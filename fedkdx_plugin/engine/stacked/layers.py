@@ -30,7 +30,14 @@ def reason_against(nets: Mapping[str, nn.Module]) -> str:
     types = {tensor.dtype for tensor in float_state(nets).values()}
     if len(types) > 1:
         return f"networks hold numbers of several types ({', '.join(sorted(map(str, types)))})"
+    owners: dict[int, str] = {}
     for net, module in nets.items():
+        for name, tensor in (
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        ):
+            if owners.setdefault(id(tensor), f"{net}.{name}") != f"{net}.{name}":
+                return f"{net}.{name}: is the same tensor as {owners[id(tensor)]}, and would be two in a stack"
         for path, part in module.named_modules():
             if reason := _reason(part):
                 return f"{net}.{path}: {reason}" if path else f"{net}: {reason}"

@@ -93,7 +93,7 @@ class Losses(nn.Module):
     def _asked_together(self, names: Sequence[str], groups: Sequence[Mapping[str, Tensor]], x: Tensor) -> list[Output]:
         """Outputs of the networks of a whole group, in one pass; of others, one after the other."""
         for group, (pattern,), tensors in zip(self.arrangement.groups, self._patterns, groups, strict=True):
-            if pattern is not None and set(names) == set(group.nets):
+            if pattern is not None and sorted(names) == sorted(group.nets):
 
                 def ask(own: Mapping[str, Tensor], x: Tensor, pattern: nn.Module = pattern) -> tuple:
                     return tuple(functional_call(pattern, dict(own), (x,), tie_weights=False))
@@ -103,16 +103,28 @@ class Losses(nn.Module):
                 return [by_name[name] for name in names]
         return [self.copies[name](x) for name in names]
 
-    def logits(self, net: str, states: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Logits of a network in several states, each on its own windows (clients, n, ...): (clients, n, classes)."""
+    def logits(self, net: str, states: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
+        """Logits of a network in several states, each on its own windows: (clients, n, classes).
+
+        Args:
+            states: full name -> (clients, ...).
+            x: (clients, n, ...).
+            mask: (clients, n), bool, the real windows.
+        """
         module = self.copies[net]
         own = {name.removeprefix(f"{net}."): tensor for name, tensor in states.items()}
+
+        def one(state: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
+            self.rows.mask = mask
+            return functional_call(module, dict(state), (x,), tie_weights=False).logits
+
         mode = module.training
         module.eval()
         try:
             with left_out():
-                return vmap(lambda state, x: functional_call(module, state, (x,), tie_weights=False).logits)(own, x)
+                return vmap(one)(own, x, mask)
         finally:
+            self.rows.mask = None
             module.train(mode)
 
 

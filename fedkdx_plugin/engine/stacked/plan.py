@@ -73,4 +73,7 @@ class Plan:
 
 def kind(context: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """What clients must have in common to be stacked: names, shapes and types of their contexts."""
-    return tuple((name, tensor.shape, tensor.dtype) for name, tensor in sorted(context.items()))
+    return tuple(
+        (name, tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else (name, type(tensor))
+        for name, tensor in sorted(context.items())
+    )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.training import Settings
-from registry.interface import Model
+from registry.interface import Model, float_state
 
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CPU_MEMORY = 1 << 30  # bytes for a stack on a CPU
 GPU_MEMORY = 8 << 30  # on a GPU, or half of what it has: more clients at once make nothing faster
 STATES = 8  # copies of a client's state while it trains: at work, in the step, gradients, what to move by, and spares
@@ -43,6 +44,9 @@ def probe(nets: Mapping[str, nn.Module]) -> Probe:
     own = {tensor.untyped_storage().data_ptr() for net in nets.values() for tensor in net.state_dict().values()}
     kept: dict[int, int] = {}
     values = [1 << 30]
+    for net in nets.values():
+        if not isinstance(net, Model) and any(isinstance(part, BATCH_NORM) and part.training for part in net.modules()):
+            values.append(1)  # what goes into such a network is not known
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -55,9 +59,9 @@ def probe(nets: Mapping[str, nn.Module]) -> Probe:
             values.append(inputs[0][:, 0].numel() // WINDOWS)
 
     for net in (net for net in nets.values() if isinstance(net, Model)):
-        norms = [part for part in net.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        norms = [part for part in net.modules() if isinstance(part, BATCH_NORM)]
         hooks = [part.register_forward_pre_hook(look) for part in norms]
-        x = next(net.parameters()).new_zeros(WINDOWS, *net.shape)
+        x = next(iter(float_state({"": net}).values())).new_zeros(WINDOWS, *net.shape)
         statistics = {name: tensor.clone() for name, tensor in net.named_buffers()}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             net.train()(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,13 +39,15 @@ class Part:
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """As `views`, all views of one operation: differentiated, that is one operation too."""
-        sizes, places = [], []
-        for shape in self.shapes.values():
-            places.append(len(sizes))
-            sizes += [size for size in (shape.numel(), -shape.numel() % ALIGNED) if size]
-        lead, parts = flat.shape[:-1], flat.split_with_sizes(sizes, -1)
-        named = zip(self.shapes.items(), places, strict=True)
-        return {name: parts[place].view((*lead, *shape)) for (name, shape), place in named}
+        sizes = [size for shape in self.shapes.values() for size in (shape.numel(), -shape.numel() % ALIGNED) if size]
+        lead, parts = flat.shape[:-1], iter(flat.split_with_sizes(sizes, -1))
+        tensors = {}
+        for name, shape in self.shapes.items():
+            own = next(parts) if shape.numel() else flat[..., :0]
+            tensors[name] = own.view((*lead, *shape))
+            if -shape.numel() % ALIGNED:
+                next(parts)
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,10 @@ def _parts(net: nn.Module) -> tuple[Part, Part]:
 
 
 class Kept(Sequence):
-    """What clients keep of their networks between rounds: one `State` with a row a client.
+    """What clients keep of their networks between rounds: a row of each `State` tensor a client.
 
-    `kept[id]` is full name -> tensor, as in `Workspace.kept`; {} for a client that keeps nothing yet. After each time a
-    client's row was written, its tensors are other objects.
+    `kept[id]` is full name -> tensor, as in `Workspace.kept`; {} for a client that keeps nothing yet. Rows are
+    replaced, never changed in place, so that who holds on to a client's tensors holds what they were.
 
     Args:
         arrangement: how the networks lie.
@@ -166,46 +168,58 @@ class Kept(Sequence):
         clients: int,
         device: torch.device,
     ) -> None:
-        self.arrangement, self.names, self.initial = arrangement, tuple(names), initial
-        self._seen: list[dict[str, Tensor] | None] = [{} for _ in range(clients)]
+        self.arrangement, self.names, self.device = arrangement, tuple(names), device
         self._start = arrangement.empty(1, next(iter(initial.values())))
-        torch._foreach_copy_(*_pairs(arrangement.row(self._start, 0), initial))
+        own = arrangement.row(self._start, 0)
+        for name, tensor in initial.items():
+            own[name].copy_(tensor)
         first = {name.partition(".")[0] for name in names}
-        kept_groups = [not first.isdisjoint(group.nets) for group in arrangement.groups]
-        self._rows = State(
-            *(
-                tuple(
-                    start.expand(clients if kept else 0, -1, -1).to(device, copy=True)
-                    for start, kept in zip(part, kept_groups, strict=True)
-                )
-                for part in self._start
-            )
-        )
-        groups = [group for group, kept in zip(arrangement.groups, kept_groups, strict=True) if kept]
+        groups = [group for group in arrangement.groups if not first.isdisjoint(group.nets)]
+        self._keeps = [group in groups for group in arrangement.groups] * 2  # of `State.tensors`
         beside = {f"{net}.{name}" for g in groups for net in g.nets for p in (g.trained, g.other) for name in p.shapes}
         self._beside = {name: initial[name] for name in sorted(beside - set(names))}  # in the rows, but not kept
+        self._rows: list[tuple[Tensor, ...]] = [()] * clients  # of the tensors that are kept; () before the first time
+        self._seen: list[dict[str, Tensor]] = [{}] * clients
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._rows)
 
     def __getitem__(self, id: int) -> dict[str, Tensor]:
-        if self._seen[id] is None:
-            own = self.arrangement.row(self._rows, id)
+        if self._rows[id] and not self._seen[id]:
+            rows = iter(self._rows[id])
+            own = self.arrangement.row(self._state(lambda start: next(rows).unsqueeze(0), lambda start: start[:0]), 0)
             self._seen[id] = {name: own[name] for name in self.names}
         return self._seen[id]
 
     def __setitem__(self, id: int, tensors: Mapping[str, Tensor]) -> None:
-        if not self.names:
+        if not tensors:
+            self.put_back(id, ())
             return
-        own = self.arrangement.row(self._rows, id)
-        torch._foreach_copy_(*_pairs(own, tensors or {name: self.initial[name] for name in self.names}))
-        self._seen[id] = None if tensors else {}
+        state = self._state(lambda start: start.to(self.device, copy=True), lambda start: start[:0])
+        own = self.arrangement.row(state, 0)
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+        self.put_back(id, tuple(tensor[0] for tensor, keep in zip(state.tensors, self._keeps, strict=True) if keep))
+
+    def row(self, id: int) -> tuple[Tensor, ...]:
+        """What `put_back` takes: a client's rows as they are now."""
+        return self._rows[id]
+
+    def put_back(self, id: int, rows: tuple[Tensor, ...]) -> None:
+        """Let a client keep what it kept before."""
+        self._rows[id], self._seen[id] = rows, {}
 
     def load(self, ids: Sequence[int], into: State) -> None:
         """Fill the first rows of `into` with what each of the clients starts a round from."""
-        for start, rows, own in zip(self._start.tensors, self._rows.tensors, into.tensors, strict=True):
-            chosen = rows[torch.tensor(ids, device=rows.device)] if len(rows) else start
-            own[: len(ids)].copy_(chosen)
+        place = 0
+        for start, keep, own in zip(self._start.tensors, self._keeps, into.tensors, strict=True):
+            if keep:
+                here = start[0].to(self.device)
+                rows = [self._rows[id][place] if self._rows[id] else here for id in ids]
+                own[: len(ids)].copy_(torch.stack(rows))
+                place += 1
+            else:
+                own[: len(ids)].copy_(start)
         if self._beside:
             views = self.arrangement.views(State(*(tuple(t[: len(ids)] for t in part) for part in into)))
             for name, tensor in self._beside.items():
@@ -213,16 +227,19 @@ class Kept(Sequence):
 
     def save(self, ids: Sequence[int], source: State, places: Sequence[int]) -> None:
         """Keep, of each of the clients, its row of `source`."""
-        if not self.names:
+        if not self.names or not ids:
             return
-        for rows, new in zip(self._rows.tensors, source.tensors, strict=True):
-            if len(rows):
-                chosen = new[torch.tensor(places, device=new.device)].to(rows.device)
-                rows.index_copy_(0, torch.tensor(ids, device=rows.device), chosen)
-        for id in ids:
-            self._seen[id] = None
+        chosen = torch.tensor(places, device=source.tensors[0].device)
+        rows = [t[chosen].to(self.device) for t, keep in zip(source.tensors, self._keeps, strict=True) if keep]
+        # each client's rows in memory of their own, in one operation: a row must not hold on to all of a round's
+        parts = [row for tensor in rows for row in tensor.unbind()]
+        own = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in parts]
+        torch._foreach_copy_(own, parts)
+        for place, id in enumerate(ids):
+            self.put_back(id, tuple(own[place :: len(ids)]))
 
-
-def _pairs(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Lists of those of the one and of the other that have the same name, as `torch._foreach_copy_` takes them."""
-    return [into[name] for name in tensors], [tensor.to(into[name].device) for name, tensor in tensors.items()]
+    def _state(self, kept: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]) -> State:
+        """A `State` made of `_start`, tensor by tensor."""
+        count = len(self.arrangement.groups)
+        made = [kept(t) if keep else other(t) for t, keep in zip(self._start.tensors, self._keeps, strict=True)]
+        return State(tuple(made[:count]), tuple(made[count:]))

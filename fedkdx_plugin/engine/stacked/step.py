@@ -61,15 +61,14 @@ class Step:
         x, y, _ = one.client.data
         self.losses, self.masked, self.clip_norm, self.way = losses, masked, clip_norm, way
         self.state = losses.arrangement.empty(clients, x.new_empty((), dtype=_type(losses)))
-        self.context = {name: t.new_zeros(clients, *t.shape) for name, t in one.context.items()}
+        self.context = {name: t.detach().new_zeros(clients, *t.shape) for name, t in one.context.items()}
         self.windows, self.labels = x.new_zeros(windows, *x.shape[1:]), y.new_zeros(windows)
         self.index = y.new_zeros(clients, steps, width)
         self.rows = y.new_zeros(clients, steps)
         self.at = y.new_zeros(1)
         self.rates, self.total = x.new_zeros(clients), x.new_zeros(clients)
         self._places = torch.arange(width, device=y.device)
-        self._gradients = torch.func.grad(self._loss, has_aux=True)
-        self._move: Callable[..., Moved] = self._moved
+        self._move: Callable[..., Moved] = Step._moved  # of the class: a step must end with the last who holds it
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def train(self, ready: Sequence[Ready], plan: Plan, state: State) -> Tensor:
@@ -83,14 +82,15 @@ class Step:
         """
         count, steps = plan.rows.shape
         places = torch.tensor([one.place for one in ready], device=self.at.device)
-        self._load(ready, plan, state, places)
+        self.load(ready, plan, state, places)
         for _ in range(steps):
             self.run()
         for own, theirs in zip(self.state.tensors, state.tensors, strict=True):
             theirs.index_copy_(0, places, own[:count])
         return self.total[:count] / self.rows[:count].sum(1)
 
-    def _load(self, ready: Sequence[Ready], plan: Plan, state: State, places: Tensor) -> None:
+    def load(self, ready: Sequence[Ready], plan: Plan, state: State, places: Tensor) -> None:
+        """Take in a round's clients, from their places in `state`, and their batches."""
         count, steps = plan.rows.shape
         for own, theirs in zip(self.state.tensors, state.tensors, strict=True):
             own[:count].copy_(theirs[places])
@@ -120,7 +120,7 @@ class Step:
         """The step itself, operation by operation."""
         rows = self.rows.index_select(1, self.at).squeeze(1)
         index = self.index.index_select(1, self.at).squeeze(1)
-        trained, other, losses = self._move(self.state, self.windows[index], self.labels[index], rows)
+        trained, other, losses = self._move(self, self.state, self.windows[index], self.labels[index], rows)
         for own, new in zip(self.state.tensors, trained + other, strict=True):
             own.copy_(new)
         self.total += losses
@@ -129,7 +129,8 @@ class Step:
     def _moved(self, state: State, x: Tensor, y: Tensor, rows: Tensor) -> Moved:
         """State after a step, and each client's losses times the rows they are of, (clients,)."""
         mask = self._places < rows.unsqueeze(1) if self.masked else None
-        gradients, (losses, other) = self._gradients(state.trained, state.other, Batch(x, y, mask), self.context)
+        gradients_of = torch.func.grad(self._loss, has_aux=True)
+        gradients, (losses, other) = gradients_of(state.trained, state.other, Batch(x, y, mask), self.context)
         active = rows > 0
         by_client = active.view(-1, 1, 1)
         trained = tuple(
@@ -153,7 +154,7 @@ class Step:
         expected = [tensor.clone() for tensor in self._changed]
         if self.way == COMPILED:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
-            self._move = torch.compile(self._moved, fullgraph=True, dynamic=False)
+            self._move = torch.compile(Step._moved, fullgraph=True, dynamic=False)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
