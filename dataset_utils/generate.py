@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from dataset_utils import preprocessing, scaling, shards
-from dataset_utils import windows as cutting
 from dataset_utils.files import sha256
 from dataset_utils.partition import Partition, partition
-from dataset_utils.recording import Preprocessing, Recording, Source, Windows
+from dataset_utils.reading import read
+from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
-from dataset_utils.spec import FLAGS, OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data
+from dataset_utils.spec import OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data
 from dataset_utils.split import Split, split
 from registry.errors import UserError
 
@@ -53,11 +52,10 @@ def prepare(
         return folder
     path = source.find(raw, data_root, download)
     report(f"reading {path}")
-    with warnings.catch_warnings(record=True) as raised:
-        warnings.simplefilter("always", UserWarning)
-        windows, channels = _windows(source, path, settings, report)
-    for text in dict.fromkeys(str(warning.message) for warning in raised):
-        report(f"warning: {text}")
+    reading = read(source, path, settings, report, spec.allow_missing)
+    windows = reading.windows
+    for line in reading.counts.lines():
+        report(line)
     divided = split(windows, spec.test_fraction, spec.split, spec.seed)
     parts = partition(spec, windows.y, windows.subject, divided.train, divided.test)
     parts = reduced(windows, parts, spec, report)
@@ -70,7 +68,8 @@ def prepare(
         "recorded": {"channels": list(source.channels), "acceleration": list(source.acceleration)},
         "rate": settings.rate,
         "classes": list(source.classes),
-        "channels": list(channels),
+        "channels": list(reading.channels),
+        "counts": reading.counts.to_dict(),
         "dropped": len(divided.dropped),
         "moved": dict(zip(shards.PARTS, parts.moved, strict=True)),
     }
@@ -104,45 +103,6 @@ def resolve(default: Preprocessing, spec: ShardSpec) -> Preprocessing:
     settings = dataclasses.replace(default, **changes)
     preprocessing.check(settings)
     return settings
-
-
-def _windows(
-    source: Source, path: Path, settings: Preprocessing, report: Callable[[str], None]
-) -> tuple[Windows, tuple[str, ...]]:
-    """The windows of a data set and the names of their channels."""
-    loaded = source.load(path)
-    if isinstance(loaded, Windows):
-        for key in OVERRIDES:
-            if getattr(settings, key) != getattr(source.preprocessing, key):
-                raise UserError(f"{FLAGS[key]}: {source.name} comes filtered and cut into windows; leave the flag out")
-        _check_windows(source, loaded)
-        return loaded, source.channels
-    seen: dict[str, None] = {}
-
-    def stretches() -> Iterator[preprocessing.Stretch]:
-        recording: Recording
-        for recording in loaded:
-            seen.setdefault(recording.subject)
-            yield from preprocessing.stretches(
-                recording, source.channels, source.acceleration, len(source.classes), settings
-            )
-
-    windows = cutting.cut(stretches(), settings.window, settings.overlap)
-    for subject in sorted(set(seen) - set(windows.subjects), key=cutting.natural):
-        report(f"subject {subject} is left out: not one whole labelled window")
-    return windows, preprocessing.channel_names(source.channels, source.acceleration, settings.gravity)
-
-
-def _check_windows(source: Source, windows: Windows) -> None:
-    """Raises UserError when the windows do not fit the data set's own description."""
-    shape, labels, classes = windows.x.shape, windows.y, len(source.classes)
-    if len(shape) != 4 or shape[1:3] != (len(source.channels), 1) or not shape[0]:
-        raise UserError(f"{source.name}: windows of shape {shape}, not (n, {len(source.channels)} channels, 1, time)")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
-        raise UserError(f"{source.name}: labels must be whole numbers from 0 to {classes - 1}")
-    for name in ("y", "subject", "stretch", "start"):
-        if getattr(windows, name).shape != shape[:1]:
-            raise UserError(f"{source.name}: {shape[0]} windows, but '{name}' has shape {getattr(windows, name).shape}")
 
 
 def _clients(windows: Windows, parts: Partition, scale: str) -> Iterator[shards.ClientData]:

@@ -37,6 +37,7 @@ FLAGS = {
     "gravity": "--gravity",
     "train_fraction": "--train-fraction",
     "evaluate_on": "--evaluate-on",
+    "allow_missing": "--allow-missing",
 }
 OVERRIDES = ("window", "overlap", "median", "lowpass", "gravity")
 
@@ -61,6 +62,7 @@ class ShardSpec:
         train_fraction: share of each client's training windows that is kept, in (0, 1].
         evaluate_on: 'test', or 'validation': a fifth of each client's training windows, held out, takes the place of
             the test windows, which stay unseen.
+        allow_missing: go on where a subject or a class of the data set has no window.
     """
 
     data: str
@@ -80,6 +82,7 @@ class ShardSpec:
     gravity: float | None = None
     train_fraction: float = 1.0
     evaluate_on: str = "test"
+    allow_missing: bool = False
 
     def check(self) -> None:
         """Raises UserError, naming the flag, for a value that cannot be."""
@@ -93,6 +96,8 @@ class ShardSpec:
         _whole(self, "median", 0)
         if self.median and self.median % 2 == 0:
             raise UserError(f"--median must be an odd number of samples, or 0 for no filter, not {self.median}")
+        if not isinstance(self.allow_missing, bool):
+            raise UserError(f"--allow-missing must be true or false, not {self.allow_missing!r}")
         _choice(self, "partition", PARTITIONS)
         _choice(self, "split", SPLITS)
         _choice(self, "scale", SCALES)
@@ -119,6 +124,8 @@ class ShardSpec:
             del values["train_fraction"]
         if self.evaluate_on == "test":
             del values["evaluate_on"]
+        if not self.allow_missing:
+            del values["allow_missing"]
         # 1 and 1.0 are the same number and must give the same name
         values = {k: float(v) if isinstance(v, int | float) else v for k, v in values.items()}
         text = json.dumps({"layout": LAYOUT, **values}, sort_keys=True)
@@ -205,6 +212,12 @@ def add_arguments(parser: argparse.ArgumentParser, seed_flag: str) -> None:
     add("--lowpass", type=float, metavar="HZ", help=f"cutoff of the low-pass filter; 0: none {own}")
     add("--gravity", type=float, metavar="HZ", help=f"cutoff that splits gravity off; 0: do not {own}")
     add(seed_flag, dest="data_seed", type=int, metavar="N", help="seed of split and partition (default: 0)")
+    add(
+        "--allow-missing",
+        action="store_true",
+        default=None,
+        help="go on where a subject or a class has no window, which is an error otherwise",
+    )
     add("--raw", metavar="PATH", help="the data set's original files: folder, zip or file")
     add("--download", action="store_true", default=None, help="allow fetching the original files")
     add("--data-root", metavar="DIR", help="where prepared data are kept (default: data)")
