@@ -39,6 +39,7 @@ class Tally:
         unlabelled: windows dropped as they touch an unlabelled sample.
         impure: windows dropped as too few of their samples have their label.
         mixed: windows kept that hold samples of another label.
+        failed: whether it was left out for an error, which was said.
         purity: sum over the kept windows of the share of samples that have the window's label.
     """
 
@@ -62,6 +63,7 @@ class Tally:
     unlabelled: int = 0
     impure: int = 0
     mixed: int = 0
+    failed: bool = False
     purity: float = 0.0
 
     @staticmethod
@@ -85,7 +87,7 @@ class Tally:
 
     def to_dict(self) -> dict[str, Any]:
         """What is not zero, for the manifest."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "purity"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("purity", "failed")}
         values["at_gaps"] = self.at_gaps
         rate = values.pop("rate")
         kept = {key: value for key, value in values.items() if value or key in ("name", "subject", "rows", "windows")}
@@ -161,7 +163,7 @@ class Counts:
 
     def lines(self) -> list[str]:
         """What a user must know of what was mended, found out or lost, a line each; nothing where all was plain."""
-        lines = [f"found out: {what} ({count} files)" for what, count in self.found_out.items()]
+        lines = [f"found out: {what} (in {many(count, 'file')})" for what, count in self.found_out.items()]
         told = {
             "unordered": "rows were out of order and were sorted by time",
             "duplicates": "rows repeat another row of the same time and were dropped",
@@ -179,7 +181,7 @@ class Counts:
         if uneven:
             lines.append(f"uneven times: signals were interpolated onto an even grid (in {some(uneven)})")
         units = Counter(tally.unit for tally in self.recordings if tally.unit)
-        lines += [f"found out: times are in {unit} ({count} recordings)" for unit, count in units.items()]
+        lines += [f"found out: times are in {unit} (in {many(count, 'recording')})" for unit, count in units.items()]
         lines += [f"discarded: {count} rows, {why}" for why, count in self.left_out().items()]
         for name, why in (
             ("at_gaps", "at gaps, missing values and ends"),
@@ -193,6 +195,11 @@ class Counts:
             by_reason.setdefault(why, []).append(file)
         lines += [f"ignored: {some(names)}: {why}" for why, names in by_reason.items()]
         return lines
+
+
+def many(count: int, what: str) -> str:
+    """'1 file', '2 files'."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def some(names: Iterable[str]) -> str:

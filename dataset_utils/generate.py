@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dataset_utils import preprocessing, scaling, shards
+from dataset_utils.consoles import safe_output
 from dataset_utils.files import sha256
 from dataset_utils.partition import Partition, partition
 from dataset_utils.reading import read
@@ -184,6 +185,7 @@ def summary(folder: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code: 0, 2 for the user's error, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    safe_output()
     try:
         return _import_pfllib(argv[1:]) if argv[:1] == [IMPORT] else _generate(argv)
     except UserError as error:

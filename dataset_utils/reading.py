@@ -58,13 +58,15 @@ def read(
     errors: list[str] = []
 
     @contextmanager
-    def collecting() -> Iterator[None]:
+    def collecting(tally: Tally | None = None) -> Iterator[None]:
         try:
             yield
         except UserError as error:
             if not collect:
                 raise
             errors.append(str(error))
+            if tally is not None:
+                tally.failed = True
 
     counts = Counts(ignored=source.ignored(path), files=len(source.files(path)))
     channels = preprocessing.channel_names(source.channels, source.acceleration, settings.gravity)
@@ -82,9 +84,10 @@ def read(
                     with collecting():
                         preprocessing.check_recording(recording, source.channels, len(source.classes))
                         tally = counts.begin(recording, settings.before is not None)
-                        yield from preprocessing.stretches(
-                            recording, source.channels, source.acceleration, settings, tally
-                        )
+                        with collecting(tally):
+                            yield from preprocessing.stretches(
+                                recording, source.channels, source.acceleration, settings, tally
+                            )
 
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
@@ -97,6 +100,8 @@ def read(
     if windows is not None:
         counts.finish(windows, len(source.classes))
     wrong = _wrong(source, settings, counts, windows, allow_missing)
+    if errors and windows is None:
+        wrong = []  # it is known why
     if wrong and not collect:
         raise UserError("; ".join(wrong))
     return Reading(windows, channels, counts, tuple(dict.fromkeys(errors + wrong)))
@@ -128,7 +133,11 @@ def _wrong(
     subjects: dict[str, list[Tally]] = {}
     for tally in counts.recordings:
         subjects.setdefault(tally.subject, []).append(tally)
-    wrong += [_vanished(name, subjects[name], settings) for name in subjects if name not in counts.windows]
+    wrong += [
+        _vanished(name, subjects[name], settings)
+        for name in subjects
+        if name not in counts.windows and not any(tally.failed for tally in subjects[name])
+    ]
     return wrong
 
 

@@ -240,8 +240,8 @@ def _shared(where: str, time: np.ndarray, differing: int, settings: Preprocessin
     text = f"{where}: {differing} of {len(time)} rows share their time with others and differ"
     if each >= 1.5 and rate is not None and not _fits(rate, settings):
         return (
-            f"{text}: {each:.0f} rows share each time, so its clock is too coarse for {settings.rate:g} Hz; use a finer "
-            "time, or leave 'time' out where rows follow each other without gaps"
+            f"{text}: {each:.0f} rows share each time, so its clock is too coarse for {settings.rate:g} Hz; use a "
+            "finer time, or leave 'time' out where rows follow each other without gaps"
         )
     return (
         f"{text}; name the column that tells them apart ('subject' or 'session'), or average them with "

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from dataset_utils.consoles import safe_output
 from fedkdx_plugin.arguments import assignment, build_parser, read_config, resumed
 from registry import catalog
 from registry.errors import UserError
@@ -70,7 +71,12 @@ def show_catalog() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
+    safe_output()
     try:
+        if words[:2] == ["data", "describe"]:
+            from dataset_utils import describe
+
+            return describe.main(words[2:], "fedkdx data describe")
         if words[:1] and words[0] in ("serve", "join", "certificates"):
             from fedkdx_plugin.distributed import commands
 
@@ -90,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from fedkdx_plugin import comparison
 
         if arguments.dry_run:
-            comparison.show(config)
-            return 0
+            return comparison.show(config)
         if config.engine == "flower":
             if arguments.tensorboard:
                 raise UserError("--tensorboard: not with --engine flower; `fedkdx --report` reads its folders")

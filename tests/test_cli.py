@@ -97,7 +97,7 @@ def test_a_scoped_hyper_parameter_is_one_algorithms_own():
 
 
 def test_what_dry_run_prints_reads_back_as_the_same(capsys):
-    argv = ["-data", "SPAR", "-algo", "Local,FedKDX", "--set", "use=kd,ctl", "--partition", "iid", "--raw", "x"]
+    argv = ["-data", "SPAR", "-algo", "Local,FedKDX", "--set", "use=kd,ctl", "--partition", "iid"]
     assert main([*argv, "--dry-run"]) == 0
     Path("printed.yaml").write_text(capsys.readouterr().out)
     assert resolved("--config", "printed.yaml") == resolved(*argv)

@@ -179,9 +179,10 @@ def test_a_subject_without_a_window_is_named(tmp_path, monkeypatch):
         yield dataclasses.replace(recording, subject="s3", signals=recording.signals[:9], labels=recording.labels[:9])
 
     monkeypatch.setattr(synthetic.Synthetic, "load", with_a_short_one)
-    lines = []
-    assert load(prepare(SPEC, tmp_path, None, False, lines.append)).num_clients == 3
-    assert "subject s3 is left out: not one whole labelled window" in lines
+    with pytest.raises(UserError, match="subject s3: not one window of its 9 rows .*--allow-missing"):
+        prepare(SPEC, tmp_path, None, False, quiet)
+    spec = dataclasses.replace(SPEC, allow_missing=True)
+    assert load(prepare(spec, tmp_path, None, False, quiet)).num_clients == 3
 
 
 @pytest.mark.parametrize(

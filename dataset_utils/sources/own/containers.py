@@ -37,13 +37,13 @@ def read_arrays(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool =
     arrays = open_arrays(file, wanted.names, dialect)
     texts = {}
     for name in wanted.texts:
-        stored = LABELS if name not in arrays and LABELS in arrays and name == wanted.texts[0] else name
+        stored = LABELS if name not in arrays and name == wanted.label else name
         texts[name] = as_text(file, stored, _column(file, arrays, stored))
     if only_texts:
         return Table(np.empty((0, 0), np.float32), texts)
     signals = _signals(file, arrays, wanted.channels)
     for name, text in texts.items():
-        _check_length(file, name, text.codes, len(signals))
+        _check_length(file, LABELS if name not in arrays else name, text.codes, len(signals))
     time, unit = _time(file, arrays, wanted)
     if time is not None:
         _check_length(file, wanted.time.column if wanted.time else TIME, time, len(signals))

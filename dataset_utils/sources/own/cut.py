@@ -40,8 +40,8 @@ def read_windows(
     wanted = (len(stream.channels), settings.window)
     if x.ndim != 3 or x.shape[1:] != wanted or x.dtype.kind not in "fiu" or not len(x):
         raise UserError(
-            f"{file}: x has shape {np.shape(arrays['x'])}, type {x.dtype}; with cut_already: {described.cut_already} it must "
-            f"be numbers, {wanted[0]} channels of {wanted[1]} samples in each window"
+            f"{file}: x has shape {np.shape(arrays['x'])}, type {x.dtype}; with cut_already: {described.cut_already} "
+            f"it must be numbers, {wanted[0]} channels of {wanted[1]} samples in each window"
         )
     bad = int(np.count_nonzero(~np.isfinite(x).all(axis=(1, 2))))
     if bad:

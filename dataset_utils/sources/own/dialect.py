@@ -76,7 +76,7 @@ def find(head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dial
         lines.pop()  # cut short
     if not any(line.strip() for line in lines):
         raise UserError(f"{file}: is empty")
-    if "\0" in text:
+    if not all(character.isprintable() or character in "\t\r\n\f\ufeff" for character in lines[0][:200]):
         raise UserError(
             f"{file}: is no text file, or in another encoding than {encoding}; say dialect: {{encoding: ...}}"
         )
@@ -158,7 +158,8 @@ def _header(lines: list[str], wanted: Sequence[str], given: Dialect, file: Path)
                 for name in wanted:
                     if names.count(name) > 1:
                         raise UserError(
-                            f"{file}: has {names.count(name)} columns '{name}'; name the columns with dialect: {{header: [...], skip: {number + 1}}}"
+                            f"{file}: has {names.count(name)} columns '{name}'; name all columns with dialect: "
+                            f"{{header: [...], skip: {number + 1}}}"
                         )
                 return separator, tuple(names), number + 1
             if hits > best[0]:
@@ -173,8 +174,8 @@ def _header(lines: list[str], wanted: Sequence[str], given: Dialect, file: Path)
     names = _names(line, separator)
     if any(NUMBER.fullmatch(name) for name in names):
         raise UserError(
-            f"{file}: has no header with '{wanted[0]}', its first line is {line[:60]!r}; where files have no header, name "
-            "their columns with dialect: {header: [...]}"
+            f"{file}: has no header with '{wanted[0]}', its first line is {line[:60]!r}; where files have no "
+            "header, name their columns with dialect: {header: [...]}"
         )
     raise UserError(
         f"{file}: has no column '{wanted[0]}'{suggest(wanted[0], names)}; it has: {some(filter(None, names))}"

@@ -88,7 +88,8 @@ def class_names(found: Iterable[str], ignore: frozenset[str], where: str) -> dic
             )
     if "-1" in labels:
         raise UserError(
-            f"{where}: the label -1 is a class to some and 'no label' to others; list the 'classes', or say ignore: [-1]"
+            f"{where}: the label -1 is a class to some and 'no label' to others; list the 'classes', or say "
+            "ignore: [-1]"
         )
     if len(labels) < 2:
         raise UserError(f"{where}: fewer than two distinct labels ({', '.join(map(repr, sorted(labels))) or 'none'})")

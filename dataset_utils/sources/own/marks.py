@@ -126,7 +126,7 @@ def place(places: Places, seconds: np.ndarray, marks: Marks, name: str) -> tuple
     if len(places.start) and not hit:
         raise UserError(
             f"{places.file}: none of its {len(places.start)} marks lies within {name}, whose times go from "
-            f"{seconds[0]:.10g} to {seconds[-1]:.10g} s; are their times counted from the same moment, in the same unit?"
+            f"{seconds[0]:.10g} to {seconds[-1]:.10g} s; are their times counted from the same moment, in one unit?"
         )
     return Text(codes, values), outside
 

@@ -113,7 +113,7 @@ class OwnData(Source):
     def _wanted(self, stream: Stream) -> Wanted:
         rules = (self.description.subject, self.description.session)
         columns = [stream.label, *(rule.column for rule in rules if rule is not None)]
-        return Wanted(stream.channels, stream.time, tuple(dict.fromkeys(c for c in columns if c)))
+        return Wanted(stream.channels, stream.time, tuple(dict.fromkeys(c for c in columns if c)), stream.label)
 
     def _recordings(self, file: Path) -> Iterator[Recording]:
         (stream,) = self.description.streams

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_utils.counts import many
 from dataset_utils.sources.own.description import Time
 from dataset_utils.sources.own.labels import Text
 from dataset_utils.time_axis import UNITS
@@ -26,11 +27,13 @@ class Wanted:
         channels: signals, numbers.
         time: numbers or dates, or None.
         texts: labels, subjects, sessions.
+        label: which of the texts is the label, or None.
     """
 
     channels: tuple[str, ...]
     time: Time | None
     texts: tuple[str, ...]
+    label: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,8 +81,8 @@ def seconds(values: Iterable[str], time: Time, where: str) -> np.ndarray:
         wrong = next((n for n, text in enumerate(texts) if not ISO.fullmatch(text)), None)
         if wrong is not None:
             raise UserError(
-                f"{where}: row {wrong + 1}, time {texts[wrong][:40]!r} is no number and no date like 2024-03-01T09:00:00.02; "
-                "say what it is with time: {column: ..., unit: '%d/%m/%Y %H:%M:%S.%f'}"
+                f"{where}: row {wrong + 1}, time {texts[wrong][:40]!r} is no number and no date like "
+                "2024-03-01T09:00:00.02; say what it is with time: {column: ..., unit: '%d/%m/%Y %H:%M:%S.%f'}"
             )
     zoned = pattern is None and bool(ZONED.fullmatch(texts.iloc[0])) if len(texts) else False
     if pattern is not None:
@@ -104,4 +107,4 @@ def check_finite(time: np.ndarray | None, where: Path | str) -> None:
     """Raises UserError where a row has no time."""
     if time is not None and not np.isfinite(time).all():
         missing = np.flatnonzero(~np.isfinite(time))
-        raise UserError(f"{where}: {len(missing)} rows have no time, the first is row {missing[0] + 1}")
+        raise UserError(f"{where}: {many(len(missing), 'row')} without a time, the first is row {missing[0] + 1}")

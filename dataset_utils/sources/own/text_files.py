@@ -34,7 +34,7 @@ class _Columns:
         self.signals: list[np.ndarray] = []
         self.times: list[np.ndarray] = []
         self.dated = is_dates(wanted.time)
-        self.found_out: list[str] = []
+        self.found_out: dict[str, None] = {}
         self.codes: dict[str, list[np.ndarray]] = {name: [] for name in wanted.texts}
         self.values: dict[str, dict[str, int]] = {name: {} for name in wanted.texts}
 
@@ -48,7 +48,7 @@ class _Columns:
             if not self.times and time.unit is None and column.dtype.kind not in "fiu" and len(column):
                 self.dated = is_date(str(column.iloc[0]).strip()) or column.dtype.kind == "M"
                 if self.dated:
-                    self.found_out.append("times are ISO dates")
+                    self.found_out["times are ISO dates"] = None
             self.times.append(_dates(column) if self.dated else _numbers(self.file, column, time.column, before))
         for name in self.wanted.texts:
             self._add_text(name, frame[name])
@@ -84,10 +84,9 @@ def read_text(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = F
     """Read a text file. Raises UserError for a damaged one, or one without the wanted columns."""
     needed = Wanted((), None, wanted.texts) if only_texts else wanted
     columns = _Columns(needed, file)
-    found = None
     for found, frame, before in _frames(file, wanted, needed, dialect):
         columns.add(frame, before)
-    columns.found_out += found.told if found else ()
+        columns.found_out |= dict.fromkeys(found.told)
     return columns.table()
 
 
@@ -153,7 +152,7 @@ def _frames(
                     skipinitialspace=True,
                     chunksize=ROWS,
                     low_memory=False,
-                    na_values={name: MISSING for name in numbers},
+                    na_values=dict.fromkeys(numbers, MISSING),
                     keep_default_na=False,
                     dtype=text,
                 )
@@ -167,7 +166,8 @@ def _frames(
             raise UserError(f"{file}: its rows are not those of a table ({' '.join(str(error).split())})") from error
         except UnicodeError as error:
             raise UserError(
-                f"{file}: is not written in {found.encoding} throughout ({error.reason}); say dialect: {{encoding: ...}}"
+                f"{file}: is not written in {found.encoding} throughout ({error.reason}); say "
+                "dialect: {encoding: ...}"
             ) from error
 
 
