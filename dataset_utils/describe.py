@@ -62,12 +62,9 @@ def _settings(source: Source, settings: Preprocessing, reading: Reading) -> list
 
 
 def _files(counts: Counts) -> list[str]:
-    rows = counts.total("rows")
-    read_ = [
-        many(counts.files, "file"),
-        *([many(len(counts.recordings), "recording"), many(rows, "row")] if rows else []),
-    ]
-    return [f"read: {', '.join(read_)}; ignored: {many(len(counts.ignored), 'file')}"]
+    rows, recordings = counts.total("rows"), len(counts.recordings)
+    found = [many(counts.files, "file"), *([many(recordings, "recording"), many(rows, "row")] if rows else [])]
+    return [f"read: {', '.join(found)}; ignored: {many(len(counts.ignored), 'file')}"]
 
 
 def _rates(counts: Counts) -> list[str]:

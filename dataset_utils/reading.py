@@ -133,11 +133,9 @@ def _wrong(
     subjects: dict[str, list[Tally]] = {}
     for tally in counts.recordings:
         subjects.setdefault(tally.subject, []).append(tally)
-    wrong += [
-        _vanished(name, subjects[name], settings)
-        for name in subjects
-        if name not in counts.windows and not any(tally.failed for tally in subjects[name])
-    ]
+    for name, tallies in subjects.items():
+        if name not in counts.windows and not any(tally.failed for tally in tallies):
+            wrong.append(_vanished(name, tallies, settings))
     return wrong
 
 

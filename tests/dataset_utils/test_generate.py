@@ -179,7 +179,7 @@ def test_a_subject_without_a_window_is_named(tmp_path, monkeypatch):
         yield dataclasses.replace(recording, subject="s3", signals=recording.signals[:9], labels=recording.labels[:9])
 
     monkeypatch.setattr(synthetic.Synthetic, "load", with_a_short_one)
-    with pytest.raises(UserError, match="subject s3: not one window of its 9 rows .*--allow-missing"):
+    with pytest.raises(UserError, match=r"subject s3: not one window of its 9 rows .*--allow-missing"):
         prepare(SPEC, tmp_path, None, False, quiet)
     spec = dataclasses.replace(SPEC, allow_missing=True)
     assert load(prepare(spec, tmp_path, None, False, quiet)).num_clients == 3

@@ -191,7 +191,7 @@ def test_csv_mistakes(tmp_path, contents, message):
 
 def test_csv_that_is_no_text(tmp_path):
     path = describe(tmp_path)
-    (tmp_path / "rec" / "a.csv").write_bytes(b"\xff\xfe\x00\x01" * 10)
+    (tmp_path / "rec" / "a.csv").write_bytes(b"\x89HDF\r\n\x1a\n\x00\x01" * 10)
     with pytest.raises(UserError, match=r"a\.csv: is no text file"):
         load(path)
 
