@@ -77,7 +77,7 @@ def even(recording: Recording, settings: Preprocessing, tally: Tally) -> Iterato
     for rows in _passes(time, signals, labels, settings, tally):
         clock, part, marks = time[rows], signals[rows], labels[rows]
         clock, part, marks = _unrepeated(recording.where, clock, part, marks, settings, tally)
-        rate = measured(clock)
+        rate = _rate_of(clock, settings)
         if rate is None or len(clock) < FEWEST:
             yield Piece(part, marks, settings.rate, begin + float(clock[0]))
             continue
@@ -92,10 +92,13 @@ def even(recording: Recording, settings: Preprocessing, tally: Tally) -> Iterato
             yield piece._replace(first=begin + float(clock[a]))
 
 
-def measured(time: np.ndarray) -> float | None:
+def measured(time: np.ndarray, longest: float = 1.5) -> float | None:
     """Sampling rate of times in ascending order: 1 / mean of the steps near the median step.
 
     The mean, because the median of times rounded to milliseconds is off by up to half a millisecond.
+
+    Args:
+        longest: steps of more than this many median steps count as gaps.
 
     Returns:
         the rate per unit of `time`, or None where no two times differ.
@@ -105,7 +108,17 @@ def measured(time: np.ndarray) -> float | None:
     if not len(steps):
         return None
     middle = np.median(steps)
-    return float(1 / steps[(steps > 0.5 * middle) & (steps < 1.5 * middle)].mean())
+    return float(1 / steps[(steps > 0.4 * middle) & (steps < longest * middle)].mean())
+
+
+def _rate_of(time: np.ndarray, settings: Preprocessing, unit: float = 1.0) -> float | None:
+    """The measured rate, Hz, of times in units of `unit` seconds.
+
+    A step twice as long as most is a missing row, or the rounding of a rate such as 700 Hz to milliseconds: whichever
+    fits the stated rate.
+    """
+    rates = [None if (rate := measured(time, longest)) is None else rate / unit for longest in (1.5, 2.1)]
+    return next((rate for rate in rates if _fits(rate, settings)), rates[0])
 
 
 def _fits(rate: float | None, settings: Preprocessing) -> bool:
@@ -119,9 +132,10 @@ def _fits(rate: float | None, settings: Preprocessing) -> bool:
 
 def likely_unit(time: np.ndarray, settings: Preprocessing) -> str:
     """The unit that makes the times fit the rate; 's' where none does, so that the check of the rate speaks."""
-    for rate in (measured(time), measured(np.unique(time))):
+    for clock in (time, np.unique(time)):
         for unit, seconds in UNITS.items():
-            if rate is not None and _fits(rate / seconds, settings):
+            rate = _rate_of(clock, settings, seconds)
+            if rate is not None and _fits(rate, settings):
                 return unit
     return "s"
 
@@ -182,9 +196,9 @@ def _is_disorder(
     It mends where the sorted times have the right rate and no two different rows share one.
     """
     clock = time[order]
-    rate = measured(clock)
+    rate = _rate_of(clock, settings)
     if settings.resample:  # any rate will do: mingled recordings have a rate that none of them has
-        alone = measured(time)
+        alone = _rate_of(time, settings)
         fits = (
             rate is None or alone is None or rate < 1.5 * alone or np.count_nonzero(np.diff(time) < 0) > len(time) / 4
         )
@@ -234,7 +248,7 @@ def _unrepeated(
 
 def _shared(where: str, time: np.ndarray, differing: int, settings: Preprocessing) -> str:
     """The message about rows that share their times."""
-    each, rate = len(time) / len(np.unique(time)), measured(time)
+    each, rate = len(time) / len(np.unique(time)), _rate_of(time, settings)
     if not differing:
         return f"{where}: rows repeat others of the same time ({each:.2g} rows for each), and 'repeated' is 'error'"
     text = f"{where}: {differing} of {len(time)} rows share their time with others and differ"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset_utils.counts import some
+from dataset_utils.counts import many, some
 from dataset_utils.sources.own.description import Dialect
 from registry.errors import UserError
 from registry.parameters import suggest
@@ -93,8 +93,14 @@ def find(head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dial
         (given.encoding is None and encoding not in ("utf-8", "utf-8-sig"), f"encoding {encoding}"),
         (given.separator is None and separator != ",", f"cells separated by {CALLED.get(separator, repr(separator))}"),
         (given.decimal is None and decimal != ".", "decimal commas"),
-        (given.skip is None and given.header is None and skip > 1, f"{skip - 1} lines before the header skipped"),
-        (given.skip is None and given.header is not None and skip > 0, f"{skip} lines before the first row skipped"),
+        (
+            given.skip is None and given.header is None and skip > 1,
+            f"{many(skip - 1, 'line')} before the header skipped",
+        ),
+        (
+            given.skip is None and given.header is not None and skip > 0,
+            f"{many(skip, 'line')} before the first row skipped",
+        ),
         (trailing, "a separator at the end of each row"),
     ]
     return Found(encoding, separator, decimal, skip, columns, tuple(text for holds, text in told if holds))
@@ -218,6 +224,11 @@ def _widened(columns: tuple[str, ...], rows: list[list[str]], skip: int, file: P
                 "both separators and decimal marks, write semicolons between cells"
             )
     return columns + ("",) * (widest - len(columns)), True
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is plainly a number."""
+    return bool(NUMBER.fullmatch(cell.strip()) or COMMA.fullmatch(cell.strip()))
 
 
 def _commas(values: list[str]) -> bool:

@@ -93,6 +93,7 @@ class OwnData(Source):
         if described.classes is not None:
             return described.classes
         found: set[str] = set()
+        errors: list[UserError] = []
         if isinstance(described.label, Marks):
             found |= marks.labels_of(described, self.root)
         elif described.label is not None:
@@ -100,7 +101,13 @@ class OwnData(Source):
         else:
             for stream in described.streams:
                 for file in self._files(stream) if stream.label else ():
-                    found |= set(read(file, self._wanted(stream), stream.dialect, True).texts[stream.label].counts())
+                    try:
+                        table = read(file, self._wanted(stream), stream.dialect, True)
+                        found |= set(table.texts[stream.label].counts())
+                    except UserError as error:  # which comes up again where the file is read
+                        errors.append(error)
+            if errors and not found:
+                raise errors[0]
         return class_names(found, described.ignore, f"{described.folder}")
 
     @functools.cache  # noqa: B019 (lives as long as the source)

@@ -49,6 +49,8 @@ class _Columns:
                 self.dated = is_date(str(column.iloc[0]).strip()) or column.dtype.kind == "M"
                 if self.dated:
                     self.found_out["times are ISO dates"] = None
+                elif not dialects.is_number(str(column.iloc[0])):
+                    seconds([str(column.iloc[0])], time, str(self.file))  # says what they could be
             self.times.append(_dates(column) if self.dated else _numbers(self.file, column, time.column, before))
         for name in self.wanted.texts:
             self._add_text(name, frame[name])
@@ -131,37 +133,34 @@ def _frames(
         head = stream.read(dialects.HEAD)
         stream.seek(0)
         found = dialects.find(head, wanted.names, numbers, dialect, file)
-        places = [found.columns.index(name) for name in wanted.names]
-        kept = [found.columns.index(name) for name in needed.names]
-        unique = [name if n in places else f"unused {n}" for n, name in enumerate(found.columns)]
-        nameless = [unique[n] for n, name in enumerate(found.columns) if not name and n not in places]
+        columns = found.columns
+        places = [columns.index(name) for name in wanted.names]
+        unique = [name if n in places else f"unused {n}" for n, name in enumerate(columns)]
+        nameless = [unique[n] for n, name in enumerate(columns) if not name and n not in places]
         before = found.skip
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # more cells than there are columns
-                reader = pd.read_csv(
-                    stream,
-                    sep=r"\s+" if found.separator == " " else found.separator,
-                    decimal=found.decimal,
-                    encoding=found.encoding,
-                    header=None,
-                    names=unique,
-                    usecols=[*(unique[n] for n in kept), *nameless],
-                    skiprows=found.skip,
-                    index_col=False,
-                    skipinitialspace=True,
-                    chunksize=ROWS,
-                    low_memory=False,
-                    na_values=dict.fromkeys(numbers, MISSING),
-                    keep_default_na=False,
-                    dtype=text,
-                )
-                with reader:
-                    for frame in reader:
-                        for name in nameless:
-                            _check_empty(file, frame[name], before)
-                        yield found, frame, before
-                        before += len(frame)
+            reader = pd.read_csv(
+                stream,
+                sep=r"\s+" if found.separator == " " else found.separator,
+                decimal=found.decimal,
+                encoding=found.encoding,
+                header=None,
+                names=unique,  # no `usecols`: with it, cells beyond the last column are dropped in silence
+                skiprows=found.skip,
+                index_col=False,
+                skipinitialspace=True,
+                chunksize=ROWS,
+                low_memory=False,
+                na_values=dict.fromkeys(numbers, MISSING),
+                keep_default_na=False,
+                dtype=text,
+            )
+            with reader:
+                while (frame := _next(reader)) is not None:
+                    for name in nameless:
+                        _check_empty(file, frame[name], before)
+                    yield found, frame, before
+                    before += len(frame)
         except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
             raise UserError(f"{file}: its rows are not those of a table ({' '.join(str(error).split())})") from error
         except UnicodeError as error:
@@ -169,6 +168,15 @@ def _frames(
                 f"{file}: is not written in {found.encoding} throughout ({error.reason}); say "
                 "dialect: {encoding: ...}"
             ) from error
+
+
+def _next(reader: Iterator[pd.DataFrame]) -> pd.DataFrame | None:
+    """The next frame, or None; cells beyond the last column are an error."""
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        return next(reader, None)
 
 
 def _check_empty(file: Path, column: pd.Series, before: int) -> None:
