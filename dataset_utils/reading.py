@@ -68,6 +68,7 @@ def read(
             if tally is not None:
                 tally.failed = True
 
+    classes = len(source.classes)  # may read the labels of every file: now, while nothing else is in memory
     counts = Counts(ignored=source.ignored(path), files=len(source.files(path)))
     channels = preprocessing.channel_names(source.channels, source.acceleration, settings.gravity)
     ready: list[Windows] = []
@@ -82,7 +83,7 @@ def read(
                     continue
                 for recording in loaded:
                     with collecting():
-                        preprocessing.check_recording(recording, source.channels, len(source.classes))
+                        preprocessing.check_recording(recording, source.channels, classes)
                         tally = counts.begin(recording, settings.before is not None)
                         with collecting(tally):
                             yield from preprocessing.stretches(
@@ -98,7 +99,7 @@ def read(
         _refuse_overrides(source, settings)
         windows, channels = cutting.joined(ready), source.channels
     if windows is not None:
-        counts.finish(windows, len(source.classes))
+        counts.finish(windows, classes)
     wrong = _wrong(source, settings, counts, windows, allow_missing)
     if errors and windows is None:
         wrong = []  # it is known why

@@ -12,6 +12,9 @@ from dataset_utils.recording import UNLABELLED, Preprocessing, Windows
 from dataset_utils.time_axis import step_of
 from registry.errors import UserError
 
+SOME = 512
+"""Windows that are copied at a time."""
+
 
 def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None:
     """Slide a window over each stretch; one that touches an unlabelled sample is dropped.
@@ -38,18 +41,18 @@ def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None
     subjects = tuple(dict.fromkeys(piece[0] for piece in pieces))
     counts = [len(piece[3]) for piece in pieces]
     x = np.empty((sum(counts), pieces[0][1].shape[1], 1, window), dtype=np.float32)
-    end = 0
-    for (_, views, _, starts), count in zip(pieces, counts, strict=True):
-        end += count
-        x[end - count : end, :, 0] = views[starts]  # a view is (starts, channels, time): transposed already
-    return Windows(
-        x=x,
-        y=np.concatenate([piece[2] for piece in pieces]),
-        subject=np.repeat([subjects.index(piece[0]) for piece in pieces], counts),
-        stretch=np.repeat(np.arange(len(pieces)), counts),
-        start=np.concatenate([piece[3] for piece in pieces]),
-        subjects=subjects,
-    )
+    y = np.concatenate([piece[2] for piece in pieces])
+    start = np.concatenate([piece[3] for piece in pieces])
+    subject = np.repeat([subjects.index(piece[0]) for piece in pieces], counts)
+    end = len(x)
+    while pieces:  # each is let go once it is copied
+        _, views, _, starts = pieces.pop()
+        end -= len(starts)
+        for first in range(0, len(starts), SOME):
+            some = views[starts[first : first + SOME]]  # a view is (starts, channels, time): transposed already
+            x[end + first : end + first + len(some), :, 0] = some
+    stretch = np.repeat(np.arange(len(counts)), counts)
+    return Windows(x=x, y=y, subject=subject, stretch=stretch, start=start, subjects=subjects)
 
 
 def joined(parts: Sequence[Windows]) -> Windows:

@@ -23,7 +23,7 @@ OPTIONAL = (
     *("rate", "columns", "label", "files", "time", "subject", "session", "streams", "cut_already", "resample"),
     *("overlap", "purity", "classes", "ignore", "acceleration", "filters", "max_gap", "dialect"),
 )
-STREAM = ("rate", "time", "label", "dialect")
+STREAM = ("time", "label", "dialect")
 DIALECT = ("separator", "decimal", "encoding", "skip", "header")
 FILTERS = ("median", "lowpass", "gravity")
 AXES = ("channels first", "time first")
@@ -211,11 +211,9 @@ def _streams(described: Checked, label: str | None) -> tuple[Stream, ...]:
         raise described.error("'streams' must list two or more, such as {files: '*/ACC.csv', columns: [x, y, z]}")
     streams = []
     for number, values in enumerate(listed, start=1):
-        one = Checked(described.path, values, ("files", "columns"), STREAM, f"stream {number}")
+        one = Checked(described.path, values, ("files", "columns", "rate"), STREAM, f"stream {number}")
         time = _time(one, one.get("time"))
-        rate = one.number("rate", 0.0, 1e-3)
-        if not rate and time is None:
-            raise one.error("needs 'time' or 'rate'")
+        rate = one.number("rate", low=1e-3)
         own = _dialect(one) if "dialect" in one else dialect
         streams.append(
             Stream(_patterns(one, one.get("files")), one.names("columns"), rate, time, one.column("label", None), own)

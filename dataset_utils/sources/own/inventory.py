@@ -8,6 +8,7 @@ from pathlib import Path
 from dataset_utils.sources.own.description import Description, Marks, Stream
 from dataset_utils.sources.own.naming import ending, stem
 from dataset_utils.sources.own.reading import READERS, SECOND
+from dataset_utils.windows import natural
 from registry.errors import UserError
 
 
@@ -37,7 +38,7 @@ def files_of(stream: Stream, description: Description, root: Path) -> list[Path]
             "" if stream.files else f" ({', '.join(READERS)}); files in its subfolders are named with files: '**/*.csv'"
         )
         raise UserError(f"{root}: holds no {wanted}{near}")
-    files = sorted(found)
+    files = sorted(found, key=lambda file: natural(file.relative_to(root).as_posix()))
     names: dict[Path, Path] = {}
     for file in files:
         other = names.setdefault(file.parent / stem(file), file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ class OwnData(Source):
         name = self._name(file)
         groups = list(_groups(subject, session, table.time is not None))
         for part in groups:
-            first = part[0] if isinstance(part, np.ndarray) else 0
+            first = part[0] if isinstance(part, np.ndarray) else part.start
             who, when = subject.values[subject.codes[first]], session.values[session.codes[first]]
             yield self._recording(
                 name if len(groups) == 1 else f"{name} ({', '.join(filter(None, (who, when)))})",
@@ -264,12 +265,11 @@ def _groups(subject: Text, session: Text, timed: bool) -> Iterator[np.ndarray | 
 
     With times these are all rows of a subject and session, wherever they stand; without, rows that follow each other.
     """
-    key = subject.codes.astype(np.int64) * len(session.values) + session.codes
-    if not len(key) or (key == key[0]).all():
-        yield slice(None)
-        return
-    if timed:
-        order = np.argsort(key, kind="stable")
-        yield from np.split(order, np.flatnonzero(np.diff(key[order])) + 1)
+    key = subject.codes * np.int32(len(session.values)) + session.codes
+    edges = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1, [len(key)]])
+    if timed and len(edges) - 1 > len(np.unique(key[edges[:-1]])):  # rows of one stand in several places
+        for one in np.unique(key):
+            yield np.flatnonzero(key == one)
     else:
-        yield from np.split(np.arange(len(key)), np.flatnonzero(np.diff(key)) + 1)
+        for a, b in pairwise(edges.tolist()):
+            yield slice(a, b)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_utils.growing import Growing
 from dataset_utils.sources.own import dialect as dialects
 from dataset_utils.sources.own.description import Dialect
 from dataset_utils.sources.own.labels import Text
@@ -20,7 +21,7 @@ from registry.parameters import suggest
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS = 100_000
+ROWS = 50_000
 """Rows that are held as a frame at a time."""
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "#N/A", "<NA>")
 """Cells of numbers that hold none; in columns of text these are text."""
@@ -31,27 +32,34 @@ class _Columns:
 
     def __init__(self, wanted: Wanted, file: Path) -> None:
         self.wanted, self.file = wanted, file
-        self.signals: list[np.ndarray] = []
-        self.times: list[np.ndarray] = []
+        most = ROWS
+        self.signals = Growing(most, (len(wanted.channels),), np.float32)
+        self.times: Growing | None = None
+        self.dates: list[str] = []
         self.dated = is_dates(wanted.time)
         self.found_out: dict[str, None] = {}
-        self.codes: dict[str, list[np.ndarray]] = {name: [] for name in wanted.texts}
+        self.codes = {name: Growing(most, (), np.int32) for name in wanted.texts}
         self.values: dict[str, dict[str, int]] = {name: {} for name in wanted.texts}
 
     def add(self, frame: pd.DataFrame, before: int) -> None:
         """Append a frame; `before` is the number of the line before its first row, for messages."""
         columns = [_numbers(self.file, frame[name], name, before) for name in self.wanted.channels]
-        self.signals.append(np.stack(columns, axis=1).astype(np.float32) if columns else np.empty((len(frame), 0)))
+        self.signals.add(np.stack(columns, axis=1) if columns else np.empty((len(frame), 0)))
         time = self.wanted.time
         if time is not None:
             column = frame[time.column]
-            if not self.times and time.unit is None and column.dtype.kind not in "fiu" and len(column):
+            if self.times is None and time.unit is None and column.dtype.kind not in "fiu" and len(column):
                 self.dated = is_date(str(column.iloc[0]).strip()) or column.dtype.kind == "M"
                 if self.dated:
                     self.found_out["times are ISO dates"] = None
                 elif not dialects.is_number(str(column.iloc[0])):
                     seconds([str(column.iloc[0])], time, str(self.file))  # says what they could be
-            self.times.append(_dates(column) if self.dated else _numbers(self.file, column, time.column, before))
+            if self.times is None:
+                self.times = Growing(len(self.signals.buffer), (), np.float64)
+            if self.dated:
+                self.dates += [str(value) for value in column]
+            else:
+                self.times.add(_numbers(self.file, column, time.column, before))
         for name in self.wanted.texts:
             self._add_text(name, frame[name])
 
@@ -64,22 +72,20 @@ class _Columns:
         table = np.array([known.setdefault(text, len(known)) for text in texts] + [-1], dtype=np.int32)
         if (codes < 0).any():
             table[-1] = known.setdefault("", len(known))
-        self.codes[name].append(table[codes])
+        self.codes[name].add(table[codes])
 
     def table(self) -> Table:
         """All of it. Raises UserError: no rows, or a row without a time."""
-        if not sum(map(len, self.signals)):
+        if not self.signals.rows:
             raise UserError(f"{self.file}: holds no samples")
-        time, unit = self.wanted.time, None
-        times = np.concatenate(self.times) if self.times else None
-        if time is not None and times is not None:
-            unit = "s" if self.dated else time.unit
-            if self.dated:
-                times = seconds(times, time, str(self.file))
+        times, unit = None, None
+        if self.times is not None and self.wanted.time is not None:
+            unit = "s" if self.dated else self.wanted.time.unit
+            dates = self.dates
+            times = seconds(dates, self.wanted.time, str(self.file)) if self.dated else self.times.whole()
             check_finite(times, self.file)
-        texts = {name: Text(np.concatenate(self.codes[name]), tuple(self.values[name])) for name in self.wanted.texts}
-        signals = np.concatenate(self.signals)
-        return Table(signals, texts, times, unit, None, tuple(self.found_out))
+        texts = {name: Text(self.codes[name].whole(), tuple(self.values[name])) for name in self.wanted.texts}
+        return Table(self.signals.whole(), texts, times, unit, None, tuple(self.found_out))
 
 
 def read_text(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False) -> Table:
@@ -145,7 +151,9 @@ def _frames(
                 decimal=found.decimal,
                 encoding=found.encoding,
                 header=None,
-                names=unique,  # no `usecols`: with it, cells beyond the last column are dropped in silence
+                names=unique,
+                # with `usecols`, cells beyond the last column are dropped in silence: only where all is read again
+                usecols=None if needed is wanted else [*needed.names],
                 skiprows=found.skip,
                 index_col=False,
                 skipinitialspace=True,
@@ -157,7 +165,7 @@ def _frames(
             )
             with reader:
                 while (frame := _next(reader)) is not None:
-                    for name in nameless:
+                    for name in nameless if needed is wanted else ():
                         _check_empty(file, frame[name], before)
                     yield found, frame, before
                     before += len(frame)
@@ -204,8 +212,3 @@ def _numbers(file: Path, column: pd.Series, name: str, before: int) -> np.ndarra
             f"{file}: line {before + row + 1}, column '{name}': {str(column.iloc[row])[:40]!r} is no number"
         )
     return numbers.to_numpy(np.float64)
-
-
-def _dates(column: pd.Series) -> np.ndarray:
-    """A column of dates as text."""
-    return column.astype(str).to_numpy(object)
