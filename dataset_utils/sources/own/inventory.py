@@ -31,7 +31,7 @@ def files_of(stream: Stream, description: Description, root: Path) -> list[Path]
         found = {file for file in found if ending(file) in READERS or file.suffix.lower() == ".zip"}
         first = {file for file in found if ending(file) not in SECOND}
         found = first or found
-    found -= set(label_files(description, root))
+    found = found - set(label_files(description, root)) or found  # a file may hold its own labels
     if not found:
         wanted = " or ".join(repr(p) for p in stream.files) if stream.files else "file that can be read"
         near = (
