@@ -24,6 +24,7 @@ class Tally:
         rows: samples read.
         rate: measured where it has times, Hz; else as stated, or None.
         timed: whether it has times, so that its rate was checked.
+        odd_rate: whether the measured rate is remarkably far from the stated one, though not too far.
         unit: of its times, where it was found out.
         unordered: rows that stood after later ones and were sorted.
         restarts: places where the clock runs backwards and the recording is cut.
@@ -34,7 +35,7 @@ class Tally:
         gaps: longer gaps that cut it.
         missing: rows in which a channel has no value.
         left_out: why samples are discarded -> how many.
-        possible: windows that an unbroken, wholly labelled recording of this length would give.
+        possible: windows that an unbroken, wholly labelled recording of as many samples would give.
         windows: windows that it gives.
         unlabelled: windows dropped as they touch an unlabelled sample.
         impure: windows dropped as too few of their samples have their label.
@@ -48,6 +49,7 @@ class Tally:
     rows: int = 0
     rate: float | None = None
     timed: bool = False
+    odd_rate: bool = False
     unit: str = ""
     unordered: int = 0
     restarts: int = 0
@@ -180,6 +182,10 @@ class Counts:
         uneven = [tally.name for tally in self.recordings if tally.uneven]
         if uneven:
             lines.append(f"uneven times: signals were interpolated onto an even grid (in {some(uneven)})")
+        odd = [tally for tally in self.recordings if tally.odd_rate]
+        if odd:
+            rates = some(f"{tally.rate:.4g} Hz ({tally.name})" for tally in odd)
+            lines.append(f"measured rates differ from the stated one by 1 to 5 %: {rates}")
         units = Counter(tally.unit for tally in self.recordings if tally.unit)
         lines += [f"found out: times are in {unit} (in {many(count, 'recording')})" for unit, count in units.items()]
         lines += [f"discarded: {count} rows, {why}" for why, count in self.left_out().items()]

@@ -87,11 +87,12 @@ def _windows(source: Source, reading: Reading) -> Iterator[str]:
     if reading.windows is None:
         yield "no windows"
         return
-    yield f"{len(reading.windows.y)} windows of {len(counts.windows)} subjects and {len(source.classes)} classes:"
+    windows, subjects = many(len(reading.windows.y), "window"), many(len(counts.windows), "subject")
+    yield f"{windows} of {subjects} and {len(source.classes)} classes:"
     total = [sum(of_class) for of_class in zip(*counts.windows.values(), strict=True)]
     for name, count in zip(source.classes, total, strict=True):
         holders = sum(1 for windows in counts.windows.values() if windows[source.classes.index(name)])
-        yield f"  {name}: {count} windows of {holders} subjects"
+        yield f"  {name}: {many(count, 'window')} of {many(holders, 'subject')}"
     for subject, windows in list(counts.windows.items())[:SUBJECTS]:
         named = ", ".join(f"{name} {n}" for name, n in zip(source.classes, windows, strict=True) if n)
         yield f"  subject {subject}: {sum(windows)} windows ({named})"

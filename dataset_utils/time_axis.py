@@ -18,6 +18,8 @@ MISTAKEN = {"minutes": 60.0, "hours": 3600.0, "days": 86400.0}
 """Units that no option reads, for messages."""
 TOLERANCE = 0.05
 """How far a measured rate may lie from the stated one: devices of nominal 50 Hz that give 48 or 52 are common."""
+REMARKABLE = 0.01
+"""From which on it is said."""
 FARTHEST = 20.0
 """A recording to be resampled whose rate is this many times another is a wrong unit rather than another device."""
 FEWEST = 8
@@ -84,12 +86,15 @@ def even(recording: Recording, settings: Preprocessing, tally: Tally) -> Iterato
         if tally.rate is None or len(clock) > tally.rows / 2:
             tally.rate = rate
         _check_rate(recording.where, rate, settings, _hint(rate, recording.unit, settings))
-        tally.possible += _windows(1 + round((clock[-1] - clock[0]) * rate), rate, settings)
+        tally.odd_rate |= not settings.resample and abs(rate / settings.rate - 1) > REMARKABLE
+        samples = 0
         edges = [0, *(np.flatnonzero(_is_gap(np.diff(clock) * rate, rate, settings)) + 1).tolist(), len(clock)]
         tally.gaps += len(edges) - 2
         for a, b in pairwise(edges):
             piece = _placed(clock[a:b], part[a:b], marks[a:b], rate, settings, tally)
+            samples += len(piece.labels)
             yield piece._replace(first=begin + float(clock[a]))
+        tally.possible += _windows(samples, rate, settings)
 
 
 def measured(time: np.ndarray, longest: float = 1.5) -> float | None:
@@ -111,14 +116,25 @@ def measured(time: np.ndarray, longest: float = 1.5) -> float | None:
     return float(1 / steps[(steps > 0.4 * middle) & (steps < longest * middle)].mean())
 
 
+def _line(time: np.ndarray) -> float | None:
+    """The rate of times that lie within half a step of an even clock, whatever they jitter; else None."""
+    if len(time) < FEWEST or time[-1] <= time[0]:
+        return None
+    place = np.arange(len(time)) - (len(time) - 1) / 2
+    line = place @ (time - time.mean()) / (place @ place) * place  # the best one, as its ends jitter, too
+    rate = 1 / (line[1] - line[0])
+    return float(rate) if np.ptp(time - line) * rate < 1 else None
+
+
 def _rate_of(time: np.ndarray, settings: Preprocessing, unit: float = 1.0) -> float | None:
     """The measured rate, Hz, of times in units of `unit` seconds.
 
     A step twice as long as most is a missing row, or the rounding of a rate such as 700 Hz to milliseconds: whichever
     fits the stated rate.
     """
-    rates = [None if (rate := measured(time, longest)) is None else rate / unit for longest in (1.5, 2.1)]
-    return next((rate for rate in rates if _fits(rate, settings)), rates[0])
+    rates = [_line(time), measured(time), measured(time, 2.1)]
+    rates = [rate / unit for rate in rates if rate is not None]
+    return next((rate for rate in rates if _fits(rate, settings)), rates[0] if rates else None)
 
 
 def _fits(rate: float | None, settings: Preprocessing) -> bool:
@@ -281,9 +297,9 @@ def _placed(
             marks[place] = labels
             return Piece(spread, marks, rate)
         return Piece(spread, labels[_nearest(place.astype(np.float64), np.arange(len(spread)))], rate)
-    line = np.arange(len(time)) - time * rate
-    if np.ptp(line) < 1:  # within half a step of an even clock: the samples are even, only their times jitter
-        return Piece(signals, labels, rate)
+    even_rate = _line(time)
+    if even_rate is not None:  # the samples are even, only their times jitter
+        return Piece(signals, labels, even_rate)
     tally.uneven = True
     grid = np.arange(int((time[-1] - time[0]) * rate + 1e-6) + 1) / rate + time[0]
     columns = [_interpolated(time, signals[:, i], grid, 1 / rate, settings) for i in range(signals.shape[1])]

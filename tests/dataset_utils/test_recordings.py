@@ -232,6 +232,15 @@ def test_describe_of_a_clean_set(tmp_path, capsys):
     assert f"purity: {(88 + (80 + 112 + 96 + 96) / 128) / 92:.1%} of" in out and "16 windows are mixed" in out
 
 
+def test_a_time_that_is_not_read_is_said(tmp_path, capsys):
+    yaml = make(tmp_path)
+    yaml.write_text(yaml.read_text().replace("time: t\n", ""))
+    assert describe.main([str(yaml)]) == 0
+    out = capsys.readouterr().out
+    assert "column 't' looks like a time and is not read; say time: t (in 4 files)" in out
+    assert "no times, so rate and gaps cannot be checked: s0.csv" in out
+
+
 def test_what_is_discarded_is_counted(tmp_path, capsys):
     text = lambda s, t: t.replace(",sit\n", ",\n", 300) if s == 1 else t.replace(",sit\n", ",shake\n", 10)  # noqa: E731
     yaml = make(tmp_path, extra="ignore: [shake]\n", text_change=text)

@@ -27,6 +27,9 @@ MARKS = (
 )
 SEPARATORS = (",", ";", "\t", "|", " ")
 CALLED = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
+CLOCKS = ("t", "time", "timestamp", "times", "datetime", "seconds")
+"""Names of columns that are times."""
+BLANKS = dict.fromkeys(map(ord, "\t\f\ufeff"))
 COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+([eE][-+]?[0-9]+)?")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|nan", re.IGNORECASE)
 
@@ -51,7 +54,9 @@ class Found:
     told: tuple[str, ...]
 
 
-def find(head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dialect, file: Path) -> Found:
+def find(
+    head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dialect, file: Path, timed: bool = False
+) -> Found:
     """How a text file is written that begins with `head`.
 
     The header is the first line that holds all wanted columns, whatever separates them.
@@ -60,6 +65,7 @@ def find(head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dial
         wanted: columns that it must have.
         numbers: those of them that hold numbers.
         given: what the user says of it.
+        timed: whether the time is among the wanted columns.
 
     Raises:
         UserError: empty, no such header, or rows with more cells than columns.
@@ -76,7 +82,9 @@ def find(head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dial
         lines.pop()  # cut short
     if not any(line.strip() for line in lines):
         raise UserError(f"{file}: is empty")
-    if not all(character.isprintable() or character in "\t\r\n\f\ufeff" for character in lines[0][:200]):
+    if "\0" in text or not all(
+        character.isprintable() or character in "\t\r\n\f\ufeff" for character in lines[0][:200]
+    ):
         raise UserError(
             f"{file}: is no text file, or in another encoding than {encoding}; say dialect: {{encoding: ...}}"
         )
@@ -89,6 +97,7 @@ def find(head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dial
     places = [columns.index(name) for name in numbers]
     values = [row[place].strip() for row in rows for place in places if place < len(row)]
     decimal = given.decimal or ("," if _commas(values) else ".")
+    clock = next((name for name in columns if name.lower() in CLOCKS and name not in wanted), None)
     told = [
         (given.encoding is None and encoding not in ("utf-8", "utf-8-sig"), f"encoding {encoding}"),
         (given.separator is None and separator != ",", f"cells separated by {CALLED.get(separator, repr(separator))}"),
@@ -102,6 +111,7 @@ def find(head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dial
             f"{many(skip, 'line')} before the first row skipped",
         ),
         (trailing, "a separator at the end of each row"),
+        (clock is not None and not timed, f"column '{clock}' looks like a time and is not read; say time: {clock}"),
     ]
     return Found(encoding, separator, decimal, skip, columns, tuple(text for holds, text in told if holds))
 

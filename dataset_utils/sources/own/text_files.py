@@ -138,7 +138,7 @@ def _frames(
     with opened(file) as stream:
         head = stream.read(dialects.HEAD)
         stream.seek(0)
-        found = dialects.find(head, wanted.names, numbers, dialect, file)
+        found = dialects.find(head, wanted.names, numbers, dialect, file, wanted.time is not None)
         columns = found.columns
         places = [columns.index(name) for name in wanted.names]
         unique = [name if n in places else f"unused {n}" for n, name in enumerate(columns)]
