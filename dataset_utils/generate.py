@@ -19,7 +19,7 @@ from dataset_utils.partition import Partition, partition
 from dataset_utils.reading import read
 from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
-from dataset_utils.spec import OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data
+from dataset_utils.spec import OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data, window_samples
 from dataset_utils.split import Split, split
 from registry.errors import UserError
 
@@ -101,6 +101,11 @@ def find_source(data: str) -> Source:
 def resolve(default: Preprocessing, spec: ShardSpec) -> Preprocessing:
     """The data set's own preprocessing with the changes of `spec`. Raises UserError: impossible cutoff."""
     changes = {key: getattr(spec, key) for key in OVERRIDES if getattr(spec, key) is not None}
+    if "window" in changes:
+        try:
+            changes["window"] = window_samples(changes["window"], default.rate)
+        except ValueError as error:
+            raise UserError(f"--window: {error}") from error
     settings = dataclasses.replace(default, **changes)
     preprocessing.check(settings)
     return settings

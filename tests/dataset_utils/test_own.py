@@ -120,7 +120,7 @@ def test_subject_from_a_column(tmp_path):
         ({"rate": "fast"}, "'rate' must be a number"),
         ({"rate": 0}, "'rate' must be a number"),
         ({"rate": True}, "'rate' must be a number"),
-        ({"window": 0.02}, "'window' must be a number of at least 0.04"),
+        ({"window": 0.02}, "'window' must be seconds, or '128 samples': 0.02 is no window of two samples"),
         ({"overlap": 1}, "'overlap' must be a number of at least 0 and below 1"),
         ({"columns": []}, "'columns' must be a list"),
         ({"columns": "ax"}, "'columns' must be a list"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dataset_utils.recording import Preprocessing
 from dataset_utils.sources.own.checked import Checked
 from dataset_utils.sources.own.labels import label_text
 from dataset_utils.sources.own.naming import Rule
+from dataset_utils.spec import window_samples
 from dataset_utils.time_axis import UNITS
 from registry.errors import UserError
 from registry.parameters import suggest
@@ -398,13 +398,9 @@ def _preprocessing(described: Checked, streams: tuple[Stream, ...], events: bool
 
 
 def _window(described: Checked, rate: float) -> int:
-    """Samples of `window: 2.56` (seconds), '2.56 s' or '128 samples'."""
+    """Samples of a window; see `window_samples`."""
     value = described.get("window")
-    hit = re.fullmatch(r"\s*([0-9.]+)\s*(s|samples)\s*", value) if isinstance(value, str) else None
-    if hit is not None:
-        try:
-            value = float(hit[1]) / (rate if hit[2] == "samples" else 1)
-        except ValueError:
-            hit = None
-    seconds = Checked(described.path, {"window": value}, ("window",)).number("window", low=2 / rate * (1 - 1e-9))
-    return round(seconds * rate)
+    try:
+        return window_samples(value, rate)
+    except ValueError as error:
+        raise described.error(f"'window' must be seconds, or '128 samples': {error}") from error
