@@ -411,6 +411,15 @@ def test_streams_are_merged_by_time(tmp_path, folder):
     assert counts.total("gaps") == 1 and counts.total("at_gaps") == (577 - 32) // 16 + 1 - len(windows.y)
 
 
+def test_streams_with_labels_from_a_table(tmp_path, folder):
+    write_streams(folder, begin=0)
+    (folder / "anna" / "labels.csv").write_text("start,end,label\n0,11,a\n11,30,b\n")
+    streams = [{key: value for key, value in stream.items() if key != "label"} for stream in STREAMS]
+    about = {"drop": ["columns", "time"], "rate": 32, "subject": "folder", "streams": streams}
+    (one,) = recordings(source_of(tmp_path, label={"table": "{subject}/labels.csv"}, **about))
+    np.testing.assert_array_equal(one.labels, 2 + np.arange(577) / 32 >= 11)
+
+
 def test_streams_that_do_not_fit(tmp_path, folder):
     write_streams(folder)
     options = {"drop": ["columns", "time", "label"], "rate": 32, "subject": "folder"}

@@ -268,3 +268,25 @@ def test_own_edf_and_wfdb_files(tmp_path):
     (tmp_path / "rec" / "s1.edf").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"s1\.edf: cannot be read"):
         own(source_of(tmp_path, label={"table": "{file}.edf"}, files="*.edf", classes=["a", "b"], **about))
+
+
+def test_own_wfdb_records_with_beats(tmp_path):
+    wfdb = pytest.importorskip("wfdb")
+    from tests.dataset_utils.test_own_layouts import recordings as own
+    from tests.dataset_utils.test_own_layouts import source_of
+
+    (tmp_path / "rec").mkdir()
+    folder = str(tmp_path / "rec")
+    wfdb.wrsamp("p1", 250, ["mV"], ["II"], np.arange(1000.0)[:, None] / 1000, fmt=["16"], write_dir=folder)
+    wfdb.wrann("p1", "atr", np.array([200, 500, 800]), ["N", "V", "N"], fs=250, write_dir=folder)
+    label = {"events": "{file}.atr", "before": 0.2}
+    source = source_of(tmp_path, columns=["II"], drop=["time"], rate=250, window=0.6, label=label)
+    (one,) = own(source)
+    assert one.subject == "p1" and np.flatnonzero(one.labels >= 0).tolist() == [200, 500, 800]
+    assert [source.classes[k] for k in one.labels[[200, 500, 800]]] == ["N", "V", "N"]
+    np.testing.assert_allclose(one.signals[:, 0], np.arange(1000) / 1000, atol=1e-4)
+    assert [file.name for file in source.files(tmp_path / "rec")] == ["p1.atr", "p1.dat", "p1.hea"]
+    assert source.ignored(tmp_path / "rec") == {}
+    with pytest.raises(UserError, match=r"p1\.hea: measured rate 250 Hz, but the rate is said to be 360 Hz"):
+        wrong = source_of(tmp_path, columns=["II"], drop=["time"], rate=360, window=0.6, label=label)
+        read(wrong, wrong.find(None, tmp_path, False), wrong.preprocessing, print)

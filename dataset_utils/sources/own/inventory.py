@@ -52,7 +52,12 @@ def ignored(description: Description, root: Path, read: Sequence[Path]) -> dict[
     if description.folder.is_file():
         return {}
     why: dict[str, str] = {}
-    taken = {*read, *label_files(description, root), description.path.resolve()}
+    taken = {
+        *read,
+        *(other for file in read for other in companions(file)),
+        *label_files(description, root),
+        description.path.resolve(),
+    }
     patterns = any(stream.files for stream in description.streams)
     for file in sorted(root.rglob("*")):
         if not file.is_file() or file in taken or file.resolve() == description.path.resolve():
@@ -73,6 +78,13 @@ def ignored(description: Description, root: Path, read: Sequence[Path]) -> dict[
 
 def _is_hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def companions(file: Path) -> list[Path]:
+    """Files that are read with a file: the signals of a WFDB record lie beside its header."""
+    if ending(file) != ".hea":
+        return []
+    return sorted(other for other in file.parent.glob(f"{stem(file)}.dat") if other.is_file())
 
 
 def label_files(description: Description, root: Path) -> list[Path]:

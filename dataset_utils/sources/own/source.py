@@ -63,7 +63,9 @@ class OwnData(Source):
 
     def files(self, path: Path) -> list[Path]:
         """See `Source.files`; with those that hold the labels."""
-        return sorted({*self._recorded(), *inventory.label_files(self.description, self.root)})
+        recorded = self._recorded()
+        beside = (other for file in recorded for other in inventory.companions(file))
+        return sorted({*recorded, *beside, *inventory.label_files(self.description, self.root)})
 
     def ignored(self, path: Path) -> dict[str, str]:
         """See `Source.ignored`."""
