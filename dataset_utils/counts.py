@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Tally:
         impure: windows dropped as too few of their samples have their label.
         mixed: windows kept that hold samples of another label.
         failed: whether it was left out for an error, which was said.
+        same_as: a recording with the same samples, or ''.
         purity: sum over the kept windows of the share of samples that have the window's label.
     """
 
@@ -66,6 +68,7 @@ class Tally:
     impure: int = 0
     mixed: int = 0
     failed: bool = False
+    same_as: str = ""
     purity: float = 0.0
 
     @staticmethod
@@ -107,6 +110,7 @@ class Counts:
         unlisted: label that is neither a class nor to be left out -> rows.
         found_out: what was found out about the files -> how many of them.
         windows: subject -> windows of each class.
+        seen: SHA-256 of a recording's samples -> its name.
     """
 
     files: int = 0
@@ -115,11 +119,15 @@ class Counts:
     unlisted: Counter[str] = field(default_factory=Counter)
     found_out: Counter[str] = field(default_factory=Counter)
     windows: dict[str, list[int]] = field(default_factory=dict)
+    seen: dict[bytes, str] = field(default_factory=dict)
 
     def begin(self, recording: Recording, events: bool) -> Tally:
         """Count a recording; what becomes of it is added to the tally returned."""
         tally = Tally.of(recording, events)
         self.recordings += [*recording.streams, tally]
+        samples = sha256(np.ascontiguousarray(recording.signals)).digest()
+        tally.same_as = self.seen.setdefault(samples, tally.name) if len(recording.labels) else ""
+        tally.same_as = "" if tally.same_as == tally.name else tally.same_as
         self.unlisted.update(recording.unlisted)
         self.found_out.update(recording.found_out)
         return tally
@@ -170,7 +178,7 @@ class Counts:
             "unordered": "rows were out of order and were sorted by time",
             "duplicates": "rows repeat another row of the same time and were dropped",
             "averaged": "rows share their time with others and were averaged",
-            "restarts": "times the clock runs backwards, where recordings were cut",
+            "restarts": "restarts of the clock cut recordings",
             "inserted": "samples were missing and were interpolated on the time axis",
             "gaps": "gaps were too long to interpolate and cut recordings",
             "missing": "rows lack a value in some channel",
@@ -182,6 +190,9 @@ class Counts:
         uneven = [tally.name for tally in self.recordings if tally.uneven]
         if uneven:
             lines.append(f"uneven times: signals were interpolated onto an even grid (in {some(uneven)})")
+        same = [f"{tally.name} as {tally.same_as}" for tally in self.recordings if tally.same_as]
+        if same:
+            lines.append(f"the same samples twice: {some(same)}; leave one out with 'files'")
         odd = [tally for tally in self.recordings if tally.odd_rate]
         if odd:
             rates = some(f"{tally.rate:.4g} Hz ({tally.name})" for tally in odd)

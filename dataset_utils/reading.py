@@ -93,7 +93,8 @@ def read(
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
         windows = cutting.cut(stretches(), settings)
-    for text in dict.fromkeys(str(warning.message) for warning in raised):
+    ours = [warning for warning in raised if issubclass(warning.category, UserWarning)]  # libraries' own are not ours
+    for text in dict.fromkeys(str(warning.message) for warning in ours):
         report(f"warning: {text}")
     if ready:
         _refuse_overrides(source, settings)

@@ -185,6 +185,30 @@ def test_a_subject_without_a_window_is_named(tmp_path, monkeypatch):
     assert load(prepare(spec, tmp_path, None, False, quiet)).num_clients == 3
 
 
+def test_the_times_of_any_data_set_are_checked(tmp_path, monkeypatch):
+    original = synthetic.Synthetic.load
+
+    def timed(self, path, rate=50):
+        for recording in original(self, path):
+            yield dataclasses.replace(recording, time=np.arange(len(recording.labels)) / rate, name="night.dat")
+
+    monkeypatch.setattr(synthetic.Synthetic, "load", timed)
+    counts = load(prepare(SPEC, tmp_path / "a", None, False, quiet)).manifest["counts"]
+    assert [recording["rate"] for recording in counts["recordings"]] == [50.0] * 3 and counts["rows"] == 13500
+    monkeypatch.setattr(synthetic.Synthetic, "load", lambda self, path: timed(self, path, 40))
+    with pytest.raises(UserError, match=r"night\.dat: measured rate 40 Hz, but the rate is said to be 50 Hz"):
+        prepare(SPEC, tmp_path / "b", None, False, quiet)
+
+
+def test_a_class_without_a_window_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic.Synthetic, "classes", ("lying", "sitting", "walking", "flying"))
+    with pytest.raises(UserError, match=r"no window has 'flying', listed in the classes of Synthetic.*--allow-missing"):
+        prepare(SPEC, tmp_path, None, False, quiet)
+    spec = dataclasses.replace(SPEC, allow_missing=True)
+    made = load(prepare(spec, tmp_path, None, False, quiet))
+    assert made.manifest["counts"]["windows"]["s1"][3] == 0 and spec.folder_name() != SPEC.folder_name()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

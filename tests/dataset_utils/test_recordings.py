@@ -124,6 +124,12 @@ RIGHT = {  # the change of the rows, lines added to the YAML, the change of the 
         lambda s, t: t.partition("\n")[2],
         "",
     ),
+    "numbers of rows before": (
+        None,
+        "",
+        lambda s, t: "".join(f"{i - 1 if i else ''},{line}\n" for i, line in enumerate(t.splitlines())),
+        "",
+    ),
     "blank lines": (None, "", lambda s, t: "\n\n" + t.replace("\n", "\n\n"), ""),
 }
 
@@ -230,6 +236,13 @@ def test_describe_of_a_clean_set(tmp_path, capsys):
     assert "windows: 128 samples, 2.56 s at 50 Hz, 50% overlap" in out
     # of a subject's windows those at 1920 (80 walk), 1984 (112 run), 3904 (96 run) and 3968 (96 sit) are mixed
     assert f"purity: {(88 + (80 + 112 + 96 + 96) / 128) / 92:.1%} of" in out and "16 windows are mixed" in out
+
+
+def test_a_file_that_is_there_twice_is_said(tmp_path, capsys):
+    yaml = make(tmp_path)
+    (tmp_path / "made" / "s9.csv").write_bytes((tmp_path / "made" / "s2.csv").read_bytes())
+    assert describe.main([str(yaml)]) == 0
+    assert "the same samples twice: s9.csv as s2.csv; leave one out" in capsys.readouterr().out
 
 
 def test_a_time_that_is_not_read_is_said(tmp_path, capsys):

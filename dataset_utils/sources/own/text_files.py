@@ -142,7 +142,8 @@ def _frames(
         columns = found.columns
         places = [columns.index(name) for name in wanted.names]
         unique = [name if n in places else f"unused {n}" for n, name in enumerate(columns)]
-        nameless = [unique[n] for n, name in enumerate(columns) if not name and n not in places]
+        last = max(n for n, name in enumerate(columns) if name)
+        nameless = unique[last + 1 :]  # one before them may hold the numbers of rows, as pandas writes it
         before = found.skip
         try:
             reader = pd.read_csv(
