@@ -392,9 +392,16 @@ def _preprocessing(described: Checked, streams: tuple[Stream, ...], events: bool
         resample=bool(resample),
         recorded=recorded if resample else 0.0,
         repeated=(time.get("repeated") or "") if isinstance(time, dict) else "",
-        purity=described.number("purity", 0.0, 0, 1.000001),
+        purity=_purity(described),
         before=before,
     )
+
+
+def _purity(described: Checked) -> float:
+    value = described.number("purity", 0.0)
+    if value > 1:
+        raise described.error(f"'purity' is a share, at most 1, not {value:g}")
+    return value
 
 
 def _window(described: Checked, rate: float) -> int:

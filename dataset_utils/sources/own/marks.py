@@ -18,6 +18,8 @@ from dataset_utils.sources.own.table import Wanted
 from dataset_utils.time_axis import UNITS
 from registry.errors import UserError
 
+TABLES = (".csv", ".tsv", ".txt", ".parquet")
+"""Endings of marks that are tables; .edf and .bdf hold annotations, and any other is an annotator of WFDB."""
 OUTSIDE = "event outside of the recording"
 
 
@@ -68,7 +70,7 @@ def read_marks(path: Path, marks: Marks, subject: str | None, unit: str) -> Plac
     Raises:
         UserError: damaged, an end before its start, or stretches of different labels that overlap.
     """
-    if ending(path) in (".edf", ".bdf", ".atr") or ending(path) not in (".csv", ".tsv", ".txt", ".parquet"):
+    if ending(path) not in TABLES:
         found = edf_annotations(path) if ending(path) in (".edf", ".bdf") else wfdb_annotations(path)
         end = found.onset + (0 if marks.end is None else found.duration)
         return Places(found.onset, end, Text.of(found.labels), path)

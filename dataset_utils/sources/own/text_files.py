@@ -21,7 +21,7 @@ from registry.parameters import suggest
 if TYPE_CHECKING:
     import pandas as pd
 
-ROWS = 50_000
+ROWS = 25_000
 """Rows that are held as a frame at a time."""
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "#N/A", "<NA>")
 """Cells of numbers that hold none; in columns of text these are text."""
