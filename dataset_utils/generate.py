@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from dataset_utils import preprocessing, scaling, shards
-from dataset_utils import windows as cutting
+from dataset_utils.consoles import safe_output
 from dataset_utils.files import is_plain_name
 from dataset_utils.interrupts import sigterm_as_ctrl_c
-from dataset_utils.lines import Lines, reach
 from dataset_utils.origin import CACHE, Origin, plain
 from dataset_utils.partition import Partition, partition
-from dataset_utils.recording import Preprocessing, Recording, Source, Windows
+from dataset_utils.reading import read
+from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
-from dataset_utils.spec import FLAGS, OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data
+from dataset_utils.spec import OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data, window_samples
 from dataset_utils.split import Split, gap, split
 from registry.errors import UserError
 
@@ -64,11 +63,10 @@ def prepare(
             raise UserError(f"{folder}: is not what its name says; remove it, so that it is made again")
         return folder
     report(f"reading {path}")
-    with warnings.catch_warnings(record=True) as raised:
-        warnings.simplefilter("always", UserWarning)
-        windows, channels = _windows(source, path, settings, report)
-    for text in dict.fromkeys(str(warning.message) for warning in raised):
-        report(f"warning: {text}")
+    reading = read(source, path, settings, report, spec.allow_missing)
+    windows = reading.windows
+    for line in reading.counts.lines():
+        report(line)
     divided = split(windows, spec.test_fraction, spec.split, spec.seed)
     parts = partition(spec, windows.y, windows.subject, divided.train, divided.test)
     parts = reduced(windows, parts, divided.test, spec, report)
@@ -84,7 +82,8 @@ def prepare(
         "recorded": {"channels": list(source.channels), "acceleration": list(source.acceleration)},
         "rate": settings.rate,
         "classes": list(source.classes),
-        "channels": list(channels),
+        "channels": list(reading.channels),
+        "counts": reading.counts.to_dict(),
         "dropped": len(divided.dropped),
         "moved": dict(zip(shards.PARTS, parts.moved, strict=True)),
     }
@@ -134,53 +133,14 @@ def find_source(data: str) -> Source:
 def resolve(default: Preprocessing, spec: ShardSpec) -> Preprocessing:
     """The data set's own preprocessing with the changes of `spec`. Raises UserError: impossible cutoff."""
     changes = {key: getattr(spec, key) for key in OVERRIDES if getattr(spec, key) is not None}
+    if "window" in changes:
+        try:
+            changes["window"] = window_samples(changes["window"], default.rate)
+        except ValueError as error:
+            raise UserError(f"--window: {error}") from error
     settings = dataclasses.replace(default, **changes)
     preprocessing.check(settings)
     return settings
-
-
-def _windows(
-    source: Source, path: Path, settings: Preprocessing, report: Callable[[str], None]
-) -> tuple[Windows, tuple[str, ...]]:
-    """The windows of a data set and the names of their channels."""
-    loaded = source.load(path)
-    if isinstance(loaded, Windows):
-        for key in OVERRIDES:
-            if getattr(settings, key) != getattr(source.preprocessing, key):
-                raise UserError(f"{FLAGS[key]}: {source.name} comes filtered and cut into windows; leave the flag out")
-        _check_windows(source, loaded)
-        return loaded, source.channels
-    seen: dict[str, None] = {}
-    lines = Lines(settings.rate, report)
-
-    def stretches() -> Iterator[preprocessing.Stretch]:
-        recording: Recording
-        for number, recording in enumerate(loaded):
-            seen.setdefault(recording.subject)
-            line, offset = lines.place(recording)
-            for stretch in preprocessing.stretches(
-                recording, source.channels, source.acceleration, len(source.classes), settings
-            ):
-                yield stretch._replace(line=line, start=stretch.start + offset, recording=number)
-
-    windows = cutting.cut(stretches(), settings.window, settings.overlap)
-    windows = dataclasses.replace(windows, reach=reach(settings))
-    for subject in sorted(set(seen) - set(windows.subjects), key=cutting.natural):
-        report(f"subject {subject} is left out: not one whole labelled window")
-    return windows, preprocessing.channel_names(source.channels, source.acceleration, settings.gravity)
-
-
-def _check_windows(source: Source, windows: Windows) -> None:
-    """Raises UserError when the windows do not fit the data set's own description."""
-    shape, labels, classes = windows.x.shape, windows.y, len(source.classes)
-    if len(shape) != 4 or shape[1:3] != (len(source.channels), 1) or not shape[0]:
-        raise UserError(f"{source.name}: windows of shape {shape}, not (n, {len(source.channels)} channels, 1, time)")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
-        raise UserError(f"{source.name}: labels must be whole numbers from 0 to {classes - 1}")
-    for name in ("y", "subject", "stretch", "start", "recording", "test"):
-        values = getattr(windows, name)
-        if values is not None and values.shape != shape[:1]:
-            raise UserError(f"{source.name}: {shape[0]} windows, but '{name}' has shape {values.shape}")
 
 
 def _clients(windows: Windows, parts: Partition, scale: str) -> Iterator[shards.ClientData]:
@@ -252,6 +212,7 @@ def summary(folder: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns its exit code: 0, 2 for the user's error, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    safe_output()
     try:
         with sigterm_as_ctrl_c():
             return _import_pfllib(argv[1:]) if argv[:1] == [IMPORT] else _generate(argv)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from dataset_utils import resampling, time_axis
 from dataset_utils.preprocessing import lowpass
 from dataset_utils.recording import Preprocessing, Recording
 
@@ -35,38 +34,31 @@ class Lines:
     the original lies, whoever it is said to be of.
 
     Args:
-        rate: Hz.
-        report: is told of copies.
+        settings: of the data set.
     """
 
-    def __init__(self, rate: float, report: Callable[[str], None]) -> None:
-        self.rate, self.report = rate, report
+    def __init__(self, settings: Preprocessing) -> None:
+        self.settings = settings
         self._count = 0
         self._clock: dict[str, int] = {}
-        self._seen: dict[bytes, tuple[Line, int, str]] = {}
+        self._seen: dict[bytes, tuple[Line, int]] = {}
 
-    def place(self, recording: Recording) -> Line:
-        """Where the next recording lies."""
-        signals = np.ascontiguousarray(recording.signals)
-        digest = hashlib.sha256(signals.tobytes() + repr((signals.shape, signals.dtype.str)).encode()).digest()
-        begin = 0 if recording.time is None or not len(recording.time) else round(recording.time[0] * self.rate)
+    def place(self, recording: Recording, digest: bytes) -> Line:
+        """Where the next recording lies, of which `digest` tells the samples (`counts.digest_of`)."""
+        begins = time_axis.begins(recording, self.settings)
+        begin = 0 if begins is None else round(begins * self.settings.rate)
         if digest in self._seen:
-            line, original, subject = self._seen[digest]
-            self.report(
-                f"warning: a recording of subject {recording.subject} ({len(signals)} samples) is a copy of one of "
-                f"subject {subject}"
-            )
+            line, original = self._seen[digest]
             return Line(line.number, line.offset + original - begin)
-        line = Line(self._line(recording), 0)
-        self._seen[digest] = line, begin, recording.subject
+        line = Line(self._line(recording, begins), 0)
+        self._seen[digest] = line, begin
         return line
 
-    def _line(self, recording: Recording) -> int:
-        if recording.time is None or not len(recording.time):
+    def _line(self, recording: Recording, begins: float | None) -> int:
+        if begins is None:
             self._count += 1
             return self._count
-        goes_on = abs(float(recording.time[0])) >= RESTARTED
-        if not goes_on or recording.subject not in self._clock:
+        if abs(begins) < RESTARTED or recording.subject not in self._clock:
             self._count += 1
             self._clock[recording.subject] = self._count
         return self._clock[recording.subject]
@@ -75,11 +67,13 @@ class Lines:
 def reach(settings: Preprocessing) -> int:
     """Samples, to either side, from which preprocessing carries something to a sample.
 
-    The reaches of the median filter, of both low-pass filters and of the interpolation across missing values add up.
+    The reaches of the median filter, of both low-pass filters, of the interpolation across missing values and of
+    resampling add up.
     """
     cutoffs = [cutoff for cutoff in (settings.lowpass, settings.gravity) if cutoff]
     missing = int(settings.max_gap * settings.rate + 1e-6)
-    return settings.median // 2 + sum(ringing(cutoff, settings.rate) for cutoff in cutoffs) + missing
+    spread = resampling.reach() if settings.resample else 0
+    return settings.median // 2 + sum(ringing(cutoff, settings.rate) for cutoff in cutoffs) + missing + spread
 
 
 def ringing(cutoff: float, rate: float) -> int:

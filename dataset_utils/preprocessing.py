@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from dataset_utils import time_axis
+from dataset_utils.counts import Tally
 from dataset_utils.recording import UNLABELLED, Preprocessing, Recording
+from dataset_utils.resampling import resampled
 from registry.errors import UserError
 
 ORDER = 3  # of the Butterworth filters
@@ -21,6 +23,7 @@ class Stretch(NamedTuple):
         subject: whose they are.
         signals: (samples, channels), float32, finite.
         labels: (samples,), int64, class index or UNLABELLED.
+        tally: of the recording they come from.
         start: its first sample on its line of time: by the recording's clock where there is one.
         line: which line of time it lies on; None: one of its own (see `lines.Lines`).
         recording: number of its recording.
@@ -30,6 +33,7 @@ class Stretch(NamedTuple):
     subject: str
     signals: np.ndarray
     labels: np.ndarray
+    tally: Tally
     start: int = 0
     line: int | None = None
     recording: int = 0
@@ -58,51 +62,59 @@ def stretches(
     recording: Recording,
     channels: tuple[str, ...],
     acceleration: tuple[str, ...],
-    num_classes: int,
     settings: Preprocessing,
+    tally: Tally,
 ) -> Iterator[Stretch]:
-    """Cut a recording where it is broken, then filter each continuous stretch.
+    """Cut a recording where it is broken, resample where asked, then filter each continuous stretch.
 
-    It is cut where time jumps by more than `max_gap` seconds or runs backwards, and where any channel misses
-    more than `max_gap` seconds. Shorter missing values are interpolated linearly; those at an end are cut
-    off, never extrapolated. Shorter jumps of time are left as they are. A stretch shorter than a window is
-    dropped.
+    It is put onto its true time axis first (see `time_axis.even`), and cut where any channel misses more than
+    `max_gap` seconds. Shorter missing values are interpolated linearly; those at an end are cut off, never
+    extrapolated. A stretch shorter than a window is dropped.
 
     Args:
         channels: names of the recording's channels.
         acceleration: those of them that are split into body and gravity.
-        num_classes: labels lie in [0, num_classes) or are UNLABELLED.
+        tally: takes the counts of what is done; see `check_recording` for what must hold before.
 
     Yields:
         stretches whose channels are `channel_names(channels, acceleration, settings.gravity)`.
 
     Raises:
-        UserError: the recording does not fit its data set's description, or holds an infinite value.
+        UserError: the times do not fit the sampling rate.
     """
-    _check_recording(recording, channels, num_classes)
-    window, split = settings.window, settings.gravity > 0
-    labels = np.asarray(recording.labels, dtype=np.int64)
+    split = settings.gravity > 0
     columns = [(i, split and name in acceleration) for i, name in enumerate(channels)]
-    for begin, end in _unbroken(recording.time, len(labels), settings):
-        signals = recording.signals[begin:end]
-        whole = [(a, b) for a, b in _complete(signals, settings) if b - a >= window]
+    for piece in time_axis.even(recording, settings, tally):
+        need = settings.window * piece.rate / settings.rate if settings.resample else settings.window
+        whole = [(a, b) for a, b in complete(piece.signals, piece.rate, settings) if b - a >= need]
         if not whole:
             continue
-        clean = np.empty((end - begin, len(channels) + sum(two for _, two in columns)), dtype=np.float32)
-        last = len(channels)
-        for i, two in columns:
-            column = _interpolated(signals[:, i])
-            for a, b in whole:
-                value = _smoothed(column[a:b], settings)
-                if two:
-                    gravity = lowpass(value, settings.gravity, settings.rate)
-                    clean[a:b, last] = gravity
-                    value = value - gravity
-                clean[a:b, i] = value
-            last += two
+        signals, labels = piece.signals, piece.labels
+        filled = {i: interpolated(signals[:, i]) for i, _ in columns if np.isnan(signals[:, i]).any()}
         for a, b in whole:
-            start = begin + a if recording.time is None else round(float(recording.time[begin + a]) * settings.rate)
-            yield Stretch(recording.subject, clean[a:b], labels[begin + a : begin + b], start, test=recording.test)
+            values = [filled[i][a:b] if i in filled else signals[a:b, i] for i, _ in columns]
+            marks = labels[a:b]
+            if settings.resample and piece.rate != settings.rate:
+                values, marks = resampled(values, marks, piece.rate, settings)
+            seconds = piece.first + a / piece.rate
+            start = round(seconds * settings.rate)
+            clean = _filtered(values, columns, settings)
+            yield Stretch(recording.subject, clean, marks, tally, start, test=recording.test)
+
+
+def _filtered(values: list[np.ndarray], columns: list[tuple[int, bool]], settings: Preprocessing) -> np.ndarray:
+    """Channels (samples,) as an array (samples, channels), float32, smoothed and split into body and gravity."""
+    clean = np.empty((len(values[0]), len(columns) + sum(two for _, two in columns)), dtype=np.float32)
+    last = len(columns)
+    for i, two in columns:
+        value = _smoothed(values[i], settings)
+        if two:
+            gravity = lowpass(value, settings.gravity, settings.rate)
+            clean[:, last] = gravity
+            value = value - gravity
+        clean[:, i] = value
+        last += two
+    return clean
 
 
 def lowpass(signal: np.ndarray, cutoff: float, rate: float) -> np.ndarray:
@@ -132,7 +144,7 @@ def _smoothed(signal: np.ndarray, settings: Preprocessing) -> np.ndarray:
     return lowpass(signal, settings.lowpass, settings.rate) if settings.lowpass else signal
 
 
-def _interpolated(column: np.ndarray) -> np.ndarray:
+def interpolated(column: np.ndarray) -> np.ndarray:
     """float64 copy whose NaNs lie on the line between their neighbours."""
     column = np.array(column, dtype=np.float64)
     missing = np.isnan(column)
@@ -142,19 +154,9 @@ def _interpolated(column: np.ndarray) -> np.ndarray:
     return column
 
 
-def _unbroken(time: np.ndarray | None, samples: int, settings: Preprocessing) -> list[tuple[int, int]]:
-    """Ranges [begin, end) without a jump of time."""
-    if time is None:
-        return [(0, samples)]
-    step = np.diff(time)
-    cuts = np.flatnonzero((step > max(settings.max_gap, 1.5 / settings.rate)) | (step < 0)) + 1
-    edges = [0, *cuts.tolist(), samples]
-    return list(pairwise(edges))
-
-
-def _complete(signals: np.ndarray, settings: Preprocessing) -> list[tuple[int, int]]:
+def complete(signals: np.ndarray, rate: float, settings: Preprocessing) -> list[tuple[int, int]]:
     """Ranges [a, b) in which every missing value has a neighbour on either side and near enough."""
-    longest = int(settings.max_gap * settings.rate + 1e-6)
+    longest = int(settings.max_gap * rate + 1e-6)
     usable = np.ones(len(signals), dtype=bool)
     for i in range(signals.shape[1]):
         for a, b in _runs(np.isnan(signals[:, i])):
@@ -169,9 +171,10 @@ def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-def _check_recording(recording: Recording, channels: tuple[str, ...], num_classes: int) -> None:
+def check_recording(recording: Recording, channels: tuple[str, ...], num_classes: int) -> None:
+    """Raises UserError for a recording that does not fit its data set's description or holds an infinite value."""
     signals, labels, time = recording.signals, np.asarray(recording.labels), recording.time
-    where = f"subject {recording.subject}"
+    where = recording.where
     if signals.ndim != 2 or signals.shape[1] != len(channels):
         raise UserError(f"{where}: signals of shape {signals.shape}, but {len(channels)} channels are described")
     if labels.shape != signals.shape[:1] or not np.issubdtype(labels.dtype, np.integer):

@@ -62,6 +62,16 @@ def load_npz(path: Path) -> dict[str, object]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def read_pickle(file: BinaryIO, where: str) -> object:
+    """What a plain pickle of arrays, dicts and the like holds, also one of Python 2. Raises UserError as `load_npy`."""
+    try:
+        return _arrays(_Unpickler(file, where, encoding="latin1").load(), {})
+    except _BROKEN as error:
+        raise UserError(f"{where}: is no pickle of arrays, or a damaged one ({error})") from error
+    except (MemoryError, RecursionError) as error:
+        raise UserError(f"{where}: cannot be read: its contents are too large or nested too deeply") from error
+
+
 def _read(file: BinaryIO, where: str) -> object:
     try:
         major, _ = np.lib.format.read_magic(file)
@@ -83,8 +93,8 @@ def _read(file: BinaryIO, where: str) -> object:
 class _Unpickler(pickle.Unpickler):
     """Gives the names in a pickle our own harmless meanings, and knows no others."""
 
-    def __init__(self, file: BinaryIO, where: str) -> None:
-        super().__init__(file)
+    def __init__(self, file: BinaryIO, where: str, encoding: str = "ASCII") -> None:
+        super().__init__(file, encoding=encoding)
         self.where = where
         self.known = {
             ("numpy", "ndarray"): "ndarray",

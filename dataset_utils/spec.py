@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -37,6 +38,7 @@ FLAGS = {
     "gravity": "--gravity",
     "train_fraction": "--train-fraction",
     "evaluate_on": "--evaluate-on",
+    "allow_missing": "--allow-missing",
 }
 OVERRIDES = ("window", "overlap", "median", "lowpass", "gravity")
 
@@ -57,11 +59,13 @@ class ShardSpec:
             client's own training part), 'minmax' (the range 0 to 1, likewise) or 'none'.
         min_samples: training windows that every client has at least.
         seed: of the split and of the partition.
-        window, overlap, median, lowpass, gravity: as in `recording.Preprocessing`; None keeps the data set's
-            own.
+        window: its length: seconds, or a text such as '2.56 s' or '128 samples' (see `window_samples`); None keeps the
+            data set's own, and so with the following.
+        overlap, median, lowpass, gravity: as in `recording.Preprocessing`.
         train_fraction: share of each client's training windows that is kept, in (0, 1].
         evaluate_on: 'test', or 'validation': a fifth of each client's training windows, held out, takes the place of
             the test windows, which stay unseen.
+        allow_missing: go on where a subject or a class of the data set has no window.
     """
 
     data: str
@@ -74,13 +78,14 @@ class ShardSpec:
     scale: str = "federated"
     min_samples: int = 10
     seed: int = 0
-    window: int | None = None
+    window: float | str | None = None
     overlap: float | None = None
     median: int | None = None
     lowpass: float | None = None
     gravity: float | None = None
     train_fraction: float = 1.0
     evaluate_on: str = "test"
+    allow_missing: bool = False
 
     def check(self) -> None:
         """Raises UserError, naming the flag, for a value that cannot be."""
@@ -90,10 +95,13 @@ class ShardSpec:
         _whole(self, "classes_per_client", 1)
         _whole(self, "min_samples", 1)
         _whole(self, "seed", 0)
-        _whole(self, "window", 2)
+        if self.window is not None and _length(self.window) is None:
+            raise UserError(f"--window must be seconds, or '128 samples', not {self.window!r}")
         _whole(self, "median", 0)
         if self.median and self.median % 2 == 0:
             raise UserError(f"--median must be an odd number of samples, or 0 for no filter, not {self.median}")
+        if not isinstance(self.allow_missing, bool):
+            raise UserError(f"--allow-missing must be true or false, not {self.allow_missing!r}")
         _choice(self, "partition", PARTITIONS)
         _choice(self, "split", SPLITS)
         _choice(self, "scale", SCALES)
@@ -120,8 +128,12 @@ class ShardSpec:
             del values["test_fraction"]
         if self.train_fraction == 1:
             del values["train_fraction"]
+        if (length := _length(self.window)) is not None:
+            values["window"] = " ".join(map(str, length))  # however it was written
         if self.evaluate_on == "test":
             del values["evaluate_on"]
+        if not self.allow_missing:
+            del values["allow_missing"]
         # 1 and 1.0 are the same number and must give the same name
         return {k: float(v) if isinstance(v, int | float) else v for k, v in sorted(values.items())}
 
@@ -211,12 +223,18 @@ def add_arguments(parser: argparse.ArgumentParser, seed_flag: str) -> None:
         help=f"training windows every client has at least (default: {default.min_samples})",
     )
     own = "(default: the data set's own)"
-    add("--window", type=int, metavar="N", help=f"samples in a window {own}")
+    add("--window", type=_number_or_text, metavar="LENGTH", help=f"of a window: 2.56 (seconds) or '128 samples' {own}")
     add("--overlap", type=float, metavar="F", help=f"share of a window that the next one repeats {own}")
     add("--median", type=int, metavar="N", help=f"median filter, samples, odd; 0: none {own}")
     add("--lowpass", type=float, metavar="HZ", help=f"cutoff of the low-pass filter; 0: none {own}")
     add("--gravity", type=float, metavar="HZ", help=f"cutoff that splits gravity off; 0: do not {own}")
     add(seed_flag, dest="data_seed", type=int, metavar="N", help="seed of split and partition (default: 0)")
+    add(
+        "--allow-missing",
+        action="store_true",
+        default=None,
+        help="go on where a subject or a class has no window, which is an error otherwise",
+    )
     add("--raw", metavar="PATH", help="the data set's original files: folder, zip or file")
     add("--download", action="store_true", default=None, help="allow fetching the original files")
     add("--data-root", metavar="DIR", help="where prepared data are kept (default: data)")
@@ -233,6 +251,31 @@ def from_arguments(namespace: argparse.Namespace) -> ShardSpec:
     spec = ShardSpec(**{"data": "", **{key: value for key, value in given.items() if value is not None}})
     spec.check()
     return spec
+
+
+def window_samples(window: float | str, rate: float) -> int:
+    """Samples of a window of `2.56` (seconds), '2.56 s' or '128 samples' at `rate` Hz. Raises ValueError: below 2."""
+    length = _length(window)
+    samples = 0 if length is None else round(length[0] * (rate if length[1] == "s" else 1))
+    if samples < 2:
+        raise ValueError(f"{window!r} is no window of two samples or more at {rate:g} Hz")
+    return samples
+
+
+def _number_or_text(text: str) -> float | str:
+    """A flag's value that may be a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _length(window: Any) -> tuple[float, str] | None:
+    """Number and unit, 's' or 'samples'; None where it is neither."""
+    if isinstance(window, bool) or not isinstance(window, int | float | str):
+        return None
+    hit = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(s|samples)?\s*", str(window))
+    return (float(hit[1]), hit[2] or "s") if hit and math.isfinite(float(hit[1])) and float(hit[1]) > 0 else None
 
 
 def is_own_data(data: str) -> bool:

@@ -3,63 +3,103 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from dataset_utils.preprocessing import Stretch
-from dataset_utils.recording import UNLABELLED, Windows
+from dataset_utils.recording import UNLABELLED, Preprocessing, Windows
+from dataset_utils.time_axis import step_of
 from registry.errors import UserError
 
+SOME = 512
+"""Windows that are copied at a time."""
 
-def cut(stretches: Iterable[Stretch], window: int, overlap: float) -> Windows:
+
+def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None:
     """Slide a window over each stretch; one that touches an unlabelled sample is dropped.
 
-    A window's label is the class of most of its samples, the lowest such class on a tie. x is (n, channels,
-    1, time) by transposing the (time, channels) of a recording; reshaping would scramble the channels.
-
-    Args:
-        window: samples.
-        overlap: share of a window that the next one repeats, in [0, 1).
+    A window's label is the class of most of its samples, the lowest such class on a tie; a window of which it has a
+    smaller share than `settings.purity` is dropped. Where labels mark events (`settings.before`), there is a window
+    around each event instead, with the event's label. x is (n, channels, 1, time) by transposing the (time,
+    channels) of a recording; reshaping would scramble the channels. What is dropped is counted in the tallies.
 
     Returns:
-        windows in the natural order of their subjects ("2" before "10"), each subject's in the order given.
-
-    Raises:
-        UserError: not one window is left.
+        windows in the natural order of their subjects ("2" before "10"), each subject's in the order given; None
+        where not one is left.
     """
-    step = max(1, round(window * (1 - overlap)))
-    pieces = []
+    window, pieces = settings.window, []
     for number, stretch in enumerate(stretches):
-        starts, labels = _labelled(stretch.labels, window, step)
+        starts, labels = _labelled(stretch, settings) if settings.before is None else _around(stretch, settings)
+        stretch.tally.windows += len(starts)
         if len(starts):
             views = np.lib.stride_tricks.sliding_window_view(stretch.signals, window, axis=0)
             line = ("alone", number) if stretch.line is None else ("line", stretch.line)
             pieces.append((stretch, views, labels, starts, line))
     if not pieces:
-        raise UserError(
-            f"no window of {window} samples fits between gaps and unlabelled samples; try a smaller --window"
-        )
+        return None
     pieces.sort(key=lambda piece: natural(piece[0].subject))
     subjects = tuple(dict.fromkeys(piece[0].subject for piece in pieces))
-    lines = list(dict.fromkeys(piece[4] for piece in pieces))
-    number_of = {line: number for number, line in enumerate(lines)}
+    number_of = {line: number for number, line in enumerate(dict.fromkeys(piece[4] for piece in pieces))}
     counts = [len(piece[3]) for piece in pieces]
     x = np.empty((sum(counts), pieces[0][1].shape[1], 1, window), dtype=np.float32)
-    end = 0
-    for (_, views, _, starts, _), count in zip(pieces, counts, strict=True):
-        end += count
-        x[end - count : end, :, 0] = views[starts]  # a view is (starts, channels, time): transposed already
-    return Windows(
-        x=x,
-        y=np.concatenate([piece[2] for piece in pieces]),
-        subject=np.repeat([subjects.index(piece[0].subject) for piece in pieces], counts),
-        stretch=np.repeat([number_of[piece[4]] for piece in pieces], counts),
-        start=np.concatenate([piece[3] + piece[0].start for piece in pieces]),
-        subjects=subjects,
-        recording=np.repeat([piece[0].recording for piece in pieces], counts),
-        test=np.repeat([piece[0].test for piece in pieces], counts),
+    y = np.concatenate([piece[2] for piece in pieces])
+    start = np.concatenate([piece[3] + piece[0].start for piece in pieces])
+    subject, line, recording, test = (
+        np.repeat([value(piece) for piece in pieces], counts)
+        for value in (
+            lambda piece: subjects.index(piece[0].subject),
+            lambda piece: number_of[piece[4]],
+            lambda piece: piece[0].recording,
+            lambda piece: piece[0].test,
+        )
     )
+    end = len(x)
+    while pieces:  # each is let go once it is copied
+        _, views, _, starts, _ = pieces.pop()
+        end -= len(starts)
+        for first in range(0, len(starts), SOME):
+            some = views[starts[first : first + SOME]]  # a view is (starts, channels, time): transposed already
+            x[end + first : end + first + len(some), :, 0] = some
+    return Windows(x, y, subject, line, start, subjects, recording, test)
+
+
+def joined(parts: Sequence[Windows]) -> Windows:
+    """Windows of several files as one, in the natural order of their subjects. Raises UserError: other lengths."""
+    if len(parts) == 1:
+        return parts[0]
+    lengths = {part.x.shape[-1] for part in parts}
+    if len(lengths) > 1:
+        raise UserError(f"windows of {' and '.join(map(str, sorted(lengths)))} samples cannot be trained on together")
+    subjects = tuple(sorted({name for part in parts for name in part.subjects}, key=natural))
+    renumbered = [np.array([subjects.index(name) for name in part.subjects])[part.subject] for part in parts]
+    first = np.cumsum([0, *(int(part.stretch.max()) + 1 for part in parts)])
+    subject = np.concatenate(renumbered)
+    stretch = np.concatenate([part.stretch + offset for part, offset in zip(parts, first[:-1], strict=True)])
+    start = np.concatenate([part.start for part in parts])
+    order = np.lexsort((start, stretch, subject))
+    return Windows(
+        x=np.concatenate([part.x for part in parts])[order],
+        y=np.concatenate([part.y for part in parts])[order],
+        subject=subject[order],
+        stretch=stretch[order],
+        start=start[order],
+        subjects=subjects,
+        recording=_joined_parts(parts, "recording", order),
+        test=_joined_parts(parts, "test", order),
+        reach=max(part.reach for part in parts),
+    )
+
+
+def _joined_parts(parts: Sequence[Windows], name: str, order: np.ndarray) -> np.ndarray | None:
+    """What is known of some parts' windows, if of all; recordings of two parts are two."""
+    values = [getattr(part, name) for part in parts]
+    if any(value is None for value in values):
+        return None
+    if name == "recording":
+        first = np.cumsum([0, *(int(value.max()) + 1 for value in values)])
+        values = [value + offset for value, offset in zip(values, first[:-1], strict=True)]
+    return np.concatenate(values)[order]
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
@@ -69,15 +109,34 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return parts, name
 
 
-def _labelled(labels: np.ndarray, window: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """First samples and majority labels of the windows that hold no unlabelled sample."""
-    starts = np.arange(0, len(labels) - window + 1, step, dtype=np.int64)
-    starts = starts[_count(labels == UNLABELLED, starts, window) == 0]
+def _labelled(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """First samples and majority labels of the windows that hold no unlabelled sample and are pure enough."""
+    labels, window, tally = stretch.labels, settings.window, stretch.tally
+    starts = np.arange(0, len(labels) - window + 1, step_of(window, settings.overlap), dtype=np.int64)
+    whole = _count(labels == UNLABELLED, starts, window) == 0
+    tally.unlabelled += int(np.count_nonzero(~whole))
+    starts = starts[whole]
     classes = np.unique(labels[labels != UNLABELLED])
     if not len(starts):
         return starts, starts
     counts = np.stack([_count(labels == c, starts, window) for c in classes])
-    return starts, classes[counts.argmax(axis=0)]  # the first, that is the lowest, of equals
+    most = counts.max(axis=0)
+    pure = most >= settings.purity * window - 1e-9
+    tally.impure += int(np.count_nonzero(~pure))
+    tally.mixed += int(np.count_nonzero(most[pure] < window))
+    tally.purity += float(most[pure].sum() / window)
+    return starts[pure], classes[counts.argmax(axis=0)][pure]  # the first, that is the lowest, of equals
+
+
+def _around(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
+    """First samples and labels of the windows around the events of a stretch that lie wholly within it."""
+    events = np.flatnonzero(stretch.labels != UNLABELLED)
+    starts = events - round(settings.before * settings.rate)
+    inside = (starts >= 0) & (starts + settings.window <= len(stretch.labels))
+    kept = int(np.count_nonzero(inside))
+    stretch.tally.possible += len(events)
+    stretch.tally.purity += kept
+    return starts[inside], stretch.labels[events[inside]]
 
 
 def _count(mask: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:

@@ -73,7 +73,9 @@ def build_parser() -> Parser:
         "--tensorboard", action="store_true", help="of a comparison: write its figures for TensorBoard, too"
     )
     parser.add_argument("--list", action="store_true", help="show algorithms, models and data sets, then stop")
-    parser.add_argument("--dry-run", action="store_true", help="show the resolved configuration, then stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the resolved configuration and what is in the data, then stop"
+    )
     parser.add_argument("--version", action="version", version=f"fedkdx {__version__}")
     add_arguments(parser, seed_flag="--data-seed")
     return parser

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dataset_utils.consoles import safe_output
 from dataset_utils.interrupts import sigterm_as_ctrl_c
 from fedkdx_plugin.arguments import assignment, build_parser, read_config, resumed
 from fedkdx_plugin.config import Config
@@ -75,8 +76,7 @@ def _compare(config: Config, arguments: argparse.Namespace, command: list[str], 
     from fedkdx_plugin import comparison
 
     if arguments.dry_run:
-        comparison.show(config)
-        return 0
+        return comparison.show(config)
     if config.engine == "flower":
         if arguments.tensorboard:
             raise UserError("--tensorboard: not with --engine flower; `fedkdx --report` reads its folders")
@@ -91,12 +91,17 @@ def _compare(config: Config, arguments: argparse.Namespace, command: list[str], 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
+    safe_output()
     with sigterm_as_ctrl_c():
         return _main(list(sys.argv[1:] if argv is None else argv))
 
 
 def _main(words: list[str]) -> int:
     try:
+        if words[:2] == ["data", "describe"]:
+            from dataset_utils import describe
+
+            return describe.main(words[2:], "fedkdx data describe")
         if words[:1] and words[0] in ("serve", "join", "certificates"):
             from fedkdx_plugin.distributed import commands
 

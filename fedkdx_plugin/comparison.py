@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from dataset_utils import shards as shard_files
+from dataset_utils.describe import described
 from dataset_utils.files import replacing
 from dataset_utils.generate import prepare
 from dataset_utils.shards import ShardSet
@@ -57,10 +58,21 @@ def check(config: Config) -> list[Choice]:
     return choices
 
 
-def show(config: Config) -> None:
-    """Print the resolved configuration as YAML (`--dry-run`)."""
+def show(config: Config) -> int:
+    """Print the resolved configuration as YAML, and as comments what is in the data, which are read (`--dry-run`).
+
+    Returns:
+        the exit code, 2 where something is wrong with the data. Raises UserError for a wrong configuration.
+    """
     choices = check(config)
     yaml.safe_dump(resolve(config, choices), sys.stdout, sort_keys=False, allow_unicode=True)
+    raw = Path(config.raw) if config.raw else None
+    lines, errors = described(config.shards, Path(config.data_root), raw, config.download)
+    for line in lines:
+        print(f"# {line}")
+    for text in errors:
+        print(f"error: {text}", file=sys.stderr)
+    return 2 if errors else 0
 
 
 @dataclass(frozen=True)

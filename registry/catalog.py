@@ -50,6 +50,12 @@ BUILT_IN = {
         "UCI-HAR": "dataset_utils.sources.uci_har:UCIHAR",
         "PAMAP2": "dataset_utils.sources.pamap2:PAMAP2",
         "SLEEP": "dataset_utils.sources.sleep:SLEEP",
+        "WISDM": "dataset_utils.sources.wisdm:WISDM",
+        "MotionSense": "dataset_utils.sources.motionsense:MotionSense",
+        "MHEALTH": "dataset_utils.sources.mhealth:MHEALTH",
+        "WESAD": "dataset_utils.sources.wesad:WESAD",
+        "MIT-BIH": "dataset_utils.sources.mit_bih:MITBIH",
+        "Sleep-EDF": "dataset_utils.sources.sleep_edf:SleepEDF",
     },
 }
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -16,6 +19,7 @@ from fedkdx_plugin import choice
 from fedkdx_plugin.arguments import build_parser, read_config
 from fedkdx_plugin.cli import main
 
+ROOT = Path(__file__).parent.parent
 RUN = ["-m", "cnn_small", "-gr", "2", "-jr", "0.5", "-ls", "1", "-dev", "cpu"]
 
 
@@ -97,12 +101,54 @@ def test_a_scoped_hyper_parameter_is_one_algorithms_own():
 
 
 def test_what_dry_run_prints_reads_back_as_the_same(capsys):
-    argv = ["-data", "SPAR", "-algo", "Local,FedKDX", "--set", "use=kd,ctl", "--partition", "iid", "--raw", "x"]
+    argv = ["-data", "SPAR", "-algo", "Local,FedKDX", "--set", "use=kd,ctl", "--partition", "iid"]
     assert main([*argv, "--dry-run"]) == 0
     Path("printed.yaml").write_text(capsys.readouterr().out)
     assert resolved("--config", "printed.yaml") == resolved(*argv)
     assert not Path("runs").exists()
     assert not Path("data").exists()
+
+
+def own_data(rate=50):
+    """A folder of two subjects' recordings, described with this rate; they are at 50 Hz."""
+    Path("rec").mkdir(exist_ok=True)
+    for name in ("anna", "ben"):
+        rows = [f"{i / 50},{i % 7},{'ab'[i // 300]}" for i in range(600)]
+        Path(f"rec/{name}.csv").write_text("\n".join(["t,x,label", *rows]))
+    described = f"name: Mine\nfolder: rec\nrate: {rate}\nwindow: 1\ncolumns: [x]\nlabel: label\ntime: t\n"
+    Path("mine.yaml").write_text(described)
+    return "mine.yaml"
+
+
+def test_dry_run_reads_the_data_and_says_what_is_wrong_with_them(capsys):
+    argv = ["-data", own_data(), "-algo", "FedAvg", "--dry-run"]
+    assert main(argv) == 0
+    out, errors = capsys.readouterr()
+    assert "# 46 windows of 2 subjects and 2 classes:" in out and not errors  # of 50 samples every 25
+    assert yaml.safe_load(out)["data"] == "mine.yaml"
+    own_data(rate=40)
+    assert main(argv) == 2
+    assert "error: anna.csv: measured rate 50 Hz, but the rate is said to be 40 Hz" in capsys.readouterr().err
+    assert not Path("data").exists()
+
+
+def test_data_describe(capsys):
+    assert main(["data", "describe", own_data()]) == 0
+    assert "read: 2 files, 2 recordings, 1200 rows; ignored: 0 files" in capsys.readouterr().out
+    assert main(["data", "describe", own_data(rate=40)]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+    assert main(["data", "describe", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: nowhere.yaml: cannot be read")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii"])
+def test_consoles_that_lack_letters(encoding):
+    """A cp1252 or gbk console, or a pipe to one, has no letters for some papers' authors."""
+    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "fedkdx_plugin.cli", "--list"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert run.returncode == 0 and not run.stderr
+    assert "UCI-HAR" in run.stdout.decode(encoding)
 
 
 def test_all_means_every_algorithm():

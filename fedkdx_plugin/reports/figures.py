@@ -29,6 +29,7 @@ DASHES = ("-", "--", ":", "-.")
 MANY = 12  # methods from which on a figure shows the best variant of each algorithm alone
 POINTS = 250  # of a line: more cannot be seen
 MATRICES = 3
+LONGEST = 40  # letters of a class's name in a figure; tables have the whole
 BANDS = 6  # methods up to which bands can be told apart
 STYLE = {
     "font.size": 9,
@@ -184,9 +185,9 @@ def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[
 def confusion(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
     """What is taken for what."""
     chosen = _chosen(section)
-    names = list(section.first.classes)
+    names = [shortened(name) for name in section.first.classes]
     size = max(1.6, 0.26 * len(names))
-    label = 0.075 * max(map(len, names))  # inches at this size of letters
+    label = max(map(text_width, names))
     figure, axes = _figure(
         label + 1.3 + len(chosen) * (size + 0.15), size + label + 0.6, len(chosen), squeeze=False, sharey=True
     )
@@ -222,6 +223,19 @@ def confusion(section: Section, methods: Sequence[Method], looks: Looks) -> tupl
         f"{section.title}: which class (row) is taken for which (column), last round, all clients and seeds together; "
         f"rows add up to 100 %.{which}"
     )
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside a figure: of a longer one, both ends. A dollar sign is one, and begins no formula."""
+    short = name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-(LONGEST // 2 - 1) :]}"
+    return short.replace("$", r"\$")
+
+
+def text_width(text: str) -> float:
+    """Inches that a text takes in a figure's letters."""
+    from matplotlib.textpath import TextPath
+
+    return TextPath((0, 0), text, size=STYLE["font.size"]).get_extents().x1 / 72
 
 
 def _chosen(section: Section) -> list[Method]:

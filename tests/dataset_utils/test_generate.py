@@ -99,7 +99,7 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path, partition, split):
 
 
 def test_overrides_reach_the_windows(tmp_path):
-    spec = dataclasses.replace(SPEC, window=100, overlap=0.0, median=0, lowpass=0.0, gravity=0.0)
+    spec = dataclasses.replace(SPEC, window="100 samples", overlap=0.0, median=0, lowpass=0.0, gravity=0.0)
     made = load(prepare(spec, tmp_path, None, False, quiet))
     assert made.shape == (4, 1, 100) and made.manifest["channels"] == list(synthetic.Synthetic.channels)
     assert sum(len(shard.y) for shard in made.train + made.test) == 3 * 45
@@ -307,9 +307,34 @@ def test_a_subject_without_a_window_is_named(tmp_path, monkeypatch):
         yield dataclasses.replace(recording, subject="s3", signals=recording.signals[:9], labels=recording.labels[:9])
 
     monkeypatch.setattr(synthetic.Synthetic, "load", with_a_short_one)
-    lines = []
-    assert load(prepare(SPEC, tmp_path, None, False, lines.append)).num_clients == 3
-    assert "subject s3 is left out: not one whole labelled window" in lines
+    with pytest.raises(UserError, match=r"subject s3: not one window of its 9 rows .*--allow-missing"):
+        prepare(SPEC, tmp_path, None, False, quiet)
+    spec = dataclasses.replace(SPEC, allow_missing=True)
+    assert load(prepare(spec, tmp_path, None, False, quiet)).num_clients == 3
+
+
+def test_the_times_of_any_data_set_are_checked(tmp_path, monkeypatch):
+    original = synthetic.Synthetic.load
+
+    def timed(self, path, rate=50):
+        for recording in original(self, path):
+            yield dataclasses.replace(recording, time=np.arange(len(recording.labels)) / rate, name="night.dat")
+
+    monkeypatch.setattr(synthetic.Synthetic, "load", timed)
+    counts = load(prepare(SPEC, tmp_path / "a", None, False, quiet)).manifest["counts"]
+    assert [recording["rate"] for recording in counts["recordings"]] == [50.0] * 3 and counts["rows"] == 13500
+    monkeypatch.setattr(synthetic.Synthetic, "load", lambda self, path: timed(self, path, 40))
+    with pytest.raises(UserError, match=r"night\.dat: measured rate 40 Hz, but the rate is said to be 50 Hz"):
+        prepare(SPEC, tmp_path / "b", None, False, quiet)
+
+
+def test_a_class_without_a_window_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic.Synthetic, "classes", ("lying", "sitting", "walking", "flying"))
+    with pytest.raises(UserError, match=r"no window has 'flying', listed in the classes of Synthetic.*--allow-missing"):
+        prepare(SPEC, tmp_path, None, False, quiet)
+    spec = dataclasses.replace(SPEC, allow_missing=True)
+    made = load(prepare(spec, tmp_path, None, False, quiet))
+    assert made.manifest["counts"]["windows"]["s1"][3] == 0 and spec.folder_name() != SPEC.folder_name()
 
 
 @pytest.mark.parametrize(
@@ -321,7 +346,7 @@ def test_a_subject_without_a_window_is_named(tmp_path, monkeypatch):
         (["-data", "synthetic", "-nc", "4"], "there are only 3 subjects"),
         (["-data", "synthetic", "-nc", "90", "--partition", "iid"], "90 clients need 900 training windows"),
         (["-data", "synthetic", "--lowpass", "25"], "--lowpass 25 Hz must lie below 25 Hz"),
-        (["-data", "synthetic", "--window", "5000"], "no window of 5000 samples"),
+        (["-data", "synthetic", "--window", "100"], "no window of 5000 samples"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(tmp_path, capsys, arguments, text):

@@ -125,4 +125,4 @@ def test_validation_is_held_out_before_thinning_and_is_the_same_with_it(make):
 
 def test_too_little_to_hold_out_is_one_line(make):
     with pytest.raises(UserError, match="--evaluate-on validation: client 0 has too few"):
-        make(window=750, overlap=0.0, min_samples=1, evaluate_on="validation")
+        make(window="750 samples", overlap=0.0, min_samples=1, evaluate_on="validation")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dataset_utils.spec import FLAGS, ShardSpec, add_arguments, from_arguments, is_own_data
+from dataset_utils.spec import FLAGS, ShardSpec, add_arguments, from_arguments, is_own_data, window_samples
 from registry.errors import UserError
 
 
@@ -49,7 +49,7 @@ def test_every_flag_arrives():
         ("scale", ["std"]),
         ("min_samples", [0, None]),
         ("seed", [-1, 0.5, None]),
-        ("window", [1, 0, 12.5]),
+        ("window", [0, -1, True, "64 s s", "two", "nan"]),
         ("overlap", [1, -0.1, float("nan")]),
         ("median", [2, -1, 1.0]),
         ("lowpass", [-1, float("inf"), "20"]),
@@ -105,3 +105,22 @@ def test_importing_the_flags_costs_nothing():
     code = "import sys, dataset_utils.spec; print({'numpy', 'scipy', 'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("window", "samples"),
+    [(2.56, 128), ("2.56", 128), ("2.56 s", 128), ("128 samples", 128), ("128samples", 128), (2, 100)],
+)
+def test_a_window_in_seconds_or_samples(window, samples):
+    assert window_samples(window, 50.0) == samples
+
+
+def test_a_window_below_two_samples_is_refused():
+    for window in ("1 samples", 0.02, "1 sample", None):
+        with pytest.raises(ValueError, match="is no window of two samples or more at 50 Hz"):
+            window_samples(window, 50.0)
+
+
+def test_a_window_has_one_name_however_it_is_written():
+    names = {ShardSpec("d", window=window).folder_name() for window in (2, 2.0, "2", "2 s", "2.0s")}
+    assert len(names) == 1 and ShardSpec("d", window="2 samples").folder_name() not in names

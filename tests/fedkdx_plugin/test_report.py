@@ -17,6 +17,7 @@ from fedkdx_plugin.reports import content, report, runs, statistics, tables, ten
 from fedkdx_plugin.reports.runs import Missing, read
 from fedkdx_plugin.reports.tables import Cell, Table
 from tests.conftest import Recorder
+from tests.fedkdx_plugin import made_runs
 from tests.fedkdx_plugin.made_runs import CLASSES, client_accuracy, column, last_accuracy, make_run, sections_of
 
 # all figures of each of the paper's tables 1 to 4 together, added up from the paper itself
@@ -242,6 +243,33 @@ def test_every_table_and_figure_is_a_file(written):
     rows = list(csv.DictReader((written / "tables" / "made-join-ratio-0.4-results.csv").open(encoding="utf-8")))
     assert [row["method"] for row in rows][:2] == ["FedKDX", "FedKDX (student)"]
     assert float(rows[0]["last round accuracy % std"]) >= 0
+
+
+def test_long_class_names_are_not_clipped(tmp_path, monkeypatch):
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from fedkdx_plugin.reports import figures
+
+    names = ("W" * 30, "ascending the stairs with a heavy bag in the left hand, slowly", "costs $5 or $10")
+    monkeypatch.setattr(made_runs, "CLASSES", names)
+    (section,) = sections_of(make_run(tmp_path / "run"))
+    with rc_context(figures.STYLE):
+        figure, _ = figures.confusion(section, section.methods, None)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        axes = figure.axes[0]
+        labels = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+        boxes = [label.get_window_extent(canvas.get_renderer()) for label in labels]
+    assert [label.get_text() for label in labels[:3]] == [
+        "W" * 30,
+        "ascending the stairs…e left hand, slowly",
+        r"costs \$5 or \$10",
+    ]
+    width, height = figure.get_size_inches() * figure.dpi
+    for box in boxes:
+        assert 0 <= box.x0 < box.x1 <= width and 0 <= box.y0 < box.y1 <= height
+    assert axes.get_window_extent().width > 1.2 * figure.dpi  # and the matrix keeps its size
 
 
 def test_each_run_says_where_it_comes_from(written):

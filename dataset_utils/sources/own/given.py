@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset_utils.sources.own.labels import Text
 from registry.errors import UserError
 from registry.parameters import suggest
 
@@ -46,26 +47,32 @@ class GivenRule:
 
     def check_files(self, files: Sequence[Path]) -> None:
         """Raises UserError for a file that is named, but not there."""
-        there = [name for file in files for name in (file.name, file.stem)]
+        there = [name for file in files for name in _names(file)]
         for name in self._files:
             if name not in there:
                 raise UserError(
                     f"{self.path}: 'test' names the file '{name}', which is not there{suggest(name, there)}"
                 )
 
-    def rows(self, file: Path, parts: np.ndarray | None, samples: int) -> np.ndarray:
-        """(samples,), bool: which rows of a file its name or the column say are to be tested on."""
+    def rows(self, file: Path, parts: Text | None, rows: int) -> np.ndarray:
+        """(rows,), bool: which rows of a file its name or the column say are to be tested on."""
         if parts is not None:
-            return np.isin(np.char.strip(parts.astype(str)), self._values)
-        return np.full(samples, file.name in self._files or file.stem in self._files)
+            return np.isin(np.array(parts.values), self._values)[parts.codes]
+        return np.full(rows, any(name in self._files for name in _names(file)))
 
     def names(self, subject: str) -> bool:
         """Whether all of a subject is to be tested on."""
         self._seen.setdefault(subject)
         return subject in self._subjects
 
-    def check_subjects(self) -> None:
-        """Raises UserError for a subject that is named, but of whom nothing was read."""
+    def check_subjects(self) -> tuple[()]:
+        """Nothing. Raises UserError for a subject that is named, but of whom nothing was read."""
         for name in self._subjects:
             if name not in self._seen:
                 raise UserError(f"{self.path}: 'test' names the subject '{name}', of whom there is no recording")
+        return ()
+
+
+def _names(file: Path) -> tuple[str, str, str]:
+    """What a file may be called: with its endings, without the last, without any."""
+    return file.name, file.stem, file.name.partition(".")[0]

@@ -1,0 +1,13 @@
+"""Output to consoles that cannot show every letter."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+
+def safe_output() -> None:
+    """Let stdout and stderr print '?' for letters that their encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")

@@ -1,0 +1,145 @@
+"""What is in a data set and what is wrong with it: `python -m dataset_utils.describe my.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dataset_utils import shards
+from dataset_utils.consoles import safe_output
+from dataset_utils.counts import Counts, many, some
+from dataset_utils.generate import DATA_ROOT, find_source, resolve
+from dataset_utils.reading import Reading, read
+from dataset_utils.recording import Preprocessing, Source
+from dataset_utils.spec import Parser, ShardSpec, add_arguments, from_arguments
+from registry.errors import UserError
+
+SUBJECTS = 40
+"""Subjects of whom each has a line; the others are counted."""
+RECORDINGS = 12
+
+
+def described(spec: ShardSpec, data_root: Path, raw: Path | None, download: bool) -> tuple[list[str], list[str]]:
+    """A data set in words, read from its original files, and what is wrong with it.
+
+    Returns:
+        lines, and errors, each a line; without errors shards can be made.
+
+    Raises:
+        UserError: its files are not found, or its description cannot be read.
+    """
+    spec.check()
+    if Path(spec.data).is_dir():
+        return _made(Path(spec.data)), []
+    source = find_source(spec.data)
+    settings = resolve(source.preprocessing, spec)
+    path = source.find(raw, data_root, download)
+    lines: list[str] = []
+    reading = read(source, path, settings, lines.append, spec.allow_missing, collect=True)
+    lines[:0] = [f"{source.name}: {path}", *_settings(source, settings, reading)]
+    lines += [*_files(reading.counts), *_rates(reading.counts), *reading.counts.lines(), *_windows(source, reading)]
+    return lines, list(reading.errors)
+
+
+def _settings(source: Source, settings: Preprocessing, reading: Reading) -> list[str]:
+    filters = [
+        f"median of {settings.median}" if settings.median > 1 else "",
+        f"low-pass {settings.lowpass:g} Hz" if settings.lowpass else "",
+        f"gravity below {settings.gravity:g} Hz apart" if settings.gravity else "",
+    ]
+    cut = (
+        f"{settings.overlap:.0%} overlap"
+        if settings.before is None
+        else f"around each event, from {settings.before:g} s before it"
+    )
+    return [
+        f"channels: {', '.join(reading.channels)}",
+        f"windows: {settings.window} samples, {settings.window / settings.rate:g} s at {settings.rate:g} Hz, {cut}",
+        f"filters: {', '.join(filter(None, filters)) or 'none'}",
+    ]
+
+
+def _files(counts: Counts) -> list[str]:
+    rows, recordings = counts.total("rows"), len(counts.recordings)
+    found = [many(counts.files, "file"), *([many(recordings, "recording"), many(rows, "row")] if rows else [])]
+    return [f"read: {', '.join(found)}; ignored: {many(len(counts.ignored), 'file')}"]
+
+
+def _rates(counts: Counts) -> list[str]:
+    timed = [tally for tally in counts.recordings if tally.timed and tally.rate]
+    untimed = [tally.name for tally in counts.recordings if not tally.timed]
+    lines = []
+    if timed:
+        low, high = min(timed, key=lambda t: t.rate), max(timed, key=lambda t: t.rate)
+        lines.append(
+            f"measured rate: {low.rate:.5g} Hz ({low.name}) to {high.rate:.5g} Hz ({high.name}), "
+            f"{many(len(timed), 'recording')}"
+        )
+    if untimed:
+        lines.append(f"no times, so rate and gaps cannot be checked: {some(untimed)}")
+    return lines
+
+
+def _windows(source: Source, reading: Reading) -> Iterator[str]:
+    counts = reading.counts
+    if reading.windows is None:
+        yield "no windows"
+        return
+    windows, subjects = many(len(reading.windows.y), "window"), many(len(counts.windows), "subject")
+    yield f"{windows} of {subjects} and {len(source.classes)} classes:"
+    total = [sum(of_class) for of_class in zip(*counts.windows.values(), strict=True)]
+    for name, count in zip(source.classes, total, strict=True):
+        holders = sum(1 for windows in counts.windows.values() if windows[source.classes.index(name)])
+        yield f"  {name}: {many(count, 'window')} of {many(holders, 'subject')}"
+    for subject, windows in list(counts.windows.items())[:SUBJECTS]:
+        named = ", ".join(f"{name} {n}" for name, n in zip(source.classes, windows, strict=True) if n)
+        yield f"  subject {subject}: {sum(windows)} windows ({named})"
+    if len(counts.windows) > SUBJECTS:
+        yield f"  and {len(counts.windows) - SUBJECTS} more subjects"
+    single = [subject for subject, windows in counts.windows.items() if sum(1 for n in windows if n) == 1]
+    if single:
+        yield f"of one class only: {some(single)}"
+    purity = counts.purity()
+    if purity is not None:
+        mixed = counts.total("mixed")
+        yield f"purity: {purity:.1%} of a window's samples have its label on average; {mixed} windows are mixed"
+
+
+def _made(folder: Path) -> list[str]:
+    """Shards that are made already: what their manifest says."""
+    manifest = shards.read_manifest(folder)
+    lines = [f"{folder}: shards of {manifest['name']}", f"channels: {', '.join(manifest['channels'])}"]
+    for k, client in enumerate(manifest["clients"]):
+        of_class = [a + b for a, b in zip(*(client[part]["histogram"] for part in shards.PARTS), strict=True)]
+        named = ", ".join(f"{name} {n}" for name, n in zip(manifest["classes"], of_class, strict=True) if n)
+        lines.append(f"  client {k}: {sum(of_class)} windows ({named})")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m dataset_utils.describe") -> int:
+    """The command line. Returns 0; 2 where something is wrong with the data set; 130 when interrupted."""
+    safe_output()
+    parser = Parser(prog=prog, description="Say what is in a data set and what is wrong with it.", allow_abbrev=False)
+    parser.add_argument("data", metavar="DATA", help="the YAML file of your own data, a data set's name, or shards")
+    add_arguments(parser, "--seed")
+    try:
+        arguments: argparse.Namespace = parser.parse_args(argv)
+        raw = Path(arguments.raw) if arguments.raw else None
+        lines, errors = described(
+            from_arguments(arguments), Path(arguments.data_root or DATA_ROOT), raw, bool(arguments.download)
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print("\n".join(lines), flush=True)
+    for text in errors:
+        print(f"error: {text}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""An array that grows at its end."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Growing:
+    """Rows appended to one array, so that memory does not hold pieces and whole at once."""
+
+    def __init__(self, rows: int, width: tuple[int, ...], kind: type) -> None:
+        """Take an empty array of (rows, *width); memory that nothing is written to costs nothing."""
+        self.buffer, self.rows = np.empty((rows, *width), dtype=kind), 0
+
+    def add(self, block: np.ndarray) -> None:
+        """Append rows."""
+        end = self.rows + len(block)
+        if end > len(self.buffer):
+            # in place where the system can move pages; nobody else has a view of the buffer yet
+            self.buffer.resize((max(end, len(self.buffer) * 5 // 4), *self.buffer.shape[1:]), refcheck=False)
+        self.buffer[self.rows : end] = block
+        self.rows = end
+
+    def whole(self) -> np.ndarray:
+        """All rows."""
+        return self.buffer[: self.rows]

@@ -1,0 +1,197 @@
+"""From a data set's original files to windows, with an account of everything that was read."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset_utils import preprocessing
+from dataset_utils import windows as cutting
+from dataset_utils.counts import Counts, Tally, differing_in_case, some
+from dataset_utils.lines import Lines, reach
+from dataset_utils.recording import Preprocessing, Source, Windows
+from dataset_utils.spec import FLAGS, OVERRIDES
+from registry.errors import UserError
+from registry.parameters import suggest
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A data set, read.
+
+    Attributes:
+        windows: None where errors left nothing.
+        channels: of the windows.
+        counts: what became of everything.
+        errors: what is wrong with it; empty unless they were collected.
+    """
+
+    windows: Windows | None
+    channels: tuple[str, ...]
+    counts: Counts
+    errors: tuple[str, ...] = ()
+
+
+def read(
+    source: Source,
+    path: Path,
+    settings: Preprocessing,
+    report: Callable[[str], None],
+    allow_missing: bool = False,
+    collect: bool = False,
+) -> Reading:
+    """Read a data set and cut it into windows.
+
+    Args:
+        report: takes a line about each warning of the source.
+        allow_missing: go on where a subject or a class has no window.
+        collect: keep errors and go on, to name them all; otherwise the first one is raised.
+
+    Raises:
+        UserError: files are damaged or do not fit their description, a subject or a class has no window, or a label
+            is not listed.
+    """
+    errors: list[str] = []
+
+    @contextmanager
+    def collecting(tally: Tally | None = None) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            if not collect:
+                raise
+            errors.append(str(error))
+            if tally is not None:
+                tally.failed = True
+
+    classes = len(source.classes)  # may read the labels of every file: now, while nothing else is in memory
+    counts = Counts(ignored=source.ignored(path), files=len(source.files(path)))
+    channels = preprocessing.channel_names(source.channels, source.acceleration, settings.gravity)
+    ready: list[Windows] = []
+    lines = Lines(settings)
+
+    def stretches() -> Iterator[preprocessing.Stretch]:
+        for part in source.parts(path):
+            with collecting():
+                loaded = part()
+                if isinstance(loaded, Windows):
+                    _check_windows(source, loaded)
+                    ready.append(loaded)
+                    continue
+                for recording in loaded:
+                    with collecting():
+                        preprocessing.check_recording(recording, source.channels, classes)
+                        tally, digest = counts.begin(recording, settings.before is not None)
+                        number, place = len(counts.recordings), lines.place(recording, digest)
+                        with collecting(tally):
+                            for stretch in preprocessing.stretches(
+                                recording, source.channels, source.acceleration, settings, tally
+                            ):
+                                start = stretch.start + place.offset
+                                yield stretch._replace(line=place.number, start=start, recording=number)
+
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always", UserWarning)
+        windows = cutting.cut(stretches(), settings)
+    if windows is not None:
+        windows = dataclasses.replace(windows, reach=reach(settings))
+    ours = [warning for warning in raised if issubclass(warning.category, UserWarning)]  # libraries' own are not ours
+    for text in dict.fromkeys(str(warning.message) for warning in ours):
+        report(f"warning: {text}")
+    if ready:
+        _refuse_overrides(source, settings)
+        windows, channels = cutting.joined(ready), source.channels
+    if windows is not None:
+        counts.finish(windows, classes)
+    wrong = _wrong(source, settings, counts, windows, allow_missing)
+    if errors and windows is None:
+        wrong = []  # it is known why
+    if wrong and not collect:
+        raise UserError("; ".join(wrong))
+    return Reading(windows, channels, counts, tuple(dict.fromkeys(errors + wrong)))
+
+
+def _wrong(
+    source: Source, settings: Preprocessing, counts: Counts, windows: Windows | None, allow_missing: bool
+) -> list[str]:
+    """What is wrong with the whole of a data set."""
+    wrong = _unlisted(source, counts)
+    if windows is None:
+        if counts.recordings:
+            seconds = settings.window / settings.rate
+            wrong.append(
+                f"no window of {settings.window} samples ({seconds:g} s) fits between gaps and unlabelled samples of "
+                f"{counts.total('rows')} rows; try a smaller window"
+            )
+        return wrong
+    if allow_missing:
+        return wrong
+    of_class = np.sum(list(counts.windows.values()), axis=0)
+    explained = differing_in_case(counts.unlisted, source.classes).values()
+    absent = [name for name, count in zip(source.classes, of_class, strict=True) if not count and name not in explained]
+    if absent:
+        wrong.append(
+            f"no window has {some(map(repr, absent))}, listed in the classes of {source.name}; correct the classes, or "
+            "go on without with --allow-missing"
+        )
+    subjects: dict[str, list[Tally]] = {}
+    for tally in counts.recordings:
+        subjects.setdefault(tally.subject, []).append(tally)
+    for name, tallies in subjects.items():
+        if name not in counts.windows and not any(tally.failed for tally in tallies):
+            wrong.append(_vanished(name, tallies, settings))
+    return wrong
+
+
+def _unlisted(source: Source, counts: Counts) -> list[str]:
+    """Labels in the files that are neither a class nor to be left out."""
+    same = differing_in_case(counts.unlisted, source.listed)
+    wrong = [
+        f"label '{label}' ({counts.unlisted[label]} rows) is listed as '{same[label]}'; write it the same"
+        for label in same
+    ]
+    others = [label for label in counts.unlisted if label not in same]
+    if others:
+        hint = suggest(others[0], source.listed)
+        named = some(f"'{label}' ({counts.unlisted[label]} rows)" for label in others)
+        wrong.append(
+            f"not listed in the classes of {source.name}: {named}{hint}; list what shall be learnt, and leave out the "
+            f"others with ignore: [{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}]"
+        )
+    return wrong
+
+
+def _vanished(subject: str, tallies: list[Tally], settings: Preprocessing) -> str:
+    rows = sum(tally.rows for tally in tallies)
+    losses = {
+        "has less than a window without a gap": sum(tally.at_gaps for tally in tallies),
+        "every window touches an unlabelled sample": sum(tally.unlabelled for tally in tallies),
+        "no window is pure enough": sum(tally.impure for tally in tallies),
+    }
+    why = max(losses, key=losses.__getitem__) if any(losses.values()) else f"a window takes {settings.window} samples"
+    return f"subject {subject}: not one window of its {rows} rows ({why}); go on without it with --allow-missing"
+
+
+def _refuse_overrides(source: Source, settings: Preprocessing) -> None:
+    for key in OVERRIDES:
+        if getattr(settings, key) != getattr(source.preprocessing, key):
+            raise UserError(f"{FLAGS[key]}: {source.name} comes filtered and cut into windows; leave the flag out")
+
+
+def _check_windows(source: Source, windows: Windows) -> None:
+    """Raises UserError when the windows do not fit the data set's own description."""
+    shape, labels, classes = windows.x.shape, windows.y, len(source.classes)
+    if len(shape) != 4 or shape[1:3] != (len(source.channels), 1) or not shape[0]:
+        raise UserError(f"{source.name}: windows of shape {shape}, not (n, {len(source.channels)} channels, 1, time)")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
+        raise UserError(f"{source.name}: labels must be whole numbers from 0 to {classes - 1}")
+    for name in ("y", "subject", "stretch", "start", "recording", "test"):
+        values = getattr(windows, name)
+        if values is not None and values.shape != shape[:1]:
+            raise UserError(f"{source.name}: {shape[0]} windows, but '{name}' has shape {values.shape}")

@@ -1,0 +1,92 @@
+"""Values of a YAML file, each fetched with its check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from registry.errors import UserError
+from registry.parameters import suggest
+
+
+class Checked:
+    """A mapping in a YAML file.
+
+    Attributes:
+        path: the file, for messages.
+        values: the mapping.
+        within: the key that the mapping is the value of; '' for the whole file.
+    """
+
+    def __init__(
+        self, path: Path, values: Any, required: Sequence[str], optional: Sequence[str] = (), within: str = ""
+    ) -> None:
+        """Raises UserError for no mapping, an unknown key or a missing one."""
+        self.path, self.values, self.within = path, values, within
+        known = (*required, *optional)
+        if not isinstance(values, Mapping):
+            raise self.error(f"must hold keys and values ({', '.join(known)}); see docs/datasets.md")
+        for key in values:
+            if key not in known:
+                raise self.error(f"unknown key '{key}'{suggest(str(key), known)}; it has: {', '.join(known)}")
+        for key in required:
+            if key not in values:
+                raise self.error(f"the key '{key}' is missing; it needs: {', '.join(required)}")
+
+    def error(self, text: str) -> UserError:
+        """What is wrong, with where."""
+        return UserError(f"{self.path}: {f'{self.within}: ' if self.within else ''}{text}")
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value as it stands; `default` where it is left out or empty."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def text(self, key: str, default: Any = ...) -> Any:
+        """A word."""
+        value = self.values.get(key, default)
+        if value is not default and not (isinstance(value, str) and value.strip()):
+            raise self.error(f"'{key}' must be a word, not {value!r}")
+        return value
+
+    def column(self, key: str, default: Any = ...) -> Any:
+        """The name of a column, which may look like a number."""
+        value = self.values.get(key, default)
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            raise self.error(f"'{key}' must name a column, not {value!r}")
+        return str(value)
+
+    def names(self, key: str, default: Any = ...) -> Any:
+        """A tuple of distinct names."""
+        value = self.values.get(key, default)
+        if value is default:
+            return value
+        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+            raise self.error(f"'{key}' must be a list of column names like [ax, ay, az], not {value!r}")
+        if len(set(value)) < len(value):
+            raise self.error(f"'{key}' names a column twice")
+        return tuple(value)
+
+    def number(self, key: str, default: Any = ..., low: float = 0, high: float = math.inf) -> Any:
+        """A number of at least `low` and below `high`."""
+        value = self.values.get(key, default)
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
+            limits = f"of at least {low:g}" + (f" and below {high:g}" if high < math.inf else "")
+            raise self.error(f"'{key}' must be a number {limits}, not {value!r}")
+        return float(value)
+
+    def choice(self, key: str, choices: Sequence[str], default: Any = ...) -> Any:
+        """One of several words."""
+        value = self.values.get(key, default)
+        if value is not default and value not in choices:
+            raise self.error(f"'{key}' must be one of {', '.join(choices)}, not {value!r}")
+        return value

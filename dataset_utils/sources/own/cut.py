@@ -1,0 +1,86 @@
+"""Windows that are cut already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dataset_utils.recording import UNLABELLED, Windows
+from dataset_utils.sources.own.containers import as_text, open_arrays
+from dataset_utils.sources.own.description import AXES, Description
+from dataset_utils.sources.own.labels import Text, indexed
+from dataset_utils.sources.own.naming import Rule
+from dataset_utils.time_axis import step_of
+from registry.errors import UserError
+
+
+def read_windows(
+    file: Path, root: Path, described: Description, names: Mapping[str, str], classes: tuple[str, ...]
+) -> Windows:
+    """The windows of an .npz, .npy, .mat or .h5 file: `x` of three axes, a label and a subject each.
+
+    Windows of a subject in a file follow each other at the `overlap` described, so that a split in time can tell
+    which of them share samples.
+
+    Raises:
+        UserError: damaged, another shape, a missing or unlisted label, or a missing subject.
+    """
+    (stream,) = described.streams
+    arrays = open_arrays(file, tuple(filter(None, (stream.label, described.subject.column))), stream.dialect)
+    if "x" not in arrays:
+        raise UserError(f"{file}: has no array 'x' of windows; it has: {', '.join(arrays)}")
+    x = np.asarray(arrays["x"])
+    if x.ndim == 4 and x.shape[2] == 1 and described.cut_already == AXES[0]:
+        x = x[:, :, 0]
+    if x.ndim == 3 and described.cut_already == AXES[1]:
+        x = x.transpose(0, 2, 1)
+    settings = described.preprocessing
+    wanted = (len(stream.channels), settings.window)
+    if x.ndim != 3 or x.shape[1:] != wanted or x.dtype.kind not in "fiu" or not len(x):
+        raise UserError(
+            f"{file}: x has shape {np.shape(arrays['x'])}, type {x.dtype}; with cut_already: {described.cut_already} "
+            f"it must be numbers, {wanted[0]} channels of {wanted[1]} samples in each window"
+        )
+    bad = int(np.count_nonzero(~np.isfinite(x).all(axis=(1, 2))))
+    if bad:
+        raise UserError(f"{file}: {bad} of {len(x)} windows hold NaN or infinite values; remove them")
+    label = _text(described.label, stream.label, file, root, arrays, len(x), "label")
+    who = _text(described.subject, described.subject.column, file, root, arrays, len(x), "subject")
+    found = indexed(label, names, classes, described.ignore)
+    missing = int(np.count_nonzero(found.labels == UNLABELLED))
+    if missing:
+        odd = ", ".join(f"'{text}' ({count})" for text, count in found.unlisted.items()) or "none"
+        raise UserError(f"{file}: {missing} of {len(x)} windows have no label that is listed: {odd}")
+    order = np.argsort(who.codes, kind="stable")
+    stretch = who.codes[order].astype(np.int64)
+    start = np.concatenate([np.arange(n) for n in np.bincount(who.codes, minlength=len(who.values))])
+    test = (
+        described.test.rows(file, None, len(x))
+        | np.array([described.test.names(name) for name in who.values])[who.codes]
+    )
+    return Windows(
+        x=np.ascontiguousarray(x[order][:, :, None], dtype=np.float32),
+        y=found.labels[order],
+        subject=stretch,
+        stretch=stretch,
+        start=start.astype(np.int64) * step_of(settings.window, settings.overlap),
+        subjects=who.values,
+        test=test[order],
+    )
+
+
+def _text(
+    rule: object, column: str | None, file: Path, root: Path, arrays: Mapping[str, object], rows: int, what: str
+) -> Text:
+    """The label or the subject of each window."""
+    if column is None:
+        assert isinstance(rule, Rule)
+        return Text.constant(rule.of(file, root), rows)
+    if column not in arrays:
+        raise UserError(f"{file}: has no array '{column}' of the {what} of each window; it has: {', '.join(arrays)}")
+    text = as_text(file, column, np.asarray(arrays[column]).squeeze())
+    if len(text.codes) != rows or "" in text.counts():
+        raise UserError(f"{file}: {column} must hold one {what} for each of {rows} windows")
+    return text

@@ -1,0 +1,428 @@
+"""What a YAML file says of the user's own recordings."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dataset_utils.recording import Preprocessing
+from dataset_utils.sources.own.checked import Checked
+from dataset_utils.sources.own.given import GivenRule
+from dataset_utils.sources.own.labels import label_text
+from dataset_utils.sources.own.naming import Rule
+from dataset_utils.spec import window_samples
+from dataset_utils.time_axis import UNITS
+from registry.errors import UserError
+from registry.parameters import suggest
+
+REQUIRED = ("name", "folder", "window")
+OPTIONAL = (
+    *("rate", "columns", "label", "files", "time", "subject", "session", "streams", "cut_already", "resample"),
+    *("overlap", "purity", "classes", "ignore", "acceleration", "filters", "max_gap", "dialect", "test"),
+)
+STREAM = ("time", "label", "dialect")
+DIALECT = ("separator", "decimal", "encoding", "skip", "header")
+FILTERS = ("median", "lowpass", "gravity")
+AXES = ("channels first", "time first")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How text files are written; None is to be found out.
+
+    Attributes:
+        separator: between cells; ' ' stands for any blanks.
+        decimal: '.' or ','.
+        encoding: of the text.
+        skip: lines before the header, or before the first row where there is none.
+        header: names of the columns of files that have no header.
+    """
+
+    separator: str | None = None
+    decimal: str | None = None
+    encoding: str | None = None
+    skip: int | None = None
+    header: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Time:
+    """A column of times.
+
+    Attributes:
+        column: its name.
+        unit: 's', 'ms', 'us', 'ns', 'iso', a pattern of dates such as '%d.%m.%Y %H:%M:%S', or None: to be found out.
+        timezone: of dates that name none.
+    """
+
+    column: str
+    unit: str | None = None
+    timezone: str | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Files of one sensor, or of all.
+
+    Attributes:
+        files: patterns of their paths below the folder; () takes all that can be read.
+        channels: columns of the signals.
+        rate: Hz; 0 where the times tell.
+        time: None where rows follow each other without gaps.
+        label: column of the labels, or None.
+        dialect: of text files.
+    """
+
+    files: tuple[str, ...]
+    channels: tuple[str, ...]
+    rate: float
+    time: Time | None
+    label: str | None
+    dialect: Dialect
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A file of labelled intervals or of events.
+
+    Attributes:
+        file: its path below the folder; {file}, {folder}, {subject} and {session} stand for the recording's.
+        start, end: columns of times; `end` is None for events.
+        label: column.
+        subject: column that says whose they are, or None.
+        unit: of the times; None: that of the recording.
+        dialect: of a text file.
+    """
+
+    file: str
+    start: Time
+    end: str | None
+    label: str
+    subject: str | None
+    dialect: Dialect
+
+
+@dataclass(frozen=True)
+class Description:
+    """All of it.
+
+    Attributes:
+        path: the YAML file.
+        name: of the data set.
+        folder: of the recordings, or one file.
+        streams: one, or several that are merged by time.
+        subject, session: where they stand.
+        label: a rule of the file's name, marks, or None where a column of a stream says it.
+        classes: label -> class name, in order; None takes all labels found.
+        ignore: labels to leave out.
+        acceleration: channels that are split into body and gravity.
+        preprocessing: see there.
+        cut_already: the order of axes of windows that are cut already, or None.
+        test: which recordings are to be tested on where the split is 'given'.
+        values: the YAML itself.
+    """
+
+    path: Path
+    name: str
+    folder: Path
+    streams: tuple[Stream, ...]
+    subject: Rule
+    session: Rule | None
+    label: Rule | Marks | None
+    classes: dict[str, str] | None
+    ignore: frozenset[str]
+    acceleration: tuple[str, ...]
+    preprocessing: Preprocessing
+    cut_already: str | None
+    test: GivenRule
+    values: Mapping[str, Any]
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Those of all streams."""
+        return tuple(channel for stream in self.streams for channel in stream.channels)
+
+
+def read_description(path: Path) -> Description:
+    """What a YAML file says.
+
+    Raises:
+        UserError: no such file, no YAML, an unknown or missing key, or a value that makes no sense.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
+    described = Checked(path, values, REQUIRED, OPTIONAL)
+    label, column = _label(described)
+    streams = _streams(described, column)
+    channels = [channel for stream in streams for channel in stream.channels]
+    acceleration = described.names("acceleration", ())
+    for channel in acceleration:
+        if channel not in channels:
+            raise described.error(f"acceleration '{channel}' is none of columns{suggest(channel, channels)}")
+    subject = Rule.read(described, "subject", described.get("subject", "file"))
+    session = Rule.read(described, "session", described.values["session"]) if "session" in described else None
+    if len(streams) > 1:
+        for key, rule in (("subject", subject), ("session", session)):
+            if rule is not None and (rule.column or rule.kind == "file"):
+                raise described.error(
+                    f"with 'streams', '{key}' must be folder or {{pattern: ...}}, to join their files"
+                )
+    events = isinstance(label, Marks) and label.end is None
+    return Description(
+        path=path,
+        name=described.text("name"),
+        folder=path.parent / described.text("folder"),
+        streams=streams,
+        subject=subject,
+        session=session,
+        label=label,
+        classes=_classes(described),
+        ignore=_ignored(described),
+        acceleration=acceleration,
+        preprocessing=_preprocessing(described, streams, events),
+        cut_already=described.choice("cut_already", AXES, None),
+        test=_given(described, streams),
+        values=values,
+    )
+
+
+def _given(described: Checked, streams: tuple[Stream, ...]) -> GivenRule:
+    given = GivenRule(described.path, described.get("test"))
+    if given.column and (len(streams) > 1 or described.get("cut_already")):
+        raise described.error("'test' can name a column of recordings in single files only; name subjects or files")
+    return given
+
+
+def _streams(described: Checked, label: str | None) -> tuple[Stream, ...]:
+    dialect = _dialect(described)
+    if "streams" not in described:
+        if "columns" not in described:
+            raise described.error("the key 'columns' is missing; it needs: name, folder, rate, window, columns")
+        files = described.get("files", [])
+        return (
+            Stream(
+                _patterns(described, files),
+                described.names("columns"),
+                described.number("rate", 0.0, 1e-3),
+                _time(described, described.get("time")),
+                label,
+                dialect,
+            ),
+        )
+    for key in ("columns", "files", "time"):
+        if key in described:
+            raise described.error(f"with 'streams', '{key}' belongs to each of them")
+    listed = described.get("streams")
+    if not isinstance(listed, list) or len(listed) < 2:
+        raise described.error("'streams' must list two or more, such as {files: '*/ACC.csv', columns: [x, y, z]}")
+    streams = []
+    for number, values in enumerate(listed, start=1):
+        one = Checked(described.path, values, ("files", "columns", "rate"), STREAM, f"stream {number}")
+        time = _time(one, one.get("time"))
+        rate = one.number("rate", low=1e-3)
+        own = _dialect(one) if "dialect" in one else dialect
+        streams.append(
+            Stream(_patterns(one, one.get("files")), one.names("columns"), rate, time, one.column("label", None), own)
+        )
+    labelled = [stream for stream in streams if stream.label]
+    if len(labelled) > 1:
+        raise described.error("only one of 'streams' can have the 'label'")
+    if label and not labelled:
+        raise described.error("with 'streams', a column 'label' belongs to one of them")
+    names = [channel for stream in streams for channel in stream.channels]
+    if len(set(names)) < len(names):
+        raise described.error("'streams' name a column twice; use dialect: {header: [...]} or rename it in the files")
+    return tuple(streams)
+
+
+def _patterns(described: Checked, files: Any) -> tuple[str, ...]:
+    patterns = [files] if isinstance(files, str) else files
+    if not isinstance(patterns, list) or not all(isinstance(p, str) and p.strip() for p in patterns):
+        raise described.error(f"'files' must be a pattern like '**/*.csv', or a list of them, not {files!r}")
+    for pattern in patterns:
+        if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise described.error(f"files: {pattern!r} must lie below 'folder'")
+    return tuple(patterns)
+
+
+def _time(described: Checked, value: Any) -> Time | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value.strip():
+        return Time(value)
+    if not isinstance(value, dict):
+        raise described.error(f"'time' must be a word, or {{column: ..., unit: ms}}, not {value!r}")
+    time = Checked(described.path, value, ("column",), ("unit", "timezone", "repeated"), "time")
+    time.choice("repeated", ("average", "error"), None)
+    return Time(time.column("column"), _unit(time), _timezone(time))
+
+
+def _unit(described: Checked) -> str | None:
+    unit = described.text("unit", None)
+    if unit is not None and unit not in (*UNITS, "iso") and "%" not in unit:
+        raise described.error(
+            f"'unit' must be one of {', '.join(UNITS)}, iso, or a pattern like '%d.%m.%Y %H:%M:%S', not {unit!r}"
+        )
+    return unit
+
+
+def _timezone(described: Checked) -> str | None:
+    name = described.text("timezone", None)
+    if name is not None:
+        import zoneinfo
+
+        try:
+            zoneinfo.ZoneInfo(name)
+        except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError) as error:
+            raise described.error(f"'timezone' {name!r} is unknown; one is Europe/Berlin") from error
+    return name
+
+
+def _dialect(described: Checked) -> Dialect:
+    if "dialect" not in described:
+        return Dialect()
+    given = Checked(described.path, described.get("dialect"), (), DIALECT, "dialect")
+    separator = given.values.get("separator")
+    if separator is not None and (not isinstance(separator, str) or len(separator) != 1):
+        raise given.error(f"'separator' must be one character, not {separator!r}")
+    encoding = given.text("encoding", None)
+    if encoding is not None:
+        try:
+            codecs.lookup(encoding)
+        except LookupError as error:
+            raise given.error(f"'encoding' {encoding!r} is unknown; common ones are utf-8, utf-16, latin-1") from error
+    skip = given.number("skip", None)
+    if skip is not None and skip != int(skip):
+        raise given.error(f"'skip' must be a whole number of lines, not {skip:g}")
+    return Dialect(
+        separator,
+        given.choice("decimal", (".", ","), None),
+        encoding,
+        None if skip is None else int(skip),
+        given.names("header", None),
+    )
+
+
+def _label(described: Checked) -> tuple[Rule | Marks | None, str | None]:
+    """The rule or the marks that give the label, or the column that does."""
+    value = described.get("label", "y")
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return None, (str(value) if "label" in described or "streams" not in described else None)
+    if not isinstance(value, dict) or len(set(value) & {"column", "pattern", "from", "table", "events"}) != 1:
+        raise described.error(
+            "'label' must be a word, the name of a column, or one of {pattern: ...}, {from: file}, {from: folder}, "
+            f"{{table: ...}}, {{events: ...}}, not {value!r}"
+        )
+    if "column" in value:
+        return None, Checked(described.path, value, ("column",), (), "label").column("column")
+    if "from" in value:
+        rule = Checked(described.path, value, ("from",), (), "label").choice("from", ("file", "folder"))
+        return Rule.read(described, "label", rule), None
+    if "pattern" in value:
+        return Rule.read(described, "label", value), None
+    kind = "table" if "table" in value else "events"
+    columns = ("start", "end") if kind == "table" else ("time", "before")
+    marks = Checked(
+        described.path, value, (kind,), (*columns, "label", "subject", "unit", "timezone", "dialect"), "label"
+    )
+    start = marks.column("start", "start") if kind == "table" else marks.column("time", "time")
+    return (
+        Marks(
+            _patterns(marks, marks.text(kind))[0],
+            Time(start, _unit(marks), _timezone(marks)),
+            marks.column("end", "end") if kind == "table" else None,
+            marks.column("label", "label"),
+            marks.column("subject", None),
+            _dialect(marks),
+        ),
+        None,
+    )
+
+
+def _classes(described: Checked) -> dict[str, str] | None:
+    """Label -> class name, in the order of classes; None where the data shall tell."""
+    given = described.get("classes")
+    if given is None:
+        return None
+    pairs = given.items() if isinstance(given, dict) else [(v, v) for v in given] if isinstance(given, list) else ()
+    if any(isinstance(label, bool) or label is None for label, _ in pairs):
+        raise described.error(
+            "YAML reads yes, no, on, off and null in 'classes' as true, false and nothing; quote them"
+        )
+    names = {label_text(str(label)): str(name) for label, name in pairs}
+    if len(set(names.values())) < 2:
+        raise described.error("'classes' must list two or more labels, or map labels to names")
+    if len(names) < len(list(pairs)):
+        raise described.error("'classes' lists a label twice (3, 3.0 and 03 are one)")
+    return names
+
+
+def _ignored(described: Checked) -> frozenset[str]:
+    given = described.get("ignore", [])
+    if not isinstance(given, list) or any(isinstance(label, bool | list | dict | None) for label in given):
+        raise described.error(
+            f"'ignore' must be a list of labels to leave out, quoted where they are yes or no: {given!r}"
+        )
+    return frozenset(label_text(str(label)) for label in given)
+
+
+def _preprocessing(described: Checked, streams: tuple[Stream, ...], events: bool) -> Preprocessing:
+    recorded = described.number("rate", 0.0, 1e-3)
+    resample = described.number("resample", 0.0, 1e-3)
+    timed = all(stream.time is not None or stream.rate for stream in streams)
+    if not recorded and not (resample and timed):
+        raise described.error(
+            "the key 'rate' is missing; it needs: name, folder, rate, window, columns ('rate' can be left out where "
+            "recordings with a 'time' are brought to one rate with 'resample')"
+        )
+    rate = resample or recorded
+    filters = Checked(described.path, described.get("filters", {}), (), FILTERS, "filters")
+    median = filters.number("median", 0.0)
+    if median != int(median) or (median and median % 2 == 0):
+        raise described.error(f"'median' must be an odd number of samples, or 0, not {median:g}")
+    time, label = described.get("time"), described.get("label")
+    before = None
+    if events:
+        before = Checked(described.path, {"before": label.get("before", 0)}, (), ("before",), "label").number("before")
+    window = _window(described, rate)
+    if before is not None and round(before * rate) >= window:
+        raise described.error(f"label: 'before' must be less than the window of {window / rate:g} s, not {before:g}")
+    return Preprocessing(
+        rate=rate,
+        window=window,
+        overlap=described.number("overlap", 0.5, 0, 1),
+        median=int(median),
+        lowpass=filters.number("lowpass", 0.0, 0, rate / 2),
+        gravity=filters.number("gravity", 0.0, 0, rate / 2),
+        max_gap=described.number("max_gap", Preprocessing.max_gap),
+        resample=bool(resample),
+        recorded=recorded if resample else 0.0,
+        repeated=(time.get("repeated") or "") if isinstance(time, dict) else "",
+        purity=_purity(described),
+        before=before,
+    )
+
+
+def _purity(described: Checked) -> float:
+    value = described.number("purity", 0.0)
+    if value > 1:
+        raise described.error(f"'purity' is a share, at most 1, not {value:g}")
+    return value
+
+
+def _window(described: Checked, rate: float) -> int:
+    """Samples of a window; see `window_samples`."""
+    value = described.get("window")
+    try:
+        return window_samples(value, rate)
+    except ValueError as error:
+        raise described.error(f"'window' must be seconds, or '128 samples': {error}") from error

@@ -1,0 +1,97 @@
+"""Which files are read, and which are not and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataset_utils.sources.own.description import Description, Marks, Stream
+from dataset_utils.sources.own.naming import ending, stem
+from dataset_utils.sources.own.reading import READERS, SECOND
+from dataset_utils.windows import natural
+from registry.errors import UserError
+
+
+def files_of(stream: Stream, description: Description, root: Path) -> list[Path]:
+    """The files of a stream, sorted.
+
+    Without patterns these are all that can be read in the folder itself; .txt and the like, which may be notes, only
+    where there are no others.
+
+    Raises:
+        UserError: none, or a recording that is there twice.
+    """
+    if description.folder.is_file():
+        return [description.folder]
+    if stream.files:
+        found = {file for pattern in stream.files for file in root.glob(pattern) if file.is_file()}
+        found = {file for file in found if not _is_hidden(file, root) and ending(file) in READERS}
+    else:
+        found = {file for file in root.iterdir() if file.is_file() and not _is_hidden(file, root)}
+        found = {file for file in found if ending(file) in READERS or file.suffix.lower() == ".zip"}
+        first = {file for file in found if ending(file) not in SECOND}
+        found = first or found
+    found = found - set(label_files(description, root)) or found  # a file may hold its own labels
+    if not found:
+        wanted = " or ".join(repr(p) for p in stream.files) if stream.files else "file that can be read"
+        near = (
+            "" if stream.files else f" ({', '.join(READERS)}); files in its subfolders are named with files: '**/*.csv'"
+        )
+        raise UserError(f"{root}: holds no {wanted}{near}")
+    files = sorted(found, key=lambda file: natural(file.relative_to(root).as_posix()))
+    names: dict[Path, Path] = {}
+    for file in files:
+        other = names.setdefault(file.parent / stem(file), file)
+        if other != file:
+            raise UserError(f"{other} and {file.name}: one recording twice? Name the files to read with 'files'")
+    return files
+
+
+def ignored(description: Description, root: Path, read: Sequence[Path]) -> dict[str, str]:
+    """Files below `root` that are not read -> why."""
+    if description.folder.is_file():
+        return {}
+    why: dict[str, str] = {}
+    taken = {
+        *read,
+        *(other for file in read for other in companions(file)),
+        *label_files(description, root),
+        description.path.resolve(),
+    }
+    patterns = any(stream.files for stream in description.streams)
+    for file in sorted(root.rglob("*")):
+        if not file.is_file() or file in taken or file.resolve() == description.path.resolve():
+            continue
+        name = file.relative_to(root).as_posix()
+        if _is_hidden(file, root):
+            why[name] = "hidden"
+        elif ending(file) not in READERS:
+            why[name] = f"the ending '{file.suffix}' is none that is read"
+        elif patterns:
+            why[name] = "does not fit 'files'"
+        elif file.parent != root:
+            why[name] = "lies in a subfolder; name it with files: '**/*'"
+        else:
+            why[name] = "may be notes; name it with 'files' if it is a recording"
+    return why
+
+
+def _is_hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def companions(file: Path) -> list[Path]:
+    """Files that are read with a file: the signals of a WFDB record lie beside its header."""
+    if ending(file) != ".hea":
+        return []
+    return sorted(other for other in file.parent.glob(f"{stem(file)}.dat") if other.is_file())
+
+
+def label_files(description: Description, root: Path) -> list[Path]:
+    """Files that hold the labels, sorted."""
+    if not isinstance(description.label, Marks):
+        return []
+    pattern = description.label.file
+    for word in ("file", "folder", "subject", "session"):
+        pattern = pattern.replace(f"{{{word}}}", "*")
+    return sorted(file for file in root.glob(pattern) if file.is_file())

@@ -1,0 +1,142 @@
+"""Labels from a file of their own: a table of start, end and label, or events."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dataset_utils.sources.own import inventory
+from dataset_utils.sources.own.description import Description, Marks
+from dataset_utils.sources.own.labels import Text
+from dataset_utils.sources.own.naming import ending, stem
+from dataset_utils.sources.own.reading import read
+from dataset_utils.sources.own.signal_files import edf_annotations, wfdb_annotations
+from dataset_utils.sources.own.table import Wanted
+from dataset_utils.time_axis import UNITS
+from registry.errors import UserError
+
+TABLES = (".csv", ".tsv", ".txt", ".parquet")
+"""Endings of marks that are tables; .edf and .bdf hold annotations, and any other is an annotator of WFDB."""
+OUTSIDE = "event outside of the recording"
+
+
+class Places(NamedTuple):
+    """Labelled places on the time axis.
+
+    Attributes:
+        start, end: (n,), seconds; equal for events.
+        label: a text each.
+        file: where they stand.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    label: Text
+    file: Path
+
+
+def path_of(marks: Marks, file: Path, root: Path, subject: str, session: str) -> Path:
+    """The file of the marks of a recording. Raises UserError: it is not there."""
+    words = {
+        "file": stem(file),
+        "folder": file.parent.relative_to(root).as_posix(),
+        "subject": subject,
+        "session": session,
+    }
+    name = marks.file
+    for word, value in words.items():
+        name = name.replace(f"{{{word}}}", value)
+    if "*" in name:
+        hits = sorted(root.glob(name))
+        if len(hits) != 1:
+            raise UserError(f"{root}: {len(hits)} files fit '{name}', where the labels of {file.name} should stand")
+        return hits[0]
+    path = root / name
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; the labels of {file.name} should stand there")
+    return path
+
+
+def read_marks(path: Path, marks: Marks, subject: str | None, unit: str) -> Places:
+    """The marks in a file, of one subject where there is a column that says whose they are.
+
+    Args:
+        subject: whose; None takes all, as where only their labels are wanted.
+        unit: of the recording's times, where the marks name none of their own.
+
+    Raises:
+        UserError: damaged, an end before its start, or stretches of different labels that overlap.
+    """
+    if ending(path) not in TABLES:
+        found = edf_annotations(path) if ending(path) in (".edf", ".bdf") else wfdb_annotations(path)
+        end = found.onset + (0 if marks.end is None else found.duration)
+        return Places(found.onset, end, Text.of(found.labels), path)
+    texts = (marks.label, *([marks.subject] if marks.subject else []))
+    table = read(path, Wanted((), marks.start, texts), marks.dialect)
+    scale = UNITS[table.unit or unit]
+    start, rows = table.time * scale, np.ones(len(table.time), dtype=bool)
+    end = start
+    if marks.end is not None:
+        until = read(path, Wanted((), dataclasses.replace(marks.start, column=marks.end), texts), marks.dialect)
+        end = until.time * scale
+    if marks.subject and subject is not None:
+        whose = table.texts[marks.subject]
+        rows = np.array([value == subject for value in whose.values])[whose.codes]
+    return Places(start[rows], end[rows], table.texts[marks.label].take(rows), path)
+
+
+def place(places: Places, seconds: np.ndarray, marks: Marks, name: str) -> tuple[Text, int]:
+    """The label of each sample, '' where there is none, and how many events lie outside of the recording.
+
+    Args:
+        seconds: (samples,), times, in ascending order where the marks are events.
+
+    Raises:
+        UserError: see `read_marks`; or none of the marks lies in the recording.
+    """
+    values = ("", *places.label.values)
+    codes = np.zeros(len(seconds), dtype=np.int32)
+    label = places.label.codes + 1
+    if marks.end is None:
+        step = np.median(np.diff(seconds)) if len(seconds) > 1 else 0.0
+        order = np.argsort(seconds, kind="stable")
+        ordered = seconds[order]
+        after = np.clip(np.searchsorted(ordered, places.start), 1, max(1, len(seconds) - 1))
+        nearest = after - (places.start - ordered[after - 1] < ordered[after] - places.start)
+        inside = np.abs(ordered[nearest] - places.start) <= step
+        codes[order[nearest[inside]]] = label[inside]
+        hit, outside = inside.any(), int(np.count_nonzero(~inside))
+    else:
+        order = np.argsort(places.start, kind="stable")
+        start, end, label = places.start[order], places.end[order], label[order]
+        wrong = np.flatnonzero(end <= start)
+        if len(wrong):
+            raise UserError(
+                f"{places.file}: a stretch ends at {end[wrong[0]]:g}, before or at its start {start[wrong[0]]:g}"
+            )
+        clash = np.flatnonzero((start[1:] < end[:-1] - 1e-9) & (label[1:] != label[:-1]))
+        if len(clash):
+            one, two = (values[label[clash[0] + k]] for k in (0, 1))
+            raise UserError(f"{places.file}: '{one}' and '{two}' overlap at {start[clash[0] + 1]:g} s")
+        last = np.searchsorted(start, seconds + 1e-9, side="right") - 1
+        covered = (last >= 0) & (seconds < end[last] - 1e-9)
+        codes[covered] = label[last[covered]]
+        hit, outside = covered.any(), 0
+    if len(places.start) and not hit:
+        raise UserError(
+            f"{places.file}: none of its {len(places.start)} marks lies within {name}, whose times go from "
+            f"{seconds[0]:.10g} to {seconds[-1]:.10g} s; are their times counted from the same moment, in one unit?"
+        )
+    return Text(codes, values), outside
+
+
+def labels_of(description: Description, root: Path) -> set[str]:
+    """All labels in files of marks."""
+    marks: Marks = description.label
+    paths = inventory.label_files(description, root)
+    if not paths:
+        raise UserError(f"{root}: holds no '{marks.file}', where the labels should stand")
+    return {value for path in paths for value in read_marks(path, marks, None, "s").label.values}

@@ -1,0 +1,290 @@
+"""A data set that a YAML file describes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset_utils.counts import Tally
+from dataset_utils.recording import Recording, Source, Windows
+from dataset_utils.sources.own import inventory, marks, streams
+from dataset_utils.sources.own.cut import read_windows
+from dataset_utils.sources.own.description import Description, Marks, Stream, read_description
+from dataset_utils.sources.own.labels import Text, class_names, indexed
+from dataset_utils.sources.own.naming import Rule
+from dataset_utils.sources.own.reading import read
+from dataset_utils.sources.own.table import Table, Wanted
+from dataset_utils.time_axis import UNITS, likely_unit
+from registry.errors import UserError
+
+
+def load_source(yaml_path: Path) -> Source:
+    """The data set that a YAML file describes. Raises UserError; see `read_description`."""
+    return OwnData(read_description(yaml_path))
+
+
+class OwnData(Source):
+    """A folder of the user's recordings.
+
+    Attributes:
+        described: what the YAML file says.
+    """
+
+    def __init__(self, description: Description) -> None:
+        self.described = description
+        self.name = description.name
+        self.channels = description.channels
+        self.acceleration = description.acceleration
+        self.preprocessing = description.preprocessing
+        self.root = description.folder.parent if description.folder.is_file() else description.folder
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The class names; where the YAML gives none, the distinct labels, numbers in their order."""
+        return tuple(dict.fromkeys(self._names.values()))
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """See `Source.listed`."""
+        return tuple(self._names)
+
+    def description(self) -> Mapping[str, Any]:
+        """The whole YAML: whatever is changed there may change the windows."""
+        return self.described.values
+
+    def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
+        """The folder or file that the YAML names."""
+        if raw is not None:
+            raise UserError(f"--raw {raw}: leave it out; {self.described.path} says where the data are ('folder')")
+        folder = self.described.folder
+        if not folder.exists():
+            raise UserError(f"{folder}: there is no such folder; correct 'folder' in {self.described.path}")
+        return folder
+
+    def files(self, path: Path) -> list[Path]:
+        """See `Source.files`; with those that hold the labels."""
+        recorded = self._recorded()
+        beside = (other for file in recorded for other in inventory.companions(file))
+        return sorted({*recorded, *beside, *inventory.label_files(self.described, self.root)})
+
+    def ignored(self, path: Path) -> dict[str, str]:
+        """See `Source.ignored`."""
+        return inventory.ignored(self.described, self.root, self._recorded())
+
+    def load(self, path: Path) -> Iterator[Recording]:
+        """A recording for each subject and session of a file, or of files that are merged."""
+        for part in self.parts(path):
+            yield from part()
+
+    def parts(self, path: Path) -> Iterator[Callable[[], Iterable[Recording] | Windows]]:
+        """See `Source.parts`: a file each, or the files of a recording."""
+        described = self.described
+        described.test.check_files(self._recorded())
+        if len(described.streams) > 1:
+            for key, files in self._joined():
+                yield functools.partial(self._merged, *key, files)
+        else:
+            for file in self._recorded():
+                if described.cut_already:
+                    yield functools.partial(read_windows, file, self.root, described, self._names, self.classes)
+                else:
+                    yield functools.partial(self._recordings, file)
+        yield described.test.check_subjects
+
+    @functools.cached_property
+    def _names(self) -> dict[str, str]:
+        """Label -> class name, in the order of classes."""
+        described = self.described
+        if described.classes is not None:
+            return described.classes
+        found: set[str] = set()
+        errors: list[UserError] = []
+        if isinstance(described.label, Marks):
+            found |= marks.labels_of(described, self.root)
+        elif described.label is not None:
+            found |= {described.label.of(file, self.root) for file in self._recorded()}
+        else:
+            for stream in described.streams:
+                for file in self._files(stream) if stream.label else ():
+                    try:
+                        table = read(file, self._wanted(stream), stream.dialect, True)
+                        found |= set(table.texts[stream.label].counts())
+                    except UserError as error:  # which comes up again where the file is read
+                        errors.append(error)
+            if errors and not found:
+                raise errors[0]
+        return class_names(found, described.ignore, f"{described.folder}")
+
+    @functools.cache  # noqa: B019 (lives as long as the source)
+    def _files(self, stream: Stream) -> list[Path]:
+        return inventory.files_of(stream, self.described, self.root)
+
+    def _recorded(self) -> list[Path]:
+        return sorted({file for stream in self.described.streams for file in self._files(stream)})
+
+    def _wanted(self, stream: Stream) -> Wanted:
+        rules = (self.described.subject, self.described.session)
+        columns = [stream.label, self.described.test.column, *(rule.column for rule in rules if rule is not None)]
+        return Wanted(stream.channels, stream.time, tuple(dict.fromkeys(c for c in columns if c)), stream.label)
+
+    def _recordings(self, file: Path) -> Iterator[Recording]:
+        (stream,) = self.described.streams
+        table = read(file, self._wanted(stream), stream.dialect)
+        rows = len(table.signals)
+        subject = self._text(self.described.subject, file, table, "subject")
+        session = self._text(self.described.session, file, table, "session")
+        label = table.texts[stream.label] if stream.label else None
+        if isinstance(self.described.label, Rule):
+            label = Text.constant(self.described.label.of(file, self.root), rows)
+        name = self._name(file)
+        given = self.described.test
+        tested = Text.of_array(given.rows(file, table.texts[given.column] if given.column else None, rows))
+        groups = list(_groups(subject, session, tested, table.time is not None))
+        for part in groups:
+            first = part[0] if isinstance(part, np.ndarray) else part.start
+            who, when = subject.values[subject.codes[first]], session.values[session.codes[first]]
+            recording = self._recording(
+                name if len(groups) == 1 else f"{name} ({', '.join(filter(None, (who, when)))})",
+                file,
+                (who, when),
+                table.signals[part],
+                None if table.time is None else table.time[part],
+                None if label is None else label.take(part),
+                table,
+            )
+            test = tested.values[tested.codes[first]] == str(True)
+            yield dataclasses.replace(recording, test=given.names(who) or test)
+
+    def _recording(
+        self,
+        name: str,
+        file: Path,
+        key: tuple[str, str],
+        signals: np.ndarray,
+        time: np.ndarray | None,
+        label: Text | None,
+        table: Table,
+    ) -> Recording:
+        """One recording; labels come from its rows, or from marks where `label` is None."""
+        outside = {}
+        unit = table.unit
+        if label is None:
+            settings = self.preprocessing
+            unit = unit or ("s" if time is None else likely_unit(time - time[0], settings))
+            rate = table.rate or settings.recorded or settings.rate
+            seconds = np.arange(len(signals)) / rate if time is None else time * UNITS[unit]
+            label, missed = self._marked(name, file, key, seconds, unit)
+            outside = {marks.OUTSIDE: missed} if missed else {}
+        found = indexed(label, self._names, self.classes, self.described.ignore)
+        left_out = found.left_out
+        if self.preprocessing.before is not None:
+            left_out = {why: n for why, n in left_out.items() if why != "no label"} | outside
+        return Recording(
+            key[0], signals, found.labels, time, name, table.rate, unit, left_out, found.unlisted, table.found_out
+        )
+
+    def _marked(self, name: str, file: Path, key: tuple[str, str], seconds: np.ndarray, unit: str) -> tuple[Text, int]:
+        rule = self.described.label
+        assert isinstance(rule, Marks)
+        path = marks.path_of(rule, file, self.root, *key)
+        return marks.place(marks.read_marks(path, rule, key[0], unit), seconds, rule, name)
+
+    def _text(self, rule: Rule | None, file: Path, table: Table, what: str) -> Text:
+        """The subject or the session of each row. Raises UserError where a cell is empty."""
+        rows = len(table.signals)
+        if rule is None:
+            return Text.constant("", rows)
+        if rule.column is None:
+            return Text.constant(rule.of(file, self.root), rows)
+        text = table.texts[rule.column]
+        empty = text.counts().get("", 0)
+        if empty:
+            raise UserError(f"{file}: {empty} of {rows} rows have no {what} (column '{rule.column}' is empty)")
+        return text
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.root).as_posix()
+
+    def _joined(self) -> list[tuple[tuple[str, str], list[Path]]]:
+        """Subject and session -> a file of each stream. Raises UserError where one is missing or there are several."""
+        described = self.described
+        found: list[dict[tuple[str, str], Path]] = []
+        for stream in described.streams:
+            of_stream: dict[tuple[str, str], Path] = {}
+            for file in self._files(stream):
+                session = described.session.of(file, self.root) if described.session else ""
+                key = (described.subject.of(file, self.root), session)
+                if key in of_stream:
+                    raise UserError(
+                        f"{of_stream[key]} and {file.name}: two files of {' '.join(key).strip()} for one of 'streams'; "
+                        "tell them apart with 'session'"
+                    )
+                of_stream[key] = file
+            found.append(of_stream)
+        keys = sorted({key for of_stream in found for key in of_stream})
+        for key in keys:
+            for of_stream, stream in zip(found, described.streams, strict=True):
+                if key not in of_stream:
+                    raise UserError(f"{self.root}: {' '.join(key).strip()} has no file that fits {list(stream.files)}")
+        return [(key, [of_stream[key] for of_stream in found]) for key in keys]
+
+    def _merged(self, subject: str, session: str, files: list[Path]) -> Iterator[Recording]:
+        described = self.described
+        recordings = []
+        for stream, file in zip(described.streams, files, strict=True):
+            table = read(file, self._wanted(stream), stream.dialect)
+            label = table.texts[stream.label] if stream.label else Text.constant("", len(table.signals))
+            recording = self._recording(
+                self._name(file), file, (subject, session), table.signals, table.time, label, table
+            )
+            recordings.append(recording)
+        tallies = [Tally.of(recording) for recording in recordings]
+        for tally, stream in zip(tallies, described.streams, strict=True):
+            if not stream.label:
+                tally.left_out = {}
+        merged = streams.merge(recordings, [s.rate for s in described.streams], self.preprocessing, tallies)
+        name = " ".join(filter(None, (subject, session)))
+        of_labels = next((r for r, s in zip(recordings, described.streams, strict=True) if s.label), None)
+        labels, left_out, unlisted = merged.labels, {}, {}
+        if described.label is not None:
+            seconds = merged.first + np.arange(len(labels)) / self.preprocessing.rate
+            if isinstance(described.label, Rule):
+                text = Text.constant(described.label.of(files[0], self.root), len(labels))
+            else:
+                text, _ = self._marked(name, files[0], (subject, session), seconds, "s")
+            found = indexed(text, self._names, self.classes, described.ignore)
+            labels, left_out, unlisted = found.labels, found.left_out, found.unlisted
+        elif of_labels is not None:
+            unlisted = of_labels.unlisted
+        yield Recording(
+            subject,
+            merged.signals,
+            labels,
+            name=name,
+            left_out=left_out,
+            unlisted=unlisted,
+            found_out=tuple(dict.fromkeys(text for r in recordings for text in r.found_out)),
+            streams=tuple(tallies),
+            test=described.test.names(subject) or any(described.test.rows(file, None, 1)[0] for file in files),
+        )
+
+
+def _groups(subject: Text, session: Text, tested: Text, timed: bool) -> Iterator[np.ndarray | slice]:
+    """The rows of each recording in a file; what is to be tested on is a recording of its own.
+
+    With times these are all rows of a subject and session, wherever they stand; without, rows that follow each other.
+    """
+    key = (subject.codes * np.int32(len(session.values)) + session.codes) * np.int32(2) + tested.codes
+    edges = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1, [len(key)]])
+    if timed and len(edges) - 1 > len(np.unique(key[edges[:-1]])):  # rows of one stand in several places
+        for one in np.unique(key):
+            yield np.flatnonzero(key == one)
+    else:
+        for a, b in pairwise(edges.tolist()):
+            yield slice(a, b)

@@ -1,0 +1,97 @@
+"""Sensors in several files, each at its own rate, on one time axis."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dataset_utils import preprocessing, time_axis
+from dataset_utils.counts import Tally
+from dataset_utils.recording import UNLABELLED, Preprocessing, Recording
+from dataset_utils.resampling import at_places, without_aliases
+from dataset_utils.time_axis import Piece
+from registry.errors import UserError
+
+
+class Merged(NamedTuple):
+    """Streams on one grid.
+
+    Attributes:
+        signals: (samples, channels of all), float32, NaN where a stream has nothing.
+        labels: (samples,), class index or UNLABELLED.
+        first: time of the first sample, seconds.
+    """
+
+    signals: np.ndarray
+    labels: np.ndarray
+    first: float
+
+
+def merge(
+    recordings: Sequence[Recording], rates: Sequence[float], settings: Preprocessing, tallies: Sequence[Tally]
+) -> Merged:
+    """Bring streams of one recording to `settings.rate` where all of them run, each checked against its own rate.
+
+    A stream of a higher rate loses what the new rate cannot hold first. Labels are those of the nearest sample of the
+    stream that has them.
+
+    Args:
+        recordings: a stream each; only one of them has labels.
+        rates: theirs, Hz.
+        tallies: theirs.
+
+    Raises:
+        UserError: a stream's times do not fit its rate, or the streams share no time.
+    """
+    pieces: list[list[Piece]] = []
+    for recording, rate, tally in zip(recordings, rates, tallies, strict=True):
+        own = dataclasses.replace(settings, rate=rate, resample=False, recorded=0.0)
+        pieces.append([piece for piece in time_axis.even(recording, own, tally) if len(piece.labels)])
+        tally.possible = 0
+    starts = [min(piece.first for piece in parts) for parts in pieces]
+    ends = [max(_end(piece) for piece in parts) for parts in pieces]
+    first, last = max(starts), min(ends)
+    samples = int((last - first) * settings.rate + 1e-6) + 1
+    if last <= first:
+        late, early = recordings[int(np.argmax(starts))], recordings[int(np.argmin(ends))]
+        raise UserError(f"{late.where} begins at {first:.10g} s, after the end of {early.where} at {last:.10g} s")
+    grid = first + np.arange(samples) / settings.rate
+    columns, labels = [], np.full(samples, UNLABELLED, dtype=np.int64)
+    for parts in pieces:
+        channels = parts[0].signals.shape[1]
+        onto = np.full((samples, channels), np.nan, dtype=np.float32)
+        for piece in parts:
+            inside, places = _within(grid, piece)
+            nearest = np.minimum(np.rint(places).astype(np.int64), len(piece.labels) - 1)
+            marks = piece.labels[nearest]
+            labels[inside] = np.where(marks == UNLABELLED, labels[inside], marks)
+            for a, b, values in _finite(piece, settings):
+                here = inside[(places >= a - 1e-6) & (places <= b - 1 + 1e-6)]
+                at = (grid[here] - piece.first) * piece.rate - a
+                for i, value in enumerate(values):
+                    onto[here, i] = at_places(
+                        without_aliases(value, piece.rate, settings.rate), np.clip(at, 0, b - a - 1)
+                    )
+        columns.append(onto)
+    return Merged(np.concatenate(columns, axis=1), labels, first)
+
+
+def _end(piece: Piece) -> float:
+    return piece.first + (len(piece.labels) - 1) / piece.rate
+
+
+def _within(grid: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of the grid within a piece, and where in it they lie, in its samples."""
+    places = (grid - piece.first) * piece.rate
+    inside = np.flatnonzero((places >= -1e-6) & (places <= len(piece.labels) - 1 + 1e-6))
+    return inside, places[inside]
+
+
+def _finite(piece: Piece, settings: Preprocessing) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+    """Ranges [a, b) of a piece without long gaps, and their channels without NaN."""
+    channels = range(piece.signals.shape[1])
+    for a, b in preprocessing.complete(piece.signals, piece.rate, settings):
+        yield a, b, [preprocessing.interpolated(piece.signals[a:b, i]) for i in channels]

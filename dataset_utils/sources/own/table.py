@@ -1,0 +1,110 @@
+"""What is read of one file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dataset_utils.counts import many
+from dataset_utils.sources.own.description import Time
+from dataset_utils.sources.own.labels import Text
+from dataset_utils.time_axis import UNITS
+from registry.errors import UserError
+
+ISO = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].*)?")
+ZONED = re.compile(r".*(Z|[-+][0-9]{2}:?[0-9]{2})\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Columns to read.
+
+    Attributes:
+        channels: signals, numbers.
+        time: numbers or dates, or None.
+        texts: labels, subjects, sessions.
+        label: which of the texts is the label, or None.
+    """
+
+    channels: tuple[str, ...]
+    time: Time | None
+    texts: tuple[str, ...]
+    label: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys([*self.channels, *([self.time.column] if self.time else []), *self.texts]))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's contents.
+
+    Attributes:
+        signals: (rows, channels), float32, NaN where a value is missing.
+        texts: column -> its texts.
+        time: (rows,), in `unit`, or None.
+        unit: 's', 'ms', 'us', 'ns', or None where nobody said.
+        rate: that the file states, Hz, or None.
+        found_out: what was found out about the file and not told.
+    """
+
+    signals: np.ndarray
+    texts: Mapping[str, Text] = field(default_factory=dict)
+    time: np.ndarray | None = None
+    unit: str | None = None
+    rate: float | None = None
+    found_out: tuple[str, ...] = ()
+
+
+def is_dates(time: Time | None) -> bool:
+    """Whether the user says that times are dates."""
+    return time is not None and time.unit is not None and time.unit not in UNITS
+
+
+def seconds(values: Iterable[str], time: Time, where: str) -> np.ndarray:
+    """Dates as seconds since 1970, float64.
+
+    Raises:
+        UserError: one is no date, or lies in the hour that summer time skips or repeats so that it cannot be told.
+    """
+    import pandas as pd
+
+    texts = pd.Series([str(value).strip() for value in values], dtype=object)
+    pattern = None if time.unit in (None, "iso") else time.unit
+    if pattern is None:
+        wrong = next((n for n, text in enumerate(texts) if not ISO.fullmatch(text)), None)
+        if wrong is not None:
+            raise UserError(
+                f"{where}: row {wrong + 1}, time {texts[wrong][:40]!r} is no number and no date like "
+                "2024-03-01T09:00:00.02; say what it is with time: {column: ..., unit: '%d/%m/%Y %H:%M:%S.%f'}"
+            )
+    zoned = pattern is None and bool(ZONED.fullmatch(texts.iloc[0])) if len(texts) else False
+    if pattern is not None:
+        zoned = "%z" in pattern
+    try:
+        dates = pd.to_datetime(texts, format=pattern or "ISO8601", utc=True if zoned else None)
+        if time.timezone and not zoned:
+            dates = dates.dt.tz_localize(time.timezone, ambiguous="infer", nonexistent="raise")
+        if dates.dt.tz is not None:
+            dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{where}: times are no dates of one kind ({' '.join(str(error).split())[:160]})") from error
+    return (dates.to_numpy().astype("datetime64[ns]") - np.datetime64(0, "ns")) / np.timedelta64(1, "s")
+
+
+def is_date(text: str) -> bool:
+    """Whether a cell is plainly a date."""
+    return bool(ISO.fullmatch(text))
+
+
+def check_finite(time: np.ndarray | None, where: Path | str) -> None:
+    """Raises UserError where a row has no time."""
+    if time is not None and not np.isfinite(time).all():
+        missing = np.flatnonzero(~np.isfinite(time))
+        raise UserError(f"{where}: {many(len(missing), 'row')} without a time, the first is row {missing[0] + 1}")
