@@ -22,7 +22,7 @@ from registry import catalog
 from registry.errors import UserError
 from registry.interface import Message, NonFinite, Round, Task, outputs
 from tests.conftest import CLASSES, SHAPE, TinierNet, TinyNet, make_federation, same_state
-from tests.fedkdx_plugin.test_stacked import TASK, assert_alike, both, run, windows, with_client
+from tests.fedkdx_plugin.stacked_runs import TASK, assert_alike, both, run, windows, with_client
 
 FULL = torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB")
 PERSONAL = with_client(private=("model.head.*",))
