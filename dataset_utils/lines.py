@@ -40,7 +40,7 @@ class Lines:
     def __init__(self, settings: Preprocessing) -> None:
         self.settings = settings
         self._count = 0
-        self._clock: dict[str, int] = {}
+        self._clock: dict[str, Line] = {}
         self._seen: dict[bytes, tuple[Line, int]] = {}
 
     def place(self, recording: Recording, digest: bytes) -> Line:
@@ -48,31 +48,35 @@ class Lines:
         begins = time_axis.begins(recording, self.settings)
         begin = 0 if begins is None else round(begins * self.settings.rate)
         if digest in self._seen:
-            line, original = self._seen[digest]
-            return Line(line.number, line.offset + original - begin)
-        line = Line(self._line(recording, begins), 0)
-        self._seen[digest] = line, begin
+            original, at = self._seen[digest]
+            line = Line(original.number, original.offset + at - begin)
+        else:
+            line = self._line(recording, begins)
+            self._seen[digest] = line, begin
+        if begins is not None:
+            self._clock[recording.subject] = line  # also of a copy: what goes on by its clock lies on its line
         return line
 
-    def _line(self, recording: Recording, begins: float | None) -> int:
-        if begins is None:
-            self._count += 1
-            return self._count
-        if abs(begins) < RESTARTED or recording.subject not in self._clock:
-            self._count += 1
-            self._clock[recording.subject] = self._count
-        return self._clock[recording.subject]
+    def _line(self, recording: Recording, begins: float | None) -> Line:
+        if begins is not None and abs(begins) >= RESTARTED and recording.subject in self._clock:
+            return self._clock[recording.subject]
+        self._count += 1
+        return Line(self._count, 0)
 
 
-def reach(settings: Preprocessing) -> int:
+def reach(settings: Preprocessing, slowest: float) -> int:
     """Samples, to either side, from which preprocessing carries something to a sample.
 
     The reaches of the median filter, of both low-pass filters, of the interpolation across missing values and of
     resampling add up.
+
+    Args:
+        slowest: the lowest rate of what was brought to `settings.rate`, Hz.
     """
     cutoffs = [cutoff for cutoff in (settings.lowpass, settings.gravity) if cutoff]
     missing = int(settings.max_gap * settings.rate + 1e-6)
-    spread = resampling.reach() if settings.resample else 0
+    resampled = settings.resample or slowest < (1 - time_axis.TOLERANCE) * settings.rate
+    spread = resampling.reach(settings.rate / slowest) if resampled else 0
     return settings.median // 2 + sum(ringing(cutoff, settings.rate) for cutoff in cutoffs) + missing + spread
 
 

@@ -41,9 +41,10 @@ class Origin:
         """The origin of a data set whose files lie in `path`. Raises UserError for a file that cannot be read."""
         found = sorted(source.files(path))
         hashes = hashed(found, cache)
+        folder = path if path.is_dir() else path.parent
         files = [
             {
-                "name": file.name if file == path else file.relative_to(path).as_posix(),
+                "name": file.relative_to(folder).as_posix() if folder in file.parents else file.name,
                 "size": file.stat().st_size,
                 "sha256": hashes[file],
             }

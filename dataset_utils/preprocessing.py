@@ -22,12 +22,12 @@ class Stretch(NamedTuple):
     Attributes:
         subject: whose they are.
         signals: (samples, channels), float32, finite.
-        labels: (samples,), int64, class index or UNLABELLED.
+        labels: (samples,), int64, class index or UNLABELLED; `classes` more where the sample is to be tested on.
         tally: of the recording they come from.
         start: its first sample on its line of time: by the recording's clock where there is one.
         line: which line of time it lies on; None: one of its own (see `lines.Lines`).
         recording: number of its recording.
-        test: see `Recording.test`.
+        classes: number of classes.
     """
 
     subject: str
@@ -37,7 +37,7 @@ class Stretch(NamedTuple):
     start: int = 0
     line: int | None = None
     recording: int = 0
-    test: bool = False
+    classes: int = 1 << 32
 
 
 def check(settings: Preprocessing) -> None:
@@ -99,7 +99,7 @@ def stretches(
             seconds = piece.first + a / piece.rate
             start = round(seconds * settings.rate)
             clean = _filtered(values, columns, settings)
-            yield Stretch(recording.subject, clean, marks, tally, start, test=recording.test)
+            yield Stretch(recording.subject, clean, marks, tally, start)
 
 
 def _filtered(values: list[np.ndarray], columns: list[tuple[int, bool]], settings: Preprocessing) -> np.ndarray:

@@ -15,7 +15,7 @@ from dataset_utils import preprocessing
 from dataset_utils import windows as cutting
 from dataset_utils.counts import Counts, Tally, differing_in_case, some
 from dataset_utils.lines import Lines, reach
-from dataset_utils.recording import Preprocessing, Source, Windows
+from dataset_utils.recording import UNLABELLED, Preprocessing, Recording, Source, Windows
 from dataset_utils.spec import FLAGS, OVERRIDES
 from registry.errors import UserError
 from registry.parameters import suggest
@@ -89,24 +89,30 @@ def read(
                         preprocessing.check_recording(recording, source.channels, classes)
                         tally, digest = counts.begin(recording, settings.before is not None)
                         number, place = len(counts.recordings), lines.place(recording, digest)
+                        recording = dataclasses.replace(recording, labels=_with_test(recording, classes))
                         with collecting(tally):
                             for stretch in preprocessing.stretches(
                                 recording, source.channels, source.acceleration, settings, tally
                             ):
                                 start = stretch.start + place.offset
-                                yield stretch._replace(line=place.number, start=start, recording=number)
+                                yield stretch._replace(
+                                    line=place.number, start=start, recording=number, classes=classes
+                                )
 
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always", UserWarning)
         windows = cutting.cut(stretches(), settings)
     if windows is not None:
-        windows = dataclasses.replace(windows, reach=reach(settings))
+        windows = dataclasses.replace(windows, reach=reach(settings, _slowest(counts, settings)))
     ours = [warning for warning in raised if issubclass(warning.category, UserWarning)]  # libraries' own are not ours
     for text in dict.fromkeys(str(warning.message) for warning in ours):
         report(f"warning: {text}")
     if ready:
         _refuse_overrides(source, settings)
-        windows, channels = cutting.joined(ready), source.channels
+        windows, copies = cutting.joined(ready)
+        channels = source.channels
+        if copies:
+            report(f"{copies} files hold the same windows as another; they stay on one side of a split in time")
     if windows is not None:
         counts.finish(windows, classes)
     wrong = _wrong(source, settings, counts, windows, allow_missing)
@@ -115,6 +121,17 @@ def read(
     if wrong and not collect:
         raise UserError("; ".join(wrong))
     return Reading(windows, channels, counts, tuple(dict.fromkeys(errors + wrong)))
+
+
+def _with_test(recording: Recording, classes: int) -> np.ndarray:
+    """A recording's labels, with `classes` added to those of samples that are to be tested on (see `Stretch`)."""
+    labels = np.asarray(recording.labels, dtype=np.int64)
+    return np.where((labels != UNLABELLED) & np.asarray(recording.test), labels + classes, labels)
+
+
+def _slowest(counts: Counts, settings: Preprocessing) -> float:
+    """The lowest rate of what was brought to the windows' rate, Hz."""
+    return min([settings.rate, *(tally.rate for tally in counts.recordings if tally.rate)])
 
 
 def _wrong(

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 UNLABELLED = -1
+STRADDLES = -1
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Recording:
         unlisted: label that is neither a class nor to be left out -> samples that have it.
         found_out: what was found out about the file and not told, such as its separator.
         streams: tallies (`counts.Tally`) of the files that were merged into it.
-        test: whether it is to be tested on, never trained on, where the split is 'given'.
+        test: whether it is to be tested on, never trained on, where the split is 'given': all of it, or (samples,).
+        begins: when its first sample was taken, seconds on its subject's clock, where there are no times.
     """
 
     subject: str
@@ -80,7 +82,8 @@ class Recording:
     unlisted: Mapping[str, int] = field(default_factory=dict)
     found_out: tuple[str, ...] = ()
     streams: tuple[Any, ...] = ()
-    test: bool = False
+    test: bool | np.ndarray = False
+    begins: float | None = None
 
     @property
     def where(self) -> str:
@@ -100,7 +103,8 @@ class Windows:
         start: (n,), int64, the window's first sample on its line; two windows that share it hold the same.
         subjects: the subjects' names.
         recording: (n,), int64, which recording a window is of, or None where that is not known.
-        test: (n,), bool, what is to be tested on where the split is 'given', or None where nothing says so.
+        test: (n,), int8: 1 for what is to be tested on where the split is 'given', 0 for what is not, and
+            `STRADDLES` for windows that hold samples of both; or None where nothing says so.
         reach: samples across which filters carry something of one sample to another.
     """
 

@@ -52,17 +52,20 @@ def without_aliases(signal: np.ndarray, rate: float, new: float) -> np.ndarray:
     return oaconvolve(padded, weights, mode="valid")
 
 
-def reach() -> int:
+def reach(raised: float) -> int:
     """Samples at the new rate, to either side, from which resampling carries something to a sample.
 
     Half of the filter against aliases, which is as long in new samples for any two rates but for one sample, and
-    `SPLINE`.
+    `SPLINE` of the old samples.
+
+    Args:
+        raised: new samples for an old one, where the rate is raised; else 1.
     """
     from scipy.signal import kaiserord
 
     ratio = 1e-3
     taps, _ = kaiserord(ATTENUATION, (1 - PASSED) * ratio)
-    return int(np.ceil(taps / 2 * ratio)) + 1 + SPLINE
+    return int(np.ceil(taps / 2 * ratio)) + 1 + int(np.ceil(SPLINE * max(1.0, raised)))
 
 
 def at_places(signal: np.ndarray, places: np.ndarray) -> np.ndarray:

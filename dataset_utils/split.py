@@ -73,6 +73,8 @@ def split(
         tested = _left_out(windows, seed) if how == "loso" else _given(windows)
     test, rest = np.flatnonzero(tested), np.flatnonzero(~tested)
     near = nearer(windows, rest, test, gap(windows))
+    if how == "given":
+        near |= windows.test[rest] != 0  # holds samples to be tested on, though too few for a window
     return Split(rest[~near], test, rest[near])
 
 
@@ -131,14 +133,15 @@ def _left_out(windows: Windows, seed: int) -> np.ndarray:
 
 
 def _given(windows: Windows) -> np.ndarray:
-    if windows.test is None or not windows.test.any():
+    """What is to be tested on; windows that hold samples of both lie too near to it to be trained on."""
+    if windows.test is None or not (windows.test == 1).any():
         raise UserError(
-            "--split given: nothing says which recordings to test on; name them under 'test' in the YAML of your own "
-            "data (docs/datasets.md), or choose another --split"
+            "--split given: no window is to be tested on; name recordings under 'test' in the YAML of your own data "
+            "(docs/datasets.md), each long enough for a window, or choose another --split"
         )
-    if windows.test.all():
+    if (windows.test != 0).all():
         raise UserError("--split given: all windows are to be tested on, so that none is left to train on")
-    return windows.test
+    return windows.test == 1
 
 
 def _places(windows: Windows, beyond: int = 1) -> np.ndarray:

@@ -63,7 +63,7 @@ def even(recording: Recording, settings: Preprocessing, tally: Tally) -> Iterato
         rate = recording.rate or settings.recorded or settings.rate
         _check_rate(recording.where, rate, settings, "it is stated in the file; correct 'rate'")
         tally.possible += _windows(len(labels), rate, settings)
-        yield Piece(signals, labels, rate)
+        yield Piece(signals, labels, rate, recording.begins or 0.0)
         return
     tally.timed = True
     if not len(labels):
@@ -98,9 +98,9 @@ def even(recording: Recording, settings: Preprocessing, tally: Tally) -> Iterato
 
 
 def begins(recording: Recording, settings: Preprocessing) -> float | None:
-    """When a recording begins on its clock, seconds; None where it has no times."""
+    """When a recording begins on its clock, seconds; None where it has none."""
     if recording.time is None or not len(recording.time):
-        return None
+        return recording.begins
     time = np.asarray(recording.time, dtype=np.float64)
     unit = recording.unit or likely_unit(time - time[0], settings)
     return float(time.min()) * UNITS[unit]

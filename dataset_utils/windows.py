@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
 import numpy as np
 
 from dataset_utils.preprocessing import Stretch
-from dataset_utils.recording import UNLABELLED, Preprocessing, Windows
+from dataset_utils.recording import STRADDLES, UNLABELLED, Preprocessing, Windows
 from dataset_utils.time_axis import step_of
 from registry.errors import UserError
 
@@ -30,12 +31,13 @@ def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None
     """
     window, pieces = settings.window, []
     for number, stretch in enumerate(stretches):
-        starts, labels = _labelled(stretch, settings) if settings.before is None else _around(stretch, settings)
+        found = _labelled(stretch, settings) if settings.before is None else _around(stretch, settings)
+        starts, labels, test = found
         stretch.tally.windows += len(starts)
         if len(starts):
             views = np.lib.stride_tricks.sliding_window_view(stretch.signals, window, axis=0)
             line = ("alone", number) if stretch.line is None else ("line", stretch.line)
-            pieces.append((stretch, views, labels, starts, line))
+            pieces.append((stretch, views, labels, starts, line, test))
     if not pieces:
         return None
     pieces.sort(key=lambda piece: natural(piece[0].subject))
@@ -45,18 +47,18 @@ def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None
     x = np.empty((sum(counts), pieces[0][1].shape[1], 1, window), dtype=np.float32)
     y = np.concatenate([piece[2] for piece in pieces])
     start = np.concatenate([piece[3] + piece[0].start for piece in pieces])
-    subject, line, recording, test = (
+    test = np.concatenate([piece[5] for piece in pieces])
+    subject, line, recording = (
         np.repeat([value(piece) for piece in pieces], counts)
         for value in (
             lambda piece: subjects.index(piece[0].subject),
             lambda piece: number_of[piece[4]],
             lambda piece: piece[0].recording,
-            lambda piece: piece[0].test,
         )
     )
     end = len(x)
     while pieces:  # each is let go once it is copied
-        _, views, _, starts, _ = pieces.pop()
+        _, views, _, starts, *_ = pieces.pop()
         end -= len(starts)
         for first in range(0, len(starts), SOME):
             some = views[starts[first : first + SOME]]  # a view is (starts, channels, time): transposed already
@@ -64,21 +66,33 @@ def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None
     return Windows(x, y, subject, line, start, subjects, recording, test)
 
 
-def joined(parts: Sequence[Windows]) -> Windows:
-    """Windows of several files as one, in the natural order of their subjects. Raises UserError: other lengths."""
+def joined(parts: Sequence[Windows]) -> tuple[Windows, int]:
+    """Join the windows of several files, in the natural order of their subjects.
+
+    Returns:
+        the windows, and how many files hold the very windows of another: these lie where the other's lie.
+
+    Raises:
+        UserError: they are of several lengths.
+    """
     if len(parts) == 1:
-        return parts[0]
+        return parts[0], 0
     lengths = {part.x.shape[-1] for part in parts}
     if len(lengths) > 1:
         raise UserError(f"windows of {' and '.join(map(str, sorted(lengths)))} samples cannot be trained on together")
     subjects = tuple(sorted({name for part in parts for name in part.subjects}, key=natural))
     renumbered = [np.array([subjects.index(name) for name in part.subjects])[part.subject] for part in parts]
-    first = np.cumsum([0, *(int(part.stretch.max()) + 1 for part in parts)])
+    first = np.cumsum([0, *(int(part.stretch.max()) + 1 for part in parts)])[:-1]
+    originals: dict[bytes, int] = {}
+    for number, part in enumerate(parts):
+        content = sha256(repr(part.x.shape).encode() + np.ascontiguousarray(part.stretch).tobytes())
+        content.update(np.ascontiguousarray(part.x).data)
+        first[number] = first[originals.setdefault(content.digest(), number)]
     subject = np.concatenate(renumbered)
-    stretch = np.concatenate([part.stretch + offset for part, offset in zip(parts, first[:-1], strict=True)])
+    stretch = np.concatenate([part.stretch + offset for part, offset in zip(parts, first, strict=True)])
     start = np.concatenate([part.start for part in parts])
     order = np.lexsort((start, stretch, subject))
-    return Windows(
+    whole = Windows(
         x=np.concatenate([part.x for part in parts])[order],
         y=np.concatenate([part.y for part in parts])[order],
         subject=subject[order],
@@ -89,6 +103,7 @@ def joined(parts: Sequence[Windows]) -> Windows:
         test=_joined_parts(parts, "test", order),
         reach=max(part.reach for part in parts),
     )
+    return whole, len(parts) - len(originals)
 
 
 def _joined_parts(parts: Sequence[Windows], name: str, order: np.ndarray) -> np.ndarray | None:
@@ -109,34 +124,39 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return parts, name
 
 
-def _labelled(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """First samples and majority labels of the windows that hold no unlabelled sample and are pure enough."""
-    labels, window, tally = stretch.labels, settings.window, stretch.tally
-    starts = np.arange(0, len(labels) - window + 1, step_of(window, settings.overlap), dtype=np.int64)
-    whole = _count(labels == UNLABELLED, starts, window) == 0
+def _labelled(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First samples, majority labels and `Windows.test` of the windows without unlabelled samples, pure enough."""
+    window, tally = settings.window, stretch.tally
+    starts = np.arange(0, len(stretch.labels) - window + 1, step_of(window, settings.overlap), dtype=np.int64)
+    unlabelled = stretch.labels == UNLABELLED
+    whole = _count(unlabelled, starts, window) == 0
     tally.unlabelled += int(np.count_nonzero(~whole))
     starts = starts[whole]
-    classes = np.unique(labels[labels != UNLABELLED])
     if not len(starts):
-        return starts, starts
+        return starts, starts, starts
+    labels = np.where(unlabelled, UNLABELLED, stretch.labels % stretch.classes)
+    classes = np.unique(labels[~unlabelled])
     counts = np.stack([_count(labels == c, starts, window) for c in classes])
     most = counts.max(axis=0)
     pure = most >= settings.purity * window - 1e-9
     tally.impure += int(np.count_nonzero(~pure))
     tally.mixed += int(np.count_nonzero(most[pure] < window))
     tally.purity += float(most[pure].sum() / window)
-    return starts[pure], classes[counts.argmax(axis=0)][pure]  # the first, that is the lowest, of equals
+    tested = _count(stretch.labels >= stretch.classes, starts, window)
+    test = np.where((tested > 0) & (tested < window), STRADDLES, tested > 0).astype(np.int8)
+    return starts[pure], classes[counts.argmax(axis=0)][pure], test[pure]  # the lowest of classes as frequent
 
 
-def _around(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """First samples and labels of the windows around the events of a stretch that lie wholly within it."""
+def _around(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First samples, labels and `Windows.test` of the windows around events that lie wholly within a stretch."""
     events = np.flatnonzero(stretch.labels != UNLABELLED)
     starts = events - round(settings.before * settings.rate)
     inside = (starts >= 0) & (starts + settings.window <= len(stretch.labels))
     kept = int(np.count_nonzero(inside))
     stretch.tally.possible += len(events)
     stretch.tally.purity += kept
-    return starts[inside], stretch.labels[events[inside]]
+    labels = stretch.labels[events[inside]]
+    return starts[inside], labels % stretch.classes, (labels >= stretch.classes).astype(np.int8)
 
 
 def _count(mask: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:

@@ -77,8 +77,11 @@ def test_beyond_the_ringing_a_sample_is_forgotten_and_within_it_is_not(cutoff):
 
 def test_reaches_add_up():
     none = Preprocessing(RATE, 128, 0.5, median=0, lowpass=0.0, gravity=0.0, max_gap=0.0)
-    assert reach(none) == 0
-    assert reach(dataclasses.replace(none, median=5)) == 2  # two neighbours on either side
-    assert reach(dataclasses.replace(none, max_gap=0.5)) == 25  # half a second may be interpolated across
+    assert reach(none, RATE) == 0
+    assert reach(dataclasses.replace(none, median=5), RATE) == 2  # two neighbours on either side
+    assert reach(dataclasses.replace(none, max_gap=0.5), RATE) == 25  # half a second may be interpolated across
     both = dataclasses.replace(none, lowpass=20.0, gravity=0.3, median=5, max_gap=0.5)
-    assert reach(both) == 2 + 25 + ringing(20.0, RATE) + ringing(0.3, RATE)
+    assert reach(both, RATE) == 2 + 25 + ringing(20.0, RATE) + ringing(0.3, RATE)
+    # what was raised from 1 Hz: a spline carries 6 of its samples; the filter against aliases is 19 to either side
+    assert reach(none, 1.0) == 300 + 20
+    assert reach(dataclasses.replace(none, resample=True), RATE) == 6 + 20

@@ -25,12 +25,12 @@ def rows(samples, seed, begin=0.0, labels=("walk", "run", "sit")):
 def make(tmp_path):
     """Write files (name -> rows), and shards of them."""
 
-    def shards(files, more="", header="t,ax,ay,activity", **spec):
+    def shards(files, more="", header="t,ax,ay,activity", yaml=YAML, **spec):
         (tmp_path / "mine").mkdir(exist_ok=True)
         for name, table in files.items():
             text = "\n".join([header, *(",".join(row) for row in table)]) + "\n"
             (tmp_path / "mine" / f"{name}.csv").write_text(text)
-        (tmp_path / "mine.yaml").write_text(YAML + more)
+        (tmp_path / "mine.yaml").write_text(yaml + more)
         lines = []
         spec = ShardSpec(str(tmp_path / "mine.yaml"), **{"scale": "none", "min_samples": 1, "split": "blocked"} | spec)
         return load(prepare(spec, tmp_path / "data", None, False, lines.append)), lines
@@ -168,7 +168,13 @@ def test_given_by_subject_file_or_column(make):
         ("[s1]", "'test' must be {subjects"),
         ("{column: part}", "'test' must be {subjects"),
         ("{column: part, values: [x]}", "has no column 'part'"),
-        ("{column: activity, values: [x]}", "nothing says which recordings to test on"),
+        ("{column: activity, values: [x]}", "names the value 'x', which column 'activity' never has"),
+        (
+            "{column: activity, values: [walk, rum]}",
+            "names the value 'rum', which column 'activity' never has (did you",
+        ),
+        ("{column: activity, values: [yes]}", "YAML reads yes, no, on, off and null in 'test' as true"),
+        ("{column: [activity], values: [walk]}", "'column' must be a word, not ['activity']"),
     ],
 )
 def test_a_wrong_test_rule_is_one_line(make, rule, text):
@@ -186,3 +192,145 @@ def test_classes_that_cannot_be_tested_on_are_counted(make):
     walk = made.class_names.index("walk")
     assert not (made.test[0].y == walk).any() and (made.train[0].y == walk).sum() == 3
     assert (made.test[1].y == walk).any()
+
+
+def apart(made):
+    """Seconds between each training and the nearest test window, whose first channel is the time."""
+    train, test = (np.concatenate([shard.x[:, 0, 0][:, [0, -1]] for shard in part]) for part in (made.train, made.test))
+    return min(np.maximum(train[:, 0] - last, first - train[:, 1]).min() for first, last in test)
+
+
+@pytest.mark.parametrize("timed", ["time: t\n", ""])
+@pytest.mark.parametrize("begin", [0.0, 100.0])
+@pytest.mark.parametrize("block", [400, 1500])
+def test_a_column_that_divides_a_file_keeps_the_gap(make, timed, begin, block):
+    """Blocks of training and test rows in turns, on a clock set to 0 or not, or without one."""
+    table = [(f"{begin + i / RATE:.2f}", f"{i / RATE:.4f}", "0", ("walk", "run")[i // 200 % 2]) for i in range(6000)]
+    table = [(*row, ("train", "test")[i // block % 2]) for i, row in enumerate(table)]
+    made, _ = make(
+        {"s0": table, "s1": table},
+        timed + "test: {column: part, values: [test]}\n",
+        "t,ax,ay,activity,part",
+        split="given",
+    )
+    assert apart(made) > WINDOW / RATE
+    for part, wanted in ((made.train, 0), (made.test, 1)):
+        places = np.concatenate([np.round(shard.x[:, 0, 0] * RATE).astype(int).ravel() for shard in part])
+        assert set(places // block % 2) == {wanted}
+    # windows begin every 64 samples; those of both kinds, and of training nearer than 128 samples, are dropped
+    starts = np.arange(0, 6000 - 127, 64)
+    kinds = np.array([set((np.arange(a, a + 128) // block % 2).tolist()) for a in starts])
+    assert len(made.test[0].y) == sum(kind == {1} for kind in kinds)
+
+
+def test_rows_in_turns_too_short_for_a_window_are_neither_trained_on_nor_tested_on(make):
+    table = [(*row, ("train", "test")[i // 20 % 2]) for i, row in enumerate(rows(3000, 0))]
+    with pytest.raises(UserError, match=r"no window is to be tested on.*each long enough for a window"):
+        make({"s0": table}, "test: {column: part, values: [test]}\n", "t,ax,ay,activity,part", split="given")
+
+
+def test_values_of_a_column_are_told_apart_as_labels_are(make):
+    table = [(*row, f"{float(i >= 2000):.1f}") for i, row in enumerate(rows(3000, 0))]
+    made, _ = make(
+        {"s0": table, "s1": table[::-1]}, "test: {column: part, values: [1]}\n", "t,ax,ay,activity,part", split="given"
+    )
+    assert len(made.test[0].y) == 13  # windows begin at 2048, 2112, ... 2816
+
+
+@pytest.mark.parametrize("column", ["test: {column: part, values: [b]}", "session: {column: part}"])
+def test_a_table_of_labels_counts_from_the_files_first_row(make, tmp_path, column):
+    """Without times: rows of the second part are not counted from its own first row."""
+    table = [(str(i), str(i), "0", "", "ab"[i >= 1500]) for i in range(3000)]
+    (tmp_path / "mine").mkdir()
+    spans = "".join(f"{10 * k},{10 * k + 10},{('walk', 'run')[k % 2]}\n" for k in range(6))
+    for name in ("s0", "s1"):
+        (tmp_path / "mine" / f"{name}_labels.csv").write_text("start,end,label\n" + spans)
+    yaml = YAML.replace("label: activity", "label: {table: '{file}_labels.csv'}")
+    more = "files: 's?.csv'\n" + column + "\n"
+    made, _ = make({"s0": table, "s1": table}, more, "t,ax,ay,unused,part", yaml, split="shuffled")
+    for shard in (*made.train, *made.test):
+        middle = shard.x[:, 0, 0, 64] / RATE  # seconds
+        right = np.array([made.class_names.index(("walk", "run")[int(t // 10) % 2]) for t in middle])
+        edges = np.abs(middle % 10 - 5) > 3.6  # a window that an edge halves
+        assert (shard.y == right)[~edges].all()
+
+
+def test_a_file_that_goes_on_after_a_copy_lies_on_the_copys_line(make):
+    """p2 continues a recording that is also p1's: what touches it is kept apart from it."""
+    first = [(f"{100 + i / RATE:.2f}", f"{i / RATE:.4f}", "0", "ab"[i // 100 % 2]) for i in range(1000)]
+    second = [(f"{120 + i / RATE:.2f}", f"{20 + i / RATE:.4f}", "0", "ab"[i // 100 % 2]) for i in range(1000)]
+    for seed in range(6):
+        made, _ = make(
+            {"p1_a": first, "p2_a": first, "p2_c": second}, "subject: {pattern: '^(p[12])'}\ntime: t\n", seed=seed
+        )
+        assert apart(made) > WINDOW / RATE
+
+
+@pytest.mark.parametrize("split", ["given", "blocked"])
+def test_copies_of_windows_that_are_cut_already_stay_on_one_side(tmp_path, split):
+    folder = tmp_path / "w"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("f1", "f2"):
+        np.savez(folder / f"{name}.npz", x=rng.normal(size=(60, 2, 128)), y=np.arange(60) // 10 % 3)
+    (folder / "f9.npz").write_bytes((folder / "f1.npz").read_bytes())
+    (tmp_path / "w.yaml").write_text(
+        "name: W\nfolder: w\nrate: 50\nwindow: 128 samples\ncolumns: [a, b]\noverlap: 0\n"
+        "cut_already: channels first\nlabel: y\ntest: {files: [f1]}\nignore: [2]\nclasses: [0, 1]\n"
+    )
+    lines = []
+    spec = ShardSpec(str(tmp_path / "w.yaml"), scale="none", min_samples=1, split=split)
+    made = load(prepare(spec, tmp_path / "data", None, False, lines.append))
+    assert not samples(made.train) & samples(made.test)
+    text = " ".join(lines)
+    assert "1 files hold the same windows as another" in text and "20 of 60 windows are left out, as 'ignore'" in text
+
+
+def test_sessions_of_merged_sensors_that_touch_keep_the_gap(tmp_path):
+    folder = tmp_path / "m" / "anna"
+    folder.mkdir(parents=True)
+    for session, begin in enumerate((100, 120, 140)):
+        i = np.arange(1000)
+        label = np.array(["walk", "run"])[i // 100 % 2]
+        acc = "\n".join(f"{begin + k / 50:.2f},{begin - 100 + k / 50:.4f},{label[k]}" for k in i)
+        (folder / f"m{session}_acc.csv").write_text(f"t,a,activity\n{acc}\n")
+        heart = "\n".join(f"{begin + k:.2f},{60 + k}" for k in range(21))
+        (folder / f"m{session}_hr.csv").write_text(f"t,hr\n{heart}\n")
+    (tmp_path / "m.yaml").write_text(
+        "name: M\nfolder: m\nrate: 50\nwindow: 1\nsubject: folder\nsession: {pattern: '(m[0-9])_'}\n"
+        "test: {files: [anna/m1_acc]}\nstreams:\n"
+        "  - {files: '*/*_acc.csv', columns: [a], rate: 50, time: t, label: activity}\n"
+        "  - {files: '*/*_hr.csv', columns: [hr], rate: 1, time: t}\n"
+    )
+    spec = ShardSpec(str(tmp_path / "m.yaml"), scale="none", min_samples=1, split="given", clients=1, partition="iid")
+    made = load(prepare(spec, tmp_path / "data", None, False, lambda line: None))
+    # a spline through 1 Hz carries six beats, 300 samples at 50 Hz
+    assert apart(made) > 6
+
+
+def test_a_table_in_folders_within_folders_makes_new_shards(tmp_path):
+    (tmp_path / "f.yaml").write_text(
+        "name: F\nfolder: f\nrate: 50\nwindow: 1\ncolumns: [a]\nfiles: '**/acc.csv'\nclasses: [w, r]\n"
+        "subject: folder\nlabel: {table: '{folder}/labels.csv'}\n"
+    )
+    keys = []
+    for labels in (("w", "r"), ("r", "w")):
+        for place in ("p/a", "q/b"):
+            folder = tmp_path / "f" / place
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "acc.csv").write_text("a\n" + "\n".join(map(str, range(1000))) + "\n")
+            (folder / "labels.csv").write_text(f"start,end,label\n0,10,{labels[0]}\n10,20,{labels[1]}\n")
+        spec = ShardSpec(str(tmp_path / "f.yaml"), min_samples=1)
+        keys.append(prepare(spec, tmp_path / "data", None, False, lambda line: None))
+    assert keys[0] != keys[1]
+
+
+def test_one_file_with_its_labels_beside_it(tmp_path):
+    (tmp_path / "g.csv").write_text("a\n" + "\n".join(map(str, range(1000))) + "\n")
+    (tmp_path / "g_labels.csv").write_text("start,end,label\n0,10,w\n10,20,r\n")
+    (tmp_path / "g.yaml").write_text(
+        "name: G\nfolder: g.csv\nrate: 50\nwindow: 1\ncolumns: [a]\nlabel: {table: g_labels.csv}\n"
+    )
+    spec = ShardSpec(str(tmp_path / "g.yaml"), min_samples=1)
+    made = load(prepare(spec, tmp_path / "data", None, False, lambda line: None))
+    assert {file["name"] for file in made.manifest["files"]} == {"g.csv", "g_labels.csv"}

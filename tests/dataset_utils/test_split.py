@@ -224,7 +224,9 @@ def test_given_is_given_and_what_touches_it_is_dropped():
     np.testing.assert_array_equal(w.start[parts.dropped], [128, 136])
 
 
-@pytest.mark.parametrize(("test", "text"), [(None, "nothing says which"), (False, "nothing says which"), (True, "all")])
+@pytest.mark.parametrize(
+    ("test", "text"), [(None, "no window is to be tested on"), (False, "no window is to be tested on"), (True, "all")]
+)
 def test_given_must_give_something_and_leave_something(test, text):
     w = made(session(0, 0))
     with pytest.raises(UserError, match=text):

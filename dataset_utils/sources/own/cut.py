@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,17 +50,20 @@ def read_windows(
     label = _text(described.label, stream.label, file, root, arrays, len(x), "label")
     who = _text(described.subject, described.subject.column, file, root, arrays, len(x), "subject")
     found = indexed(label, names, classes, described.ignore)
-    missing = int(np.count_nonzero(found.labels == UNLABELLED))
+    dropped = sum(found.left_out.values()) - found.left_out.get("no label", 0)
+    missing = int(np.count_nonzero(found.labels == UNLABELLED)) - dropped
     if missing:
-        odd = ", ".join(f"'{text}' ({count})" for text, count in found.unlisted.items()) or "none"
+        odd = ", ".join(f"'{text}' ({count})" for text, count in found.unlisted.items()) or "none at all"
         raise UserError(f"{file}: {missing} of {len(x)} windows have no label that is listed: {odd}")
+    if dropped:
+        warnings.warn(f"{file}: {dropped} of {len(x)} windows are left out, as 'ignore' says", stacklevel=2)
     order = np.argsort(who.codes, kind="stable")
     stretch = who.codes[order].astype(np.int64)
     start = np.concatenate([np.arange(n) for n in np.bincount(who.codes, minlength=len(who.values))])
-    test = (
-        described.test.rows(file, None, len(x))
-        | np.array([described.test.names(name) for name in who.values])[who.codes]
-    )
+    of_subject = np.array([described.test.names(name) for name in who.values])
+    test = described.test.rows(file, None, len(x)) | of_subject[who.codes]
+    kept = found.labels[order] != UNLABELLED
+    order, stretch, start = order[kept], stretch[kept], start[kept]
     return Windows(
         x=np.ascontiguousarray(x[order][:, :, None], dtype=np.float32),
         y=found.labels[order],
@@ -67,7 +71,7 @@ def read_windows(
         stretch=stretch,
         start=start.astype(np.int64) * step_of(settings.window, settings.overlap),
         subjects=who.values,
-        test=test[order],
+        test=test[order].astype(np.int8),
     )
 
 

@@ -106,6 +106,11 @@ class Marks:
     subject: str | None
     dialect: Dialect
 
+    @property
+    def of_part(self) -> bool:
+        """Whether each subject or session of a file has marks of its own, rather than the file."""
+        return self.subject is not None or "{subject}" in self.file or "{session}" in self.file
+
 
 @dataclass(frozen=True)
 class Description:
@@ -196,7 +201,7 @@ def read_description(path: Path) -> Description:
 
 
 def _given(described: Checked, streams: tuple[Stream, ...]) -> GivenRule:
-    given = GivenRule(described.path, described.get("test"))
+    given = GivenRule(described.path, described.path.parent / described.text("folder"), described.get("test"))
     if given.column and (len(streams) > 1 or described.get("cut_already")):
         raise described.error("'test' can name a column of recordings in single files only; name subjects or files")
     return given

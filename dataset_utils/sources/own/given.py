@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset_utils.sources.own.labels import Text
+from dataset_utils.sources.own.labels import Text, label_text
+from dataset_utils.sources.own.naming import stem
 from registry.errors import UserError
 from registry.parameters import suggest
 
@@ -20,6 +21,7 @@ class GivenRule:
 
     Args:
         path: of the YAML file, for messages.
+        folder: of the recordings.
         rule: the key's value; None where it is missing.
 
     Attributes:
@@ -29,50 +31,70 @@ class GivenRule:
         UserError: it has none of the forms that there are.
     """
 
-    def __init__(self, path: Path, rule: Any) -> None:
-        self.path = path
+    def __init__(self, path: Path, folder: Path, rule: Any) -> None:
+        self.path, self.folder = path, folder
         keys = set(rule) if isinstance(rule, dict) else set()
         if rule is not None and keys not in ({"subjects"}, {"files"}, {"column", "values"}):
             raise UserError(f"{path}: 'test' must be {FORMS}, not {rule!r}")
         given: dict[str, Any] = rule or {}
-        self.column = str(given["column"]) if "column" in given else None
+        column = given.get("column")
+        if "column" in given and (isinstance(column, bool) or not isinstance(column, str | int)):
+            raise UserError(f"{path}: 'test': 'column' must be a word, not {column!r}")
+        self.column = str(column) if "column" in given else None
         self._subjects, self._files, self._values = (self._texts(given, key) for key in ("subjects", "files", "values"))
         self._seen: dict[str, None] = {}
+        self._values_seen: dict[str, None] = {}
 
     def _texts(self, given: dict[str, Any], key: str) -> tuple[str, ...]:
         values = given.get(key)
         if key in given and (not isinstance(values, list) or not values):
             raise UserError(f"{self.path}: 'test': '{key}' must be a list with something in it, not {values!r}")
-        return tuple(str(value).strip() for value in values or ())
+        if any(isinstance(value, bool) or value is None for value in values or ()):
+            raise UserError(
+                f"{self.path}: YAML reads yes, no, on, off and null in 'test' as true, false and nothing; quote them"
+            )
+        return tuple(label_text(str(value)) if key == "values" else str(value).strip() for value in values or ())
 
     def check_files(self, files: Sequence[Path]) -> None:
-        """Raises UserError for a file that is named, but not there."""
-        there = [name for file in files for name in _names(file)]
+        """Raises UserError for a name of no file, or of several."""
         for name in self._files:
-            if name not in there:
+            named = [file for file in files if name in self._names(file)]
+            if not named:
+                there = [other for file in files for other in self._names(file)]
                 raise UserError(
                     f"{self.path}: 'test' names the file '{name}', which is not there{suggest(name, there)}"
                 )
+            if len(named) > 1:
+                paths = " and ".join(self._names(file)[0] for file in named[:2])
+                raise UserError(f"{self.path}: 'test' names the file '{name}', which {paths} are; write the path")
 
     def rows(self, file: Path, parts: Text | None, rows: int) -> np.ndarray:
         """(rows,), bool: which rows of a file its name or the column say are to be tested on."""
-        if parts is not None:
-            return np.isin(np.array(parts.values), self._values)[parts.codes]
-        return np.full(rows, any(name in self._files for name in _names(file)))
+        if parts is None:
+            return np.full(rows, any(name in self._files for name in self._names(file)))
+        values = [label_text(value) for value in parts.values]
+        self._values_seen.update(dict.fromkeys(values))
+        return np.isin(np.array(values, dtype=str), self._values)[parts.codes]
+
+    def _names(self, file: Path) -> tuple[str, ...]:
+        """What a file may be called: its path below the folder and its name, with endings and without."""
+        path = file.relative_to(self.folder) if self.folder in file.parents else Path(file.name)
+        return path.as_posix(), path.with_name(stem(file)).as_posix(), file.name, stem(file)
 
     def names(self, subject: str) -> bool:
         """Whether all of a subject is to be tested on."""
         self._seen.setdefault(subject)
         return subject in self._subjects
 
-    def check_subjects(self) -> tuple[()]:
-        """Nothing. Raises UserError for a subject that is named, but of whom nothing was read."""
+    def check_seen(self) -> tuple[()]:
+        """Nothing. Raises UserError for a subject or a value that is named, but of which nothing was read."""
         for name in self._subjects:
             if name not in self._seen:
                 raise UserError(f"{self.path}: 'test' names the subject '{name}', of whom there is no recording")
+        for value in self._values:
+            if value not in self._values_seen:
+                raise UserError(
+                    f"{self.path}: 'test' names the value '{value}', which column '{self.column}' never has"
+                    f"{suggest(value, self._values_seen)}"
+                )
         return ()
-
-
-def _names(file: Path) -> tuple[str, str, str]:
-    """What a file may be called: with its endings, without the last, without any."""
-    return file.name, file.stem, file.name.partition(".")[0]

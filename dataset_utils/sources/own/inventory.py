@@ -91,7 +91,8 @@ def label_files(description: Description, root: Path) -> list[Path]:
     """Files that hold the labels, sorted."""
     if not isinstance(description.label, Marks):
         return []
-    pattern = description.label.file
-    for word in ("file", "folder", "subject", "session"):
+    pattern = description.label.file.replace("{folder}", "**")  # a folder may lie in others
+    for word in ("file", "subject", "session"):
         pattern = pattern.replace(f"{{{word}}}", "*")
+    pattern = "/".join(part if part == "**" else part.replace("**", "*") for part in pattern.split("/"))
     return sorted(file for file in root.glob(pattern) if file.is_file())

@@ -95,7 +95,7 @@ class OwnData(Source):
                     yield functools.partial(read_windows, file, self.root, described, self._names, self.classes)
                 else:
                     yield functools.partial(self._recordings, file)
-        yield described.test.check_subjects
+        yield described.test.check_seen
 
     @functools.cached_property
     def _names(self) -> dict[str, str]:
@@ -144,49 +144,60 @@ class OwnData(Source):
             label = Text.constant(self.described.label.of(file, self.root), rows)
         name = self._name(file)
         given = self.described.test
-        tested = Text.of_array(given.rows(file, table.texts[given.column] if given.column else None, rows))
-        groups = list(_groups(subject, session, tested, table.time is not None))
+        tested = given.rows(file, table.texts[given.column] if given.column else None, rows)
+        seconds, unit = self._clock(table)
+        missed = None
+        if isinstance(self.described.label, Marks) and not self.described.label.of_part:
+            label, missed = self._marked(self._name(file), file, ("", ""), seconds, unit)
+        name = self._name(file)
+        groups = list(_groups(subject, session, table.time is not None))
         for part in groups:
             first = part[0] if isinstance(part, np.ndarray) else part.start
             who, when = subject.values[subject.codes[first]], session.values[session.codes[first]]
-            recording = self._recording(
-                name if len(groups) == 1 else f"{name} ({', '.join(filter(None, (who, when)))})",
-                file,
-                (who, when),
-                table.signals[part],
-                None if table.time is None else table.time[part],
-                None if label is None else label.take(part),
-                table,
+            own = name if len(groups) == 1 else f"{name} ({', '.join(filter(None, (who, when)))})"
+            text = None if label is None else label.take(part)
+            if text is None:
+                start = seconds[first] if table.time is None else 0.0  # rows without times: counted from the part's
+                text, missed = self._marked(own, file, (who, when), seconds[part] - start, unit)
+            yield dataclasses.replace(
+                self._recording(
+                    own, who, table.signals[part], None if table.time is None else table.time[part], text, table, missed
+                ),
+                test=True if given.names(who) else tested[part],
             )
-            test = tested.values[tested.codes[first]] == str(True)
-            yield dataclasses.replace(recording, test=given.names(who) or test)
+            missed = None if missed is None else 0  # those of the file are counted once
+
+    def _clock(self, table: Table) -> tuple[np.ndarray, str]:
+        """When each row was taken, seconds (without times from the first row on), and the unit of the times."""
+        settings, time = self.preprocessing, table.time
+        if time is None:
+            return np.arange(len(table.signals)) / (table.rate or settings.recorded or settings.rate), "s"
+        unit = table.unit or (likely_unit(time - time[0], settings) if len(time) else "s")
+        return time * UNITS[unit], unit
 
     def _recording(
         self,
         name: str,
-        file: Path,
-        key: tuple[str, str],
+        subject: str,
         signals: np.ndarray,
         time: np.ndarray | None,
-        label: Text | None,
+        label: Text,
         table: Table,
+        missed: int | None = None,
     ) -> Recording:
-        """One recording; labels come from its rows, or from marks where `label` is None."""
-        outside = {}
-        unit = table.unit
-        if label is None:
-            settings = self.preprocessing
-            unit = unit or ("s" if time is None else likely_unit(time - time[0], settings))
-            rate = table.rate or settings.recorded or settings.rate
-            seconds = np.arange(len(signals)) / rate if time is None else time * UNITS[unit]
-            label, missed = self._marked(name, file, key, seconds, unit)
-            outside = {marks.OUTSIDE: missed} if missed else {}
+        """One recording.
+
+        Args:
+            missed: events that lie outside of it, where labels are events.
+        """
         found = indexed(label, self._names, self.classes, self.described.ignore)
         left_out = found.left_out
         if self.preprocessing.before is not None:
-            left_out = {why: n for why, n in left_out.items() if why != "no label"} | outside
+            left_out = {why: n for why, n in left_out.items() if why != "no label"}
+            left_out |= {marks.OUTSIDE: missed} if missed else {}
+        unit = table.unit or (self._clock(table)[1] if isinstance(self.described.label, Marks) else None)
         return Recording(
-            key[0], signals, found.labels, time, name, table.rate, unit, left_out, found.unlisted, table.found_out
+            subject, signals, found.labels, time, name, table.rate, unit, left_out, found.unlisted, table.found_out
         )
 
     def _marked(self, name: str, file: Path, key: tuple[str, str], seconds: np.ndarray, unit: str) -> tuple[Text, int]:
@@ -240,10 +251,7 @@ class OwnData(Source):
         for stream, file in zip(described.streams, files, strict=True):
             table = read(file, self._wanted(stream), stream.dialect)
             label = table.texts[stream.label] if stream.label else Text.constant("", len(table.signals))
-            recording = self._recording(
-                self._name(file), file, (subject, session), table.signals, table.time, label, table
-            )
-            recordings.append(recording)
+            recordings.append(self._recording(self._name(file), subject, table.signals, table.time, label, table))
         tallies = [Tally.of(recording) for recording in recordings]
         for tally, stream in zip(tallies, described.streams, strict=True):
             if not stream.label:
@@ -272,15 +280,16 @@ class OwnData(Source):
             found_out=tuple(dict.fromkeys(text for r in recordings for text in r.found_out)),
             streams=tuple(tallies),
             test=described.test.names(subject) or any(described.test.rows(file, None, 1)[0] for file in files),
+            begins=merged.first,
         )
 
 
-def _groups(subject: Text, session: Text, tested: Text, timed: bool) -> Iterator[np.ndarray | slice]:
-    """The rows of each recording in a file; what is to be tested on is a recording of its own.
+def _groups(subject: Text, session: Text, timed: bool) -> Iterator[np.ndarray | slice]:
+    """The rows of each recording in a file.
 
     With times these are all rows of a subject and session, wherever they stand; without, rows that follow each other.
     """
-    key = (subject.codes * np.int32(len(session.values)) + session.codes) * np.int32(2) + tested.codes
+    key = subject.codes * np.int32(len(session.values)) + session.codes
     edges = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1, [len(key)]])
     if timed and len(edges) - 1 > len(np.unique(key[edges[:-1]])):  # rows of one stand in several places
         for one in np.unique(key):
