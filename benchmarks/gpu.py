@@ -111,7 +111,7 @@ Job = tuple[str, Callable[[], object]]
 
 
 def jobs() -> list[Job]:
-    """What is measured, the most important first."""
+    """List what is measured, the most important first."""
     planned: list[Job] = []
     for algorithm in ("FedKDX", "FedAvg"):
         planned.append((f"textbook {algorithm} SLEEP", partial(the_textbook, algorithm, "SLEEP")))

@@ -1,4 +1,4 @@
-"""What became of everything that was read: nothing is lost without standing here."""
+"""Count what became of everything that was read: nothing is lost without standing here."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Tally:
         return max(0, self.possible - self.windows - self.unlabelled - self.impure)
 
     def to_dict(self) -> dict[str, Any]:
-        """What is not zero, for the manifest."""
+        """Give what is not zero, for the manifest."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("purity", "failed")}
         values["at_gaps"] = self.at_gaps
         rate = values.pop("rate")
@@ -172,7 +172,7 @@ class Counts:
         }
 
     def lines(self) -> list[str]:
-        """What a user must know of what was mended, found out or lost, a line each; nothing where all was plain."""
+        """Say what was mended, found out or lost, a line each; nothing where all was plain."""
         lines = [f"found out: {what} (in {many(count, 'file')})" for what, count in self.found_out.items()]
         told = {
             "unordered": "rows were out of order and were sorted by time",

@@ -1,4 +1,4 @@
-"""What is in a data set and what is wrong with it: `python -m dataset_utils.describe my.yaml`."""
+"""Describe what is in a data set and what is wrong with it: `python -m dataset_utils.describe my.yaml`."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether `name` can be part of a folder's name on any system: a short text, printable, no path, not hidden."""
+    """Tell if `name` can be part of a folder's name on any system: a short text, printable, no path, not hidden."""
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
         return False
     return name == name.strip(" .") and not FORBIDDEN & set(name)

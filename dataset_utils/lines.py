@@ -1,4 +1,4 @@
-"""Which recordings lie on one line of time, and how far filters carry something along it."""
+"""Find out which recordings lie on one line of time, and how far filters carry something along it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RINGS = 1e-3  # an impulse response is over when it stays below this share of it
 
 
 class Line(NamedTuple):
-    """Where a recording lies.
+    """The place of a recording.
 
     Attributes:
         number: of the line of time.
