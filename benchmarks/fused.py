@@ -14,23 +14,23 @@ import torch
 
 from benchmarks.rounds import ROUNDS, SIZES, Sizes, federation, table
 from fedkdx_plugin.engine import training
-from fedkdx_plugin.engine.parallel import keep_freed_memory
-from fedkdx_plugin.fused import native
+from fedkdx_plugin.engine.backends.parallel import keep_freed_memory
+from fedkdx_plugin.native import library
 from registry.interface import Round
 
 
 def step_times(algorithm: str, sizes: Sizes, repeats: int) -> tuple[float, float]:
     """Medians over clients' rounds, in milliseconds a step: PyTorch's operations, compiled ones."""
     works = []
-    for found in (None, native.operations()):
-        with mock.patch.object(native, "operations", lambda found=found: found):
+    for found in (None, library.operations()):
+        with mock.patch.object(library, "operations", lambda found=found: found):
             run = federation(algorithm, sizes, "cpu", "sequential")
         client = run.backend.begin(0, run.server.message(0, Round(1, ROUNDS)))
         works.append((found, run, client))
     times: list[list[float]] = [[], []]
     for repeat in range(repeats + 1):  # the first warms up
         for own, (found, run, client) in zip(times, works, strict=True):
-            with mock.patch.object(native, "operations", lambda found=found: found):
+            with mock.patch.object(library, "operations", lambda found=found: found):
                 start = time.perf_counter()
                 training.train(client, Round(1, ROUNDS), run.settings)
                 took = time.perf_counter() - start
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
-    if native.operations() is None:
+    if library.operations() is None:
         print("no C compiler here: nothing is measured")
         return
     torch.set_num_threads(1)

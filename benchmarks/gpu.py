@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import rounds, textbook
+from fedkdx_plugin.engine.backends.stacked.backend import Stacked
+from fedkdx_plugin.engine.backends.stacked.step import COMPILED, EAGER, GRAPH
 from fedkdx_plugin.engine.randomness import sample_clients
-from fedkdx_plugin.engine.stacked.backend import Stacked
-from fedkdx_plugin.engine.stacked.step import COMPILED, EAGER, GRAPH
 from registry.interface import Round
 
 REPEATS = 5

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import textbook
 from fedkdx_plugin.algorithm import downlink, student, student_server
-from fedkdx_plugin.engine import backends
+from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.data import DeviceData, memory_format
 from fedkdx_plugin.engine.randomness import sample_clients
 from fedkdx_plugin.engine.rounds import Federation, Schedule
@@ -105,7 +105,7 @@ def compare(algorithm: str, data: str, device: str, repeats: int) -> list[dict[s
     sizes = SIZES[data]
     runs: dict[str, Federation] = {}
     startup: dict[str, float] = {}
-    for backend in (name for name in backends.NAMES if name != "auto"):
+    for backend in (name for name in selection.NAMES if name != "auto"):
         start = time.perf_counter()
         try:
             runs[backend] = federation(algorithm, sizes, device, backend)

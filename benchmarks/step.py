@@ -23,9 +23,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rounds import ROUNDS, SIZES, Sizes, federation, table
-from fedkdx_plugin.engine.parallel import keep_freed_memory
+from fedkdx_plugin.engine.backends.parallel import keep_freed_memory
 from fedkdx_plugin.engine.training import batches, mover
-from fedkdx_plugin.fused import native
+from fedkdx_plugin.native import library
 from registry.interface import Batch, Round
 
 PARTS = {
@@ -40,7 +40,7 @@ class Clocked:
     """The compiled operations, with the seconds that each has taken."""
 
     def __init__(self) -> None:
-        self._operations = native.operations()
+        self._operations = library.operations()
         self.seconds: dict[str, float] = defaultdict(float)
 
     def __getattr__(self, name: str) -> Callable:
@@ -78,7 +78,7 @@ def measure(algorithm: str, sizes: Sizes, repeats: int) -> dict[str, float]:
     clocked = Clocked()
     whole: list[float] = []
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
-    with mock.patch.object(native, "operations", lambda: clocked):
+    with mock.patch.object(library, "operations", lambda: clocked):
         step = stepper(algorithm, sizes)
         for repeat in range(40 * repeats):
             clocked.seconds.clear()
@@ -89,7 +89,7 @@ def measure(algorithm: str, sizes: Sizes, repeats: int) -> dict[str, float]:
                 whole.append(1000 * took)
                 for part, names in PARTS.items():
                     parts[part].append(1000 * sum(clocked.seconds[name] for name in names))
-    with native.left_out():
+    with library.left_out():
         step = stepper(algorithm, sizes)
         with FlopCounterMode(display=False) as counter:  # it sees PyTorch's operations alone
             step()
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
-    if native.operations() is None:
+    if library.operations() is None:
         print("no C compiler here: nothing is measured")
         return
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Imports point one way: registry <- dataset_utils, fused <- algorithm, models <- baselines.
+"""Imports point one way: registry <- dataset_utils, native <- algorithm, models <- baselines.
 
 The engine knows no algorithm.
 """
@@ -16,22 +16,37 @@ OURS = ("registry", "dataset_utils", "fedkdx_plugin", "baselines")
 MAY_IMPORT = {
     "registry": ("registry",),
     "dataset_utils": ("registry", "dataset_utils"),
-    "fedkdx_plugin/algorithm": ("registry", "fedkdx_plugin.algorithm", "fedkdx_plugin.fused"),
-    "fedkdx_plugin/fused": ("registry", "fedkdx_plugin.fused"),
+    "fedkdx_plugin/native": ("registry", "fedkdx_plugin.native"),
+    "fedkdx_plugin/algorithm": ("registry", "fedkdx_plugin.algorithm", "fedkdx_plugin.native"),
     "fedkdx_plugin/models": ("registry", "fedkdx_plugin.models"),
-    "fedkdx_plugin/distributed": (
+    "fedkdx_plugin/engine": ("registry", "dataset_utils", "fedkdx_plugin.engine", "fedkdx_plugin.native"),
+    "fedkdx_plugin/configuration": ("registry", "dataset_utils", "fedkdx_plugin.configuration"),
+    "fedkdx_plugin/results": (
         "registry",
         "dataset_utils",
         "fedkdx_plugin.engine",
-        "fedkdx_plugin.distributed",
-        "fedkdx_plugin.reports",
-        "fedkdx_plugin.arguments",
-        "fedkdx_plugin.choice",
-        "fedkdx_plugin.comparison",
-        "fedkdx_plugin.config",
+        "fedkdx_plugin.native",
+        "fedkdx_plugin.results",
     ),
-    "fedkdx_plugin/engine": ("registry", "dataset_utils", "fedkdx_plugin.engine", "fedkdx_plugin.fused"),
-    "fedkdx_plugin/reports": ("registry", "dataset_utils", "fedkdx_plugin.engine", "fedkdx_plugin.reports"),
+    "fedkdx_plugin/tracking": ("registry", "fedkdx_plugin.engine", "fedkdx_plugin.results", "fedkdx_plugin.tracking"),
+    "fedkdx_plugin/reports": (
+        "registry",
+        "dataset_utils",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.results",
+        "fedkdx_plugin.reports",
+    ),
+    "fedkdx_plugin/flower": (
+        "registry",
+        "dataset_utils",
+        "fedkdx_plugin.cli",
+        "fedkdx_plugin.configuration",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.experiments",
+        "fedkdx_plugin.flower",
+        "fedkdx_plugin.reports",
+        "fedkdx_plugin.results",
+    ),
     "baselines": ("registry", "baselines", "fedkdx_plugin.algorithm", "fedkdx_plugin.models"),
 }
 # the catalog checks that a loaded data set is a Source, which it must know for that

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks import fused, gpu, rounds, step
-from fedkdx_plugin.engine.stacked.step import EAGER
+from fedkdx_plugin.engine.backends.stacked.step import EAGER
 
 TINY = rounds.Sizes(3, 40, 4, (12, 9, 12))
 

@@ -15,9 +15,9 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from fedkdx_plugin import choice
-from fedkdx_plugin.arguments import build_parser, read_config
-from fedkdx_plugin.cli import main
+from fedkdx_plugin.cli.arguments import build_parser, read_config
+from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.configuration import choice
 
 ROOT = Path(__file__).parent.parent
 RUN = ["-m", "cnn_small", "-gr", "2", "-jr", "0.5", "-ls", "1", "-dev", "cpu"]
@@ -145,7 +145,7 @@ def test_data_describe(capsys):
 def test_consoles_that_lack_letters(encoding):
     """A cp1252 or gbk console, or a pipe to one, has no letters for some papers' authors."""
     environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-m", "fedkdx_plugin.cli", "--list"]
+    command = [sys.executable, "-m", "fedkdx_plugin.cli.main", "--list"]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
     assert run.returncode == 0 and not run.stderr
     assert "UCI-HAR" in run.stdout.decode(encoding)
@@ -356,12 +356,12 @@ def test_a_run_folder_that_cannot_be_made(data, capsys):
 def test_a_full_disk_is_one_line(data, capsys, monkeypatch):
     import errno
 
-    from fedkdx_plugin.engine import results
+    from fedkdx_plugin.results import run_folder
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(results.h5py, "File", full)
+    monkeypatch.setattr(run_folder.h5py, "File", full)
     assert main(["-data", str(data), "-algo", "FedAvg", *RUN]) == 2
     assert "the disk is full" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkdx_plugin.cli import main
+from fedkdx_plugin.cli.main import main
 from registry import catalog
 
 NAMES = list(catalog.BUILT_IN["algorithms"])

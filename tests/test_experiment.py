@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from fedkdx_plugin import experiment, runner
-from fedkdx_plugin.cli import main
+from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.experiments import experiment, runner
 from tests.registry.test_catalog import install
 from tests.test_cli import fails
 

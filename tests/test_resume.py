@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from fedkdx_plugin.cli import main
-from fedkdx_plugin.engine import sequential
+from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.engine.backends import sequential
 from fedkdx_plugin.engine.rounds import Federation
 from registry.interface import Message
 from tests.conftest import same_state
@@ -44,7 +44,7 @@ def outcome(out: str) -> dict[str, object]:
         found[f"{path.parent.name} metrics"] = [
             {name: value for name, value in row.items() if not name.startswith("seconds")} for row in rows
         ]
-    for path in sorted(Path(out).glob("*/*/results.h5")):
+    for path in sorted(Path(out).glob("*/*/run_folder.h5")):
         with h5py.File(path) as file:
             for name in ("views/served/client_auc", "views/served/confusion", "selected", "bytes_up"):
                 found[f"{path.parent.name} {name}"] = repr(
@@ -106,10 +106,10 @@ def test_several_interruptions(shard_folder, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from fedkdx_plugin.cli import main
-from fedkdx_plugin.engine import results
+from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.results import run_folder
 from fedkdx_plugin.engine.rounds import Federation
-results.CHECKPOINT_SECONDS = 0  # a checkpoint after every round
+run_folder.CHECKPOINT_SECONDS = 0  # a checkpoint after every round
 original, count = Federation.round, iter(range(1000))
 def round(self, index):
     if next(count) == int(sys.argv[1]):
@@ -270,7 +270,7 @@ def test_a_relative_path_resumes_from_another_folder(tmp_path, monkeypatch):
 
 TERMINATED = """
 import os, signal, sys
-from fedkdx_plugin.cli import main
+from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.rounds import Federation
 original, count = Federation.round, iter(range(1000))
 def round(self, index):

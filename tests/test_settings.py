@@ -11,7 +11,7 @@ import h5py
 import pytest
 import yaml
 
-from fedkdx_plugin.cli import main
+from fedkdx_plugin.cli.main import main
 from tests.test_cli import RUN, fails
 
 

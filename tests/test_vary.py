@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 from dataset_utils import shards
-from fedkdx_plugin.arguments import build_parser
-from fedkdx_plugin.cli import main
+from fedkdx_plugin.cli.arguments import build_parser
+from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.reports import report
-from fedkdx_plugin.reports.runs import find, read_all
 from fedkdx_plugin.reports.sections import arrange
+from fedkdx_plugin.results.runs import find, read_all
 from registry import catalog
 from tests.dataset_utils import synthetic
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm import losses
 from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
-from fedkdx_plugin.fused import losses as fused
+from fedkdx_plugin.native import losses as fused
 from registry.interface import Batch, Output, Task, outputs
 from registry.parameters import hyper
 

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from fedkdx_plugin.engine import backends, scaling
-from fedkdx_plugin.engine.backend import Backend, Trained
+from fedkdx_plugin.engine import scaling
+from fedkdx_plugin.engine.backends import selection
+from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
@@ -88,7 +89,7 @@ class Federation:
         task, params: see `registry.interface`.
         data: the shards on the device.
         settings, schedule: local training; rounds.
-        backend: a name of `backends.NAMES`; 'auto' chooses by device and algorithm. Or what makes one.
+        backend: a name of `selection.NAMES`; 'auto' chooses by device and algorithm. Or what makes one.
         client_memory: where clients' state lies between rounds, 'device' or 'host', with a backend given by name.
 
     Attributes:
@@ -132,7 +133,7 @@ class Federation:
         self.server = algorithm(task, params, shared)
         selected = 1 if self.pools_data else count_selected(data.clients, schedule.join_ratio)
         if isinstance(backend, str):
-            self.backend = backends.make(backend, self.workspace, data, settings, selected, client_memory)
+            self.backend = selection.make(backend, self.workspace, data, settings, selected, client_memory)
         else:
             self.backend = backend(self.workspace, data, settings)
         self.evaluate = self.backend.evaluator()

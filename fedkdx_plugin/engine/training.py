@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.randomness import generator, seeded
-from fedkdx_plugin.fused.sgd import ClipAndMove, clip_and_move
+from fedkdx_plugin.native.sgd import ClipAndMove, clip_and_move
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
 

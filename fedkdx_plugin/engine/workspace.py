@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkdx_plugin.engine.data import memory_format
 from fedkdx_plugin.engine.randomness import seeded
-from fedkdx_plugin.fused.fuse import fuse
+from fedkdx_plugin.native.fuse import fuse
 from registry.interface import Client, Networks, Server, Task, copy_state, float_state, matches, private_names
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import yaml
 
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.records import PARTS
-from fedkdx_plugin.reports import statistics, table
+from fedkdx_plugin.reports import comparison_table, statistics
 from fedkdx_plugin.reports.sections import CEILING, Method, Section
 from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, number, plain, ranked
+from fedkdx_plugin.results.records import PARTS
 
 METRICS = {"accuracy": "accuracy %", "auc": "AUC %", "f1": "F1 %", "recall": "recall %"}
 PAPER = Path(__file__).parent / "paper.yaml"
@@ -60,7 +60,7 @@ def results(section: Section) -> Table:
         columns = [_merge(column, ranked(column, among)) for column in columns]
     rounds = {m.name: spread([statistics.best_round(run)[0] for run in m.runs]) for m in section.methods}
     columns.append([number(rounds[name], digits=0) if name in rounds else Cell(NONE) for name in rows])
-    cost = [name for name in table.PLAIN if name != table.REJECTED or _any(rows, name)]
+    cost = [name for name in comparison_table.PLAIN if name != comparison_table.REJECTED or _any(rows, name)]
     columns += [
         [
             number(spread([row.values[name] for row in same]), digits=2 if name == "s/round" else 1)
@@ -81,14 +81,16 @@ def results(section: Section) -> Table:
     )
 
 
-def _any(rows: Mapping[str, Sequence[table.Row]], name: str) -> bool:
+def _any(rows: Mapping[str, Sequence[comparison_table.Row]], name: str) -> bool:
     """Whether a figure is other than 0 somewhere."""
     return any(row.values[name] for same in rows.values() for row in same)
 
 
-def _rows(method: Method) -> dict[str, list[table.Row]]:
+def _rows(method: Method) -> dict[str, list[comparison_table.Row]]:
     """The rows of the method and of its networks, one a seed each."""
-    seeds = [{row.name: row for row in table.rows(method.name, r.seed, r.records, r.groups)} for r in method.runs]
+    seeds = [
+        {row.name: row for row in comparison_table.rows(method.name, r.seed, r.records, r.groups)} for r in method.runs
+    ]
     names = dict.fromkeys(name for rows in seeds for name in rows)
     # a network has no row where it predicted the very same as the method
     return {name: [rows.get(name, rows[method.name]) for rows in seeds] for name in names}

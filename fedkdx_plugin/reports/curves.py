@@ -9,7 +9,7 @@ import numpy as np
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.results import RunFolder
+from fedkdx_plugin.results.run_folder import RunFolder
 
 
 def draw(path: Path, runs: Sequence[RunFolder], title: str) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.records import PARTS
 from fedkdx_plugin.reports import statistics
 from fedkdx_plugin.reports.sections import Method, Section, accuracy
+from fedkdx_plugin.results.records import PARTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

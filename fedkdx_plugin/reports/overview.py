@@ -10,10 +10,10 @@ from scipy.stats import rankdata
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.reports.content import METRICS, last, whole_run
-from fedkdx_plugin.reports.runs import Run
 from fedkdx_plugin.reports.sections import CEILING, Section, slug
 from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, number, plain, ranked
+from fedkdx_plugin.results.runs import Run
 
 ABREAST = 4  # sections whose four metrics stand side by side, as in the paper's tables
 FEW = 3  # methods for which there is a row a section instead

@@ -20,10 +20,10 @@ import yaml
 from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
 from fedkdx_plugin.reports import content, data, figures, overview, tables
-from fedkdx_plugin.reports.runs import Run, find, read_all, title_and_about
+from fedkdx_plugin.reports.comparison_table import TUNING, VARIED
 from fedkdx_plugin.reports.sections import Section, arrange
-from fedkdx_plugin.reports.table import TUNING, VARIED
 from fedkdx_plugin.reports.tables import Table
+from fedkdx_plugin.results.runs import Run, find, read_all, title_and_about
 from registry import __version__
 from registry.errors import UserError
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedkdx_plugin.reports.runs import Run
+from fedkdx_plugin.results.runs import Run
 
 METHOD = ("algorithm", "label", "set", "student_model")  # tell the methods of a section apart
 NO_SETTING = ("seed", "times", "preset", "goal", "num_classes", "data")  # the data are known by their hash

@@ -10,8 +10,8 @@ import numpy as np
 
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.metrics import Metrics
-from fedkdx_plugin.reports.runs import Run
 from fedkdx_plugin.reports.sections import Method, Section
+from fedkdx_plugin.results.runs import Run
 
 LEVEL = 0.05
 PAIRS = 6  # with fewer, the smallest p that a signed-rank test can give, 2 / 2^n, is above LEVEL

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from fedkdx_plugin.fused import native
+from fedkdx_plugin.native import library
 
 X86 = {"x86_64", "AMD64"}
 PROCESSORS = {  # options for vectors of other sizes than this processor's, which runs them as well
@@ -27,7 +27,7 @@ def compile(tmp_path_factory):
     @cache
     def made(options: tuple[str, ...]) -> Path:
         path = tmp_path_factory.mktemp("library") / "fused.so"
-        native.make(os.environ.get("CC", "cc"), path, [options])
+        library.make(os.environ.get("CC", "cc"), path, [options])
         return path
 
     return made
@@ -42,6 +42,6 @@ def processor(request, compile):
         return
     if platform.machine() not in X86:
         pytest.skip("other vectors are those of another family")
-    found = native.opened(compile(options))
-    with mock.patch.object(native, "operations", lambda: found):
+    found = library.opened(compile(options))
+    with mock.patch.object(library, "operations", lambda: found):
         yield

@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from fedkdx_plugin.engine import metrics
-from fedkdx_plugin.engine.records import write_results
 from fedkdx_plugin.engine.rounds import RoundRecord
-from fedkdx_plugin.reports.runs import read_all
 from fedkdx_plugin.reports.sections import Section, arrange
 from fedkdx_plugin.reports.tables import Cell, Table
+from fedkdx_plugin.results.records import write_results
+from fedkdx_plugin.results.runs import read_all
 
 CLASSES = ("sit & stand", "walk_1", "run <fast>")
 CONFIG = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from fedkdx_plugin.engine.stacked import backend as stacked
-from fedkdx_plugin.engine.stacked.step import EAGER, Step
+from fedkdx_plugin.engine.backends.stacked import backend as stacked
+from fedkdx_plugin.engine.backends.stacked.step import EAGER, Step
 from registry.interface import Task
 from tests.conftest import CLASSES, SHAPE, Recorder, TinierNet, TinyNet, make_data, make_federation
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedkdx_plugin.fused import native
-from fedkdx_plugin.fused.chain import Chain
-from fedkdx_plugin.fused.fuse import fuse
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
+from fedkdx_plugin.native import library
+from fedkdx_plugin.native.chain import Chain
+from fedkdx_plugin.native.fuse import fuse
 from tests.bounds import allowances, assert_within, gamma, is_clear
 
-compiled = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
+compiled = pytest.mark.skipif(library.operations() is None, reason="no C compiler here")
 
 
 def block(inputs: int, filters: int, taps: int = 9) -> nn.Sequential:
@@ -303,7 +303,7 @@ def test_only_such_sequences_are_fused():
     usual = [a_block(), *(net[0] for net in held), dense(16, 3, 3)[:1], nn.Sequential(a_block(), nn.Flatten())]
     fuse(dict(enumerate([*map(nn.ModuleList, zip([*others, *usual])), *held])))
     assert not any(map(is_fused, [*others, *held]))
-    assert {is_fused(net) for net in usual} == {native.operations() is not None}
+    assert {is_fused(net) for net in usual} == {library.operations() is not None}
 
 
 @compiled

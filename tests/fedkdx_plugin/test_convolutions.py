@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
-from fedkdx_plugin.fused import native
+from fedkdx_plugin.native import library
 from tests.bounds import assert_within, gamma
 
-compiled = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
+compiled = pytest.mark.skipif(library.operations() is None, reason="no C compiler here")
 
 # F(3, 3) at 0, 1, -1, 2 and infinity: results = A (G taps * B samples)
 A = torch.tensor([[1, 1, 1, 1, 0], [0, 1, -1, 2, 0], [0, 1, 1, 4, 1]]).double()
@@ -35,14 +35,14 @@ def given(n: int, time: int, inputs: int, filters: int, taps: int, seed: int = 0
 def compiled_ones(winograd: bool, x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> list[Tensor]:
     """Results, and gradients by x and weight."""
     (n, time, inputs), (filters, taps, _) = x.shape, weight.shape
-    library, sizes, kernel = native.operations(), (n, time, inputs), (taps, filters)
+    ours, sizes, kernel = library.operations(), (n, time, inputs), (taps, filters)
     out, by_x, by_weight = (torch.full_like(like, torch.nan) for like in (g, x, weight))
     if winograd:
-        scratch = torch.empty(_call(library.winograd_scratch, n, time, inputs, taps, filters))
-        forth, back = library.winograd_convolve, library.winograd_convolve_backward
+        scratch = torch.empty(_call(ours.winograd_scratch, n, time, inputs, taps, filters))
+        forth, back = ours.winograd_convolve, ours.winograd_convolve_backward
     else:
         scratch, g = torch.empty(taps * inputs * filters), pad(g, (0, 0, taps - 1, taps - 1))
-        forth, back = library.convolve, library.convolve_backward
+        forth, back = ours.convolve, ours.convolve_backward
     _call(forth, x, *sizes, weight, bias, *kernel, scratch, out)
     _call(back, x, g, *sizes, weight, *kernel, scratch, by_x, by_weight)
     return [out, by_x, by_weight]
@@ -139,8 +139,8 @@ def off(found: list[Tensor], expected: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize(("n", "after"), [(1, 48), (2, 24), (8, 6), (48, 1), (16, 3), (33, 92)])
 def test_where_winograds_are_taken_they_lose_a_bit_at_most(inputs, taps, n, after, processor):
     """In the norm twice the error of direct products, and a tenth for what draws of 6000 values and more may differ."""
-    library = native.operations()
-    assert _call(library.winograd_takes, n, after + taps - 1, inputs, taps)
+    ours = library.operations()
+    assert _call(ours.winograd_takes, n, after + taps - 1, inputs, taps)
     draws = []
     for seed in range(4):
         all_given = given(n, after + taps - 1, inputs, 32, taps, seed)
@@ -152,6 +152,6 @@ def test_where_winograds_are_taken_they_lose_a_bit_at_most(inputs, taps, n, afte
 
 @compiled
 def test_direct_products_are_taken_where_winograds_would_lose_more_or_do_not_fit():
-    takes = native.operations().winograd_takes
+    takes = library.operations().winograd_takes
     assert _call(takes, 2, 24 + 8, 16, 9) and not _call(takes, 1, 47 + 8, 16, 9)  # terms
     assert not _call(takes, 8, 100, 15, 9) and not _call(takes, 8, 100, 16, 8)  # inputs, taps

@@ -133,7 +133,7 @@ def test_layout_in_memory_and_the_bits_of_numpy_are_kept():
 def test_a_comparison_says_what_it_scaled_by(federated_folder, tmp_path, monkeypatch):
     import json
 
-    from fedkdx_plugin.cli import main
+    from fedkdx_plugin.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     assert main(["-data", str(federated_folder), *"-algo FedAvg -m cnn_small -gr 2 -jr 1 -dev cpu".split()]) == 0

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from fedkdx_plugin.algorithm.client import FedKDXClient, FedKDXParams
 from fedkdx_plugin.algorithm.losses import SHORTEST_FEATURE
 from fedkdx_plugin.engine.training import mover
-from fedkdx_plugin.fused import native
-from fedkdx_plugin.fused.sgd import ClipAndMove
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
+from fedkdx_plugin.native import library
+from fedkdx_plugin.native.sgd import ClipAndMove
 from registry import catalog
 from registry.interface import Batch, Output, Task
 from tests.bounds import assert_within, gamma, largest_of_draws, random_errors
 from tests.conftest import CLASSES, SHAPE, make_federation, same_state
 
-compiled = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
+compiled = pytest.mark.skipif(library.operations() is None, reason="no C compiler here")
 
 
 @compiled
@@ -158,7 +158,7 @@ def test_a_round_is_the_same_to_float_tolerance_with_and_without(model, monkeypa
     algorithm = catalog.load("algorithms", "FedKDX")
     ours = make_federation(algorithm, task=task, rounds=1, local_epochs=1)
     ours.run()
-    monkeypatch.setattr(native, "operations", lambda: None)
+    monkeypatch.setattr(library, "operations", lambda: None)
     theirs = make_federation(algorithm, task=task, rounds=1, local_epochs=1)
     assert not any("forward" in vars(part) for net in theirs.workspace.nets.values() for part in net.modules())
     theirs.run()
@@ -174,11 +174,11 @@ def test_a_round_is_the_same_to_float_tolerance_with_and_without(model, monkeypa
 )
 def test_without_a_compiler_nothing_is_lost(change, has_one, tmp_path):
     """In a process of its own, with an empty cache; then once more with a cache that cannot be made."""
-    if has_one and native.operations() is None:
+    if has_one and library.operations() is None:
         pytest.skip("no C compiler here")
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "cache", tmp_path / "file"):
-        code = "from fedkdx_plugin.fused.native import operations; print(operations() is not None)"
+        code = "from fedkdx_plugin.native.library import operations; print(operations() is not None)"
         environment = os.environ | {"XDG_CACHE_HOME": str(cache), "TMPDIR": str(tmp_path)} | change
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
         assert (run.stdout.strip(), run.stderr) == (str(has_one), "")

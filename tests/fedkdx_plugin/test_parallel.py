@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from fedkdx_plugin.config import Options
-from fedkdx_plugin.engine import backends, parallel
+from fedkdx_plugin.configuration.config import Options
+from fedkdx_plugin.engine.backends import parallel, selection
 from fedkdx_plugin.engine.training import ClientError
 from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
@@ -228,4 +228,4 @@ def test_auto_takes_processes_only_where_they_can_help():
 
 def test_the_command_line_offers_every_backend():
     (option,) = [field for field in fields(Options) if field.name == "backend"]
-    assert option.metadata["choices"] == backends.NAMES
+    assert option.metadata["choices"] == selection.NAMES

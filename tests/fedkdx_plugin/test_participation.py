@@ -18,9 +18,9 @@ from baselines.local import Local
 from fedkdx_plugin.algorithm.server import FedKDX
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import LATE, RARE, UNSEEN, Participation
-from fedkdx_plugin.engine.records import csv_row, write_results
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
+from fedkdx_plugin.results.records import csv_row, write_results
 from registry.errors import UserError
 from tests.conftest import Recorder, enter, make_data, make_federation, make_task, same_state
 

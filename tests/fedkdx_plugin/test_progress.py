@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedkdx_plugin.engine import progress as module
-from fedkdx_plugin.engine.progress import Progress
+from fedkdx_plugin.tracking import progress as module
+from fedkdx_plugin.tracking.progress import Progress
 
 
 def test_each_algorithm_goes_at_its_own_pace():

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-from fedkdx_plugin import runner
-from fedkdx_plugin.cli import main
-from fedkdx_plugin.reports import content, report, runs, statistics, tables, tensorboard
-from fedkdx_plugin.reports.runs import Missing, read
+from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.experiments import runner
+from fedkdx_plugin.reports import content, report, statistics, tables
 from fedkdx_plugin.reports.tables import Cell, Table
+from fedkdx_plugin.results import runs
+from fedkdx_plugin.results.runs import Missing, read
+from fedkdx_plugin.tracking import tensorboard
 from tests.conftest import Recorder
 from tests.fedkdx_plugin import made_runs
 from tests.fedkdx_plugin.made_runs import CLASSES, client_accuracy, column, last_accuracy, make_run, sections_of

@@ -13,10 +13,10 @@ import torch
 from baselines.fedavg import FedAvg
 from fedkdx_plugin.algorithm.compression import compress, decompress, energy_kept, rank_share
 from fedkdx_plugin.algorithm.server import FedKDX
-from fedkdx_plugin.cli import main
+from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.participation import Participation
-from fedkdx_plugin.engine.records import read_results, write_results
 from fedkdx_plugin.engine.rounds import Schedule
+from fedkdx_plugin.results.records import read_results, write_results
 from tests.conftest import Recorder, make_federation
 
 

@@ -8,11 +8,11 @@ import torch
 from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.algorithm import compression
 from fedkdx_plugin.algorithm.downlink import Differences
+from fedkdx_plugin.engine.backends.sequential import Sequential
+from fedkdx_plugin.engine.backends.stacked import backend as stacked
+from fedkdx_plugin.engine.backends.stacked import size
 from fedkdx_plugin.engine.evaluation import Prediction
 from fedkdx_plugin.engine.faults import Faults
-from fedkdx_plugin.engine.sequential import Sequential
-from fedkdx_plugin.engine.stacked import backend as stacked
-from fedkdx_plugin.engine.stacked import size
 from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from baselines.fedavg import FedAvg
-from fedkdx_plugin.engine import backends
-from fedkdx_plugin.engine.stacked import agreement, layers
-from fedkdx_plugin.engine.stacked import backend as stacked
-from fedkdx_plugin.engine.stacked.step import COMPILED, EAGER, GRAPH, Step
+from fedkdx_plugin.engine.backends import selection
+from fedkdx_plugin.engine.backends.stacked import agreement, layers
+from fedkdx_plugin.engine.backends.stacked import backend as stacked
+from fedkdx_plugin.engine.backends.stacked.step import COMPILED, EAGER, GRAPH, Step
 from fedkdx_plugin.engine.training import ClientError
 from registry import catalog
 from registry.errors import UserError
@@ -162,7 +162,7 @@ def chosen(monkeypatch, name="auto", selected=2, model=TinyNet):
     """The name of the backend that would be made on an accelerator."""
     federation = make_federation(FedAvg, task=Task(SHAPE, CLASSES, model, TinyNet), backend="sequential")
     monkeypatch.setattr(stacked.Stacked, "__init__", lambda self, *_: None)
-    return backends.make(name, federation.workspace, OnGPU, federation.settings, selected).name
+    return selection.make(name, federation.workspace, OnGPU, federation.settings, selected).name
 
 
 def test_auto_stacks_on_an_accelerator_where_it_can(monkeypatch, capsys):

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from fedkdx_plugin.engine import backends
-from fedkdx_plugin.engine.stacked import backend as stacked
-from fedkdx_plugin.engine.stacked import layers
-from fedkdx_plugin.engine.stacked.losses import Losses
-from fedkdx_plugin.engine.stacked.state import Part
-from fedkdx_plugin.engine.stacked.step import Step
+from fedkdx_plugin.engine.backends import selection
+from fedkdx_plugin.engine.backends.stacked import backend as stacked
+from fedkdx_plugin.engine.backends.stacked import layers
+from fedkdx_plugin.engine.backends.stacked.losses import Losses
+from fedkdx_plugin.engine.backends.stacked.state import Part
+from fedkdx_plugin.engine.backends.stacked.step import Step
 from registry import catalog
 from registry.errors import UserError
 from registry.interface import Message, NonFinite, Round, Task, outputs
@@ -265,10 +265,10 @@ class OnGPU:
 def test_a_backend_that_cannot_be_made_is_stepped_down_from(capsys):
     made = make_federation(FedAvg, windows(), task(Unprobed), backend="sequential")
     choose = (made.workspace, OnGPU, made.settings, 4)
-    assert backends.make("auto", *choose).name == "sequential"
+    assert selection.make("auto", *choose).name == "sequential"
     assert "clients are trained one by one: RuntimeError: Only Tensors" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"^--backend stacked: RuntimeError: Only Tensors"):
-        backends.make("stacked", *choose)
+        selection.make("stacked", *choose)
 
 
 def test_a_frozen_network_is_in_evaluation_mode_whenever_it_is_asked(double):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedkdx_plugin.engine.stacked import size
-from fedkdx_plugin.engine.stacked.layers import CONVERTED, Rows, convert, reason_against
+from fedkdx_plugin.engine.backends.stacked import size
+from fedkdx_plugin.engine.backends.stacked.layers import CONVERTED, Rows, convert, reason_against
 from registry.interface import Model
 
 CLIENTS, ROWS = 3, 5

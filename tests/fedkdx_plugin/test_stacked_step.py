@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedkdx_plugin.engine.backends.stacked import losses as losses_module
+from fedkdx_plugin.engine.backends.stacked.losses import Losses
+from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
+from fedkdx_plugin.engine.backends.stacked.state import State
+from fedkdx_plugin.engine.backends.stacked.step import GRAPH, Step, _Counted
 from fedkdx_plugin.engine.faults import Faults
-from fedkdx_plugin.engine.stacked import losses as losses_module
-from fedkdx_plugin.engine.stacked.losses import Losses
-from fedkdx_plugin.engine.stacked.plan import Plan, Ready
-from fedkdx_plugin.engine.stacked.state import State
-from fedkdx_plugin.engine.stacked.step import GRAPH, Step, _Counted
 from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog, interface, tensors

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkdx_plugin.fused import native, twin
-from fedkdx_plugin.fused.chain import Chained
-from fedkdx_plugin.fused.fuse import fuse
 from fedkdx_plugin.models.cnn import CNN
+from fedkdx_plugin.native import library, twin
+from fedkdx_plugin.native.chain import Chained
+from fedkdx_plugin.native.fuse import fuse
 from registry.interface import Model
 from tests.fedkdx_plugin.wrong_library import wrong_library
 
-pytestmark = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
+pytestmark = pytest.mark.skipif(library.operations() is None, reason="no C compiler here")
 
 
 @pytest.fixture(autouse=True)
@@ -198,7 +198,7 @@ def test_a_wrong_chain_is_named_and_not_used(name, is_wrong, wrong, monkeypatch,
     make, window = MODELS[name]
     right, net = fused(make()), fused(make())
     assert is_chained(right, window)
-    monkeypatch.setattr(native, "_library", lambda: wrong)
+    monkeypatch.setattr(library, "_library", lambda: wrong)
     assert all(is_chained(each, window) != is_wrong for each in (right, net))
     found = said(capsys)
     assert len(found) == is_wrong and all(f"{type(net).__name__}.forward" in line and " %" in line for line in found)

@@ -14,15 +14,15 @@ from fedkdx_plugin.algorithm import losses
 from fedkdx_plugin.algorithm.client import FedKDXClient, FedKDXParams
 from fedkdx_plugin.algorithm.server import FedKDX
 from fedkdx_plugin.engine.training import mover
-from fedkdx_plugin.fused import losses as compiled_losses
-from fedkdx_plugin.fused import native, sgd, twin
-from fedkdx_plugin.fused.sgd import ClipAndMove
 from fedkdx_plugin.models.cnn import CNN
+from fedkdx_plugin.native import library, sgd, twin
+from fedkdx_plugin.native import losses as compiled_losses
+from fedkdx_plugin.native.sgd import ClipAndMove
 from registry.interface import Batch, Output, Task
 from tests.conftest import CLASSES, SHAPE, make_federation, same_state
 from tests.fedkdx_plugin.wrong_library import wrong_library
 
-pytestmark = pytest.mark.skipif(native.operations() is None, reason="no C compiler here")
+pytestmark = pytest.mark.skipif(library.operations() is None, reason="no C compiler here")
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +134,7 @@ def test_a_loss_that_is_edited_by_a_percent_runs(old, new, monkeypatch, capsys):
     (line,) = lines(capsys)
     assert "losses of FedKDX" in line and "differs by" in line and "replaced" not in line
     assert not is_compiled(a_client())
-    monkeypatch.setattr(native, "operations", lambda: None)
+    monkeypatch.setattr(library, "operations", lambda: None)
     plain = a_round()
     assert after.keys() == plain.keys()
     near, far = (max_difference(each, plain) for each in (after, before))
@@ -325,14 +325,14 @@ def test_wrong_losses_and_steps_are_named_and_not_used(monkeypatch, capsys, tmp_
         "sgd.c": ("factor = bound /", "factor = 1.01 * bound /"),
     }
     wrong, right = wrong_library(tmp_path / "wrong", edits), a_round()
-    monkeypatch.setattr(native, "_library", lambda: wrong)
+    monkeypatch.setattr(library, "_library", lambda: wrong)
     kept = a_round()
     said = lines(capsys)
     assert len(said) == 2 and "losses of FedKDX" in said[0] + said[1] and "clipping and SGD" in said[0] + said[1]
     assert not is_compiled(a_client()) and not isinstance(
         mover([list(nn.Linear(2, 2).parameters())], 0.1, 1.0), ClipAndMove
     )
-    monkeypatch.setattr(native, "operations", lambda: None)
+    monkeypatch.setattr(library, "operations", lambda: None)
     assert same_state(kept, a_round()) and not same_state(kept, right)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkdx_plugin.fused import native
+from fedkdx_plugin.native import library
 
 
 def wrong_library(folder: Path, edits: Mapping[str, tuple[str, str]]) -> ctypes.CDLL:
@@ -20,12 +20,12 @@ def wrong_library(folder: Path, edits: Mapping[str, tuple[str, str]]) -> ctypes.
         folder: to make them in; must not exist.
         edits: of a file's name, a text that stands in it once, and what comes in its place.
     """
-    shutil.copytree(native.FOLDER, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    shutil.copytree(library.FOLDER, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for name, (old, new) in edits.items():
         text = (folder / name).read_text(encoding="utf-8")
         assert text.count(old) == 1
         (folder / name).write_text(text.replace(old, new), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "FOLDER", folder)
-        native.make(os.environ.get("CC", "cc"), folder / "wrong.so")
-    return native.opened(folder / "wrong.so")
+        patch.setattr(library, "FOLDER", folder)
+        library.make(os.environ.get("CC", "cc"), folder / "wrong.so")
+    return library.opened(folder / "wrong.so")

@@ -135,7 +135,7 @@ def test_an_algorithm_that_leaves_methods_out_says_which(site):
 def test_listing_imports_no_torch_and_no_plug_in(site):
     install(site, "plug_good", "FedGood = plug_good:FedGood")
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from fedkdx_plugin.cli import main; code = main(['--list']);"
+        "import sys; sys.path.insert(0, sys.argv[1]); from fedkdx_plugin.cli.main import main; code = main(['--list']);"
         "heavy = {'torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'plug_good'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else code)"
     )

@@ -1,0 +1,126 @@
+"""Which algorithms take part, with which hyper-parameters: defaults <- preset <- `--set`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedkdx_plugin.configuration.config import Config, read_yaml
+from registry import catalog
+from registry.errors import UserError
+from registry.interface import Server
+from registry.parameters import parse, suggest
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An algorithm that takes part.
+
+    Attributes:
+        entry: its place in the catalog.
+        server: its class.
+        params: its hyper-parameters, an instance of `server.Params`.
+    """
+
+    entry: catalog.Entry
+    server: type[Server]
+    params: Any
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+
+def choose(config: Config) -> list[Choice]:
+    """The algorithms of a configuration with their hyper-parameters.
+
+    Raises:
+        UserError: unknown algorithm or hyper-parameter, value out of range.
+    """
+    names = [name for word in config.algorithm for name in (_all() if word.lower() == "all" else [word])]
+    entries = list(dict.fromkeys(catalog.find("algorithms", name) for name in names))
+    servers = {entry.name: catalog.load("algorithms", entry.name) for entry in entries}
+    values, preset = _assign(config.set, servers), read_preset(config.preset)
+    for name in servers:
+        values[name] = preset.get(name, {}) | values[name]
+    return [
+        Choice(entry, servers[entry.name], parse(servers[entry.name].Params, values[entry.name], entry.name))
+        for entry in entries
+    ]
+
+
+def read_preset(name: str) -> dict[str, dict[str, Any]]:
+    """Algorithm -> its hyper-parameters, from a preset of the project or a YAML file of the user's own.
+
+    Raises:
+        UserError: there is no such preset or file, or it does not map algorithms to mappings.
+    """
+    own = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    path = PRESETS / f"{name}.yaml" if name in own else Path(name)
+    if name not in own and not path.is_file():
+        raise UserError(
+            f"--preset {name}: no such preset{suggest(name, own)}; choose {', '.join(own)}, or name a YAML file"
+        )
+    preset = read_yaml(path)
+    for algorithm, values in preset.items():
+        if not isinstance(values, Mapping):
+            raise UserError(f"{path}: {algorithm}: must be a mapping, such as '{algorithm}: {{gamma: 0.5}}'")
+    return {str(algorithm): dict(values) for algorithm, values in preset.items()}
+
+
+def _all() -> list[str]:
+    """Every algorithm that loads; a broken plug-in is said, and left out."""
+    entries = catalog.entries("algorithms")
+    for entry in entries:
+        if reason := catalog.describe(entry).broken:
+            print(f"left out: {entry.name} from {entry.origin}: {reason}", file=sys.stderr)
+    return [entry.name for entry in entries if not catalog.describe(entry).broken]
+
+
+def _assign(sets: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> dict[str, dict[str, Any]]:
+    """Which algorithm gets which `--set`: `Name.x` that one, `x` every one that has it; the scoped one wins."""
+    values: dict[str, dict[str, Any]] = {name: {} for name in servers}
+    for key in sorted(sets, key=lambda key: "." in key):
+        scope, _, name = key.rpartition(".")
+        targets = [algorithm for algorithm in servers if not scope or algorithm.lower() == scope.lower()]
+        if not targets:
+            raise UserError(f"--set {key}: no algorithm '{scope}' here{suggest(scope, servers)}; {', '.join(servers)}")
+        having = [a for a in targets if name in _field_names(servers[a])]
+        if not having:
+            known = sorted({field for target in targets for field in _field_names(servers[target])})
+            raise UserError(
+                f"--set {key}: {', '.join(targets)} has no hyper-parameter '{name}'{suggest(name, known)}; "
+                f"known: {', '.join(known) or 'none'}"
+            )
+        for algorithm in having:
+            values[algorithm][name] = sets[key]
+    return values
+
+
+def _field_names(server: type[Server]) -> list[str]:
+    return [field.name for field in dataclasses.fields(server.Params)]
+
+
+def resolve(config: Config, choices: list[Choice]) -> dict[str, Any]:
+    """The configuration with nothing left to default: what `--config` would read to do the same again."""
+    scoped = {
+        f"{choice.name}.{name}": list(value) if isinstance(value, tuple) else value
+        for choice in choices
+        for name, value in dataclasses.asdict(choice.params).items()
+    }
+    return config.to_dict() | {"algorithm": [choice.name for choice in choices], "set": scoped}
+
+
+def run_settings(resolved: Mapping[str, Any], choice: Choice, seed: int) -> dict[str, Any]:
+    """The part of a resolved configuration that makes one run: one algorithm under one seed."""
+    own = {key: value for key, value in resolved["set"].items() if key.startswith(f"{choice.name}.")}
+    values = dict(resolved) | {"algorithm": [choice.name], "seed": seed, "times": 1, "set": own}
+    if values["vary"] == "data":  # as `config.seeded` has it
+        values["data_seed"] += seed - resolved["seed"]
+    return values

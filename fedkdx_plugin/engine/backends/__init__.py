@@ -1,0 +1,1 @@
+"""Ways to do the clients' work: one by one, in processes, stacked on one device."""

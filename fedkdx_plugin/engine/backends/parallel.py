@@ -1,0 +1,262 @@
+"""Worker processes on a CPU, one thread each: small networks gain nothing from threads, everything from processes."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedkdx_plugin.engine.backends.base import Backend, Trained
+from fedkdx_plugin.engine.backends.sequential import Sequential
+from fedkdx_plugin.engine.evaluation import Prediction
+from fedkdx_plugin.native.twin import collected, pass_on
+from registry.interface import Message, NonFinite, Round
+
+ATTEMPTS = 3  # at one client's work, before a worker's death is an error
+POLL_SECONDS = 2.0  # between a waiting worker's looks at whether its parent still lives
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+ALIGNED = 64  # bytes: where tensors begin in shared memory
+SPARE = 16 << 20  # bytes of shared memory beyond the networks' own; only what is used takes room
+
+
+class Parallel(Backend):
+    """Trains the selected clients in forked workers that share the data, the longest work first.
+
+    All state stays with this process: a worker is sent the message and what the client keeps, through shared memory,
+    and sends back the reply and what the client keeps now. So a worker that dies takes nothing with it: another is
+    forked, and the client's work is done again, with the same result.
+    """
+
+    name = "parallel"
+
+    def __init__(self, workspace: Any, data: Any, settings: Any, workers: int) -> None:
+        super().__init__(workspace, data, settings)
+        self._sequential = Sequential(workspace, data, settings)
+        self._count = workers
+        self._workers: list[_Worker] = []
+
+    def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
+        """As `Backend.train`. Raises ClientError where an algorithm fails, or a worker dies again and again."""
+        clients = self.workspace.clients
+        queue = deque(sorted(messages, key=lambda id: (-clients[id].samples, id)))
+        attempts = dict.fromkeys(messages, 0)
+        results: dict[int, Trained | NonFinite] = {}
+        while len(self._workers) < self._count:
+            self._workers.append(_Worker(self._sequential))
+        busy: dict[_Worker, int] = {}
+        try:
+            while queue or busy:
+                for worker in [worker for worker in self._workers if worker not in busy][: len(queue)]:
+                    id = busy[worker] = queue.popleft()
+                    attempts[id] += 1
+                    worker.begin(self._task(id, messages[id], round))
+                for worker in _ready(busy):
+                    id = busy.pop(worker)
+                    answer = worker.answer()
+                    if answer is None:
+                        self._replace(worker, id, attempts[id])
+                        queue.appendleft(id)
+                    elif isinstance(answer, _Failed):
+                        self._again_here(id, messages[id], round, answer)
+                    else:
+                        results[id] = self._take(id, answer)
+        except BaseException:
+            self.close()  # a worker at work would answer to the next round
+            raise
+        return results
+
+    def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
+        return self._sequential.predict(net, predictions)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+        self._workers = []
+
+    def _task(self, id: int, message: Message, round: Round) -> Message:
+        client, kept = self.workspace.clients[id], self.workspace.kept[id]
+        tensors = _joined(message=message.tensors, kept=kept, memory=client.memory)
+        meta = {"id": id, "round": list(round), "trained": client.trained, "meta": dict(message.meta)}
+        return Message(tensors, meta)
+
+    def _take(self, id: int, answer: Message) -> Trained | NonFinite:
+        pass_on(answer.meta["lines"])
+        if "dropped" in answer.meta:
+            return NonFinite(answer.meta["dropped"])
+        client, parts = self.workspace.clients[id], _parted(answer.tensors, "reply", "kept", "memory")
+        self.workspace.kept[id], client.memory = parts["kept"], parts["memory"]
+        client.trained += 1
+        return Trained(Message(parts["reply"], answer.meta["meta"]), answer.tensors["loss"])
+
+    def _replace(self, worker: _Worker, id: int, attempts: int) -> None:
+        worker.stop()
+        if attempts == ATTEMPTS:
+            raise RuntimeError(
+                f"client {id}: its worker process died {ATTEMPTS} times ({worker.how_it_ended()}); "
+                "out of memory? --backend sequential takes the least"
+            )
+        self._workers[self._workers.index(worker)] = _Worker(self._sequential)
+
+    def _again_here(self, id: int, message: Message, round: Round, failed: _Failed) -> None:
+        """Let the error come up in this process, where it has its own type and a debugger can reach it."""
+        self._sequential.train_one(id, message, round)
+        raise RuntimeError(f"client {id}: failed in a worker process alone:\n{failed.trace}")
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A worker's error."""
+
+    trace: str
+
+
+class _Worker:
+    """A forked process and the shared memory and pipe that lead to it."""
+
+    def __init__(self, backend: Sequential) -> None:
+        state = sum(tensor.numel() * tensor.element_size() for tensor in backend.workspace.initial.values())
+        self.memory = mmap.mmap(-1, SPARE + 8 * state)
+        self.connection, far = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=_serve, args=(backend, self.memory, far, os.getpid()), daemon=True)
+        self.process.start()
+        far.close()
+
+    def begin(self, task: Message) -> None:
+        """Send a task; that the worker may be dead already shows when it is asked for the answer."""
+        with suppress(OSError):
+            _put(self.memory, self.connection, task)
+
+    def answer(self) -> Message | _Failed | None:
+        """What the worker says, or None if it has died."""
+        try:
+            return _get(self.memory, self.connection)
+        except (EOFError, OSError):
+            return None
+
+    def how_it_ended(self) -> str:
+        code = self.process.exitcode
+        return f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+
+    def stop(self) -> None:
+        """End the process, whatever it is at."""
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _ready(busy: Mapping[_Worker, int]) -> list[_Worker]:
+    """Workers that have answered or died; waits for the first."""
+    signs = {worker.connection: worker for worker in busy} | {worker.process.sentinel: worker for worker in busy}
+    return list(dict.fromkeys(signs[sign] for sign in wait(list(signs))))
+
+
+def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, parent: int) -> None:
+    """A worker's life: tasks in, answers out, until the parent is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    gc.freeze()  # what came with the fork is the parent's to collect; looking through it takes 2 % of a step
+    while True:
+        while not connection.poll(POLL_SECONDS):
+            if os.getppid() != parent:
+                return
+        try:
+            task = _get(memory, connection)
+        except (EOFError, OSError):
+            return
+        try:
+            answer: Message | _Failed = _work(backend, task)
+        except BaseException:
+            answer = _Failed(traceback.format_exc())
+        _put(memory, connection, answer)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc not to give memory back between steps: page faults cost 5 to 7 % of them (docs/performance.md)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def _work(backend: Sequential, task: Message) -> Message:
+    id, parts = task.meta["id"], _parted(task.tensors, "message", "kept", "memory")
+    client = backend.workspace.clients[id]
+    backend.workspace.kept[id], client.memory, client.trained = parts["kept"], parts["memory"], task.meta["trained"]
+    with collected() as lines:
+        result = backend.train_one(id, Message(parts["message"], task.meta["meta"]), Round(*task.meta["round"]))
+    if isinstance(result, NonFinite):
+        return Message({}, {"dropped": str(result), "lines": lines})
+    tensors = _joined(reply=result.reply.tensors, kept=backend.workspace.kept[id], memory=client.memory)
+    backend.workspace.kept[id], client.memory = {}, {}  # the parent keeps it
+    return Message(tensors | {"loss": result.loss}, {"meta": dict(result.reply.meta), "lines": lines})
+
+
+def _put(memory: mmap.mmap, connection: Connection, message: Message | _Failed) -> None:
+    """Tensors into the shared memory, the rest through the pipe; all through the pipe where they have no room."""
+    if isinstance(message, _Failed):
+        connection.send(message)
+        return
+    tensors = {name: tensor.detach() for name, tensor in message.tensors.items()}
+    sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors.values()]
+    if sum(sizes) > len(memory):
+        connection.send(message.to_bytes())
+        return
+    starts = accumulate(sizes, initial=0)
+    places = [_Place(name, t.dtype, t.shape, at) for (name, t), at in zip(tensors.items(), starts, strict=False)]
+    for place, tensor in zip(places, tensors.values(), strict=True):
+        place.view(memory).copy_(tensor)
+    connection.send((places, Message({}, message.meta).to_bytes()))
+
+
+def _get(memory: mmap.mmap, connection: Connection) -> Message | _Failed:
+    what = connection.recv()
+    if isinstance(what, _Failed):
+        return what
+    if isinstance(what, bytes):
+        return Message.from_bytes(what)
+    places, rest = what
+    tensors = {place.name: place.view(memory).clone() for place in sorted(places)}
+    return Message(tensors, Message.from_bytes(rest).meta)
+
+
+class _Place(NamedTuple):
+    """A tensor in shared memory: `start` in bytes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    start: int
+
+    def view(self, memory: mmap.mmap) -> Tensor:
+        count = self.shape.numel()
+        if count == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.start).view(self.shape)
+
+
+def _joined(**parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def _parted(tensors: Mapping[str, Tensor], *parts: str) -> dict[str, dict[str, Tensor]]:
+    return {
+        part: {n.removeprefix(f"{part}/"): tensor for n, tensor in tensors.items() if n.startswith(f"{part}/")}
+        for part in parts
+    }

@@ -1,0 +1,71 @@
+"""Which backend does the work: by name, or the fastest that can."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+
+import torch
+
+from fedkdx_plugin.engine.backends.base import Backend
+from fedkdx_plugin.engine.backends.parallel import Parallel
+from fedkdx_plugin.engine.backends.sequential import Sequential
+from fedkdx_plugin.engine.backends.stacked.agreement import in_words
+from fedkdx_plugin.engine.backends.stacked.backend import Stacked
+from fedkdx_plugin.engine.backends.stacked.layers import reason_against
+from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.training import Settings
+from fedkdx_plugin.engine.workspace import Workspace
+from registry.errors import UserError
+
+NAMES = ("auto", "sequential", "parallel", "stacked")
+
+
+def make(
+    name: str,
+    workspace: Workspace,
+    data: DeviceData,
+    settings: Settings,
+    selected: int,
+    client_memory: str = "device",
+) -> Backend:
+    """Make the backend asked for; 'auto' stacks clients on a GPU, and takes processes on a CPU of several cores.
+
+    Args:
+        selected: number of clients that train in a round.
+        client_memory: see `Stacked`.
+
+    Raises:
+        UserError: the one asked for cannot run here; the text says why.
+    """
+    on_cpu = data.test_x.device.type == "cpu"
+    if name == "stacked" or (name == "auto" and not on_cpu):
+        reason = reason_against(workspace.nets)
+        if not reason:
+            try:
+                return Stacked(workspace, data, settings, name == "stacked", client_memory, selected)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:  # of a network that cannot be copied, probed, named ...
+                reason = in_words(error)
+        if name == "stacked":
+            raise UserError(f"--backend stacked: {reason}; auto takes what can run")
+        print(f"clients are trained one by one: {reason}", file=sys.stderr)
+    if name == "parallel" or (name == "auto" and on_cpu):
+        workers = min(torch.get_num_threads(), selected)
+        reason = _against_parallel(data.test_x.device, workers)
+        if not reason:
+            return Parallel(workspace, data, settings, workers)
+        if name == "parallel":
+            raise UserError(f"--backend parallel: {reason}; auto takes what can run")
+    return Sequential(workspace, data, settings)
+
+
+def _against_parallel(device: torch.device, workers: int) -> str:
+    if device.type != "cpu":
+        return f"it is for CPUs, and the data are on {device}"
+    if workers < 2:
+        return "it takes two clients a round and two threads (OMP_NUM_THREADS)"
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return "this system cannot fork processes"
+    return ""

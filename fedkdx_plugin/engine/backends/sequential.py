@@ -1,0 +1,75 @@
+"""The reference backend: one client after the other, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from fedkdx_plugin.engine import evaluation
+from fedkdx_plugin.engine.backends.base import Backend, Trained
+from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.evaluation import Prediction
+from fedkdx_plugin.engine.training import Settings, hold_out, named, train
+from fedkdx_plugin.engine.transport import check_finite
+from registry.interface import Batch, Client, Message, NonFinite, Round
+
+
+class Sequential(Backend):
+    """Trains the selected clients one by one; every error names client and step."""
+
+    name = "sequential"
+
+    def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
+        return {id: self.train_one(id, message, round) for id, message in messages.items()}
+
+    def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
+        return evaluation.predict(self.workspace, self.data.test_x, net, predictions)
+
+    def train_one(self, id: int, message: Message, round: Round) -> Trained | NonFinite:
+        """One client's work: receive, train, reply; as if it had not been asked where something is not finite."""
+        before = dict(self.workspace.clients[id].memory)
+        try:
+            with named(f"client {id}, round {round.index}"):
+                client = self.begin(id, message)
+                loss = train(client, round, self.settings)
+                return self.end(client, loss)
+        except NonFinite as error:
+            self.workspace.clients[id].memory = before
+            return error
+        finally:
+            release(self.workspace.clients[id])
+
+    def begin(self, id: int, message: Message) -> Client:
+        """A client with networks, data and rate in place that has received its message."""
+        client = self.workspace.enter(id)
+        prepare(client, self.data, self.settings)
+        client.receive(message)
+        return client
+
+    def end(self, client: Client, loss: Tensor) -> Trained:
+        """What a trained client replies and keeps. Raises NonFinite, naming client and tensor."""
+        check_finite(client.id, client.state())
+        reply = self.reply(client)
+        self.workspace.keep(client)
+        client.trained += 1
+        return Trained(reply, loss)
+
+    def reply(self, client: Client) -> Message:
+        """What a trained client replies. Raises NonFinite, naming client and tensor."""
+        reply = client.reply().copy(self.data.test_x.device)  # the networks are the next client's soon
+        check_finite(client.id, reply.tensors)
+        return reply
+
+
+def prepare(client: Client, data: DeviceData, settings: Settings) -> None:
+    """Give a client its windows, on the device of the test windows, and its learning rate."""
+    device = data.test_x.device
+    own = Batch(data.train_x[client.id].to(device), data.train_y[client.id].to(device))
+    client.data, client.validation = hold_out(own, client.holdout(), client.id, settings.seed)
+    client.learning_rate = settings.learning_rate * settings.decay**client.trained
+
+
+def release(client: Client) -> None:
+    """Let go of a client's windows, which may have been fetched for it."""
+    client.data = client.validation = None

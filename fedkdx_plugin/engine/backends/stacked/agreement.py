@@ -1,0 +1,194 @@
+"""Whether clients come out stacked as they do alone: what no look at an algorithm's or a model's code can tell."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedkdx_plugin.engine.backends.stacked.losses import Losses
+from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
+from fedkdx_plugin.engine.backends.stacked.state import State
+from fedkdx_plugin.engine.backends.stacked.step import Step
+from fedkdx_plugin.engine.randomness import seeded
+from fedkdx_plugin.engine.training import mover
+from registry.interface import Batch, Model, copy_state, float_state
+
+ROWS = 8  # of a trial batch: few, so that a row which only fills up weighs much
+STEPS = 2
+CLIENTS = 2
+RATE = 1e-2  # of the trial's steps: small, so that rounding does not grow from the first to the second
+# Relative differences that are no mistake. Of losses and logits, rounding alone; of how far state moves, also a
+# decision of ReLU or pooling that rounding flips, in types of few digits. A row wrongly left out is one of nine.
+TOLERANCES = {torch.float64: (1e-6, 1e-6), torch.float32: (1e-4, 1e-2)}
+COARSE = (3e-2, 3e-2)  # of types of fewer digits
+
+
+def disagreement(
+    nets: Mapping[str, nn.Module], losses: Losses, group: Sequence[Ready], state: State, clip: float
+) -> str | None:
+    """Compare two steps and an evaluation of two clients, stacked and alone.
+
+    Both are made in the very type, memory layout and device of training, on a few windows of each client and rows that
+    only fill the batch up.
+
+    Args:
+        nets: the networks as the algorithm built them; not changed.
+        losses: as they will be trained.
+        group: clients that are to be stacked.
+        state: of all clients at work; not changed.
+        clip: bound on each network's gradient norm.
+
+    Returns:
+        The difference or the error in words; '' where there is none; None where no client has a finite loss, which
+        tells nothing.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: there is no room for the trial.
+    """
+    try:
+        with seeded(0, "trial"), _full_precision():
+            return _try(copy.deepcopy(dict(nets)), losses, group, state, clip)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever vmap, a layer, a loss or a kernel cannot do
+        return in_words(error)
+
+
+def in_words(error: BaseException) -> str:
+    """Say an error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+class _Trial(NamedTuple):
+    """A client's trial: what it is made of, and what came of it without a stack.
+
+    Attributes:
+        ready: the client with a few windows, and its place in the trial's state.
+        start, end: its state before and after.
+        loss: mean of its losses.
+    """
+
+    ready: Ready
+    start: dict[str, Tensor]
+    end: dict[str, Tensor]
+    loss: Tensor
+
+
+def _try(
+    nets: Mapping[str, nn.Module], losses: Losses, group: Sequence[Ready], state: State, clip: float
+) -> str | None:
+    trials: list[_Trial] = []
+    places: list[int] = []
+    for one in group:
+        own = _shortened(one, ROWS - len(trials), len(trials))
+        start = {name: tensor.clone() for name, tensor in losses.arrangement.row(state, one.place).items()}
+        loss, end = _alone(nets, own, start, clip)
+        if all(tensor.isfinite().all() for tensor in (loss, *end.values())):
+            trials.append(_Trial(own, start, end, loss))
+            places.append(one.place)
+        if len(trials) == CLIENTS:
+            break
+    if not trials:
+        return None
+    chosen = torch.tensor(places, device=state.tensors[0].device)
+    together = State(*(tuple(tensor[chosen] for tensor in part) for part in state))
+    ready = [trial.ready for trial in trials]
+    plan = _plan([len(one.client.data.y) for one in ready])
+    windows = sum(len(one.client.data.y) for one in ready)
+    step = Step(losses, len(ready), STEPS, plan.index.shape[2], True, windows, ready[0], clip)
+    return _compare(nets, losses, trials, step.train(ready, plan, together), together)
+
+
+def _shortened(one: Ready, rows: int, place: int) -> Ready:
+    client = copy.copy(one.client)
+    client.data, client.learning_rate = Batch(client.data.x[:rows], client.data.y[:rows]), RATE
+    return Ready(client, one.context, place)
+
+
+def _plan(rows: Sequence[int]) -> Plan:
+    """The same batch of each client in every step, at least one row of it filling up."""
+    index = torch.zeros(len(rows), STEPS, max(rows) + 1, dtype=torch.int64)
+    start = 0
+    for place, count in enumerate(rows):
+        index[place] = start
+        index[place, :, :count] += torch.arange(count)
+        start += count
+    return Plan(index, torch.tensor(rows).unsqueeze(1).expand(-1, STEPS).contiguous())
+
+
+def _alone(
+    nets: Mapping[str, nn.Module], one: Ready, start: Mapping[str, Tensor], clip: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss of the steps, and the state after them."""
+    client, losses = one.client, []
+    copy_state(nets, start)
+    trained = {name: net for name, net in nets.items() if name not in client.frozen}
+    for name, net in nets.items():
+        net.train(name in trained)
+        net.zero_grad()
+    move = mover([list(net.parameters()) for net in trained.values()], client.learning_rate, clip)
+    for _ in range(STEPS):
+        loss = torch.stack(list(client.losses(nets, client.data, one.context).values())).sum()
+        loss.backward()
+        move()
+        losses.append(loss.detach())
+    return torch.stack(losses).mean(), {name: tensor.clone() for name, tensor in float_state(nets).items()}
+
+
+def _compare(
+    nets: Mapping[str, nn.Module], losses: Losses, trials: Sequence[_Trial], found: Tensor, together: State
+) -> str:
+    for trial, loss in zip(trials, found, strict=True):
+        if not _close(loss, trial.loss):
+            return f"its losses come out as {float(loss):.6g}, not {float(trial.loss):.6g}"
+        for name, own in losses.arrangement.row(together, trial.ready.place).items():
+            rounding = torch.finfo(own.dtype).eps * STEPS * torch.linalg.vector_norm(own)
+            if not _close(own - trial.start[name], trial.end[name] - trial.start[name], rounding, moved=True):
+                return f"'{name}' comes out different"
+    for net, module in nets.items():
+        if isinstance(module, Model):
+            reason = _compare_logits(net, module, losses, trials)
+            if reason:
+                return reason
+    return ""
+
+
+@torch.no_grad()
+def _compare_logits(net: str, module: Model, losses: Losses, trials: Sequence[_Trial]) -> str:
+    """Evaluation of the clients' networks as they ended alone, on windows of which some only fill up."""
+    names = list(float_state({net: module}))
+    states = {name: torch.stack([trial.end[name] for trial in trials]) for name in names}
+    windows = [trial.ready.client.data.x for trial in trials]
+    width = 1 + max(map(len, windows))
+    x = torch.stack([torch.cat([own, own[:1].expand(width - len(own), -1, -1, -1)]) for own in windows])
+    mask = torch.stack([torch.arange(width, device=x.device) < len(own) for own in windows])
+    found = losses.logits(net, states, x, mask)
+    module.eval()
+    for trial, own, logits in zip(trials, windows, found, strict=True):
+        copy_state({net: module}, {name: trial.end[name] for name in names})
+        if not _close(logits[: len(own)], module(own).logits):
+            return f"in evaluation, logits of network '{net}' come out different"
+    return ""
+
+
+def _close(found: Tensor, expected: Tensor, rounding: Tensor | float = 0.0, moved: bool = False) -> bool:
+    """Whether the difference is small against the whole; where that is next to nothing, against 1."""
+    tolerance = TOLERANCES.get(expected.dtype, COARSE)[moved]
+    scale = torch.linalg.vector_norm(expected.double()).clamp(min=tolerance * torch.finfo(expected.dtype).eps ** 0.5)
+    return bool(torch.linalg.vector_norm((found - expected).double()) <= tolerance * scale + rounding)
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without the short products that `--precision tf32` allows: they would need a tolerance of their own."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

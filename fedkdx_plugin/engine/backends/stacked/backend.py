@@ -1,0 +1,374 @@
+"""Many clients at once on one device: their networks and batches stacked, every operation done for all of them."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedkdx_plugin.engine import training
+from fedkdx_plugin.engine.backends.base import Backend, Trained
+from fedkdx_plugin.engine.backends.sequential import Sequential, prepare, release
+from fedkdx_plugin.engine.backends.stacked import size
+from fedkdx_plugin.engine.backends.stacked.agreement import disagreement, in_words
+from fedkdx_plugin.engine.backends.stacked.losses import Losses
+from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready, kind
+from fedkdx_plugin.engine.backends.stacked.state import Kept, State
+from fedkdx_plugin.engine.backends.stacked.step import COMPILE_FROM, COMPILED, EAGER, GRAPH, Step
+from fedkdx_plugin.engine.evaluation import Prediction
+from fedkdx_plugin.engine.transport import check_finite
+from fedkdx_plugin.engine.workspace import fresh
+from registry.errors import UserError
+from registry.interface import Client, Message, Networks, NonFinite, Round
+
+STEPS_HELD = 4  # made steps that are kept, one for each number and kind of clients: their tensors take memory
+
+
+class Stacked(Backend):
+    """Trains the selected clients together.
+
+    The first clients with a kind of context are checked (see `agreement`). What cannot be done is stepped down from,
+    and a line says why: from a compiled step to a plain CUDA graph, from that to operation by operation, from that to
+    one client after the other. Where memory runs out, half as many clients are trained at once.
+
+    Args:
+        demanded: asked for by name, so that clients which cannot be stacked are an error.
+        client_memory: where clients' state lies between rounds: 'device' or 'host'.
+        selected: most clients of a round.
+        way: of running a step (see `step`); None: what pays on this device.
+    """
+
+    name = "stacked"
+
+    def __init__(
+        self,
+        workspace: Any,
+        data: Any,
+        settings: Any,
+        demanded: bool = False,
+        client_memory: str = "device",
+        selected: int = 1,
+        way: str | None = None,
+    ) -> None:
+        super().__init__(workspace, data, settings)
+        self.demanded, self.way, self._selected = demanded, way, selected
+        self.device = data.test_x.device
+        self._sequential = Sequential(workspace, data, settings)
+        self._losses = Losses(workspace.clients[0], workspace.nets)
+        self._nets = Networks(copy.deepcopy(dict(workspace.nets)))  # whose tensors are those of the client at work
+        named = {
+            f"{net}.{name}": tensor
+            for net, module in self._nets.items()
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+        self._tensors = {name: named[name] for name in workspace.initial}  # not: buffers that are no state
+        self._holder = self.device if client_memory == "device" else torch.device("cpu")
+        arrangement = self._losses.arrangement
+        self._kept = Kept(arrangement, workspace.keeps, workspace.initial, len(workspace.clients), self._holder)
+        workspace.kept = self._kept
+        probe = size.probe(workspace.nets)
+        self._least_values = probe.least_values
+        memory = size.budget(self.device)
+        self._rows_at_once = max(1, memory // probe.bytes_a_window)
+        self._at_once = size.clients_at_once(memory, probe, workspace.initial, settings.batch_size)
+        self._state: State | None = None  # of the clients at work
+        self._rows: dict[int, dict[str, Tensor]] = {}  # its rows, as full name -> tensor
+        self._steps: dict[Any, Step] = {}
+        self._reasons: dict[Any, str] = {}  # kind of context -> why such clients are not stacked, or ''
+
+    def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
+        """As `Backend.train`. Raises ClientError where an algorithm fails, UserError where stacking was demanded."""
+        clients = self.workspace.clients
+        order = sorted(messages, key=lambda id: (-clients[id].samples, id))
+        results: dict[int, Trained | NonFinite] = {}
+        while order:
+            portion = order[: self._at_once]
+            before = {id: _Before(dict(clients[id].memory), clients[id].trained, self._kept.row(id)) for id in portion}
+            try:
+                results |= self._portion({id: messages[id] for id in portion}, before, round)
+            except torch.cuda.OutOfMemoryError as error:
+                reason = in_words(error)
+            else:
+                order = order[len(portion) :]
+                continue
+            for id, old in before.items():  # some may have ended already
+                clients[id].memory, clients[id].trained = dict(old.memory), old.trained
+                self._kept.put_back(id, old.kept)
+            self._take_less_memory(len(portion), reason)
+        return results
+
+    def _take_less_memory(self, clients: int, reason: str) -> None:
+        """Train half as many clients at once. Raises UserError where a single one is too much."""
+        if clients == 1:
+            raise UserError(
+                f"out of GPU memory with a single client ({reason}); "
+                "take a smaller batch (-lbs), a smaller model (-m), --client-memory host, or -dev cpu"
+            )
+        self._at_once = clients // 2
+        self._state, self._rows = None, {}
+        for tensor in self._tensors.values():
+            tensor.data = tensor.data.new_empty(0)  # the last that holds on to the old state
+        self._steps.clear()
+        torch.cuda.empty_cache()
+        print(
+            f"stacked: out of GPU memory with {clients} clients at once; goes on with {clients // 2}", file=sys.stderr
+        )
+
+    def _portion(
+        self, messages: Mapping[int, Message], before: Mapping[int, _Before], round: Round
+    ) -> dict[int, Trained | NonFinite]:
+        results: dict[int, Trained | NonFinite] = {}
+        groups: dict[Any, list[Ready]] = {}
+        self._make_room(len(messages))
+        self._kept.load(list(messages), self._state)
+        for place, (id, message) in enumerate(messages.items()):
+            try:
+                one = self._begin(id, place, message, round)
+                groups.setdefault(kind(one.context), []).append(one)
+            except NonFinite as error:
+                results[id] = error
+        for what, group in groups.items():
+            results |= self._group(what, group, messages, before, round)
+        for id, result in results.items():
+            if isinstance(result, NonFinite):
+                self.workspace.clients[id].memory = dict(before[id].memory)
+            release(self.workspace.clients[id])
+        return results
+
+    def _make_room(self, clients: int) -> None:
+        if self._state is None or len(self._state.tensors[0]) < clients:
+            like = next(iter(self.workspace.initial.values()))
+            self._state, self._rows = self._losses.arrangement.empty(clients, like), {}
+
+    def _bind(self, place: int) -> Networks:
+        """The networks with the tensors of the client at a place in the state."""
+        if place not in self._rows:
+            self._rows[place] = self._losses.arrangement.row(self._state, place)
+        row = self._rows[place]
+        for name, tensor in self._tensors.items():
+            tensor.data = row[name]
+        return self._nets
+
+    def _begin(self, id: int, place: int, message: Message, round: Round) -> Ready:
+        with training.named(f"client {id}, round {round.index}"):
+            client = self.workspace.clients[id]
+            self._enter(client, place)
+            client.memory = _moved(client.memory, self.device)
+            prepare(client, self.data, self.settings)
+            client.receive(message)
+            context = client.context().items()
+            on_device = {name: t.detach().to(self.device) if isinstance(t, Tensor) else t for name, t in context}
+            return Ready(client, on_device, place)
+
+    def _enter(self, client: Client, place: int) -> None:
+        """Put a client's networks in place."""
+        client.nets = self._bind(place)
+        fresh(client)
+
+    def _group(
+        self,
+        what: Any,
+        group: Sequence[Ready],
+        messages: Mapping[int, Message],
+        before: Mapping[int, _Before],
+        round: Round,
+    ) -> dict[int, Trained | NonFinite]:
+        """The work of clients of one kind: stacked, or one by one where they do not agree with the reference."""
+
+        def one_by_one() -> dict[int, Trained | NonFinite]:
+            results = {}
+            for client in (one.client for one in group):
+                client.memory = _moved(before[client.id].memory, self.device)
+                results[client.id] = self._sequential.train_one(client.id, messages[client.id], round)
+                client.memory = _moved(client.memory, self._holder)
+            return results
+
+        sizes = [len(one.client.data.y) for one in group]
+        reason = self._reason(what, group)
+        if reason is None or 0 in sizes:
+            return one_by_one()  # an error of the algorithm itself comes up here, with client and step
+        plan = Plan.of(group, round, self.settings)
+        if plan.fewest * self._least_values <= 1:  # PyTorch's batch norm raises
+            return one_by_one()
+        losses = None if reason else self._train_together(what, group, plan, round)
+        if losses is not None:
+            return self._ended(group, losses, round)
+        results = one_by_one()
+        if self.demanded:
+            raise UserError(f"--backend stacked: {self._reasons[what]}; --backend auto takes what can run")
+        return results
+
+    def _reason(self, what: Any, group: Sequence[Ready]) -> str | None:
+        """Why clients of this kind are not stacked, found out at their first training; '' if they are.
+
+        None as long as nothing is known, since no loss was finite: the reference drops such clients.
+        """
+        if what not in self._reasons:
+            reason = disagreement(self.workspace.nets, self._losses, group, self._state, self.settings.clip_norm)
+            if reason is None:
+                return None
+            self._give_up(what, reason)
+        return self._reasons[what]
+
+    def _give_up(self, what: Any, reason: str) -> None:
+        self._reasons[what] = reason
+        if reason and not self.demanded:
+            print(f"stacked: {reason}; such clients are trained one by one", file=sys.stderr)
+
+    def _train_together(self, what: Any, group: Sequence[Ready], plan: Plan, round: Round) -> Tensor | None:
+        """Train a group by the best way that works; None where none does."""
+        while True:
+            try:
+                return self._step(what, group, plan, round).train(group, plan, self._state)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:
+                reason = in_words(error)
+            self._steps.clear()
+            if self.way == EAGER:
+                self._give_up(what, f"fails in a stack alone: {reason}")
+                return None
+            before, self.way = self.way, GRAPH if self.way == COMPILED else EAGER
+            told = f"a step cannot be run {before}" if before else "a step cannot be looked at"
+            print(f"stacked: {told} ({reason}); it is run {self.way}", file=sys.stderr)
+
+    def _step(self, what: Any, group: Sequence[Ready], plan: Plan, round: Round) -> Step:
+        """A step for so many clients, made before or now; a graph is made for as many as a round can have."""
+        count, _, width = plan.index.shape
+        if self.way is None:
+            self.way = self._best_way(group, plan, round.total)
+        clients = count if self.way == EAGER else max(count, min(self._at_once, self._selected))
+        key = what, clients, width, plan.masked
+        if key in self._steps:
+            self._steps[key] = self._steps.pop(key)  # the last one used comes last
+        else:
+            while len(self._steps) >= STEPS_HELD:
+                del self._steps[next(iter(self._steps))]
+            self._steps[key] = self._made(group, plan, clients)
+            self._steps[key].way = self.way
+        return self._steps[key]
+
+    def _made(self, group: Sequence[Ready], plan: Plan, clients: int) -> Step:
+        most = size.most(self.data, self.settings, clients)
+        width, clip = plan.index.shape[2], self.settings.clip_norm
+        return Step(self._losses, clients, most.steps, width, plan.masked, most.windows, group[0], clip)
+
+    def _best_way(self, group: Sequence[Ready], plan: Plan, rounds: int) -> str:
+        """What pays for a whole run of so many rounds, resumed or not: its bits are those of one way."""
+        if self.device.type != "cuda":
+            return EAGER
+        step = self._made(group, plan, len(group))
+        step.load(group, plan, self._state, torch.tensor([one.place for one in group], device=self.device))
+        steps = rounds * step.rows.shape[1]
+        if step.operations() * steps < COMPILE_FROM:
+            return GRAPH
+        print(f"stacked: compiling a training step, which pays for {steps} of them; some 20 s", file=sys.stderr)
+        return COMPILED
+
+    def _ended(self, group: Sequence[Ready], losses: Tensor, round: Round) -> dict[int, Trained | NonFinite]:
+        """What the trained clients of a group reply; all of them keep what they declare."""
+        clients = [one.client for one in group]
+        states = [self._row(one.place) for one in group]
+        with training.named(f"round {round.index}"), suppress(NonFinite):  # it comes up again where a client replies
+            type(clients[0]).before_replies(clients, states)
+        finite = self._finite([one.place for one in group])
+        results: dict[int, Trained | NonFinite] = {}
+        for one, loss, sound in zip(group, losses.unbind(), finite, strict=True):
+            client = one.client
+            self._enter(client, one.place)
+            try:
+                with training.named(f"client {client.id}, round {round.index}"):
+                    if not sound:
+                        check_finite(client.id, client.state())
+                    results[client.id] = Trained(self._sequential.reply(client), loss)
+            except NonFinite as error:
+                results[client.id] = error
+        done = [one for one in group if isinstance(results[one.client.id], Trained)]
+        self._kept.save([one.client.id for one in done], self._state, [one.place for one in done])
+        for one in done:
+            one.client.trained += 1
+            one.client.memory = _moved(one.client.memory, self._holder)
+        return results
+
+    def _row(self, place: int) -> dict[str, Tensor]:
+        self._bind(place)
+        return self._rows[place]
+
+    def _finite(self, places: Sequence[int]) -> list[bool]:
+        """Whether all of each client's state is finite, fetched from the device at once."""
+        chosen = torch.tensor(places, device=self.device)
+        ends = [tensor.flatten(1).abs().amax(1) for tensor in self._state.tensors if tensor.shape[2]]
+        return torch.stack(ends).isfinite().all(0)[chosen].tolist()
+
+    def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
+        """As `Backend.predict`; several states are stacked where clients are, a single one is asked as it is."""
+        results: list[Tensor] = []
+        while len(results) < len(predictions):
+            portion = next(self._portions(predictions[len(results) :]))
+            if len(portion) == 1 or not self._reasons or any(self._reasons.values()):
+                results += self._sequential.predict(net, portion)
+                continue
+            try:
+                results += self._predict_together(net, portion)
+                continue
+            except torch.cuda.OutOfMemoryError:
+                pass
+            self._rows_at_once = max(1, self._rows_at_once // 2)
+            _empty_cache()
+            print("stacked: out of GPU memory in evaluation; goes on with half as many windows", file=sys.stderr)
+        return results
+
+    def _portions(self, predictions: Sequence[Prediction]) -> Iterator[Sequence[Prediction]]:
+        """As many at a time as fit into memory, each filled up to the longest."""
+        start, longest = 0, 0
+        for place, prediction in enumerate(predictions):
+            longest = max(longest, len(self._windows(prediction)))
+            if place > start and (place + 1 - start) * longest > self._rows_at_once:
+                yield predictions[start:place]
+                start, longest = place, len(self._windows(prediction))
+        if start < len(predictions):
+            yield predictions[start:]
+
+    def _windows(self, prediction: Prediction) -> range:
+        return range(*prediction.windows.indices(len(self.data.test_x)))
+
+    @torch.inference_mode()
+    def _predict_together(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
+        windows = [self._windows(prediction) for prediction in predictions]
+        width = max(map(len, windows))
+        index = torch.zeros(len(windows), width, dtype=torch.int64)
+        for place, own in enumerate(windows):
+            index[place, : len(own)] = torch.arange(own.start, own.stop)
+        states = {}
+        for name in predictions[0].state:
+            # contiguous: after a resume strides are other ones, and the products' last bits may depend on them
+            own = [one.state[name].to(self.device).contiguous() for one in predictions]
+            states[name] = torch.stack(own)
+        mask = torch.arange(width) < torch.tensor(list(map(len, windows))).unsqueeze(1)
+        x = self.data.test_x[index.to(self.device)]
+        logits = self._losses.logits(net, states, x, mask.to(self.device))
+        return [own[: len(range_)] for own, range_ in zip(logits, windows, strict=True)]
+
+
+class _Before(NamedTuple):
+    """What a client had before a round, to be put back."""
+
+    memory: dict[str, Tensor]
+    trained: int
+    kept: tuple[Tensor, ...]
+
+
+def _empty_cache() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _moved(memory: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A client's memory on a device; single numbers stay where they are, for they take no room and are soon asked."""
+    return {name: tensor.to(device) if tensor.numel() > 1 else tensor for name, tensor in memory.items()}

@@ -1,0 +1,139 @@
+"""The losses of a client class as a function of explicit state, mapped over clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
+
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from fedkdx_plugin.engine.backends.stacked.layers import Rows, convert
+from fedkdx_plugin.engine.backends.stacked.state import Arrangement, State
+from fedkdx_plugin.native.library import left_out
+from registry.interface import Batch, Client, Networks, Output
+
+PREFIX = "net_"  # so that no network's name is one that `nn.Module` has already
+
+
+class Losses(nn.Module):
+    """The losses of a client class, for several clients at once.
+
+    Losses are those of a stand-in that has `task` and `params` but nothing of a client's own: what they may use.
+
+    Args:
+        client: any of the clients.
+        nets: the networks; copied.
+
+    Attributes:
+        arrangement: how the networks lie in the state.
+    """
+
+    def __init__(self, client: Client, nets: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.rows = Rows()
+        self.copies = convert(nets, self.rows)
+        for name, net in self.copies.items():
+            net.train(name not in client.frozen)
+            self.add_module(PREFIX + name, net)
+        self.arrangement = Arrangement(nets, client.frozen)
+        # one network of each group of several, asked with the state of all; in a list, as it is no submodule
+        firsts = {group.nets[0]: nets[group.nets[0]] for group in self.arrangement.groups if len(group.nets) > 1}
+        patterns = convert(firsts, self.rows)
+        for name, pattern in patterns.items():
+            pattern.train(name not in client.frozen)
+        self._patterns = [[patterns.get(group.nets[0])] for group in self.arrangement.groups]
+        self._stand_in = object.__new__(type(client))
+        self._stand_in.task, self._stand_in.params = client.task, client.params
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        context: Mapping[str, Tensor],
+        groups: Sequence[Mapping[str, Tensor]],
+    ) -> Tensor:
+        """Sum of one client's losses on a batch.
+
+        Args:
+            groups: of each group local name -> (networks, ...), for those networks that are asked together.
+        """
+        self.rows.mask = mask
+        try:
+            nets = _OnePass(self.copies, self._asked_together, groups)
+            losses = self._stand_in.losses(nets, Batch(x, y, mask), context)
+        finally:
+            self.rows.mask = None
+        return reduce(add, losses.values())
+
+    def of(self, state: State, batch: Batch, context: Mapping[str, Tensor]) -> Tensor:
+        """Losses of all clients, (clients,); running statistics in `state` are moved.
+
+        Args:
+            state, batch, context: with a leading axis of clients.
+        """
+        groups, own = [], {}
+        for group, trained, other in zip(self.arrangement.groups, *state, strict=True):
+            tensors = group.trained.split(trained) | group.other.views(other)  # local name -> (clients, networks, ...)
+            groups.append(tensors if len(group.nets) > 1 else {})
+            for name, tensor in tensors.items():
+                # of a single network no unbinding, which differentiated would be an operation a tensor
+                parts = tensor.unbind(1) if len(group.nets) > 1 else (tensor.squeeze(1),)
+                own |= {f"{PREFIX}{net}.{name}": one for net, one in zip(group.nets, parts, strict=True)}
+
+        def one(own: Mapping, groups: Sequence, x: Tensor, y: Tensor, mask: Tensor | None, context: Mapping) -> Tensor:
+            return functional_call(self, own, (x, y, mask, context, groups), tie_weights=False)
+
+        with left_out():
+            in_dims = (0, 0, 0, 0, None if batch.mask is None else 0, 0)
+            return vmap(one, in_dims)(own, groups, *batch, dict(context))
+
+    def _asked_together(self, names: Sequence[str], groups: Sequence[Mapping[str, Tensor]], x: Tensor) -> list[Output]:
+        """Outputs of the networks of a whole group, in one pass; of others, one after the other."""
+        for group, (pattern,), tensors in zip(self.arrangement.groups, self._patterns, groups, strict=True):
+            if pattern is not None and sorted(names) == sorted(group.nets):
+
+                def ask(own: Mapping[str, Tensor], x: Tensor, pattern: nn.Module = pattern) -> tuple:
+                    return tuple(functional_call(pattern, dict(own), (x,), tie_weights=False))
+
+                features, logits = vmap(ask, (0, None))(tensors, x)
+                by_name = dict(zip(group.nets, map(Output, features.unbind(0), logits.unbind(0)), strict=True))
+                return [by_name[name] for name in names]
+        return [self.copies[name](x) for name in names]
+
+    def logits(self, net: str, states: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
+        """Logits of a network in several states, each on its own windows: (clients, n, classes).
+
+        Args:
+            states: full name -> (clients, ...).
+            x: (clients, n, ...).
+            mask: (clients, n), bool, the real windows.
+        """
+        module = self.copies[net]
+        own = {name.removeprefix(f"{net}."): tensor for name, tensor in states.items()}
+
+        def one(state: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
+            self.rows.mask = mask
+            return functional_call(module, dict(state), (x,), tie_weights=False).logits
+
+        mode = module.training
+        module.eval()
+        try:
+            with left_out():
+                return vmap(one)(own, x, mask)
+        finally:
+            self.rows.mask = None
+            module.train(mode)
+
+
+class _OnePass(Networks):
+    """Networks whose `outputs` takes one pass where they are of one group."""
+
+    def __init__(self, nets: Mapping[str, nn.Module], ask, groups: Sequence[Mapping[str, Tensor]]) -> None:
+        super().__init__(nets)
+        self._ask, self._groups = ask, groups
+
+    def outputs(self, x: Tensor, *names: str) -> list[Output]:
+        return self._ask(names, self._groups, x)

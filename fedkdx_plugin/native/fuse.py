@@ -1,0 +1,125 @@
+"""Which parts of networks are chains: whole models, or what they begin and end with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from types import NoneType
+
+from torch import nn
+from torch.nn.modules.utils import _pair
+
+from fedkdx_plugin.native import library
+from fedkdx_plugin.native.chain import CONVOLUTION_BLOCK, DENSE, DENSE_RELU, FLATTEN, VECTOR, Chain, Layer, Plan
+from registry.interface import Model
+
+MOST = 32  # layers, as in chain.c
+
+
+def fuse(nets: Mapping[str, nn.Module]) -> None:
+    """Put `Chain`s in the place of the models' and sequences' methods; parameters, buffers and names stay."""
+    if library.operations() is not None:
+        for net in nets.values():
+            _fuse(net)
+
+
+def _fuse(module: nn.Module) -> None:
+    if _of_sequence(module):
+        module.forward = Chain(module, "forward", _of_sequence)
+    elif _of_features(module):
+        module.features = Chain(module, "features", _of_features)
+        if _of_model(module):
+            module.forward = Chain(module, "forward", _of_model)
+    else:
+        for child in module.children():
+            _fuse(child)
+
+
+def _of_sequence(module: nn.Module) -> Plan | None:
+    return _plan(module) if type(module) is nn.Sequential else None
+
+
+def _of_features(module: nn.Module) -> Plan | None:
+    return _plan(*module.sequence()) if isinstance(module, Model) and _is_plain(module) else None
+
+
+def _of_model(model: Model) -> Plan | None:
+    """With the head, if features come out between two layers."""
+    if (features := _of_features(model)) and (whole := _plan(*model.sequence(), model.head)):
+        inner = len(features.layers) - 1
+        return whole._replace(inner=inner) if whole.layers[inner] == features.layers[inner] else None
+    return None
+
+
+def _is_plain(model: Model) -> bool:
+    """Whether its features are made by its parts alone."""
+    plain = type(model).features is Model.features and type(model).forward is Model.forward
+    return plain and model.parts != () and isinstance(vars(model).get("features"), (Chain, NoneType))
+
+
+def _plan(*modules: nn.Module) -> Plan | None:
+    layers = _chain(_flattened(modules)) if not any(map(_has_its_own_way, modules)) else []
+    return Plan(layers) if layers else None
+
+
+def _has_its_own_way(module: nn.Module) -> bool:
+    """Whether somebody gave this very module, or one within, another `forward` than its class has."""
+    return any(not isinstance(vars(part).get("forward"), (Chain, NoneType)) for part in module.modules())
+
+
+def _flattened(sequence: Iterable[nn.Module]) -> list[nn.Module]:
+    """All modules in the order they are asked in."""
+    parts: list[nn.Module] = []
+    for part in sequence:
+        parts += _flattened(part) if type(part) is nn.Sequential else [part]
+    return parts
+
+
+def _chain(modules: Sequence[nn.Module]) -> list[Layer]:
+    """The layers; none where some module is not one of a chain's."""
+    layers: list[Layer] = []
+    rest = list(modules)
+    while rest:
+        layer, used = _first(rest, layers)
+        if layer is None:
+            return []
+        layers.append(layer)
+        rest = rest[used:]
+    return layers if len(layers) <= MOST and _in_order(layers) and all(map(_is_whole, layers)) else []
+
+
+def _first(modules: Sequence[nn.Module], before: Sequence[Layer]) -> tuple[Layer | None, int]:
+    """What the first modules are, and how many of them."""
+    kinds = [type(module) for module in modules[:4]]
+    first = modules[0]
+    if kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d] and _is_block(*modules[:4]):
+        sizes = first.in_channels, first.out_channels, first.kernel_size[1]
+        return Layer(CONVOLUTION_BLOCK, *sizes, first, modules[1]), 4
+    if kinds[0] is nn.Flatten and (first.start_dim, first.end_dim) == (1, -1) and before:
+        return Layer(FLATTEN, before[-1].outputs, 0), 1
+    if kinds[0] is nn.Linear and first.bias is not None and first.in_features % VECTOR == 0:
+        relu = kinds[1:2] == [nn.ReLU]
+        return Layer(DENSE_RELU if relu else DENSE, first.in_features, first.out_features, main=first), 1 + relu
+    return None, 0
+
+
+def _is_whole(layer: Layer) -> bool:
+    """Whether it has its tensors itself: `weight_norm` and the like make them of others."""
+    return all(held.get(name) is not None for held, name in (*layer.parameters(), *layer.statistics()))
+
+
+def _in_order(layers: Sequence[Layer]) -> bool:
+    """Blocks, then dense layers; a single flattening after blocks, without which there is nothing dense."""
+    kinds = [min(layer.kind, DENSE) for layer in layers]
+    flattenings = kinds.count(FLATTEN)
+    return kinds == sorted(kinds) and flattenings <= 1 and (flattenings == 1 or len(set(kinds)) == 1)
+
+
+def _is_block(convolution: nn.Conv2d, norm: nn.BatchNorm2d, relu: nn.ReLU, pool: nn.MaxPool2d) -> bool:
+    """The convolution is valid, 1×k, moved by one sample; batch norm keeps statistics; pooling is 1×2."""
+    one, none = (1, 1), (0, 0)
+    plain = convolution.stride == convolution.dilation == one and convolution.padding == none
+    plain = plain and convolution.groups == convolution.kernel_size[0] == 1 and convolution.bias is not None
+    keeps = norm.affine and norm.track_running_stats and norm.momentum is not None
+    halves = _pair(pool.kernel_size) == _pair(pool.stride) == (1, 2) and _pair(pool.padding) == none
+    halves = halves and _pair(pool.dilation) == one and not (pool.ceil_mode or pool.return_indices)
+    return bool(plain and keeps and halves and convolution.out_channels % VECTOR == 0)

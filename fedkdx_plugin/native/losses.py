@@ -1,0 +1,172 @@
+"""FedKDX's losses and their gradients as one operation: some hundred of PyTorch's on a few numbers each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from fedkdx_plugin.native import library, twin
+from registry.interface import Batch, Output
+
+# of the module of the paper's equations: what the compiled losses stand for
+FUNCTIONS = ("soften", "apart", "kd", "nkd", "contrastive", "unit", "_equation_8")
+FEWEST, MOST = 8, 64  # windows of the batch on which both are compared: one of each class, within these bounds
+# of every eight windows, powers of two, which round nothing:
+SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of the features: one is short, one too short
+SPREADS = (1.0, 1.0, 1.0, 1.0, 4.0, 16.0, 64.0, 0.0)  # of the logits: some are certain, one says nothing
+
+Losses = Callable[[Any, Output, Output, Batch], dict[str, Tensor]]
+
+
+class Terms(NamedTuple):
+    """What is minimised beside cross-entropy: temperatures, γ, and weights; a term whose weight is 0 is left out.
+
+    Features shorter than `shortest` have no direction.
+    """
+
+    tau: float
+    gamma: float
+    kd: float
+    nkd: float
+    tau_ctl: float
+    ctl: float
+    shortest: float
+
+
+def compiled(equations: ModuleType) -> Callable[[Losses], Losses]:
+    """Let `mutual` stand for a client's method where it takes the batch and gives the same as the method (see `twin`).
+
+    A method that overrides the decorated one has no such twin. The client has `params`, and `terms()`, which gives them
+    as `Terms`, or None where `mutual` does not do what they ask for.
+
+    Args:
+        equations: the module that the method takes `FUNCTIONS` from.
+    """
+
+    def decorate(method: Losses) -> Losses:
+        @functools.wraps(method)
+        def losses(client: Any, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
+            terms = client.terms() if fits(teacher, student, batch) else None
+            if terms is None or not _agrees(equations, method, client, teacher, terms):
+                return method(client, teacher, student, batch)
+            loss_t, loss_s = mutual(teacher, student, batch.y, terms)
+            return {"teacher": loss_t, "student": loss_s}
+
+        return losses
+
+    return decorate
+
+
+def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
+    """Whether `mutual` gives what the method does for a client with such parameters and networks of such sizes."""
+    operations, variables = library.operations(), vars(equations)
+    classes, size = teacher.logits.shape[1], teacher.features.shape[1]
+    ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
+    theirs = (*twin.made_of(variables, FUNCTIONS), method, method.__code__, F.cross_entropy, Batch.mean)
+
+    def by_method(*batch: Any) -> Iterable[Tensor]:
+        return method(client, *batch).values()
+
+    def by_mutual(teacher: Output, student: Output, batch: Batch) -> Iterable[Tensor]:
+        return mutual(teacher, student, batch.y, terms)
+
+    def reasons() -> list[str]:
+        pytorchs = _trial(by_method, classes, size, torch.float64)
+        found = _trial(by_mutual, classes, size, torch.float32)
+        differences = twin.difference(pytorchs, found, terms=max(classes, size, FEWEST))
+        return twin.replaced(equations.__name__, variables, FUNCTIONS, variables) + differences
+
+    kind = (type(client), repr(client.params), classes, size)
+    return twin.agrees("losses of FedKDX", kind, [*ours, *theirs], reasons, list(variables.values()))
+
+
+def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dtype: torch.dtype) -> twin.Side:
+    """Losses on the batch, the same numbers in either precision."""
+    rows = min(max(FEWEST, classes), MOST)
+    spreads, scales = (
+        torch.tensor(each, dtype=dtype, device="cpu").repeat(MOST)[:rows, None] for each in (SPREADS, SCALES)
+    )
+    by: dict[str, Tensor] = {}
+    for seed, network in enumerate(("teacher", "student")):
+        features = twin.random(rows, size, seed=seed).relu()
+        features[seed] = 0
+        by[f"the {network}'s features"] = features.to(dtype).requires_grad_()
+        by[f"the {network}'s logits"] = (spreads * twin.random(rows, classes, seed=2 + seed)).to(dtype).requires_grad_()
+    batch = Batch(torch.empty(rows, device="cpu"), torch.arange(rows, device="cpu") % classes)
+
+    def values() -> dict[str, Tensor]:
+        h_t, z_t, h_s, z_s = by.values()
+        found = losses(Output(scales * h_t, z_t), Output(scales * h_s, z_s), batch)
+        return dict(zip(("the teacher's loss", "the student's loss"), found, strict=True))
+
+    return twin.Side(values, by)
+
+
+def fits(teacher: Output, student: Output, batch: Batch) -> bool:
+    """Whether `mutual` takes these: float32, on a CPU, all rows real, classes int64."""
+    tensors = (*teacher, *student)
+    of_a_kind = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    whole = batch.mask is None and batch.y.dtype == torch.int64
+    return of_a_kind and whole and library.operations() is not None
+
+
+def mutual(teacher: Output, student: Output, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
+    """Means over the batch of what teacher and student minimise; the gradient of each reaches its own side alone.
+
+    Args:
+        teacher, student: logits (n, classes) and features (n, size), of the same size.
+        y: (n,), int64, true classes.
+        terms: NKD of the teacher is the mutual one.
+
+    Returns:
+        Two scalars.
+    """
+    return Mutual.apply(teacher.logits, student.logits, teacher.features, student.features, y, terms)
+
+
+class Mutual(torch.autograd.Function):
+    """See `mutual`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z_t: Tensor, z_s: Tensor, h_t: Tensor, h_s: Tensor, y: Tensor, terms: Terms
+    ) -> tuple[Tensor, Tensor]:
+        z_t, z_s, y = z_t.contiguous(), z_s.contiguous(), y.contiguous()
+        n, classes = z_t.shape
+        room = torch.empty(8, classes, dtype=torch.float64)
+        values, by = z_t.new_empty(2), [torch.empty_like(z_t), torch.empty_like(z_s)]
+        library.operations().mutual_losses(
+            *(z_t.data_ptr(), z_s.data_ptr(), y.data_ptr()),
+            *(n, classes),
+            *(terms.tau, terms.gamma, terms.kd, terms.nkd),
+            *(room.data_ptr(), values.data_ptr(), *(tensor.data_ptr() for tensor in by)),
+        )
+        if terms.ctl:
+            h_t, h_s = h_t.contiguous(), h_s.contiguous()
+            n, size = h_t.shape
+            by += [torch.empty_like(h_t), torch.empty_like(h_s)]
+            room = h_t.new_empty(n * (2 * size + n + 2))
+            values += terms.ctl * library.operations().contrastive_loss(
+                *(h_t.data_ptr(), h_s.data_ptr()),
+                *(n, size, terms.tau_ctl, terms.shortest),
+                *(room.data_ptr(), *(tensor.data_ptr() for tensor in by[2:])),
+            )
+        ctx.save_for_backward(*by)
+        ctx.ctl = terms.ctl
+        return values[0], values[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_t: Tensor, by_s: Tensor) -> tuple[Tensor | None, ...]:
+        logits, features = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+        by = [own * arrives for own, arrives in zip(logits, (by_t, by_s), strict=True)]
+        if features:
+            by += [own * (ctx.ctl * arrives) for own, arrives in zip(features, (by_t, by_s), strict=True)]
+        return (*by, *[None] * (6 - len(by)))

@@ -1,0 +1,127 @@
+"""The comparison table: final and best round, mean ± standard deviation over seeds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset_utils.files import replacing
+from fedkdx_plugin.engine.evaluation import SERVED
+from fedkdx_plugin.engine.participation import UNSEEN
+from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.results.run_folder import RunFolder
+
+PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
+REJECTED = "rejected"
+PLAIN = ("MB up", "MB down", "s/round", REJECTED)
+VARIED = {  # what `--vary` makes differ from seed to seed
+    "training": "initial weights, batches, client sampling, and who is set apart, differ; the windows, their split and "
+    "who holds them are the same (--vary data varies them, too).",
+    "data": "split, kept windows and partition differ, and so do initial weights, batches, client sampling, and who is "
+    "set apart (--vary data).",
+}
+TUNING = "Measured on validation windows, to choose hyper-parameters by: not results."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One algorithm, or one of its networks, under one seed: figures of the last round, and the best accuracy.
+
+    Attributes:
+        name: as the table shows it.
+        values: figure -> value; shares in [0, 1], megabytes and rejected replies of the whole run, seconds.
+    """
+
+    name: str
+    seed: int
+    values: dict[str, float]
+
+
+def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[str, Sequence[int]]) -> list[Row]:
+    """The served models' row, and one for each network that did not predict the very same for everybody.
+
+    Args:
+        name: the method's.
+        records: all rounds of one run.
+        groups: clients set apart (see `Participation.groups`).
+    """
+    evaluated = [record for record in records if record.metrics]
+    if not evaluated:
+        return []
+    last = evaluated[-1].metrics
+    megabytes = [sum(getattr(r, f"bytes_{way}") for r in records) / 1e6 for way in ("up", "down")]
+    pace = float(np.median([sum(record.seconds.values()) for record in records]))
+    rejected = sum(len(record.rejected) for record in records)
+    result = []
+    for view, metrics in last.items():
+        if view != SERVED and np.array_equal(metrics.client_loss, last[SERVED].client_loss, equal_nan=True):
+            continue
+        best = max(record.metrics[view].accuracy for record in evaluated)
+        figures = (metrics.accuracy, best, metrics.auc, metrics.f1, metrics.recall, metrics.accuracy_worst)
+        values = dict(zip(PERCENT, figures, strict=True))
+        for group, ids in groups.items():
+            if group != UNSEEN:
+                values[f"{group} clients"] = metrics.accuracy_of(ids)
+        values |= dict(zip(PLAIN, (*megabytes, pace, rejected), strict=True))
+        result.append(Row(name if view == SERVED else f"{name} ({view})", seed, values))
+    return result
+
+
+def _columns(table: Sequence[Row]) -> list[str]:
+    """All figures, but for rejected replies where there were none."""
+    names = dict.fromkeys(name for row in table for name in row.values)
+    return [name for name in names if name != REJECTED or any(row.values.get(name) for row in table)]
+
+
+def markdown(table: Sequence[Row]) -> str:
+    """A Markdown table, aligned to be read as it is; mean ± std (ddof 1) where there are several seeds."""
+    names = list(dict.fromkeys(row.name for row in table))
+    columns = _columns(table)
+    header = ["algorithm", *(name if name in PLAIN else f"{name} %" for name in columns)]
+    cells = [[name, *_cells([row for row in table if row.name == name], columns)] for name in names]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+
+    def line(texts: Iterable[str]) -> str:
+        first, *rest = (
+            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(texts, widths, strict=True))
+        )
+        return "| " + " | ".join([first, *rest]) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *map(line, cells)]) + "\n"
+
+
+def _cells(same: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    texts = []
+    for name in columns:
+        scale = 1 if name in PLAIN else 100
+        values = scale * np.array([row.values[name] for row in same])
+        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+        mean = f"{round(values.mean(), 2):g}" if name == REJECTED else f"{values.mean():.2f}"
+        texts.append("–" if np.isnan(values).all() else mean + spread)
+    return texts
+
+
+def write(folder: Path, runs: Sequence[RunFolder], vary: str) -> str:
+    """Write `comparison.md` and `comparison.csv` (a row a seed) into `folder`. Returns the Markdown.
+
+    Args:
+        vary: what differs from seed to seed, a key of `VARIED`.
+    """
+    table = [row for run in runs for row in rows(run.entry.name, run.seed, run.records, run.federation.groups)]
+    on = runs[0].shards.evaluated_on
+    text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
+    if len(seeds := {row.seed for row in table}) > 1:
+        text += f"\n± over {len(seeds)} seeds: {VARIED[vary]}\n"
+    with replacing(folder / "comparison.md") as part:
+        part.write_text(text, encoding="utf-8")
+    with replacing(folder / "comparison.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        columns = _columns(table)
+        writer.writerow(["algorithm", "seed", "evaluated on", *columns])
+        writer.writerows([row.name, row.seed, on, *(row.values[name] for name in columns)] for row in table)
+    return text

@@ -1,0 +1,1 @@
+"""Callbacks that show or record a run while it goes on."""
