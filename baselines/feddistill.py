@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from baselines.local import LocalClient
 from registry.interface import BadMessage, Batch, Message, Round, Server
 from registry.messages import check_tensors
-from registry.parameters import hyper
+from registry.parameters import Params, hyper
 
 OUTPUTS = "outputs"
 ROUNDING = 1e-3  # by which probabilities may add up to more than 1
@@ -23,7 +23,7 @@ CHUNK = 512  # windows in a forward pass, which bounds the memory for a client w
 
 
 @dataclass(frozen=True)
-class FedDistillParams:
+class FedDistillParams(Params):
     """Hyper-parameters of FedDistill; the paper names γ but gives no value."""
 
     gamma: float = hyper(1.0, "weight γ of the distillation term", low=0)

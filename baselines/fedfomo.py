@@ -14,14 +14,14 @@ from baselines.fedavg import FedAvgClient
 from fedkdx_plugin.algorithm.aggregation import by_client, labelled, weighted_sum
 from registry.interface import BadMessage, Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
-from registry.parameters import hyper
+from registry.parameters import Params, hyper
 
 START = "start/"
 CHUNK = 512  # windows in a forward pass
 
 
 @dataclass(frozen=True)
-class FedFomoParams:
+class FedFomoParams(Params):
     """Defaults of the authors' runs (github.com/NVlabs/FedFomo), but that their 5 models count the client's own."""
 
     models: int = hyper(5, "other clients' models sent to a client each round (M)", 0)

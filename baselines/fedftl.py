@@ -17,14 +17,14 @@ from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.algorithm.aggregation import sample_weights
 from registry.interface import Batch, Message, Model, Round, Task, float_state
 from registry.messages import check_state
-from registry.parameters import hyper
+from registry.parameters import Params, hyper
 
 MEAN, COVARIANCE = "features/mean", "features/covariance"
 CHUNK = 512  # windows in a forward pass, which bounds the memory for a client with very many
 
 
 @dataclass(frozen=True)
-class FedFTLParams:
+class FedFTLParams(Params):
     """Hyper-parameters of FedFTL; no value of the weight was found in either paper, and the default is a mild one."""
 
     coral: float = hyper(0.01, "weight of the CORAL term (FedHealth's η)", low=0)

@@ -13,7 +13,7 @@ from baselines.fedavg import FedAvgClient
 from fedkdx_plugin.algorithm.aggregation import by_client, labelled, weighted_sum
 from registry.interface import Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
-from registry.parameters import hyper
+from registry.parameters import Params, hyper
 
 CENTRE = "centre/"
 STIFFNESS = "stiffness"
@@ -21,7 +21,7 @@ SHRINKAGE = 0.1  # share of I/m in Ω: bounds the penalty's curvature by 2λm/SH
 
 
 @dataclass(frozen=True)
-class FedMTLParams:
+class FedMTLParams(Params):
     """Hyper-parameters of FedMTL; MOCHA chooses its λ by cross-validation."""
 
     lam: float = hyper(1e-3, "weight λ of the relationship penalty; 0 is Local", 0.0)

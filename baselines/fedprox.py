@@ -9,11 +9,11 @@ from torch import Tensor
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.interface import Batch
-from registry.parameters import hyper
+from registry.parameters import Params, hyper
 
 
 @dataclass(frozen=True)
-class FedProxParams:
+class FedProxParams(Params):
     """Hyper-parameters of FedProx; its authors tune μ in {0.001, 0.01, 0.1, 1} for each data set."""
 
     mu: float = hyper(0.01, "weight μ of the proximal term; 0 is FedAvg", 0.0)

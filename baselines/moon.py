@@ -14,13 +14,13 @@ from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.algorithm.losses import unit
 from registry.interface import Batch, Message, Task, outputs
 from registry.messages import check_state
-from registry.parameters import hyper
+from registry.parameters import Params, hyper
 
 MODEL, GLOBAL, PREVIOUS = "model.", "global.", "previous."
 
 
 @dataclass(frozen=True)
-class MOONParams:
+class MOONParams(Params):
     """Hyper-parameters of MOON; the paper tunes μ in {0.1, 1, 5, 10} and sets τ = 0.5 (§4.1)."""
 
     mu: float = hyper(1.0, "weight μ of the contrastive term; 0 is FedAvg", 0.0)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from registry.messages import BadMessage, Message, check_state
 from registry.messages import NonFinite as NonFinite  # with the two above, what algorithms find here
-from registry.parameters import NoParams
+from registry.parameters import Params as _Params
 
 
 class Output(NamedTuple):
@@ -262,7 +262,7 @@ class Server(ABC):
     paper: ClassVar[str] = ""
     sends: ClassVar[str] = ""
     Client: ClassVar[type[Client]]
-    Params: ClassVar[type] = NoParams
+    Params: ClassVar[type] = _Params
     pools_data: ClassVar[bool] = False
     accepts_partial_work: ClassVar[bool] = False
 

@@ -12,8 +12,23 @@ from registry.errors import UserError
 
 
 @dataclass(frozen=True)
-class NoParams:
-    """An algorithm without hyper-parameters of its own."""
+class Params:
+    """Hyper-parameters of an algorithm: the base class, which an algorithm without any uses as it is.
+
+    An instance has checked itself, wherever it is made: every value is converted to the type of its field and must lie
+    in the field's range (see `hyper`).
+
+    Raises:
+        UserError: a value of the wrong type or out of range.
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for own in dataclasses.fields(self):
+            where = f"{type(self).__name__}: {own.name}"
+            value = convert(getattr(self, own.name), hints[own.name], where)
+            check(value, own.metadata, where)
+            object.__setattr__(self, own.name, value)
 
 
 def hyper(
@@ -103,7 +118,7 @@ def check(value: Any, metadata: Any, where: str) -> None:
     low, high, choices = metadata.get("low"), metadata.get("high"), metadata.get("choices")
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"in [{low}, {high}]"
-        raise UserError(f"{where}: {value} is out of range; it must be {bounds}")
+        raise UserError(f"{where}: {value:g} is out of range; it must be {bounds}")
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:
             raise UserError(

@@ -68,7 +68,8 @@ def test_the_wheel_has_the_packages_and_nothing_else(wheels):
     ours = {path.relative_to(ROOT).as_posix() for top in tops for path in (ROOT / top).rglob("*.py")}
     assert ours == {name for name in names if name.endswith(".py")}
     others = {name for name in names if not name.endswith(".py") and ".dist-info/" not in name}
-    presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fedkdx_plugin" / "configuration" / "presets").glob("*.yaml")}
+    folder = ROOT / "fedkdx_plugin" / "configuration" / "presets"
+    presets = {path.relative_to(ROOT).as_posix() for path in folder.glob("*.yaml")}
     experiments = {path.name for path in (ROOT / "experiments").glob("*.yaml")}
     assert presets and presets == {name for name in others if "/presets/" in name}
     assert experiments == {name.rpartition("/")[2] for name in others if name.endswith(".yaml")} - {

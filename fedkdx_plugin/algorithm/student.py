@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fedkdx_plugin.algorithm.compression import compress, compress_together, linear
 from fedkdx_plugin.algorithm.updates import difference, group, labelled, move, owed, residual_of
 from registry.interface import BadMessage, Client, Message, float_state
-from registry.parameters import hyper
+from registry.parameters import Params, hyper
 from registry.tensors import copied, first_nonfinite
 
 VERSION = "version"
@@ -32,7 +32,7 @@ CHUNK = 512  # windows in a forward pass
 
 
 @dataclass(frozen=True)
-class CompressionParams:
+class CompressionParams(Params):
     """Hyper-parameters of the compressed exchange."""
 
     epsilon_start: float = hyper(0.9, "share of energy kept in the first round (eq. 10)", 0.0, 1.0)

@@ -1,9 +1,11 @@
 """Hyper-parameters from text."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import pytest
 
+from registry import parameters
 from registry.errors import UserError
 from registry.parameters import hyper, parse, suggest
 
@@ -58,3 +60,19 @@ def test_wrong_values_are_named(name, value, says):
 def test_suggestions_ignore_case():
     assert suggest("fedkdX", ["FedAvg", "FedKDX"]) == " (did you mean FedKDX?)"
     assert suggest("zzz", ["FedAvg"]) == ""
+
+
+@dataclass(frozen=True)
+class Checked(parameters.Params):
+    gamma: float = hyper(0.9, "a share", 0.0, 1.0)
+    use: tuple[str, ...] = hyper(("kd",), "terms", choices=("kd", "nkd"))
+
+
+def test_an_instance_checks_itself_wherever_it_is_made():
+    with pytest.raises(UserError, match=r"Checked: gamma: 7 is out of range; it must be in \[0.0, 1.0\]"):
+        Checked(gamma=7)
+    with pytest.raises(UserError, match=r"Checked: gamma: 1.5 is out of range"):
+        dataclasses.replace(Checked(), gamma=1.5)
+    with pytest.raises(UserError, match=r"Checked: use: 'nkt' is unknown .did you mean nkd"):
+        Checked(use=["nkt"])
+    assert Checked(gamma="0.5", use="kd,nkd") == Checked(0.5, ("kd", "nkd"))
