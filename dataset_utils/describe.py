@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +9,13 @@ from pathlib import Path
 from dataset_utils import shards
 from dataset_utils.consoles import safe_output
 from dataset_utils.counts import Counts, many, some
-from dataset_utils.generate import DATA_ROOT, find_source, resolve
+from dataset_utils.generate import find_source, resolve
 from dataset_utils.reading import Reading, read
 from dataset_utils.recording import Preprocessing, Source
-from dataset_utils.spec import Parser, ShardSpec, add_arguments, from_arguments
+from dataset_utils.spec import Files, ShardSpec
 from registry.errors import UserError
+from registry.flags import Parser, add_flags, given
+from registry.parameters import parse
 
 SUBJECTS = 40
 """Subjects of whom each has a line; the others are counted."""
@@ -30,7 +31,6 @@ def described(spec: ShardSpec, data_root: Path, raw: Path | None, download: bool
     Raises:
         UserError: its files are not found, or its description cannot be read.
     """
-    spec.check()
     if Path(spec.data).is_dir():
         return _made(Path(spec.data)), []
     source = find_source(spec.data)
@@ -121,15 +121,14 @@ def _made(folder: Path) -> list[str]:
 def main(argv: Sequence[str] | None = None, prog: str = "python -m dataset_utils.describe") -> int:
     """The command line. Returns 0; 2 where something is wrong with the data set; 130 when interrupted."""
     safe_output()
-    parser = Parser(prog=prog, description="Say what is in a data set and what is wrong with it.", allow_abbrev=False)
+    parser = Parser(prog=prog, description="Say what is in a data set and what is wrong with it.")
     parser.add_argument("data", metavar="DATA", help="the YAML file of your own data, a data set's name, or shards")
-    add_arguments(parser, "--seed")
+    add_flags(parser, ShardSpec, {"seed": "--seed"})
+    add_flags(parser, Files)
     try:
-        arguments: argparse.Namespace = parser.parse_args(argv)
-        raw = Path(arguments.raw) if arguments.raw else None
-        lines, errors = described(
-            from_arguments(arguments), Path(arguments.data_root or DATA_ROOT), raw, bool(arguments.download)
-        )
+        arguments = parser.parse_args(argv)
+        spec, files = (parse(declared, given(arguments, declared)) for declared in (ShardSpec, Files))
+        lines, errors = described(spec, Path(files.data_root), files.raw and Path(files.raw), files.download)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,9 +6,10 @@ import errno
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from registry.errors import UserError
 
@@ -35,6 +36,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a mapping as YAML, keeping its order. Raises UserError where it cannot be written."""
+    import yaml
+
+    with replacing(path) as part:
+        part.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def is_plain_name(name: object) -> bool:

@@ -21,11 +21,12 @@ from dataset_utils.partition import Partition, partition
 from dataset_utils.reading import read
 from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
-from dataset_utils.spec import OVERRIDES, Parser, ShardSpec, add_arguments, from_arguments, is_own_data, window_samples
+from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, window_samples
 from dataset_utils.split import Split, gap, split
 from registry.errors import UserError
+from registry.flags import Parser, add_flags, given
+from registry.parameters import parse
 
-DATA_ROOT = "data"
 IMPORT = "import-pfllib"
 
 
@@ -44,7 +45,6 @@ def prepare(
         UserError: unknown data set, files not found or damaged, values out of range, or shards that were made
             from other files than these.
     """
-    spec.check()
     source = find_source(spec.data)
     settings = resolve(source.preprocessing, spec)
     try:
@@ -209,13 +209,13 @@ def summary(folder: Path) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns its exit code: 0, 2 for the user's error, 130 when interrupted."""
+def main(argv: list[str] | None = None, prog: str = "python -m dataset_utils.generate") -> int:
+    """Run the command line. Returns its exit code: 0, 2 for the user's error, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else argv
     safe_output()
     try:
         with sigterm_as_ctrl_c():
-            return _import_pfllib(argv[1:]) if argv[:1] == [IMPORT] else _generate(argv)
+            return _import_pfllib(argv[1:], prog) if argv[:1] == [IMPORT] else _generate(argv, prog)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -224,41 +224,42 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _generate(argv: list[str]) -> int:
+def _generate(argv: list[str], prog: str) -> int:
     parser = Parser(
-        prog="python -m dataset_utils.generate",
+        prog=prog,
         description="Make the per-client shards of a data set.",
-        epilog=f"PFLlib data: python -m dataset_utils.generate {IMPORT} FOLDER --name NAME",
-        allow_abbrev=False,
+        epilog=f"PFLlib data: fedkdx data {IMPORT} FOLDER --name NAME",
     )
     parser.add_argument("-data", required=True, metavar="NAME", help="data set, or the YAML file of your own data")
-    add_arguments(parser, "--seed")
+    add_flags(parser, ShardSpec, {"seed": "--seed"})
+    add_flags(parser, Files)
     arguments = parser.parse_args(argv)
-    spec = from_arguments(arguments)
+    spec, files = (parse(declared, given(arguments, declared)) for declared in (ShardSpec, Files))
     made = []
 
     def report(line: str) -> None:
         made.append(line)
         print(line, flush=True)
 
-    raw = None if arguments.raw is None else Path(arguments.raw)
-    folder = prepare(spec, Path(arguments.data_root or DATA_ROOT), raw, bool(arguments.download), report)
+    raw = None if files.raw is None else Path(files.raw)
+    folder = prepare(spec, Path(files.data_root), raw, files.download, report)
     print(summary(folder) if made else f"already there: {summary(folder)}")
     _draw(folder)
     return 0
 
 
-def _import_pfllib(argv: list[str]) -> int:
+def _import_pfllib(argv: list[str], prog: str) -> int:
     from dataset_utils.pfllib import import_folder
 
     parser = Parser(
-        prog=f"python -m dataset_utils.generate {IMPORT}",
+        prog=prog if prog.endswith(IMPORT) else f"{prog} {IMPORT}",
         description="Turn the train/ and test/ folders of PFLlib into shards; runs nothing of their pickles.",
-        allow_abbrev=False,
     )
     parser.add_argument("folder", metavar="FOLDER", help="the folder that holds train/ and test/")
     parser.add_argument("--name", required=True, help="what to call the data set")
-    parser.add_argument("--data-root", default=DATA_ROOT, metavar="DIR", help="where to put it (default: %(default)s)")
+    parser.add_argument(
+        "--data-root", default=Files().data_root, metavar="DIR", help="where to put it (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     folder = import_folder(Path(arguments.folder), arguments.name, Path(arguments.data_root))
     print(summary(folder))

@@ -16,7 +16,7 @@ from dataset_utils import windows as cutting
 from dataset_utils.counts import Counts, Tally, differing_in_case, some
 from dataset_utils.lines import Lines, reach
 from dataset_utils.recording import UNLABELLED, Preprocessing, Recording, Source, Windows
-from dataset_utils.spec import FLAGS, OVERRIDES
+from dataset_utils.spec import OVERRIDES
 from registry.errors import UserError
 from registry.parameters import suggest
 
@@ -198,7 +198,7 @@ def _vanished(subject: str, tallies: list[Tally], settings: Preprocessing) -> st
 def _refuse_overrides(source: Source, settings: Preprocessing) -> None:
     for key in OVERRIDES:
         if getattr(settings, key) != getattr(source.preprocessing, key):
-            raise UserError(f"{FLAGS[key]}: {source.name} comes filtered and cut into windows; leave the flag out")
+            raise UserError(f"--{key}: {source.name} comes filtered and cut into windows; leave the flag out")
 
 
 def _check_windows(source: Source, windows: Windows) -> None:

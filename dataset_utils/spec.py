@@ -1,18 +1,17 @@
-"""What shards to make: the parameters, their checks and their command-line flags. Imports nothing heavy."""
+"""Parameters of shards. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from registry.errors import UserError
+from registry.parameters import Params, option
 
 PARTITIONS = ("subject", "iid", "dirichlet", "pathological")
 SPLITS = ("shuffled", "blocked", "loso", "given")
@@ -20,98 +19,77 @@ SCALES = ("federated", "client", "minmax", "none")
 EVALUATE_ON = ("test", "validation")
 LAYOUT = 2  # of the shards on disk and of the code that makes them; a new layout means new folders
 
-FLAGS = {
-    "data": "-data",
-    "clients": "-nc",
-    "partition": "--partition",
-    "alpha": "--alpha",
-    "classes_per_client": "--classes-per-client",
-    "split": "--split",
-    "test_fraction": "--test-fraction",
-    "scale": "--scale",
-    "min_samples": "--min-samples",
-    "seed": "--seed",
-    "window": "--window",
-    "overlap": "--overlap",
-    "median": "--median",
-    "lowpass": "--lowpass",
-    "gravity": "--gravity",
-    "train_fraction": "--train-fraction",
-    "evaluate_on": "--evaluate-on",
-    "allow_missing": "--allow-missing",
-}
 OVERRIDES = ("window", "overlap", "median", "lowpass", "gravity")
+OWN = "(default: the data set's own)"
 
 
 @dataclass(frozen=True)
-class ShardSpec:
+class ShardSpec(Params):
     """Which data, cut into windows how, divided among how many clients how.
 
-    Attributes:
-        data: a data set's name, or the path of the YAML file that describes the user's own data.
-        clients: number of clients; None makes one a subject.
-        partition: 'subject', 'iid', 'dirichlet' or 'pathological'.
-        alpha: concentration of the Dirichlet distribution; smaller is more uneven.
-        classes_per_client: classes that a client of the pathological partition holds.
-        split: 'shuffled', 'blocked' (apart in time, leak-free), 'loso' (one subject left out) or 'given' (by the data).
-        test_fraction: share of the windows to test on, in (0, 1).
-        scale: 'federated' (z-scores by what the clients' training parts have in common), 'client' (z-scores by each
-            client's own training part), 'minmax' (the range 0 to 1, likewise) or 'none'.
-        min_samples: training windows that every client has at least.
-        seed: of the split and of the partition.
-        window: its length: seconds, or a text such as '2.56 s' or '128 samples' (see `window_samples`); None keeps the
-            data set's own, and so with the following.
-        overlap, median, lowpass, gravity: as in `recording.Preprocessing`.
-        train_fraction: share of each client's training windows that is kept, in (0, 1].
-        evaluate_on: 'test', or 'validation': a fifth of each client's training windows, held out, takes the place of
-            the test windows, which stay unseen.
-        allow_missing: go on where a subject or a class of the data set has no window.
+    Raises:
+        UserError: a value of the wrong type or out of range.
     """
 
-    data: str
-    clients: int | None = None
-    partition: str = "subject"
-    alpha: float = 0.1
-    classes_per_client: int = 2
-    split: str = "shuffled"
-    test_fraction: float = 0.2
-    scale: str = "federated"
-    min_samples: int = 10
-    seed: int = 0
-    window: float | str | None = None
-    overlap: float | None = None
-    median: int | None = None
-    lowpass: float | None = None
-    gravity: float | None = None
-    train_fraction: float = 1.0
-    evaluate_on: str = "test"
-    allow_missing: bool = False
+    data: str = option("", "a data set's name, a YAML file of your own, or a folder of shards")
+    clients: int | None = option(
+        None, "number of clients (default: one a subject)", 1, flags="-nc --num-clients", key="num_clients"
+    )
+    partition: str = option("subject", "how the clients' data differ", choices=PARTITIONS, flags="--partition")
+    alpha: float = option(
+        0.1, "dirichlet: concentration of the distribution; smaller is more uneven", above=0, flags="--alpha"
+    )
+    classes_per_client: int = option(2, "pathological: classes a client holds", 1, flags="--classes-per-client")
+    split: str = option(
+        "shuffled",
+        "training and test windows: shuffled (the paper's; overlapping windows on both sides flatter), blocked (apart "
+        "in time, leak-free), loso (test on one subject, left out of training: the one whose number is the data seed) "
+        "or given (by the data set's own description)",
+        choices=SPLITS,
+        flags="--split",
+    )
+    test_fraction: float = option(0.2, "share of the windows to test on", above=0, below=1, flags="--test-fraction")
+    scale: str = option(
+        "federated",
+        "channels: federated (z-scores by what the clients' training parts have in common), client (z-scores by its "
+        "own) or minmax (0 to 1 by its own), or none",
+        choices=SCALES,
+        flags="--scale",
+    )
+    min_samples: int = option(10, "training windows that every client has at least", 1, flags="--min-samples")
+    seed: int = option(0, "of the split and the partition", 0, flags="--data-seed", key="data_seed")
+    window: float | str | None = option(
+        None, f"length of a window: 2.56 (seconds), '2.56 s' or '128 samples' {OWN}", flags="--window"
+    )
+    overlap: float | None = option(
+        None, f"share of a window that the next one repeats {OWN}", 0, below=1, flags="--overlap"
+    )
+    median: int | None = option(None, f"median filter, samples, odd; 0: none {OWN}", 0, flags="--median")
+    lowpass: float | None = option(None, f"cutoff of the low-pass filter in Hz; 0: none {OWN}", 0, flags="--lowpass")
+    gravity: float | None = option(None, f"cutoff in Hz that splits gravity off; 0: do not {OWN}", 0, flags="--gravity")
+    train_fraction: float = option(
+        1.0, "share of each client's training windows to keep", above=0, high=1, flags="--train-fraction"
+    )
+    evaluate_on: str = option(
+        "test",
+        "validation: measure on a fifth of each client's training windows, held out, in place of the test windows, "
+        "which stay unseen: to choose hyper-parameters by",
+        choices=EVALUATE_ON,
+        flags="--evaluate-on",
+    )
+    allow_missing: bool = option(
+        False,
+        "go on where a subject or a class has no window, which is an error otherwise",
+        flags="--allow-missing",
+        switch=True,
+    )
 
-    def check(self) -> None:
-        """Raises UserError, naming the flag, for a value that cannot be."""
-        if not isinstance(self.data, str) or not self.data.strip():
-            raise UserError("-data must name a data set or a YAML file that describes your own")
-        _whole(self, "clients", 1)
-        _whole(self, "classes_per_client", 1)
-        _whole(self, "min_samples", 1)
-        _whole(self, "seed", 0)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.window is not None and _length(self.window) is None:
-            raise UserError(f"--window must be seconds, or '128 samples', not {self.window!r}")
-        _whole(self, "median", 0)
+            raise UserError(f"--window: {self.window!r} is no length; write seconds, or '128 samples'")
         if self.median and self.median % 2 == 0:
-            raise UserError(f"--median must be an odd number of samples, or 0 for no filter, not {self.median}")
-        if not isinstance(self.allow_missing, bool):
-            raise UserError(f"--allow-missing must be true or false, not {self.allow_missing!r}")
-        _choice(self, "partition", PARTITIONS)
-        _choice(self, "split", SPLITS)
-        _choice(self, "scale", SCALES)
-        _choice(self, "evaluate_on", EVALUATE_ON)
-        _real(self, "alpha", lambda v: v > 0, "above 0")
-        _real(self, "test_fraction", lambda v: 0 < v < 1, "between 0 and 1, both excluded")
-        _real(self, "train_fraction", lambda v: 0 < v <= 1, "above 0 and at most 1")
-        _real(self, "overlap", lambda v: 0 <= v < 1, "at least 0 and below 1")
-        _real(self, "lowpass", lambda v: v >= 0, "a frequency in Hz, or 0 for no filter")
-        _real(self, "gravity", lambda v: v >= 0, "a frequency in Hz, or 0 to leave gravity in")
+            raise UserError(f"--median: {self.median} is even; it must be an odd number of samples, or 0 for no filter")
 
     def counted(self) -> dict[str, Any]:
         """The parameters that matter, for telling shards apart.
@@ -155,102 +133,13 @@ class ShardSpec:
         return "-".join(parts)
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as a UserError: one line."""
+@dataclass(frozen=True)
+class Files(Params):
+    """Where the original files and the prepared data lie."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
-def add_arguments(parser: argparse.ArgumentParser, seed_flag: str) -> None:
-    """Add the flags that describe shards (all but `-data`); a flag left out gives None.
-
-    Args:
-        seed_flag: `--seed` where nothing else has a seed, `--data-seed` beside a training seed.
-    """
-    default = ShardSpec("")
-    group = parser.add_argument_group("data")
-    add = group.add_argument
-    add("-nc", "--num_clients", type=int, metavar="N", help="number of clients (default: one a subject)")
-    add("--partition", choices=PARTITIONS, help=f"how the clients' data differ (default: {default.partition})")
-    add(
-        "--alpha",
-        type=float,
-        metavar="A",
-        help=f"dirichlet: smaller is more uneven (default: {default.alpha})",
-    )
-    add(
-        "--classes-per-client",
-        type=int,
-        metavar="N",
-        help=f"pathological: classes a client holds (default: {default.classes_per_client})",
-    )
-    add(
-        "--split",
-        choices=SPLITS,
-        help="train and test windows: shuffled (the paper's; overlapping windows on both sides flatter), "
-        "blocked (apart in time, leak-free), loso (test on one subject, left out of training: the one whose number is "
-        f"the data seed) or given (by the data set's own description) (default: {default.split})",
-    )
-    add(
-        "--test-fraction",
-        type=float,
-        metavar="F",
-        help=f"share to test on (default: {default.test_fraction})",
-    )
-    add(
-        "--train-fraction",
-        type=float,
-        metavar="F",
-        help=f"share of each client's training windows to keep (default: {default.train_fraction:g})",
-    )
-    add(
-        "--evaluate-on",
-        choices=EVALUATE_ON,
-        help="validation: measure on a fifth of the training windows, held out, to choose hyper-parameters by "
-        f"(default: {default.evaluate_on})",
-    )
-    add(
-        "--scale",
-        choices=SCALES,
-        help="channels: federated (z-scores by what the clients' training parts have in common), client (z-scores by "
-        f"its own) or minmax (0 to 1 by its own), or none (default: {default.scale})",
-    )
-    add(
-        "--min-samples",
-        type=int,
-        metavar="N",
-        help=f"training windows every client has at least (default: {default.min_samples})",
-    )
-    own = "(default: the data set's own)"
-    add("--window", type=_number_or_text, metavar="LENGTH", help=f"of a window: 2.56 (seconds) or '128 samples' {own}")
-    add("--overlap", type=float, metavar="F", help=f"share of a window that the next one repeats {own}")
-    add("--median", type=int, metavar="N", help=f"median filter, samples, odd; 0: none {own}")
-    add("--lowpass", type=float, metavar="HZ", help=f"cutoff of the low-pass filter; 0: none {own}")
-    add("--gravity", type=float, metavar="HZ", help=f"cutoff that splits gravity off; 0: do not {own}")
-    add(seed_flag, dest="data_seed", type=int, metavar="N", help="seed of split and partition (default: 0)")
-    add(
-        "--allow-missing",
-        action="store_true",
-        default=None,
-        help="go on where a subject or a class has no window, which is an error otherwise",
-    )
-    add("--raw", metavar="PATH", help="the data set's original files: folder, zip or file")
-    add("--download", action="store_true", default=None, help="allow fetching the original files")
-    add("--data-root", metavar="DIR", help="where prepared data are kept (default: data)")
-
-
-def from_arguments(namespace: argparse.Namespace) -> ShardSpec:
-    """The spec that a parsed command line asks for, defaults for what is None or absent, checked.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    sources = {"clients": "num_clients", "seed": "data_seed"}
-    given = {f.name: getattr(namespace, sources.get(f.name, f.name), None) for f in fields(ShardSpec)}
-    spec = ShardSpec(**{"data": "", **{key: value for key, value in given.items() if value is not None}})
-    spec.check()
-    return spec
+    raw: str | None = option(None, "the data set's original files: folder, zip or file", flags="--raw")
+    download: bool = option(False, "allow fetching the original files", flags="--download", switch=True)
+    data_root: str = option("data", "where prepared data are kept", flags="--data-root")
 
 
 def window_samples(window: float | str, rate: float) -> int:
@@ -260,14 +149,6 @@ def window_samples(window: float | str, rate: float) -> int:
     if samples < 2:
         raise ValueError(f"{window!r} is no window of two samples or more at {rate:g} Hz")
     return samples
-
-
-def _number_or_text(text: str) -> float | str:
-    """A flag's value that may be a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _length(window: Any) -> tuple[float, str] | None:
@@ -281,26 +162,3 @@ def _length(window: Any) -> tuple[float, str] | None:
 def is_own_data(data: str) -> bool:
     """Whether `-data` is the YAML file of the user's own data rather than a data set's name."""
     return Path(data).suffix.lower() in (".yaml", ".yml")
-
-
-def _whole(spec: ShardSpec, name: str, low: int) -> None:
-    value: Any = getattr(spec, name)
-    if value is None and name in ("clients", *OVERRIDES):
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UserError(f"{FLAGS[name]} must be a whole number of at least {low}, not {value!r}")
-
-
-def _real(spec: ShardSpec, name: str, fits: Callable[[float], bool], right: str) -> None:
-    value: Any = getattr(spec, name)
-    if value is None and name in OVERRIDES:
-        return
-    number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    if not number or not fits(value):
-        raise UserError(f"{FLAGS[name]} must be {right}, not {value!r}")
-
-
-def _choice(spec: ShardSpec, name: str, choices: tuple[str, ...]) -> None:
-    value = getattr(spec, name)
-    if value not in choices:
-        raise UserError(f"{FLAGS[name]} must be one of {', '.join(choices)}, not {value!r}")

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 import entrypoints
 
@@ -23,7 +26,8 @@ from registry.errors import UserError
 from registry.parameters import suggest
 
 IGNORE_PLUGINS = "FEDKDX_IGNORE_PLUGINS"
-OURS = "built-in"
+OURS, SESSION = "built-in", "this session"
+NOUNS = {"algorithms": "algorithm", "models": "model", "datasets": "data set"}
 
 BUILT_IN = {
     "algorithms": {
@@ -67,14 +71,21 @@ class Entry:
     Attributes:
         kind: 'algorithms', 'models' or 'datasets'.
         name: as its author spells it.
-        target: `module:Class`.
-        origin: 'built-in', or the package and version that brings it.
+        target: `module:Class`, or `path/to/file.py:Class`.
+        origin: 'built-in', the package and version that brings it, the file, or 'this session'.
+        word: by which it is found again; '' where that is its name.
     """
 
     kind: str
     name: str
     target: str
     origin: str
+    word: str = ""
+
+    @property
+    def spec(self) -> str:
+        """What a configuration holds to name it."""
+        return self.word or self.name
 
 
 @dataclass(frozen=True)
@@ -94,8 +105,42 @@ class Description:
     broken: str = ""
 
 
+_registered: dict[tuple[str, str], type] = {}  # kind and name -> class, of this process
+
+
+def register(kind: str, loaded: type, name: str = "") -> Entry:
+    """Make a class known by name to this process, beside the built-in ones: for a notebook or a script.
+
+    Registering a class of the same name again replaces the earlier one, as running a notebook's cell again does.
+
+    Args:
+        kind: 'algorithms', 'models' or 'datasets'.
+        name: what to call it; the class's own name by default.
+
+    Raises:
+        UserError: the class is not of that kind, or a built-in or installed one has the name.
+    """
+    entry = Entry(kind, name or loaded.__name__, f"{loaded.__module__}:{loaded.__qualname__}", SESSION)
+    if problem := _misfit(kind, loaded):
+        raise UserError(f"{NOUNS[kind]} '{entry.name}' ({entry.target}) {problem}")
+    for other in _permanent(kind):
+        if other.name.lower() == entry.name.lower():
+            raise UserError(f"{NOUNS[kind]} '{entry.name}': {other.origin} has one of this name; rename the class")
+    _registered[kind, entry.name] = loaded
+    return entry
+
+
 def entries(kind: str) -> list[Entry]:
-    """All entries of a kind, sorted by name; built-in ones first."""
+    """All entries of a kind, sorted by name; built-in ones first, those of this session last."""
+    own = [
+        Entry(kind, name, f"{loaded.__module__}:{loaded.__qualname__}", SESSION)
+        for (its_kind, name), loaded in _registered.items()
+        if its_kind == kind
+    ]
+    return _permanent(kind) + own
+
+
+def _permanent(kind: str) -> list[Entry]:
     found = [Entry(kind, name, target, OURS) for name, target in BUILT_IN[kind].items()]
     return found if os.environ.get(IGNORE_PLUGINS, "0") not in ("", "0") else found + _plugins(kind)
 
@@ -113,14 +158,19 @@ def _plugins(kind: str) -> list[Entry]:
 
 
 def find(kind: str, name: str) -> Entry:
-    """The entry called `name`, whatever its case.
+    """The entry called `name`, whatever its case; or of a file's class, `path/to/file.py:Class`.
 
     Raises:
-        UserError: nobody has that name, or two packages have it.
+        UserError: nobody has that name, two packages have it, or there is no such file.
     """
+    path, _, attribute = name.rpartition(":")
+    if path.endswith(".py"):
+        if not Path(path).is_file():
+            raise UserError(f"{NOUNS[kind]} '{name}': no such file; write path/to/file.py:Class")
+        return Entry(kind, attribute, name, f"file {path}", name)
     known = entries(kind)
     hits = [entry for entry in known if entry.name.lower() == name.lower()]
-    noun = {"algorithms": "algorithm", "models": "model", "datasets": "data set"}[kind]
+    noun = NOUNS[kind]
     if not hits:
         names = ", ".join(entry.name for entry in known)
         raise UserError(f"unknown {noun} '{name}'{suggest(name, [e.name for e in known])}; known: {names}")
@@ -138,19 +188,44 @@ def load(kind: str, name: str) -> type:
     Raises:
         UserError: unknown or ambiguous name, or a plug-in that cannot be loaded (naming its package and the reason).
     """
-    entry = find(kind, name)
-    module, _, attribute = entry.target.partition(":")
+    return load_entry(find(kind, name))
+
+
+def load_entry(entry: Entry) -> type:
+    """The class of an entry. Raises UserError: see `load`."""
+    if entry.origin == SESSION:
+        return _registered[entry.kind, entry.name]
+    module, _, attribute = entry.target.rpartition(":")
     try:
-        loaded = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        found = _from_file(Path(module)) if entry.word else importlib.import_module(module)
+        loaded = functools.reduce(getattr, attribute.split("."), found)
     except Exception as error:  # whatever a stranger's module raises, its user needs the package's name
         if entry.origin == OURS:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"'{entry.name}' from {entry.origin} cannot be loaded ({entry.target}): {reason}") from error
-    problem = _misfit(kind, loaded)
+    problem = _misfit(entry.kind, loaded)
     if problem:
         raise UserError(f"'{entry.name}' from {entry.origin} ({entry.target}) {problem}")
     return loaded
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The module in a file, run once in this process; which may not import its neighbours by name."""
+    whole = path.resolve()
+    name = f"fedkdx_file_{hashlib.sha256(str(whole).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, whole)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def _misfit(kind: str, loaded: object) -> str:

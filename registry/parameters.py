@@ -1,22 +1,60 @@
-"""Hyper-parameters: frozen dataclasses whose fields carry their own help and range."""
+"""Declared values: frozen dataclasses whose fields carry their own help, range and flag."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
 from registry.errors import UserError
 
+WORDS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+
+
+def option(
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    flags: str = "",
+    key: str = "",
+    switch: bool = False,
+) -> Any:
+    """Declare a value as a dataclass field: its default, one line of help, and what it may be.
+
+    From this one declaration come the check of a value wherever it is given (Python, YAML, command line), its
+    command-line flag and its help.
+
+    Args:
+        low, high: inclusive bounds of a number.
+        choices: what a text, or each item of a tuple of texts, may be.
+        above, below: exclusive bounds of a number.
+        flags: of the command line, separated by spaces, in kebab case; '' where it has none.
+        key: its name in YAML and on the command line, where that is not the field's.
+        switch: of a truth value: the flag alone means true.
+    """
+    limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
+    return field(
+        default=default, metadata={"help": help, "flags": flags.split(), "key": key, "switch": switch, **limits}
+    )
+
+
+hyper = option  # as algorithms call it
+
 
 @dataclass(frozen=True)
 class Params:
-    """Hyper-parameters of an algorithm: the base class, which an algorithm without any uses as it is.
+    """Declared values that have checked themselves, wherever an instance is made.
 
-    An instance has checked itself, wherever it is made: every value is converted to the type of its field and must lie
-    in the field's range (see `hyper`).
+    The base class of every algorithm's hyper-parameters; an algorithm without any uses it as it is. Each value is
+    converted to the type of its field and must lie in the field's range (see `option`).
 
     Raises:
         UserError: a value of the wrong type or out of range.
@@ -25,74 +63,75 @@ class Params:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for own in dataclasses.fields(self):
-            where = f"{type(self).__name__}: {own.name}"
+            if "help" not in own.metadata:
+                continue
+            where = (own.metadata.get("flags") or [f"{type(self).__name__}: {own.name}"])[0]
             value = convert(getattr(self, own.name), hints[own.name], where)
             check(value, own.metadata, where)
             object.__setattr__(self, own.name, value)
 
 
-def hyper(
-    default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
-) -> Any:
-    """A dataclass field: its default, one line of help, and what values it takes.
+def key_of(own: dataclasses.Field[Any]) -> str:
+    """Return a field's name in YAML and on the command line."""
+    return own.metadata.get("key") or own.name
+
+
+def parse(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """Make an instance of the dataclass `cls`, with `values` (text or typed, by key) over its defaults.
 
     Args:
-        low, high: inclusive bounds of a number.
-        choices: what a string, or each item of a tuple of strings, may be.
-    """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
-
-
-def parse(cls: type, values: dict[str, Any], where: str) -> Any:
-    """An instance of the parameter dataclass `cls`, with `values` (text or typed) over its defaults.
-
-    Args:
-        where: what the values belong to, for error messages.
+        where: what the values belong to, for error messages; '' names each by its flag.
 
     Raises:
         UserError: unknown name, wrong type or value out of range.
     """
     hints = get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {key_of(f): f for f in dataclasses.fields(cls)}
     typed = {}
-    for name, value in values.items():
-        if name not in fields:
+    for key, value in values.items():
+        if key not in fields:
             known = ", ".join(fields) or "none"
-            raise UserError(f"{where}: unknown name '{name}'{suggest(name, fields)}; it has: {known}")
-        typed[name] = convert(value, hints[name], f"{where}: {name}")
-        check(typed[name], fields[name].metadata, f"{where}: {name}")
+            raise UserError(f"{where}: unknown name '{key}'{suggest(str(key), fields)}; it has: {known}")
+        own = fields[key]
+        label = f"{where}: {key}" if where else (own.metadata.get("flags") or [key])[0]
+        typed[own.name] = convert(value, hints[own.name], label)
+        check(typed[own.name], own.metadata, label)
     return cls(**typed)
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind` (bool, int, float, str, X | None or tuple[str, ...]). Raises UserError."""
-    options = get_args(kind)
-    if type(None) in options:
+    """Return `value` as `kind`: bool, int, float, str, tuple[str, ...], or a union of these with each other or None.
+
+    Raises:
+        UserError: it is not of that kind, and no text that says one.
+    """
+    kinds = [kind] if not (options := get_args(kind)) or get_origin(kind) is tuple else list(options)
+    if type(None) in kinds:
         if value is None:
             return None
-        kind = next(option for option in options if option is not type(None))
+        kinds.remove(type(None))
+    for last, candidate in enumerate(kinds, 1):
+        try:
+            return _as(value, candidate, where)
+        except UserError:
+            if last == len(kinds):
+                raise
+    raise UserError(f"{where}: {value!r} cannot be understood")
+
+
+def _as(value: Any, kind: Any, where: str) -> Any:
     if get_origin(kind) is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise UserError(f"{where}: {value!r} is not a list; write a,b,c")
         return tuple(str(item).strip() for item in items if str(item).strip())
     if kind is bool:
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
         word = str(value).strip().lower()
-        if word not in words:
+        if word not in WORDS:
             raise UserError(f"{where}: {value!r} is neither true nor false")
-        return words[word]
+        return WORDS[word]
     if kind is str:
-        if isinstance(value, (dict, list)):
+        if value is None or isinstance(value, (dict, list)):
             raise UserError(f"{where}: {value!r} is not a text")
         return str(value)
     return _number(value, kind, where)
@@ -102,28 +141,48 @@ def _number(value: Any, kind: type, where: str) -> int | float:
     noun = "a whole number" if kind is int else "a number"
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: {value!r} is not {noun}")
-    try:
-        number = float(value)
-    except ValueError:
-        raise UserError(f"{where}: {value!r} is not {noun}") from None
+    try:  # a whole number is read as one: as a float it loses its last digits above 2**53
+        number = int(value) if kind is int and not isinstance(value, float) else float(value)
+    except (ValueError, OverflowError):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            raise UserError(f"{where}: {value!r} is not {noun}") from None
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise UserError(f"{where}: {value!r} is not {noun}")
     return kind(number)
 
 
-def check(value: Any, metadata: Any, where: str) -> None:
-    """Raise UserError where `value` is outside the range that `metadata` (see `hyper`) states."""
-    if value is None:
+def check(value: Any, metadata: Mapping[str, Any], where: str) -> None:
+    """Raise UserError where `value` is outside the range that `metadata` (see `option`) states."""
+    if value is None or isinstance(value, bool):
         return
-    low, high, choices = metadata.get("low"), metadata.get("high"), metadata.get("choices")
-    if (low is not None and value < low) or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"in [{low}, {high}]"
-        raise UserError(f"{where}: {value:g} is out of range; it must be {bounds}")
+    bounds = _bounds(metadata)
+    if bounds and not isinstance(value, (str, tuple)) and not all(fits(value) for _, fits in bounds):
+        text = " and ".join(words for words, _ in bounds)
+        shown = f"{value:g}" if isinstance(value, float) else value
+        raise UserError(f"{where}: {shown} is out of range; it must be {text}")
+    choices = metadata.get("choices")
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:
             raise UserError(
                 f"{where}: '{item}' is unknown{suggest(str(item), choices)}; choose from {', '.join(choices)}"
             )
+
+
+def _bounds(metadata: Mapping[str, Any]) -> list[tuple[str, Callable[[float], bool]]]:
+    """The bounds of a number, each in words and as a test."""
+    low, high, above, below = (metadata.get(name) for name in ("low", "high", "above", "below"))
+    found: list[tuple[str, Callable[[float], bool]]] = []
+    if low is not None:
+        found.append((f"at least {low:g}", lambda value: value >= low))
+    if above is not None:
+        found.append((f"above {above:g}", lambda value: value > above))
+    if high is not None:
+        found.append((f"at most {high:g}", lambda value: value <= high))
+    if below is not None:
+        found.append((f"below {below:g}", lambda value: value < below))
+    return found
 
 
 def suggest(word: str, known: Any) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dataset_utils import shards
 from dataset_utils.scaling import statistics
 from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation, Observer, Schedule
 from fedkdx_plugin.engine.training import Settings
 from registry.interface import Model, Server, Task, copy_state
 
@@ -98,13 +98,13 @@ def enter(federation: Federation, id: int, shared: dict[str, Tensor]) -> None:
     copy_state(federation.workspace.nets, federation.workspace.state_for_evaluation(id, shared))
 
 
-class Recorder:
-    """A callback that keeps what it sees."""
+class Recorder(Observer):
+    """An observer that keeps what it sees."""
 
     def __init__(self) -> None:
         self.records = []
 
-    def on_round(self, record) -> None:
+    def on_round_end(self, record) -> None:
         self.records.append(record)
 
 

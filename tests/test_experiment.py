@@ -15,7 +15,9 @@ import torch
 import yaml
 
 from fedkdx_plugin.cli.main import main
-from fedkdx_plugin.experiments import experiment, runner
+from fedkdx_plugin.experiments import pool
+from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.results.runs import FAILED
 from tests.registry.test_catalog import install
 from tests.test_cli import fails
 
@@ -34,7 +36,7 @@ def written(grid: dict, **base: object) -> str:
 
 
 def names(grid: dict, given: dict | None = None, only: tuple[str, ...] = (), **base: object) -> list[str]:
-    return [job.name for job in experiment.plan(written(grid, **base), given or {}, only).jobs]
+    return [job.name for job in Experiment.grid(written(grid, **base), given or {}, only).runs]
 
 
 def test_every_combination_is_a_run():
@@ -61,7 +63,7 @@ def test_one_seed_is_whole_before_the_next_begins():
 
 def test_an_axis_of_mappings_sets_several_keys_and_merges_hyper_parameters():
     grid = {"terms": [{"label": "base", "set": {"use": ["kd"]}}, {"partition": "dirichlet", "alpha": 0.5}]}
-    first, second = experiment.plan(written(grid, algorithm="FedKDX", set={"gamma": 0.5}), {}).jobs
+    first, second = Experiment.grid(written(grid, algorithm="FedKDX", set={"gamma": 0.5}), {}).runs
     assert (first.name, second.name) == ("SPAR: FedKDX base", "SPAR,partition=dirichlet,alpha=0.5: FedKDX")
     assert first.settings["set"]["FedKDX.use"] == ["kd"] and first.settings["set"]["FedKDX.gamma"] == 0.5
     assert second.settings["set"]["FedKDX.gamma"] == 0.5 and second.settings["alpha"] == 0.5
@@ -77,7 +79,7 @@ def test_a_sweep_labels_its_runs():
 def test_what_is_given_replaces_an_axis_and_leaves_nothing_twice():
     grid = {"algorithm": ["Local", "FedAvg"], "join_ratio": [0.2, 0.5]}
     assert names(grid, {"algorithm": "FedKDX"}) == ["SPAR,join_ratio=0.2: FedKDX", "SPAR,join_ratio=0.5: FedKDX"]
-    (job,) = experiment.plan(written(grid), {"algorithm": "FedKDX", "join_ratio": "1", "global_rounds": "7"}).jobs
+    (job,) = Experiment.grid(written(grid), {"algorithm": "FedKDX", "join_ratio": "1", "global_rounds": "7"}).runs
     assert (job.settings["join_ratio"], job.rounds) == (1.0, 7)
 
 
@@ -88,8 +90,8 @@ def test_only_keeps_what_meets_all_conditions():
 
 def test_other_settings_get_another_folder_and_where_it_runs_does_not():
     def place(**given: str) -> Path:
-        (job,) = experiment.plan(written({"algorithm": ["FedAvg"]}), given).jobs
-        return job.place
+        (job,) = Experiment.grid(written({"algorithm": ["FedAvg"]}), given).runs
+        return job.folder
 
     assert place() == place(backend="sequential") == place(data_root="elsewhere")
     assert len({place(), place(global_rounds="4"), place(local_learning_rate="0.1"), place(scale="none")}) == 4
@@ -97,8 +99,8 @@ def test_other_settings_get_another_folder_and_where_it_runs_does_not():
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))
 def test_every_experiment_of_the_project_can_be_planned(name):
-    planned = experiment.plan(name, {})
-    assert planned.title and planned.about and len(planned.jobs) == len({job.place for job in planned.jobs}) > 1
+    planned = Experiment.grid(name, {})
+    assert planned.title and planned.about and len(planned.runs) == len({job.folder for job in planned.runs}) > 1
 
 
 @pytest.mark.parametrize(
@@ -127,8 +129,8 @@ def test_wrong_experiments_get_one_line(content, says, capsys):
         (["quick", "--only", "SPAR"], "--only SPAR: write KEY=VALUE"),
         (["quick", "--only", "dat=SPAR"], "runs have no 'dat' (did you mean data?)"),
         (["quick", "--only", "data=SLEEP"], "no run is left by --only data=SLEEP"),
-        (["quick", "--jobs", "0"], "--jobs 0: must be at least 1"),
-        (["quick", "--config", "mine.yaml"], "exclude each other"),
+        (["quick", "--jobs", "0"], "--jobs: 0 is out of range; it must be at least 1"),
+        (["quick", "--config", "mine.yaml"], "unrecognized arguments: --config"),
     ],
 )
 def test_wrong_command_lines_get_one_line(argv, says, capsys):
@@ -136,7 +138,7 @@ def test_wrong_command_lines_get_one_line(argv, says, capsys):
 
 
 def test_options_of_experiments_alone(capsys):
-    assert "--only goes with --experiment" in fails(capsys, "-data", "SPAR", "--only", "data=SPAR")
+    assert "unrecognized arguments: --only" in fails(capsys, "-data", "SPAR", "--only", "data=SPAR")
 
 
 def outcome(out: str) -> dict[str, list[dict[str, str]]]:
@@ -158,11 +160,11 @@ def test_runs_side_by_side_are_made_once_and_equal_a_comparisons(shard_folder, c
     assert main([*argv, "--dry-run"]) == 0
     assert capsys.readouterr().out.count("0/3") == 6
     assert main([*argv, "--jobs", "2"]) == 0
-    assert "Mine: 6 runs, 0 of them done" in capsys.readouterr().out
+    assert "Mine: 6 runs; cpu" in capsys.readouterr().out
     assert len(outcome("runs")) == 6
     assert not checkpoints("runs")  # of a finished run nothing that fills disks
 
-    monkeypatch.setattr(runner, "_Worker", lambda *_: pytest.fail("a run was made again"))
+    monkeypatch.setattr(pool, "_Worker", lambda *_: pytest.fail("a run was made again"))
     assert main(argv) == 0
     assert "Mine: 6 runs, 6 of them done" in capsys.readouterr().out
 
@@ -202,20 +204,25 @@ class Dying(FedAvg):
     grid = {"part": [{"algorithm": ["Raising", "Dying", "FedAvg"]}, {"data": "PAMAP2", "algorithm": "Local"}]}
     assert main(["--experiment", written(grid, data=str(shard_folder), backend="sequential"), "--jobs", "2"]) == 1
     told = capsys.readouterr().err
-    reasons = {path.parent.name.partition("-")[0]: path.read_text() for path in Path("runs").rglob(runner.FAILED)}
+    reasons = {path.parent.name.partition("-")[0]: path.read_text() for path in Path("runs").rglob(FAILED)}
     assert reasons.keys() == {"Raising", "Dying", "Local"}
     assert reasons["Raising"].partition("\n")[0].endswith("round 1, step 1: ValueError: too hot")
     assert "Traceback" in reasons["Raising"]
     assert "SIGKILL" in reasons["Dying"] and "PAMAP2" in reasons["Local"]
-    assert "3 of 4 runs failed" in told and told.count("too hot") == 2
+    assert "3 of 4 runs are missing" in told and told.count("too hot") == 2
     assert list(Path("runs").rglob("FedAvg-*/results.h5"))
 
 
-def test_runs_that_fail_alike_are_told_in_one_line(tmp_path, capsys):
-    grid = {"algorithm": ["Local", "FedAvg"], "seed": [0, 1]}
-    assert main(["--experiment", written(grid, data="PAMAP2")]) == 1
+def test_where_no_run_can_be_made_one_line_says_why(capsys):
+    name = written({"algorithm": ["Local", "FedAvg"], "seed": [0, 1]}, data="PAMAP2")
+    assert "PAMAP2 is not in" in fails(capsys, "experiment", name)
+
+
+def test_runs_that_fail_alike_are_told_in_one_line(shard_folder, capsys):
+    part = [{"data": "PAMAP2", "algorithm": ["Local", "FedAvg"]}, {"data": str(shard_folder), "algorithm": "Local"}]
+    assert main(["experiment", written({"part": part, "seed": [0, 1]})]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "PAMAP2" in line]
-    assert len(lines) == 1 and " and 3 more: PAMAP2 is not in" in lines[0]
+    assert len(lines) == 1 and " and 3 more: failed: PAMAP2 is not in" in lines[0]
 
 
 def test_ctrl_c_and_the_same_command_end_as_if_unbroken(shard_folder):
@@ -230,7 +237,7 @@ def test_ctrl_c_and_the_same_command_end_as_if_unbroken(shard_folder):
         assert broken.poll() is None
         time.sleep(0.05)
     broken.send_signal(signal.SIGINT)
-    assert "the same command goes on" in broken.communicate()[1].decode()
+    assert "to go on: fedkdx resume parts" in broken.communicate()[1].decode()
     assert broken.returncode == 130
     assert checkpoints("parts")  # what had begun was saved
     assert outcome("parts") != outcome("whole")
@@ -240,7 +247,7 @@ def test_ctrl_c_and_the_same_command_end_as_if_unbroken(shard_folder):
 
 def test_a_preset_lies_below_what_is_set(capsys):
     Path("own.yaml").write_text("FedKDX: {gamma: 0.2, tau: 2}\nFedNone: {x: 1}\n")
-    (job,) = experiment.plan(written({"algorithm": ["FedKDX"]}, preset="own.yaml", set={"tau": 3}), {}).jobs
+    (job,) = Experiment.grid(written({"algorithm": ["FedKDX"]}, preset="own.yaml", set={"tau": 3}), {}).runs
     assert (job.settings["set"]["FedKDX.gamma"], job.settings["set"]["FedKDX.tau"]) == (0.2, 3.0)
     Path("own.yaml").write_text("FedKDX: 3\n")
     assert "FedKDX: must be a mapping" in fails(capsys, "-data", "SPAR", "--preset", "own.yaml")
@@ -249,5 +256,5 @@ def test_a_preset_lies_below_what_is_set(capsys):
 def test_the_papers_preset_is_the_default():
     grid = {"algorithm": ["all"]}
     Path("empty.yaml").touch()
-    paper, none = (experiment.plan(written(grid, preset=preset), {}).jobs for preset in ("paper", "empty.yaml"))
+    paper, none = (Experiment.grid(written(grid, preset=preset), {}).runs for preset in ("paper", "empty.yaml"))
     assert [job.settings["set"] for job in paper] == [job.settings["set"] for job in none]

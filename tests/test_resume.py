@@ -44,7 +44,7 @@ def outcome(out: str) -> dict[str, object]:
         found[f"{path.parent.name} metrics"] = [
             {name: value for name, value in row.items() if not name.startswith("seconds")} for row in rows
         ]
-    for path in sorted(Path(out).glob("*/*/run_folder.h5")):
+    for path in sorted(Path(out).glob("*/*/results.h5")):
         with h5py.File(path) as file:
             for name in ("views/served/client_auc", "views/served/confusion", "selected", "bytes_up"):
                 found[f"{path.parent.name} {name}"] = repr(
@@ -73,7 +73,7 @@ def test_ctrl_c_and_resume_end_bit_identical(shard_folder, monkeypatch, calls, c
         interrupt_after(patch, calls)
         assert main(command(shard_folder, "parts")) == 130
     (folder,) = Path("parts").iterdir()
-    assert f"fedkdx --resume {folder}" in capsys.readouterr().err
+    assert f"fedkdx resume {folder}" in capsys.readouterr().err
     assert main(["--resume", str(folder)]) == 0
     assert outcome("parts") == outcome("whole")
 
@@ -173,8 +173,9 @@ def test_a_damaged_checkpoint_is_refused(stopped, capsys, damage):
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(stopped, capsys):
-    config = stopped / "config.yaml"
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"batch_size": 7}))
+    file = stopped / "experiment.yaml"
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(content | {"base": content["base"] | {"batch_size": 7}}))
     assert "another configuration" in refused(capsys, "--resume", str(stopped))
 
 
@@ -191,8 +192,8 @@ def test_damaged_results_are_refused(stopped, capsys):
 
 
 def test_what_cannot_be_resumed(stopped, capsys):
-    assert "no comparison there" in refused(capsys, "--resume", "nowhere")
-    assert "no other option, such as join_ratio" in refused(capsys, "--resume", str(stopped), "-jr", "0.5")
+    assert "no experiment there" in refused(capsys, "--resume", "nowhere")
+    assert "unrecognized arguments: -jr 0.5" in refused(capsys, "--resume", str(stopped), "-jr", "0.5")
 
 
 def test_the_folder_of_one_run_stands_for_its_comparison(stopped, capsys):
@@ -205,9 +206,14 @@ def test_the_folder_of_one_run_stands_for_its_comparison(stopped, capsys):
     assert (stopped / "comparison.md").is_file() and not list(stopped.glob("*/*-seed0"))
 
 
-def test_a_run_of_an_experiment_is_said_to_be_one(stopped, tmp_path, capsys):
+def test_a_comparison_of_an_earlier_version_is_refused_by_name(stopped, capsys):
+    (stopped / "experiment.yaml").rename(stopped / "config.yaml")
+    assert "made by an earlier version" in refused(capsys, "resume", str(stopped))
+
+
+def test_a_run_without_its_experiment_is_said_to_be_one(stopped, tmp_path, capsys):
     (stopped / "FedAvg-seed0").rename(tmp_path / "lonely")
-    assert "the experiment's own command goes on with it" in refused(capsys, "--resume", str(tmp_path / "lonely"))
+    assert "a run without its experiment" in refused(capsys, "--resume", str(tmp_path / "lonely"))
 
 
 def test_resuming_goes_on_to_more_rounds(shard_folder, capsys):
@@ -220,7 +226,7 @@ def test_resuming_goes_on_to_more_rounds(shard_folder, capsys):
     capsys.readouterr()
     assert main(["--resume", str(folder), *more]) == 0
     assert f"{ROUNDS + 3} rounds instead of {ROUNDS}" in capsys.readouterr().out
-    assert yaml.safe_load((folder / "config.yaml").read_text())["global_rounds"] == ROUNDS + 3
+    assert yaml.safe_load((folder / "experiment.yaml").read_text())["base"]["global_rounds"] == ROUNDS + 3
     for name in ("Local", "FedAvg"):
         run = folder / f"{name}-seed0"
         assert yaml.safe_load((run / "config.yaml").read_text())["global_rounds"] == ROUNDS + 3
@@ -295,7 +301,7 @@ def test_sigterm_ends_like_ctrl_c(shard_folder, round, backend):
     run = subprocess.run([sys.executable, "-c", TERMINATED, *arguments], cwd=root, capture_output=True, text=True)
     assert run.returncode == 130 and "Traceback" not in run.stderr
     (folder,) = Path("parts").iterdir()
-    assert f"to go on: fedkdx --resume {folder.absolute()}" in run.stderr
+    assert f"to go on: fedkdx resume {folder.absolute()}" in run.stderr
     assert main(["--resume", str(folder)]) == 0
     assert outcome("parts") == outcome("whole")
 

@@ -37,7 +37,7 @@ def test_clients_set_apart_have_figures_of_their_own(shard_folder, capsys):
         assert not results["selected"][:, unseen].any() and not results["selected"][0, late]
         assert float(rows[-1]["late_accuracy"]) == results["views/served/client_accuracy"][-1, late]
         assert float(rows[-1]["unseen_accuracy"]) == results["views/unseen/client_accuracy"][-1, unseen]
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "experiment.yaml").read_text())["base"]
     assert (config["unseen"], config["late"], config["rare"]) == (1.0, "0.5@2", None)
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from dataset_utils import shards
-from fedkdx_plugin.cli.arguments import build_parser
 from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.cli.run import parser
 from fedkdx_plugin.reports import report
 from fedkdx_plugin.reports.sections import arrange
 from fedkdx_plugin.results.runs import find, read_all
@@ -106,6 +106,6 @@ def test_a_folder_of_shards_cannot_be_divided_again(shard_folder, capsys):
 
 
 def test_help_says_what_t_varies(capsys):
-    text = " ".join(build_parser().format_help().split())
+    text = " ".join(parser().format_help().split())
     assert "what differs between them, --vary says" in text
     assert "training (initial weights, batches, client sampling) or data (split, kept share and partition, too)" in text

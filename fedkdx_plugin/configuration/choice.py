@@ -45,7 +45,10 @@ def choose(config: Config) -> list[Choice]:
     """
     names = [name for word in config.algorithm for name in (_all() if word.lower() == "all" else [word])]
     entries = list(dict.fromkeys(catalog.find("algorithms", name) for name in names))
-    servers = {entry.name: catalog.load("algorithms", entry.name) for entry in entries}
+    for entry in entries:
+        if len(same := [other.origin for other in entries if other.name == entry.name]) > 1:
+            raise UserError(f"{' and '.join(same)} have an algorithm '{entry.name}' each; rename one of the classes")
+    servers = {entry.name: catalog.load_entry(entry) for entry in entries}
     values, preset = _assign(config.set, servers), read_preset(config.preset)
     for name in servers:
         values[name] = preset.get(name, {}) | values[name]
@@ -114,13 +117,13 @@ def resolve(config: Config, choices: list[Choice]) -> dict[str, Any]:
         for choice in choices
         for name, value in dataclasses.asdict(choice.params).items()
     }
-    return config.to_dict() | {"algorithm": [choice.name for choice in choices], "set": scoped}
+    return config.to_dict() | {"algorithm": [choice.entry.spec for choice in choices], "set": scoped}
 
 
 def run_settings(resolved: Mapping[str, Any], choice: Choice, seed: int) -> dict[str, Any]:
     """The part of a resolved configuration that makes one run: one algorithm under one seed."""
     own = {key: value for key, value in resolved["set"].items() if key.startswith(f"{choice.name}.")}
-    values = dict(resolved) | {"algorithm": [choice.name], "seed": seed, "times": 1, "set": own}
-    if values["vary"] == "data":  # as `config.seeded` has it
+    values = dict(resolved) | {"algorithm": [choice.entry.spec], "seed": seed, "times": 1, "set": own}
+    if values["vary"] == "data":  # each seed has data of its own
         values["data_seed"] += seed - resolved["seed"]
     return values

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -74,11 +74,14 @@ class RoundRecord:
     server: dict[str, float] = field(default_factory=dict)
 
 
-class Callback(Protocol):
-    """Something that watches a run."""
+class Observer:
+    """Is told of the rounds of one federation; by default does nothing."""
 
-    def on_round(self, record: RoundRecord) -> None:
-        """Called after every round."""
+    def on_round_start(self, round: Round) -> None:
+        """Take note of a round that begins."""
+
+    def on_round_end(self, record: RoundRecord) -> None:
+        """Take note of a round that is done."""
 
 
 class Federation:
@@ -144,12 +147,15 @@ class Federation:
         """Names of the views that an evaluation gives."""
         return views(self.workspace, self.server.networks(), self.data)
 
-    def run(self, callbacks: Sequence[Callback] = (), done: int = 0) -> None:
-        """All rounds but those already `done`; each callback sees each round's record."""
+    def run(self, observers: Sequence[Observer] = (), done: int = 0) -> None:
+        """Make all rounds but those already `done`; each observer is told of each, in their order."""
         for index in range(done + 1, self.schedule.rounds + 1):
-            record = self.round(Round(index, self.schedule.rounds, self.schedule.join_ratio))
-            for callback in callbacks:
-                callback.on_round(record)
+            round = Round(index, self.schedule.rounds, self.schedule.join_ratio)
+            for observer in observers:
+                observer.on_round_start(round)
+            record = self.round(round)
+            for observer in observers:
+                observer.on_round_end(record)
 
     def round(self, round: Round) -> RoundRecord:
         """One communication round: select, send, train, collect, aggregate, evaluate."""

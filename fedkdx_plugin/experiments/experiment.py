@@ -1,4 +1,16 @@
-"""An experiment: a grid of runs in a YAML file, run side by side, continued where it was interrupted, and reported."""
+"""Experiments: the runs of a grid of configurations, planned, kept in one folder, continued after an interruption.
+
+A comparison (several algorithms and seeds in one setting) is the smallest experiment: its grid is empty. Every
+experiment has one folder,
+
+    experiment.yaml            title, command, and the grid, from which `--resume` plans the same runs again
+    [SECTION/]RUN/             a run folder each (see `results.run_folder`); a section is one setting
+    [SECTION/]comparison.*     the section's table (.md, .csv) and plot (.png)
+    report/                    the report of all sections
+
+A comparison's folder is a new one each time. That of a grid has the grid's name and is used again by the same command;
+its run folders' names end in a code of their settings, so that a changed grid does not meet another's results.
+"""
 
 from __future__ import annotations
 
@@ -8,71 +20,214 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dataset_utils.files import write_yaml
 from fedkdx_plugin.configuration.choice import resolve, run_settings
-from fedkdx_plugin.configuration.config import from_dict, read_yaml
-from fedkdx_plugin.experiments.comparison import check
+from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
+from fedkdx_plugin.experiments.setting import check
+from fedkdx_plugin.results.run_folder import new_folder
+from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
+from registry import catalog
 from registry.errors import UserError
 from registry.parameters import suggest
 
+if TYPE_CHECKING:
+    from fedkdx_plugin.experiments.results import Results
+
+FILE = "experiment.yaml"
+FORMAT = 2  # of an experiment's folder
 PARTS = ("title", "about", "base", "grid")
 # found in a clone, and where setup.cfg puts them when installed
 FOLDERS = (Path(__file__).parents[2] / "experiments", Path(sys.prefix) / "share" / "fedkdx" / "experiments")
-IN_THE_RUN = (
-    "algorithm",
-    "label",
-    "set",
-    "preset",
-    "student_model",
-)  # tell runs of a section apart; all else makes sections
+# tell runs of a section apart; all else makes sections
+IN_THE_RUN = ("algorithm", "label", "set", "preset", "student_model")
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change what comes out
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """One run to be made: one algorithm under one seed.
 
     Attributes:
         name: for people.
-        place: its run folder.
+        section: its setting, as a folder's name; '' in a comparison.
+        folder: its run folder below the experiment's.
         settings: its configuration, resolved (see `choice.run_settings`).
     """
 
     name: str
-    place: Path
+    section: str
+    folder: Path
     settings: Mapping[str, Any]
 
     @property
     def rounds(self) -> int:
+        """Number of rounds it is to have."""
         return self.settings["global_rounds"]
 
     @property
-    def kind(self) -> str:
-        """Runs of one kind take about as long: one algorithm in one setting, under any seed."""
-        return self.name.partition(" seed ")[0]
+    def config(self) -> Config:
+        """Its configuration, checked."""
+        return from_dict(self.settings, "experiment")
+
+    def info(self, parent: Path) -> RunInfo:
+        """Return what callbacks are told of the run in the experiment folder `parent`."""
+        return RunInfo(self.name, self.name.partition(" seed ")[0], parent / self.folder, self.settings)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Experiment:
-    """What to run and what it is for.
+    """Runs to be made, all checked, and what they are for.
+
+    Make one with `comparison` or `grid`; run it with `run`.
 
     Attributes:
-        name: the file's name, without its ending.
         title, about: a line and a paragraph for the report.
-        jobs: all runs; those of one seed before those of the next.
+        runs: those of one seed before those of the next.
+        name: of its folder.
+        out: in which folder that is made.
+        source: what the runs are planned from: 'base', 'grid', and what was given besides.
+        folder: its folder; None until it has begun.
     """
 
-    name: str
     title: str
     about: str
-    jobs: list[Job]
+    runs: list[PlannedRun]
+    name: str
+    out: Path
+    source: Mapping[str, Any]
+    folder: Path | None = field(default=None)
+
+    @staticmethod
+    def comparison(config: Config) -> Experiment:
+        """Plan all algorithms of a configuration under all its seeds. Raises UserError for wrong input."""
+        choices = check(config)
+        _check_vary(config)
+        model = catalog.find("models", config.model).name
+        resolved = resolve(config, choices)
+        runs = [
+            PlannedRun(
+                f"{choice.name} seed {seed}" if config.times > 1 else choice.name,
+                "",
+                Path(file_name(f"{choice.name}-seed{seed}")),
+                run_settings(resolved, choice, seed),
+            )
+            for seed in range(config.seed, config.seed + config.times)
+            for choice in choices
+        ]
+        data = Path(config.shards.data).stem
+        name = file_name(f"{data}-{model}-{_goal(config)}")
+        return Experiment(f"{data}, {model}", "", runs, name, Path(config.out), {"base": resolved})
+
+    @staticmethod
+    def grid(name: str, given: Mapping[str, Any] | None = None, only: Sequence[str] = ()) -> Experiment:
+        """Plan the runs of a grid in a YAML file.
+
+        Args:
+            name: see `find`.
+            given: options that replace the file's, also a whole axis of its grid.
+            only: conditions `KEY=VALUE,VALUE`, all of which a run must meet to take part.
+
+        Raises:
+            UserError: unknown experiment, wrong YAML, wrong configuration, or nothing left to run.
+        """
+        path = find(name)
+        content = read_yaml(path)
+        for key in content:
+            if key not in PARTS:
+                raise UserError(
+                    f"{path}: unknown key '{key}'{suggest(str(key), PARTS)}; it may hold {', '.join(PARTS)}"
+                )
+        return _planned_grid(path.stem, str(path), content, given or {}, only)
+
+    @staticmethod
+    def resumed(folder: Path, rounds: str | None = None) -> Experiment:
+        """Plan the runs of an experiment's folder again, to go on with them.
+
+        Args:
+            rounds: number of rounds to go on to, in place of the planned one.
+
+        Raises:
+            UserError: there is no experiment, or one of another version.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            older = (folder / "config.yaml").is_file() and not (folder / "environment.json").is_file()
+            reason = "made by an earlier version, whose runs cannot go on" if older else "no experiment there"
+            raise UserError(f"--resume {folder}: {reason} (it should hold {FILE}); a report reads its finished runs")
+        content = read_yaml(path)
+        if content.get("format") != FORMAT:
+            found = content.get("format")
+            raise UserError(f"{path}: of format {found}, made by another version; this one goes on with {FORMAT}")
+        base = _mapping(path.name, content, "base")
+        if "grid" in content:
+            given = _mapping(path.name, content, "given") | ({"global_rounds": rounds} if rounds else {})
+            planned = _planned_grid(str(content["name"]), str(path), content, given, content.get("only") or ())
+        else:
+            planned = Experiment.comparison(from_dict(base | ({"global_rounds": rounds} if rounds else {}), str(path)))
+            before, now = base.get("global_rounds"), planned.runs[0].rounds
+            if before != now:
+                print(
+                    f"{now} rounds instead of {before}: what depends on the number of rounds, such as a schedule "
+                    f"of compression, goes on as of {now}: this is not a run of {now} rounds from the start"
+                )
+        planned.folder = folder
+        return planned
+
+    def run(self, jobs: int | None = None, callbacks: Sequence[Callback] = (), progress: bool = True) -> Results:
+        """Make all runs that are not done; what a run raises comes through.
+
+        Args:
+            jobs: runs side by side, a process each; 1: in this process, of a comparison. None: see `runner.run`.
+            callbacks: are told what happens.
+            progress: show how far the work is.
+        """
+        from fedkdx_plugin.experiments import runner
+
+        return runner.run(self, ["python"], jobs, callbacks, progress, strict=True)
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether it has sections; if not, it is a comparison."""
+        return "grid" in self.source
+
+    def begin(self, command: Sequence[str]) -> Path:
+        """Make the experiment's folder, or find the one that is to go on, and write `experiment.yaml`."""
+        if self.folder is None:
+            self.folder = self.out / self.name if self.is_grid else new_folder(self.out, self.name)
+        path = self.folder / FILE
+        began = {"command": list(command), "started_in": str(Path.cwd())}
+        if path.is_file():
+            before = read_yaml(path)
+            began = {key: before.get(key, value) for key, value in began.items()}
+        about = {"format": FORMAT, "name": self.name, "title": self.title, "about": self.about}
+        write_yaml(path, about | began | dict(self.source))
+        return self.folder
+
+    def place(self, run: PlannedRun) -> Path:
+        """Return the run folder of a run. Raises RuntimeError before `begin`."""
+        if self.folder is None:
+            raise RuntimeError("the experiment has no folder yet; call begin first")
+        return self.folder / run.folder
+
+
+def title_and_about(folder: Path) -> tuple[str, str]:
+    """Return what an experiment's folder says of itself; of any other folder, nothing. Raises UserError: damaged."""
+    path = folder / FILE
+    if not path.is_file():
+        return "", ""
+    content = read_yaml(path)
+    for key in ("title", "about"):
+        if not isinstance(content.get(key), str):
+            raise UserError(f"{path}: '{key}' is missing or no text; mend the file, or remove it")
+    return content["title"], content["about"]
 
 
 def find(name: str) -> Path:
-    """The YAML file of an experiment, by its name or path. Raises UserError."""
+    """Return the YAML file of an experiment, by its name or path. Raises UserError."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
@@ -84,53 +239,68 @@ def find(name: str) -> Path:
     return known[name]
 
 
-def plan(name: str, given: Mapping[str, Any], only: Sequence[str] = ()) -> Experiment:
-    """The runs of an experiment, all checked.
+def file_name(text: str) -> str:
+    """Return a text as part of a file's name."""
+    return re.sub(r"[^\w.,=+@-]+", "-", text).strip("-")
 
-    Args:
-        name: see `find`.
-        given: options that replace the file's, also a whole axis of its grid.
-        only: conditions `KEY=VALUE,VALUE`, all of which a run must meet to take part.
 
-    Raises:
-        UserError: unknown experiment, wrong YAML, wrong configuration, or nothing left to run.
-    """
-    path = find(name)
-    content = read_yaml(path)
-    for key in content:
-        if key not in PARTS:
-            raise UserError(f"{path}: unknown key '{key}'{suggest(str(key), PARTS)}; it may hold {', '.join(PARTS)}")
-    base, grid = (_mapping(path, content, part) for part in ("base", "grid"))
+def _goal(config: Config) -> str:
+    """The goal as part of a folder's name; PFLlib's default, 'test', would be wrong on validation windows."""
+    if config.shards.evaluate_on == "test":
+        return config.goal
+    return "validation" if config.goal == "test" else f"{config.goal}-validation"
+
+
+def _check_vary(config: Config) -> None:
+    """Raise UserError where data are to vary that cannot be divided anew."""
+    if config.vary == "data" and Path(config.shards.data).is_dir():
+        raise UserError(
+            f"--vary data: {config.shards.data} holds shards, which cannot be divided again; give the data set's name "
+            "instead of a folder"
+        )
+
+
+def _planned_grid(
+    name: str, where: str, content: Mapping[str, Any], given: Mapping[str, Any], only: Sequence[str]
+) -> Experiment:
+    base, grid = (_mapping(where, content, part) for part in ("base", "grid"))
     conditions = [_condition(text) for text in only]
-    jobs: dict[Path, Job] = {}
-    for values in _combinations(path, base, grid, given):
-        for job in _jobs(path, values, _varied(grid, given)):
-            if all(_meets(job, key, allowed) for key, allowed in conditions):
-                jobs.setdefault(job.place, job)
-    if not jobs:
-        raise UserError(f"{path}: no run is left by --only {' '.join(only)}" if only else f"{path}: its grid is empty")
-    ordered = sorted(jobs.values(), key=lambda job: job.settings["seed"])
-    return Experiment(path.stem, str(content.get("title", path.stem)), str(content.get("about", "")).strip(), ordered)
+    runs: dict[Path, PlannedRun] = {}
+    out = Path()
+    for values in _combinations(where, base, grid, given):
+        config = from_dict(values, where)
+        out = Path(config.out)
+        for run in _runs(config, values, _varied(grid, given)):
+            if all(_meets(run, key, allowed) for key, allowed in conditions):
+                runs.setdefault(run.folder, run)
+    if not runs:
+        raise UserError(
+            f"{where}: no run is left by --only {' '.join(only)}" if only else f"{where}: its grid is empty"
+        )
+    ordered = sorted(runs.values(), key=lambda run: run.settings["seed"])
+    source = {"base": base, "grid": grid, "given": dict(given), "only": list(only)}
+    about = str(content.get("about", "")).strip()
+    return Experiment(str(content.get("title", name)), about, ordered, name, out, source)
 
 
-def _mapping(path: Path, content: Mapping[str, Any], part: str) -> dict[str, Any]:
+def _mapping(where: str, content: Mapping[str, Any], part: str) -> dict[str, Any]:
     value = content.get(part) or {}
     if not isinstance(value, Mapping):
-        raise UserError(f"{path}: {part}: must hold 'name: value' lines")
+        raise UserError(f"{where}: {part}: must hold 'name: value' lines")
     return dict(value)
 
 
 def _combinations(
-    path: Path, base: Mapping[str, Any], grid: Mapping[str, Any], given: Mapping[str, Any]
+    where: str, base: Mapping[str, Any], grid: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Flat configurations: the base, an entry of every axis, and what is given, the later one winning.
+    """Yield flat configurations: the base, an entry of every axis, and what is given, the later one winning.
 
     An axis is a key with a list of values, or any name with a list of mappings that set several keys at once.
     """
     axes = []
     for key, entries in grid.items():
         if not isinstance(entries, list) or not entries:
-            raise UserError(f"{path}: grid: {key}: must be a list of values, or of mappings")
+            raise UserError(f"{where}: grid: {key}: must be a list of values, or of mappings")
         axes.append([dict(entry) if isinstance(entry, Mapping) else _assigned(key, entry) for entry in entries])
     for entries in itertools.product(*axes):
         values: dict[str, Any] = {}
@@ -160,27 +330,22 @@ def _varied(grid: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     return [key for key in dict.fromkeys(keys) if key not in apart and not key.startswith("set.") and key not in given]
 
 
-def _jobs(path: Path, values: Mapping[str, Any], varied: Sequence[str]) -> Iterator[Job]:
-    """A job for each algorithm and seed of one configuration."""
-    config = from_dict(values, str(path))
+def _runs(config: Config, values: Mapping[str, Any], varied: Sequence[str]) -> Iterator[PlannedRun]:
+    """Yield a run for each algorithm and seed of one configuration."""
     choices = check(config)
+    _check_vary(config)
     resolved = resolve(config, choices)
-    section = ",".join(
-        [Path(config.shards.data).stem, *(f"{k}={resolved[k]}" for k in varied if values.get(k) is not None)]
-    )
+    data = Path(config.shards.data).stem
+    section = ",".join([data, *(f"{k}={resolved[k]}" for k in varied if values.get(k) is not None)])
     for seed in range(config.seed, config.seed + config.times):
         for choice in choices:
             settings = run_settings(resolved, choice, seed)
             label = f"{choice.name} {config.label}".strip()
             counted = {key: value for key, value in settings.items() if key not in NO_RESULT}
             code = hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:8]
-            folder = _file_name(f"{label}-seed{seed}-{code}")
-            place = Path(config.out) / path.stem / _file_name(section) / folder
-            yield Job(f"{section}: {label}" + (f" seed {seed}" if config.times > 1 else ""), place, settings)
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.,=+@-]+", "-", text).strip("-")
+            folder = Path(file_name(section)) / file_name(f"{label}-seed{seed}-{code}")
+            name = f"{section}: {label}" + (f" seed {seed}" if config.times > 1 else "")
+            yield PlannedRun(name, folder.parts[0], folder, settings)
 
 
 def _condition(text: str) -> tuple[str, list[str]]:
@@ -190,8 +355,8 @@ def _condition(text: str) -> tuple[str, list[str]]:
     return key.strip(), [value.strip().lower() for value in values.split(",")]
 
 
-def _meets(job: Job, key: str, allowed: Sequence[str]) -> bool:
-    if key not in job.settings:
-        raise UserError(f"--only {key}: runs have no '{key}'{suggest(key, job.settings)}")
-    value = job.settings[key]
+def _meets(run: PlannedRun, key: str, allowed: Sequence[str]) -> bool:
+    if key not in run.settings:
+        raise UserError(f"--only {key}: runs have no '{key}'{suggest(key, run.settings)}")
+    value = run.settings[key]
     return any(str(item).lower() in allowed for item in (value if isinstance(value, list) else [value]))

@@ -1,251 +1,257 @@
-"""Runs of an experiment side by side, a process each; what fails is noted, and the others go on."""
+"""Experiments made: data prepared, runs in this process or side by side, tables and report at the end."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.context
-import signal
+import importlib.util
+import os
 import sys
 import traceback
-from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import suppress
-from functools import partial
-from multiprocessing.connection import Connection, wait
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 
 from dataset_utils.files import replacing
+from dataset_utils.shards import ShardSet
 from fedkdx_plugin.configuration.choice import choose
-from fedkdx_plugin.configuration.config import from_dict
-from fedkdx_plugin.engine.rounds import RoundRecord
-from fedkdx_plugin.experiments.comparison import Setting, prepare_shards, run_device
-from fedkdx_plugin.experiments.experiment import Experiment, Job
-from fedkdx_plugin.results.records import without_confusion
-from fedkdx_plugin.results.run_folder import STATE, write_yaml
-from fedkdx_plugin.tracking.progress import Progress, RunProgress
+from fedkdx_plugin.configuration.config import Config, read_yaml
+from fedkdx_plugin.experiments.experiment import FILE, Experiment, PlannedRun, file_name
+from fedkdx_plugin.experiments.pool import Pool, RunError
+from fedkdx_plugin.experiments.results import Results
+from fedkdx_plugin.experiments.setting import Setting, check_on, prepare_shards, run_device, schedule
+from fedkdx_plugin.results.run_folder import STATE
+from fedkdx_plugin.results.runs import FAILED, rounds_done
+from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
+from fedkdx_plugin.tracking.progress import Progress
+from registry import catalog
 from registry.errors import UserError
 
-FAILED = "failed.txt"  # in a run's folder: why it failed, in one line, and below it where
 
+def run(
+    experiment: Experiment,
+    command: Sequence[str],
+    at_once: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    strict: bool = False,
+) -> Results:
+    """Make all runs that are not done, then the tables.
 
-def rounds_done(place: Path) -> int:
-    """How many rounds a run folder holds results of; 0 where there is none, or a damaged one."""
-    try:
-        with h5py.File(place / "results.h5") as file:
-            return len(file["train_loss"])
-    except (OSError, KeyError):
-        return 0
+    Args:
+        command: the command line, for the run folders.
+        at_once: how many runs side by side; 1: in this process, one after the other. None: 1 in a comparison, and of a
+            grid one a CPU thread, or one on a GPU.
+        callbacks: are told of every run.
+        progress: show what is being done.
+        strict: raise what a run raises; else it is noted in the run's folder, and the others go on.
+
+    Returns:
+        The finished runs, with those that failed beside them.
+
+    Raises:
+        UserError: wrong input, found before the first round, or nothing could be run.
+        KeyboardInterrupt: stopped; all runs have saved what they have.
+    """
+    _check_rounds(experiment)
+    data, failed = _prepared(experiment)
+    folder = experiment.begin(command)
+    if progress:
+        _say(experiment, folder, data)
+    for path, reason in failed.items():
+        _note(folder / path, reason, "")
+    ahead = [p for p in experiment.runs if p.folder not in failed and rounds_done(folder / p.folder) < p.rounds]
+    rounds: Counter[str] = Counter()
+    for planned in ahead:
+        rounds[planned.info(folder).kind] += planned.rounds
+    side_by_side = _at_once(experiment, ahead, at_once)
+    bar = Progress(rounds, side_by_side) if progress else None
+    with bar or nullcontext():
+        told = [*([bar] if bar else []), *callbacks, _Folders(keep_models=not experiment.is_grid)]
+        if side_by_side == 1 and not experiment.is_grid:
+            _run_here(folder, ahead, list(command), told, strict)
+        else:
+            _check_session(ahead)
+            failures = Pool(list(command), side_by_side, told).run([planned.info(folder) for planned in ahead])
+            if strict and failures:
+                raise next(iter(failures.values()))
+    return Results.of(experiment)
 
 
 def show(experiment: Experiment) -> None:
     """Print the runs, and which are done (`--dry-run`)."""
-    for job in experiment.jobs:
-        print(f"{min(rounds_done(job.place), job.rounds):4}/{job.rounds} {job.name}  {job.place}")
+    folder = experiment.folder or experiment.out / experiment.name
+    for planned in experiment.runs:
+        place = folder / planned.folder
+        print(f"{min(rounds_done(place), planned.rounds):4}/{planned.rounds} {planned.name}  {place}")
 
 
-def run(experiment: Experiment, command: list[str], at_once: int | None = None) -> int:
-    """Make all runs that are not done, then the report.
+@contextmanager
+def where_it_began(folder: Path | None) -> Iterator[None]:
+    """Work in the folder in which an experiment was begun, as far as that is known and there; then come back."""
+    here = Path.cwd()
+    if folder is not None:
+        with suppress(OSError, KeyError, TypeError, UserError):
+            os.chdir(read_yaml(folder / FILE)["started_in"])
+    try:
+        yield
+    finally:
+        os.chdir(here)
 
-    Args:
-        at_once: how many runs side by side; None: one a CPU thread, or one on a GPU.
+
+def _prepared(experiment: Experiment) -> tuple[str, dict[Path, str]]:
+    """Make the shards that are missing, once for all runs, and check models and algorithms on them.
 
     Returns:
-        0; 1 where a run failed; 130 after Ctrl-C, when the same command goes on.
+        What is in the data of a comparison, '' of a grid; and run folder -> why the run cannot be made. Raises
+        UserError where none can.
     """
-    jobs = [job for job in experiment.jobs if rounds_done(job.place) < job.rounds]
-    print(f"{experiment.title}: {len(experiment.jobs)} runs, {len(experiment.jobs) - len(jobs)} of them done")
-    try:
-        failed = _without_data(jobs)
-        jobs = [job for job in jobs if job not in failed]
-        rounds: Counter[str] = Counter()
-        for job in jobs:
-            rounds[job.kind] += job.rounds
-        side_by_side = _at_once(jobs, at_once)
-        with Progress(rounds, side_by_side) as progress:
-            failed += _Pool(command, side_by_side, progress).run(jobs)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        return 130
-    if failed:
-        print(f"{len(failed)} of {len(experiment.jobs)} runs failed:", *_reasons(failed), sep="\n  ", file=sys.stderr)
-    _report(experiment)
-    return 1 if failed else 0
+    shards: dict[Any, ShardSet | str] = {}
+    failed: dict[Path, str] = {}
+    for planned in experiment.runs:
+        config = planned.config
+        if config.shards not in shards:
+            try:
+                shards[config.shards] = prepare_shards(config)
+            except UserError as error:
+                shards[config.shards] = str(error)
+        found = shards[config.shards]
+        try:
+            if isinstance(found, str):
+                raise UserError(found)
+            check_on(found, config, choose(config))
+        except UserError as error:
+            failed[planned.folder] = str(error)
+    if len(failed) == len(experiment.runs) or (failed and not experiment.is_grid):
+        raise UserError(next(iter(failed.values())))
+    if experiment.is_grid:
+        return "", failed
+    first = next(own for own in shards.values() if isinstance(own, ShardSet))
+    if experiment.folder is None:
+        _name(experiment, first)
+    return _described(first, experiment.runs[0].config), failed
 
 
-def _report(experiment: Experiment) -> None:
-    from fedkdx_plugin.reports import report
-    from fedkdx_plugin.results.runs import EXPERIMENT
+def _described(shards: ShardSet, config: Config) -> str:
+    """What is in the data, in a line; who is set apart is the same for all runs of a seed."""
+    groups = schedule(config).participation.groups(shards.num_clients, config.seed)
+    apart = "".join(f", {len(ids)} of them {name}" for name, ids in groups.items())
+    train, test = (sum(len(shard.y) for shard in part) for part in (shards.train, shards.test))
+    return (
+        f"{shards.num_clients} clients{apart}, {train} training and {test} {shards.evaluated_on} windows, "
+        f"{shards.num_classes} classes"
+    )
 
-    folders = [job.place for job in experiment.jobs]
-    whole = folders[0].parent.parent
-    write_yaml(whole / EXPERIMENT, {"title": experiment.title, "about": experiment.about})
-    page = report.write(folders, whole / "report", experiment.title, experiment.about)
-    print(f"report: {page}")
+
+def _name(experiment: Experiment, shards: ShardSet) -> None:
+    """Call a comparison by the name that its data have, wherever they lie."""
+    stem = Path(experiment.runs[0].config.shards.data).stem
+    experiment.name = file_name(f"{shards.name}-{experiment.name.removeprefix(file_name(stem)).lstrip('-')}")
+    experiment.title = f"{shards.name}, {experiment.title.partition(', ')[2]}"
 
 
-def _at_once(jobs: Sequence[Job], asked: int | None) -> int:
+def _check_rounds(experiment: Experiment) -> None:
+    """Raise UserError where a run has more rounds than it is to have."""
+    for planned in experiment.runs if experiment.folder else ():
+        done = rounds_done(experiment.place(planned))
+        if done > planned.rounds:
+            raise UserError(f"{planned.name}: has {done} rounds already; -gr {planned.rounds} would be fewer")
+
+
+def _say(experiment: Experiment, folder: Path, data: str) -> None:
+    done = sum(rounds_done(experiment.place(planned)) >= planned.rounds for planned in experiment.runs)
+    count = len(experiment.runs)
+    runs = f"{count} run{'s' if count != 1 else ''}" + (f", {done} of them done" if done else "")
+    parts = [data, runs, str(run_device(experiment.runs[0].config)), f"results in {folder}"]
+    print(f"{experiment.title}: {'; '.join(filter(None, parts))}", flush=True)
+
+
+def _at_once(experiment: Experiment, runs: Sequence[PlannedRun], asked: int | None) -> int:
     if asked is not None:
         return asked
-    on_cpu = all(run_device(from_dict(job.settings, "experiment")).type == "cpu" for job in jobs)
-    return max(1, min(torch.get_num_threads(), len(jobs))) if on_cpu else 1
+    if not experiment.is_grid or not all(run_device(planned.config).type == "cpu" for planned in runs):
+        return 1
+    return max(1, min(torch.get_num_threads(), len(runs)))
 
 
-def _without_data(jobs: Sequence[Job]) -> list[Job]:
-    """Make the shards that are missing, once for all runs. Returns the runs whose data are not to be had."""
-    reasons: dict[Any, str] = {}
-    failed = []
-    for job in jobs:
-        config = from_dict(job.settings, "experiment")
-        if config.shards not in reasons:
-            try:
-                prepare_shards(config)
-                reasons[config.shards] = ""
-            except UserError as error:
-                reasons[config.shards] = str(error)
-        if reasons[config.shards]:
-            _fail(job, reasons[config.shards])
-            failed.append(job)
-    return failed
+def _check_session(runs: Sequence[PlannedRun]) -> None:
+    """Raise UserError for classes that only this process knows, where runs are made in others."""
+    for planned in runs:
+        config = planned.config
+        names = [("algorithms", config.algorithm[0]), ("models", config.model), ("datasets", config.shards.data)]
+        for kind, name in names:
+            if any(entry.name == name and entry.origin == catalog.SESSION for entry in catalog.entries(kind)):
+                raise UserError(
+                    f"'{name}' is known to this process alone, so that its runs cannot be made in others: use one run "
+                    "at a time (jobs=1), or put the class into a file and name it as path/to/file.py:Class"
+                )
 
 
-def _fail(job: Job, reason: str, trace: str = "") -> None:
-    with replacing(job.place / FAILED) as part:
+def _run_here(
+    folder: Path, runs: Sequence[PlannedRun], command: list[str], callbacks: Sequence[Callback], strict: bool
+) -> None:
+    setting: Setting | None = None
+    for planned in runs:
+        config, info = planned.config, planned.info(folder)
+        error: BaseException | None = None
+        try:
+            if setting is None or not setting.fits(config):
+                setting = None  # lets the memory go before more is taken
+                setting = Setting.of(config)
+            setting.run(config, command, info, callbacks)
+        except BaseException as caught:
+            error = caught
+            if strict or isinstance(caught, (UserError, KeyboardInterrupt)):
+                raise
+        finally:
+            for callback in callbacks:
+                callback.on_run_end(info, error)
+
+
+class _Folders(Callback):
+    """Notes in the run folders what failed, and takes away what a grid does not keep."""
+
+    def __init__(self, keep_models: bool) -> None:
+        self.keep_models = keep_models
+
+    def on_run_start(self, run: RunInfo) -> None:
+        """Forget an earlier failure."""
+        (run.folder / FAILED).unlink(missing_ok=True)
+
+    def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
+        """Note why a run failed. Of every client's networks, a grid's worth would fill a disk."""
+        if error is None:
+            if not self.keep_models:
+                (run.folder / STATE).unlink(missing_ok=True)
+        elif isinstance(error, RunError):
+            _note(run.folder, str(error), error.trace)
+        elif not isinstance(error, KeyboardInterrupt):
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            trace = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+            _note(run.folder, reason, trace)
+
+
+def _note(folder: Path, reason: str, trace: str) -> None:
+    with suppress(UserError), replacing(folder / FAILED) as part:  # the disk may be full, which the reason then says
         part.write_text(f"{' '.join(reason.split())}\n{trace}", encoding="utf-8")
 
 
-def _reason(job: Job) -> str:
-    return (job.place / FAILED).read_text(encoding="utf-8").splitlines()[0]
-
-
-def _reasons(jobs: Sequence[Job]) -> list[str]:
-    """A line for each reason, with the first run it stopped and how many others."""
-    alike: dict[str, list[Job]] = {}
-    for job in jobs:
-        alike.setdefault(_reason(job), []).append(job)
-    return [
-        f"{same[0].name}{f' and {len(same) - 1} more' if len(same) > 1 else ''}: {reason}"
-        for reason, same in alike.items()
-    ]
-
-
-class _Pool:
-    """Processes at work on jobs, `at_once` of them at a time."""
-
-    def __init__(self, command: list[str], at_once: int, progress: Progress) -> None:
-        self.command, self.at_once, self.progress = command, at_once, progress
-        self.threads = max(1, torch.get_num_threads() // at_once)
-        self.failed: list[Job] = []
-
-    def run(self, jobs: Sequence[Job]) -> list[Job]:
-        """All jobs. Returns those that failed; on KeyboardInterrupt, all runs save what they have."""
-        waiting, busy = deque(jobs), {}
-        try:
-            while waiting or busy:
-                while waiting and len(busy) < self.at_once:
-                    worker = _Worker(waiting.popleft(), self.command, self.threads)
-                    busy[worker.connection] = worker
-                for connection in wait(list(busy)):
-                    if self._heard(busy[connection]):
-                        del busy[connection]
-        finally:
-            for worker in busy.values():
-                worker.interrupt()
-        return self.failed
-
-    def _heard(self, worker: _Worker) -> bool:
-        """Take in what a worker says. Returns whether that was its last word."""
-        try:
-            kind, content = worker.connection.recv()
-        except (EOFError, OSError):
-            worker.process.join()
-            kind, content = "failed", (f"its process ended with {_how(worker.process.exitcode)}",)
-        if kind == "begin":
-            worker.callback = self.progress.begin(worker.job.kind, worker.job.name, worker.job.rounds, content)
-            worker.seen = content
-        elif kind == "round":
-            worker.callback.on_round(content)
-            worker.seen = content.round
-        else:
-            worker.process.join()
-            if kind == "failed":
-                _fail(worker.job, *content)
-                self.failed.append(worker.job)
-                self.progress.skip(worker.job.kind, worker.job.rounds - worker.seen)
-                self.progress.say(f"failed: {worker.job.name}: {_reason(worker.job)}")
-        return kind not in ("begin", "round")
-
-
-class _Worker:
-    """A process that makes one run."""
-
-    def __init__(self, job: Job, command: list[str], threads: int) -> None:
-        self.job, self.seen = job, 0
-        self.callback: RunProgress | None = None
-        self.connection, far = multiprocessing.Pipe(duplex=False)
-        self.process = _context().Process(target=_work, args=(job, command, threads, far))
-        self.process.start()
-        far.close()
-
-    def interrupt(self) -> None:
-        """Let it save what it has, and end."""
-        self.process.terminate()
-        self.process.join()
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Fresh processes, since forking this one, which runs threads, is unsafe; where possible, imports are made once."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _how(code: int | None) -> str:
-    return f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
-
-
-def _work(job: Job, command: list[str], threads: int, connection: Connection) -> None:
-    """A worker's life. Ctrl-C reaches it through its parent alone, as SIGTERM, so that it is told once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    torch.set_num_threads(threads)
-    with suppress(KeyboardInterrupt, BrokenPipeError):  # the run has saved itself; nobody may be there to hear of it
-        try:
-            (job.place / FAILED).unlink(missing_ok=True)
-            _run(job, command, connection)
-            connection.send(("done", None))
-        except UserError as error:
-            connection.send(("failed", (str(error),)))
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            connection.send(("failed", (f"{type(error).__name__}: {error}", traceback.format_exc())))
-
-
-def _run(job: Job, command: list[str], connection: Connection) -> None:
-    config = from_dict(job.settings, "experiment")
-    (choice,) = choose(config)
-    setting = Setting.of(config, [choice])
-    setting.run(choice, job.settings, job.place, command, partial(_Messenger.begin, connection))
-    # Of every client's networks, a grid's worth would fill a disk; the run's config.yaml makes them again.
-    (job.place / STATE).unlink(missing_ok=True)
-
-
-class _Messenger:
-    """A callback that tells the parent."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    @classmethod
-    def begin(cls, connection: Connection, done: int) -> _Messenger:
-        connection.send(("begin", done))
-        return cls(connection)
-
-    def on_round(self, record: RoundRecord) -> None:
-        self.connection.send(("round", without_confusion(record)))
+def finish(results: Results) -> int:
+    """Print and save the tables, plots and, of a grid, the report. Returns 0; 1 where a run failed."""
+    for section in results.sections():
+        if section.runs:
+            print(f"\n{section.write()}")
+    if results.missing:
+        print(f"{len(results.missing)} of {results.count} runs are missing:", file=sys.stderr)
+        alike: dict[str, list[str]] = {}
+        for missing in results.missing:
+            alike.setdefault(missing.reason, []).append(missing.name)
+        for reason, names in alike.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            print(f"  {names[0]}{more}: {reason}", file=sys.stderr)
+    if results.is_grid and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
+        print(f"report: {results.report()}")
+    print(f"saved in {results.folder}")
+    return 1 if results.missing else 0

@@ -17,16 +17,18 @@ import torch
 from torch import Tensor
 
 from dataset_utils.scaling import Statistics
-from fedkdx_plugin.configuration.config import Config
+from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.engine import metrics, scaling
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction, views
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import Participation
-from fedkdx_plugin.engine.rounds import Callback, Federation, RoundRecord, Schedule
+from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord, Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
+from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.experiments.setting import schedule
 from fedkdx_plugin.flower.protocol import Answer, Figures, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
 from registry.errors import UserError
@@ -187,10 +189,14 @@ def check_algorithm(algorithm: type[Server], participation: Participation) -> No
         raise UserError("--unseen: every site that joins takes part; leave it out with --engine flower")
 
 
-def check_same_data(config: Config) -> None:
-    """Raises UserError where each seed is to have data of its own, which sites have not."""
-    if config.vary == "data":
-        raise UserError("--vary data: the data of sites stay as they are; leave it out with Flower")
+def check_sites(experiment: Experiment) -> None:
+    """Raise UserError for algorithms or settings that sites cannot have."""
+    for planned in experiment.runs:
+        config = planned.config
+        if config.vary == "data":  # each seed is to have data of its own
+            raise UserError("--vary data: the data of sites stay as they are; leave it out with Flower")
+        for choice in choose(config):
+            check_algorithm(choice.server, schedule(config).participation)
 
 
 class Coordinator(Federation):
@@ -229,23 +235,25 @@ class Coordinator(Federation):
         super().__init__(algorithm, task, params, elsewhere(roster), settings, schedule, remote)
         self._scale_by(self.agreed)
 
-    def run(self, callbacks: Sequence[Callback] = (), done: int = 0) -> None:
+    def run(self, observers: Sequence[Observer] = (), done: int = 0) -> None:
         """As `Federation.run`; each record is complete, and seen, once the next round has brought its figures.
 
-        The first callback must put state and records on disk before it returns: sites forget by what it was shown.
+        The first observer must put state and records on disk before it returns: sites forget by what it was shown.
         """
         last: RoundRecord | None = None
         self.backend.durable = done
         for index in range(done + 1, self.schedule.rounds + 1):
             round = Round(index, self.schedule.rounds, self.schedule.join_ratio)
             self._meet(round)
+            for observer in observers:
+                observer.on_round_start(round)
             record = self.round(round)
-            self._finish(last, callbacks)
+            self._finish(last, observers)
             self._snapshot, last = self._state(), record
         if last:
             self._meet(round)
             self.backend.ask({}, round)
-            self._finish(last, callbacks)
+            self._finish(last, observers)
 
     def round(self, round: Round) -> RoundRecord:
         """As `Federation.round`; who gave no answer is lost, not rejected."""
@@ -297,11 +305,11 @@ class Coordinator(Federation):
         for id in self.roster.wait(round.index):
             self.data.train_y[id] = _size(self.roster.known[id].samples)
 
-    def _finish(self, record: RoundRecord | None, callbacks: Sequence[Callback]) -> None:
+    def _finish(self, record: RoundRecord | None, observers: Sequence[Observer]) -> None:
         """Give a round its figures and show it."""
         if record:
             due = record.round % self.schedule.eval_gap == 0 or record.round == self.schedule.rounds
             record = replace(record, metrics=self.backend.measured if due else {})
-            for callback in callbacks:
-                callback.on_round(record)
+            for observer in observers:
+                observer.on_round_end(record)
             self.backend.durable = record.round

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.experiments.comparison import make_task, training
+from fedkdx_plugin.experiments.setting import make_task, training
 from fedkdx_plugin.flower.flower_records import pack, unpack
 from fedkdx_plugin.flower.plan import read_settings
 from fedkdx_plugin.flower.protocol import Answer, Request, shown

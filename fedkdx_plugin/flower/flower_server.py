@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.engine.rounds import RoundRecord
-from fedkdx_plugin.experiments.comparison import make_task, schedule, training
+from fedkdx_plugin.experiments.setting import make_task, schedule, training
 from fedkdx_plugin.flower.coordinator import Coordinator
 from fedkdx_plugin.flower.flower_link import FlowerLink
 from fedkdx_plugin.flower.plan import FOLDER, ServerOptions, read_settings, write_outcome
@@ -30,8 +30,8 @@ EVENTS = "sites.csv"
 class SavedEachRound(RunFolder):
     """A run's folder whose checkpoint is never behind what the sites were told."""
 
-    def on_round(self, record: RoundRecord) -> None:
-        super().on_round(record)
+    def on_round_end(self, record: RoundRecord) -> None:
+        super().on_round_end(record)
         self.save()
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.configuration.config import Config, from_dict
 from registry.errors import UserError
+from registry.parameters import Params, option
 
+ELSEWHERE = "sites"  # stands for the data set's name where the data are the sites' own
 OPTIONS = "flower.json"
 OUTCOME = "outcome.json"
 FOLDER = "FEDKDX_FLOWER_FOLDER"  # environment variable by which the ServerApp finds the run's folder
@@ -38,20 +40,30 @@ def read_settings(text: str) -> Config:
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Who may take part, and how long the server waits.
+class Terms(Params):
+    """Who may take part, and how long the server waits."""
 
-    Attributes:
-        clients: how many sites there are at most.
-        min_clients: how many must be there for a round.
-        wait: seconds to wait for them.
-        deadline: seconds for a round.
-    """
+    clients: int = option(0, "how many sites at most", 0, flags="--sites", key="sites")
+    min_clients: int | None = option(None, "sites that a round needs (default: all)", 1, flags="--min-clients")
+    wait: float = option(600.0, "seconds to wait for them", above=0, flags="--wait")
+    deadline: float = option(600.0, "seconds for a round", above=0, flags="--deadline")
 
-    clients: int
-    min_clients: int
-    wait: float
-    deadline: float
+    def checked(self) -> Terms:
+        """Return the terms with nothing left to default. Raises UserError: no sites, or fewer than a round needs."""
+        if not self.clients:
+            raise UserError("--sites N: how many sites take part at most?")
+        least = self.min_clients or self.clients
+        if least > self.clients:
+            raise UserError(f"--min-clients {least}: there are at most {self.clients} sites (--sites)")
+        return replace(self, min_clients=least)
+
+
+@dataclass(frozen=True)
+class Address(Params):
+    """Where the server listens."""
+
+    host: str = option("0.0.0.0", "address to listen on; 0.0.0.0: all of this machine's", flags="--host")
+    port: int = option(9092, "port to listen on", 1, 65535, flags="--port")
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedkdx_plugin.configuration.choice import choose, resolve
-from fedkdx_plugin.configuration.config import Config
-from fedkdx_plugin.experiments.comparison import begin_folder, schedule
+from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.experiments.results import Results
+from fedkdx_plugin.experiments.runner import finish
 from fedkdx_plugin.flower import certificates
-from fedkdx_plugin.flower.coordinator import check_algorithm, check_same_data
-from fedkdx_plugin.flower.finished import finish
+from fedkdx_plugin.flower.coordinator import check_sites
 from fedkdx_plugin.flower.plan import Terms
 from fedkdx_plugin.flower.processes import Processes, check_free
 from fedkdx_plugin.flower.superlink import SuperLink
@@ -47,22 +46,16 @@ class Gate:
         return keys
 
 
-def run(config: Config, command: list[str], folder: Path | None, terms: Terms, gate: Gate) -> int:
+def run(experiment: Experiment, command: list[str], terms: Terms, gate: Gate) -> int:
     """Run every algorithm under every seed between the sites that join. Returns the exit code.
-
-    Args:
-        folder: of a comparison with this configuration that was interrupted; None begins a new one.
 
     Raises:
         UserError: wrong input, or a run that failed.
     """
-    choices, keys = choose(config), gate.keys()
-    for choice in choices:
-        check_algorithm(choice.server, schedule(config).participation)
+    keys = gate.keys()
+    check_sites(experiment)
     check_free(gate.host, gate.port)
-    check_same_data(config)
-    name, resolved = f"{config.shards.data}-{config.model}-{config.goal}", resolve(config, choices)
-    folder = begin_folder(folder, Path(config.out), name, resolved, command)
+    folder = experiment.begin(command)
     how = f"TLS, keys of {len(keys)} sites" if gate.certificates else "INSECURE: no encryption, anybody may join"
     print(f"sites join at port {gate.port} ({how}); results in {folder}", flush=True)
     try:
@@ -70,8 +63,8 @@ def run(config: Config, command: list[str], folder: Path | None, terms: Terms, g
             link = SuperLink(processes, folder, secure=gate.certificates is not None)
             link.register(keys)
             link.open_gate(gate.host, gate.port, gate.certificates)
-            link.run_all(config, choices, command, terms)
+            link.run_all(experiment, command, terms)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: the same command with --resume {folder} and no -algo, -m, ...", file=sys.stderr)
         return 130
-    return finish(folder, config, choices, f"{config.model}, {terms.clients} sites")
+    return finish(Results.of(experiment))

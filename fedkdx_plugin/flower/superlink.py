@@ -10,8 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from fedkdx_plugin.configuration.choice import Choice, resolve, run_settings
-from fedkdx_plugin.configuration.config import Config
+from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.flower import certificates, gate
 from fedkdx_plugin.flower.plan import FOLDER, ServerOptions, Terms, read_outcome, shared_settings, write_outcome
 from fedkdx_plugin.flower.processes import Processes, flower, free_port, run_flower, wait_for_port
@@ -81,14 +80,12 @@ class SuperLink:
         self.processes.start(command, self.home, self.own / "gate.log")
         wait_for_port(HOST if host == "0.0.0.0" else host, port, self.processes)
 
-    def run_all(self, config: Config, choices: Sequence[Choice], command: list[str], terms: Terms) -> None:
-        """Every algorithm under every seed that is not done. Raises UserError where a run failed."""
-        resolved = resolve(config, choices)
-        for seed in range(config.seed, config.seed + config.times):
-            for choice in choices:
-                place = self.folder / f"{choice.name}-seed{seed}"
-                if not _is_finished(place, config.global_rounds):
-                    self.run(place, ServerOptions(run_settings(resolved, choice, seed), command, terms), to_stderr)
+    def run_all(self, experiment: Experiment, command: list[str], terms: Terms) -> None:
+        """Make every run that is not done. Raises UserError where one failed."""
+        for planned in experiment.runs:
+            place = experiment.place(planned)
+            if not _is_finished(place, planned.rounds):
+                self.run(place, ServerOptions(planned.settings, command, terms), to_stderr)
 
     def run(self, place: Path, options: ServerOptions, say: Callable[[str], None]) -> None:
         """One run, from where its folder is, until it has ended; `say` hears the lines of its log.

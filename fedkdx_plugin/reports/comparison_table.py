@@ -13,11 +13,12 @@ from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.rounds import RoundRecord
-from fedkdx_plugin.results.run_folder import RunFolder
+from fedkdx_plugin.results.runs import Run
 
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
 REJECTED = "rejected"
 PLAIN = ("MB up", "MB down", "s/round", REJECTED)
+COLUMNS = {"MB up": "megabytes_up", "MB down": "megabytes_down", "s/round": "seconds_per_round"}  # of data frames
 VARIED = {  # what `--vary` makes differ from seed to seed
     "training": "initial weights, batches, client sampling, and who is set apart, differ; the windows, their split and "
     "who holds them are the same (--vary data varies them, too).",
@@ -106,14 +107,14 @@ def _cells(same: Sequence[Row], columns: Sequence[str]) -> list[str]:
     return texts
 
 
-def write(folder: Path, runs: Sequence[RunFolder], vary: str) -> str:
+def write(folder: Path, runs: Sequence[Run], vary: str) -> str:
     """Write `comparison.md` and `comparison.csv` (a row a seed) into `folder`. Returns the Markdown.
 
     Args:
         vary: what differs from seed to seed, a key of `VARIED`.
     """
-    table = [row for run in runs for row in rows(run.entry.name, run.seed, run.records, run.federation.groups)]
-    on = runs[0].shards.evaluated_on
+    table = [row for run in runs for row in rows(run.name, run.seed, run.records, run.groups)]
+    on = runs[0].evaluated_on
     text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
     if len(seeds := {row.seed for row in table}) > 1:
         text += f"\n± over {len(seeds)} seeds: {VARIED[vary]}\n"

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.results.run_folder import RunFolder
+from fedkdx_plugin.results.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def draw(path: Path, runs: Sequence[RunFolder], title: str) -> None:
-    """Accuracy of the model each client would use: mean over seeds as a line, mean ± std as a band. Needs matplotlib.
+def plotted(runs: Sequence[Run], title: str) -> Figure:
+    """Plot accuracy over rounds and over megabytes: mean over seeds as a line, mean ± std as a band. Needs matplotlib.
 
     Args:
-        path: where the picture goes; its ending says in which format.
         runs: finished runs of one comparison.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for name in dict.fromkeys(run.entry.name for run in runs):
-        same = [run for run in runs if run.entry.name == name]
+    for name in dict.fromkeys(run.name for run in runs):
+        same = [run for run in runs if run.name == name]
         rounds = [record.round for record in same[0].records if record.metrics]
         accuracy = 100 * np.array([[r.metrics[SERVED].accuracy for r in run.records if r.metrics] for run in same])
         sent = np.mean([_megabytes(run) for run in same], axis=0)
@@ -33,17 +36,22 @@ def draw(path: Path, runs: Sequence[RunFolder], title: str) -> None:
         left.fill_between(rounds, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
         if sent[-1] > 0.1:  # who sends next to nothing has no place on this axis
             right.plot(sent, mean, color=line.get_color())
-    left.set(xlabel="round", ylabel=f"{runs[0].shards.evaluated_on} accuracy, %", title=title)
+    left.set(xlabel="round", ylabel=f"{runs[0].evaluated_on} accuracy, %", title=title)
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log", title="the same, by what it costs")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend()
+    return figure
+
+
+def draw(path: Path, runs: Sequence[Run], title: str) -> None:
+    """Write the plot into a file, whose ending says in which format."""
     with replacing(path) as part:
-        figure.savefig(part, dpi=150)
+        plotted(runs, title).savefig(part, dpi=150)
 
 
-def _megabytes(run: RunFolder) -> np.ndarray:
+def _megabytes(run: Run) -> np.ndarray:
     """What had been sent, both ways, by each evaluated round."""
     total = np.cumsum([record.bytes_up + record.bytes_down for record in run.records]) / 1e6
     return np.array([megabytes for record, megabytes in zip(run.records, total, strict=True) if record.metrics])

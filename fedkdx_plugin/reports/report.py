@@ -23,12 +23,11 @@ from fedkdx_plugin.reports import content, data, figures, overview, tables
 from fedkdx_plugin.reports.comparison_table import TUNING, VARIED
 from fedkdx_plugin.reports.sections import Section, arrange
 from fedkdx_plugin.reports.tables import Table
-from fedkdx_plugin.results.runs import Run, find, read_all, title_and_about
+from fedkdx_plugin.results.runs import Run, read_all
 from registry import __version__
 from registry.errors import UserError
 
 PAGE, TEXT, TABLES, FIGURES = "report.html", "report.md", "tables", "figures"
-MOST_NAMED = 4  # folders in the title
 SHUFFLED = (
     "Split 'shuffled': overlapping windows fall into training and test part alike, which flatters every method; "
     "'--split blocked' does not."
@@ -49,17 +48,6 @@ class Chapter:
     @property
     def items(self) -> list[str | Table | figures.Drawn]:
         return [item for _, items in self.parts for item in items]
-
-
-def command_line(folders: Sequence[str], out: str | None) -> None:
-    """`--report FOLDER... [-o DIR]`. Raises UserError."""
-    if out is None and len(folders) > 1:
-        raise UserError("--report with several folders: say with -o DIR where the report goes")
-    found = [run for folder in folders for run in find(Path(folder))]
-    title, about = title_and_about(Path(folders[0])) if len(folders) == 1 else ("", "")
-    names = list(dict.fromkeys(Path(folder).resolve().name for folder in folders))
-    named = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if (more := len(names) - MOST_NAMED) > 0 else "")
-    print(f"report: {write(found, Path(out) if out else Path(folders[0]) / 'report', title or named, about)}")
 
 
 def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Path:

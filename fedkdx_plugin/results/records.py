@@ -103,6 +103,7 @@ def write_results(
     file[f"rs_{data.evaluated_on}_acc"] = np.array([record.metrics[SERVED].accuracy for record in evaluated])
     file[f"rs_{data.evaluated_on}_auc"] = np.array([record.metrics[SERVED].auc for record in evaluated])
     file["rs_train_loss"] = np.array([record.train_loss for record in evaluated])
+    file.attrs["views"] = list(evaluated[0].metrics) if evaluated else []
     for view in evaluated[0].metrics if evaluated else ():
         group = file.create_group(f"views/{view}")
         rows = [record.metrics[view] for record in evaluated]
@@ -138,7 +139,8 @@ def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarr
         KeyError, ValueError or OSError: the file is damaged or not of this kind.
     """
     evaluated = {int(round): row for row, round in enumerate(file["evaluated_rounds"][:])}
-    views = {view: {name: data[:] for name, data in group.items()} for view, group in file.get("views", {}).items()}
+    order = map(str, file.attrs.get("views", file.get("views", {})))  # the file itself keeps no order
+    views = {view: {name: data[:] for name, data in file[f"views/{view}"].items()} for view in order}
     seconds = {part: data[:] for part, data in file["seconds"].items()}
     server = {name: data[:] for name, data in file.get("server", {}).items()}
     plain = {name: file[name][:] for name in ("bytes_up", "bytes_down", "train_loss", "rejected", "lost", "selected")}

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import yaml
 
-from dataset_utils.files import replacing, unwritable
+from dataset_utils.files import replacing, unwritable, write_yaml
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.rounds import Federation, RoundRecord
+from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord
 from fedkdx_plugin.native.library import operations
 from fedkdx_plugin.results.records import (
     ROUND_COLUMNS,
@@ -31,6 +31,7 @@ from fedkdx_plugin.results.records import (
     without_confusion,
     write_results,
 )
+from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, FORMAT, RESULTS, ROUNDS
 from registry import __version__
 from registry.catalog import Entry
 from registry.errors import UserError
@@ -55,14 +56,8 @@ def new_folder(parent: Path, name: str) -> Path:
     raise FileExistsError(folder)
 
 
-def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping, keeping its order."""
-    with replacing(path) as part:
-        part.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-class RunFolder:
-    """Writes one run's folder while the run goes on; a context manager and a callback.
+class RunFolder(Observer):
+    """Writes one run's folder while the run goes on; a context manager and an observer.
 
     `config.yaml` (reads back with `--config`), `environment.json`, `manifest.json` and `description.yaml` (what the
     data are and were made from), `metrics.csv` (a row a round, as it ends), `log.txt`, and, once a
@@ -113,18 +108,14 @@ class RunFolder:
         if federation.agreed:
             self.environment["scaling"] = federation.agreed.pooled.to_dict()
 
-    @property
-    def seed(self) -> int:
-        return self.settings["seed"]
-
     def __enter__(self) -> RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_yaml(self.path / "config.yaml", self.settings)
-            with replacing(self.path / "environment.json") as part:
+            write_yaml(self.path / CONFIG, self.settings)
+            with replacing(self.path / ENVIRONMENT) as part:
                 part.write_text(json.dumps(self.environment, indent=2, sort_keys=True) + "\n")
             self._describe_data()
-            self._metrics = (self.path / "metrics.csv").open("w", newline="", encoding="utf-8")
+            self._metrics = (self.path / ROUNDS).open("w", newline="", encoding="utf-8")
             self._log = (self.path / "log.txt").open("a", encoding="utf-8")
             self._csv = csv.DictWriter(self._metrics, self._columns, restval="")
             self._csv.writeheader()
@@ -148,7 +139,7 @@ class RunFolder:
             part.write_bytes((self.shards.folder / "manifest.json").read_bytes())
         write_yaml(self.path / "description.yaml", self.shards.manifest.get("description") or {})
 
-    def on_round(self, record: RoundRecord) -> None:
+    def on_round_end(self, record: RoundRecord) -> None:
         """Append the round to `metrics.csv` and `log.txt`; once a minute, save everything."""
         try:
             self._csv.writerow(csv_row(record, self.federation.groups))
@@ -174,7 +165,7 @@ class RunFolder:
         """Write `results.h5` and then `state.safetensors`, as of the last whole round."""
         if self._state is None:
             return
-        with replacing(self.path / "results.h5") as part, h5py.File(part, "w") as file:
+        with replacing(self.path / RESULTS) as part, h5py.File(part, "w") as file:
             write_results(file, self.records, self._confusion, self.federation.data, self.federation.groups)
             file.attrs["config"] = yaml.safe_dump(dict(self.settings), sort_keys=False)
             file.attrs["environment"] = json.dumps(self.environment, sort_keys=True)
@@ -193,7 +184,7 @@ class RunFolder:
             state = Message.from_bytes(path.read_bytes(), self.federation.data.test_x.device)
             if state.meta["identity"] != self._identity():
                 raise UserError(f"{path}: a checkpoint of another configuration, data or version; {again}")
-            with h5py.File(self.path / "results.h5") as file:
+            with h5py.File(self.path / RESULTS) as file:
                 records, self._confusion = read_results(file)
             self.federation.restore(Message(state.tensors, state.meta["state"]))
             planned = list(map(int, state.meta["planned"]))
@@ -220,6 +211,7 @@ class RunFolder:
 def environment(entry: Entry, command: list[str], shards: ShardSet, device: torch.device) -> dict[str, Any]:
     """What a run's numbers depend on besides its configuration."""
     return {
+        "format": FORMAT,
         "command": command,
         "algorithm": {"name": entry.name, "target": entry.target, "origin": entry.origin},
         "versions": {

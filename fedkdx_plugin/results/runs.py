@@ -17,9 +17,9 @@ from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.results.records import read_results
 from registry.errors import UserError
 
-EXPERIMENT = "experiment.yaml"  # in an experiment's folder: its title, and what it is about
 CONFIG, ENVIRONMENT, RESULTS, ROUNDS = "config.yaml", "environment.json", "results.h5", "metrics.csv"
-FAILED = "failed.txt"  # why a run failed, in its first line
+FAILED = "failed.txt"  # why a run failed, in its first line; below it the traceback, where there is one
+FORMAT = 2  # of a run folder. 1, which had no number, lacks the number alone, so that it is read as well
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Run:
 
     @property
     def algorithm(self) -> str:
-        return self.config["algorithm"][0]
+        """The algorithm's name."""
+        return self.environment.get("algorithm", {}).get("name") or self.config["algorithm"][0]
 
     @property
     def name(self) -> str:
@@ -63,6 +64,11 @@ class Run:
         return self.environment["data"]
 
     @property
+    def evaluated_on(self) -> str:
+        """The windows that metrics are of: 'test' or 'validation'."""
+        return str(self.data["evaluated_on"])
+
+    @property
     def evaluated(self) -> list[RoundRecord]:
         """The rounds that were evaluated, in order; the last round is always one."""
         return [record for record in self.records if record.metrics]
@@ -75,21 +81,23 @@ class Missing:
     Attributes:
         name: its folder and the one above.
         reason: failed, unfinished or not begun.
+        folder: where it lies, or would.
     """
 
     name: str
     reason: str
+    folder: Path
 
 
 def find(folder: Path) -> list[Path]:
     """The run folders that `folder` is or holds, at any depth, links included. Raises UserError where there is none."""
     if not folder.is_dir():
-        raise UserError(f"--report {folder}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     marks = {ENVIRONMENT, FAILED}
     found = [Path(place) for place, _, files in os.walk(folder, followlinks=True) if not marks.isdisjoint(files)]
     found = [path for path in found if not path.name.startswith(".")]  # files that are just being written
     if not found:
-        raise UserError(f"--report {folder}: holds no run (a folder with {CONFIG}, {ENVIRONMENT} and {RESULTS})")
+        raise UserError(f"{folder}: holds no run (a folder with {CONFIG}, {ENVIRONMENT} and {RESULTS})")
     return sorted(found)
 
 
@@ -105,15 +113,15 @@ def read(folder: Path) -> Run | Missing:
     name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
     if (folder / FAILED).is_file():
         reason = (folder / FAILED).read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        return Missing(name, f"failed: {reason}")
+        return Missing(name, f"failed: {reason}", folder)
     if not (folder / ENVIRONMENT).is_file():
-        return Missing(name, "not begun")
+        return Missing(name, "not begun", folder)
     config, environment = _config(folder / CONFIG), _environment(folder / ENVIRONMENT)
     planned = config["global_rounds"]
     run = _results(folder, config, environment) if (folder / RESULTS).is_file() else None
     if run is None or len(run.records) < planned:
         done = max(_rounds(folder / ROUNDS), 0 if run is None else len(run.records))
-        return Missing(name, f"unfinished: {done} of {planned} rounds")
+        return Missing(name, f"unfinished: {done} of {planned} rounds", folder)
     return run
 
 
@@ -133,14 +141,13 @@ def _results(folder: Path, config: Mapping[str, Any], environment: Mapping[str, 
     return Run(folder, config, environment, records, confusion, classes, groups)
 
 
-def title_and_about(folder: Path) -> tuple[str, str]:
-    """What an experiment's folder says it is; of any other folder, nothing. Raises UserError for a damaged file."""
-    path = folder / EXPERIMENT
-    if not path.is_file():
-        return "", ""
-    values = _yaml(path, "what an experiment is called")
-    _check(path, values, {"title": str, "about": str})
-    return values["title"], values["about"]
+def rounds_done(folder: Path) -> int:
+    """Return how many rounds a run folder holds results of; 0 where there is none, or a damaged one."""
+    try:
+        with h5py.File(folder / RESULTS) as file:
+            return len(file["train_loss"])
+    except (OSError, KeyError):
+        return 0
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -165,6 +172,8 @@ def _environment(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not the environment of a run ({_text(error)})") from error
     _check(path, values, {"data": dict, "command": list, "versions": dict})
+    if (found := values.get("format", 1)) not in range(1, FORMAT + 1):
+        raise UserError(f"{path}: a run folder of format {found}, of a newer version; this one reads up to {FORMAT}")
     _check(path, values["data"], {"name": str, "folder": str, "manifest_sha256": str, "evaluated_on": str})
     return values
 

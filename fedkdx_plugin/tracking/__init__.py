@@ -1,1 +1,1 @@
-"""Callbacks that show or record a run while it goes on."""
+"""Callbacks that show or record runs while they go on."""

@@ -12,18 +12,20 @@ from tqdm import tqdm
 
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
+from registry.errors import UserError
 
 CALM = 10.0  # seconds between lines where there is no terminal
 
 
-class Progress:
-    """Shows the whole of the work, and the run that spoke last, on stderr.
+class Progress(Callback):
+    """Shows the whole of the work, and the run that spoke last, on stderr; a context manager.
 
-    The time left is the sum over kinds of work, each by the pace of its own rounds; a kind of which no round has been
+    The time left is the sum over kinds of runs, each by the pace of its own rounds; a kind of which no round has been
     seen goes at the mean pace of the others.
 
     Args:
-        rounds: kind of work (an algorithm on some data) -> its rounds in all runs together.
+        rounds: kind of run (see `RunInfo.kind`) -> rounds ahead, in all runs together.
         at_once: runs side by side.
     """
 
@@ -39,6 +41,9 @@ class Progress:
         self.at_once, self.said = at_once, -math.inf
         self.ahead, self.done = Counter(rounds), Counter[str]()
         self.seconds: dict[str, float] = {}
+        self._round: dict[str, int] = {}  # run -> its last round
+        self._accuracy: dict[str, float] = {}
+        self._last: dict[str, float] = {}  # run -> when its last round ended
 
     def __enter__(self) -> Progress:
         return self
@@ -46,22 +51,42 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def begin(self, kind: str, name: str, rounds: int, done: int = 0) -> RunProgress:
-        """A callback for a run of so many rounds, of which some were done before."""
-        self.skip(kind, done)
-        return RunProgress(self, kind, name, rounds)
+    def on_run_start(self, run: RunInfo) -> None:
+        """Skip the rounds that were made before, and start the run's clock."""
+        self.skip(run.kind, run.done)
+        self._round[run.name], self._last[run.name] = run.done, time.monotonic()
+
+    def on_round_end(self, run: RunInfo, record: RoundRecord) -> None:
+        """Count the round and show where the run is."""
+        if record.metrics:
+            self._accuracy[run.name] = record.metrics[SERVED].accuracy
+        for reason in record.rejected.values():
+            self.say(f"{run.name} round {record.round}: dropped an update: {reason}")
+        text = f"{run.name} round {record.round}/{run.rounds} loss {record.train_loss:.3f}"
+        if run.name in self._accuracy:
+            text += f" accuracy {100 * self._accuracy[run.name]:.1f} %"
+        now = time.monotonic()
+        self.step(run.kind, now - self._last[run.name], text, important=record.round == run.rounds)
+        self._round[run.name], self._last[run.name] = record.round, now
+
+    def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
+        """Say why a run failed, and give its other rounds up."""
+        told_anyway = isinstance(error, UserError) and self.at_once == 1
+        if error is not None and not isinstance(error, KeyboardInterrupt) and not told_anyway:
+            self.skip(run.kind, run.rounds - self._round.get(run.name, 0))
+            self.say(f"failed: {run.name}: {' '.join(str(error).split())}")
 
     def skip(self, kind: str, rounds: int) -> None:
-        """Rounds that need no time: done before, or given up."""
+        """Leave out rounds that need no time: done before, or given up."""
         self.ahead[kind] -= rounds
         self.bar.update(rounds)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         tqdm.write(text, file=sys.stderr)
 
     def left(self) -> float:
-        """Seconds until all is done; NaN before the first round."""
+        """Return the seconds until all is done; NaN before the first round."""
         paces = {kind: seconds / self.done[kind] for kind, seconds in self.seconds.items()}
         if not paces:
             return math.nan
@@ -69,7 +94,7 @@ class Progress:
         return sum(rounds * paces.get(kind, usual) for kind, rounds in self.ahead.items()) / self.at_once
 
     def step(self, kind: str, seconds: float, text: str, important: bool) -> None:
-        """One more round; `text` says which. An important one is said where others are passed over.
+        """Count one more round; `text` says which. An important one is said where others are passed over.
 
         Args:
             seconds: since the round before of the same run.
@@ -87,24 +112,3 @@ class Progress:
         if now - self.said >= CALM or important:
             print(f"{text}, {left}", file=sys.stderr, flush=True)
             self.said = now
-
-
-class RunProgress:
-    """One run's part in the progress: a callback of its rounds."""
-
-    def __init__(self, progress: Progress, kind: str, name: str, rounds: int) -> None:
-        self.progress, self.kind, self.name, self.rounds = progress, kind, name, rounds
-        self.accuracy, self.last = math.nan, time.monotonic()
-
-    def on_round(self, record: RoundRecord) -> None:
-        """One more round is done."""
-        if record.metrics:
-            self.accuracy = record.metrics[SERVED].accuracy
-        for reason in record.rejected.values():
-            self.progress.say(f"{self.name} round {record.round}: dropped an update: {reason}")
-        text = f"{self.name} round {record.round}/{self.rounds} loss {record.train_loss:.3f}"
-        if not math.isnan(self.accuracy):
-            text += f" accuracy {100 * self.accuracy:.1f} %"
-        now = time.monotonic()
-        self.progress.step(self.kind, now - self.last, text, important=record.round == self.rounds)
-        self.last = now

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from fedkdx_plugin.tracking import progress as module
+from fedkdx_plugin.tracking.callbacks import RunInfo
 from fedkdx_plugin.tracking.progress import Progress
+
+
+def info(name: str, rounds: int, done: int = 0) -> RunInfo:
+    return RunInfo(name, name, Path(name), {"global_rounds": rounds}, done)
 
 
 def test_each_algorithm_goes_at_its_own_pace():
@@ -24,7 +30,7 @@ def test_each_algorithm_goes_at_its_own_pace():
 
 def test_rounds_done_before_need_no_time():
     with Progress({"a": 20, "b": 20}) as progress:
-        progress.begin("a", "a", 20, done=15)
+        progress.on_run_start(info("a", 20, done=15))
         progress.step("a", 2.0, "", False)
         progress.skip("b", 18)
         assert progress.left() == pytest.approx(4 * 2.0 + 2 * 2.0)
@@ -41,10 +47,12 @@ def test_a_run_is_timed_by_its_own_rounds(monkeypatch, capsys):
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     with Progress({"a": 3, "b": 3}, at_once=2) as progress:
-        one, other = progress.begin("a", "a", 3), progress.begin("b", "b", 3)
+        one, other = info("a", 3), info("b", 3)
+        for run in (one, other):
+            progress.on_run_start(run)
         record = SimpleNamespace(metrics={}, rejected={}, round=1, train_loss=0.5)
-        for callback, seconds in ((one, 4.0), (other, 1.0), (one, 4.0)):  # b's first round took 5 s, as a's took 4
+        for run, seconds in ((one, 4.0), (other, 1.0), (one, 4.0)):  # b's first round took 5 s, as a's took 4
             now[0] += seconds
-            callback.on_round(record)
+            progress.on_round_end(run, record)
         assert progress.seconds == {"a": 9.0, "b": 5.0}
     assert "a round 1/3 loss 0.500" in capsys.readouterr().err

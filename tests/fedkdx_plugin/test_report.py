@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from fedkdx_plugin.cli.main import main
-from fedkdx_plugin.experiments import runner
 from fedkdx_plugin.reports import content, report, statistics, tables
 from fedkdx_plugin.reports.tables import Cell, Table
 from fedkdx_plugin.results import runs
 from fedkdx_plugin.results.runs import Missing, read
 from fedkdx_plugin.tracking import tensorboard
-from tests.conftest import Recorder
+from fedkdx_plugin.tracking.callbacks import RunInfo
+from fedkdx_plugin.tracking.trackers import trackers
 from tests.fedkdx_plugin import made_runs
 from tests.fedkdx_plugin.made_runs import CLASSES, client_accuracy, column, last_accuracy, make_run, sections_of
 
@@ -331,7 +331,7 @@ def test_no_folder_no_run_no_place(tmp_path, capsys):
     assert "no such folder" in said(capsys, tmp_path / "nowhere")
     assert "holds no run" in said(capsys, tmp_path)
     assert "-o DIR" in said(capsys, tmp_path, tmp_path)
-    assert "no other option, such as data" in said(capsys, tmp_path, "-data", "SPAR")
+    assert "unrecognized arguments: -data SPAR" in said(capsys, tmp_path, "-data", "SPAR")
 
 
 @pytest.mark.parametrize(
@@ -376,11 +376,11 @@ def test_missing_packages_are_named(tmp_path, capsys, monkeypatch, package):
 def test_tensorboard_holds_the_figures_of_every_round(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = read(make_run(tmp_path / "run", "FedKDX", views=("served", "student"), server=True))
-    seen = Recorder()
-    board = tensorboard.TensorBoard(tmp_path, seen)
+    (board,), info = trackers(["tensorboard"]), RunInfo("FedKDX", "FedKDX", tmp_path, run.config)
+    board.on_run_start(info)
     for record in run.records:
-        board.on_round(record)
-    assert seen.records == run.records
+        board.on_round_end(info, record)
+    board.on_run_end(info, None)
     events = accumulator.EventAccumulator(str(tmp_path / tensorboard.FOLDER))
     events.Reload()
     scalars = [(event.step, event.value) for event in events.Scalars("student/accuracy")]
@@ -399,8 +399,7 @@ def test_without_results_yet(tmp_path):
     folder = make_run(tmp_path / "x" / "run")
     (folder / "results.h5").unlink()
     (folder / "metrics.csv").write_text("round,accuracy\n1,0.5\n")
-    assert read(folder) == Missing("x/run", "unfinished: 1 of 3 rounds")
-    assert runs.FAILED == runner.FAILED
+    assert read(folder) == Missing("x/run", "unfinished: 1 of 3 rounds", folder)
 
 
 def test_classes_of_the_made_runs_are_read(tmp_path):

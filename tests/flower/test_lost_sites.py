@@ -121,8 +121,8 @@ def test_a_restarted_server_goes_on_from_its_checkpoint(shard_folder, tmp_path):
         pass
 
     class Checkpoint(Recorder):
-        def on_round(self, record):
-            super().on_round(record)
+        def on_round_end(self, record):
+            super().on_round_end(record)
             self.saved = first.save()
             if record.round == 2:  # by now, the sites have trained in the third
                 raise Killed

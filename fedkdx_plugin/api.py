@@ -1,0 +1,73 @@
+"""The functions of `fedkdx`: what the command line does, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkdx_plugin.configuration.config import from_dict
+from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.experiments.results import Results
+from fedkdx_plugin.tracking.callbacks import Callback
+from registry import catalog
+from registry.interface import Model, Server
+
+if TYPE_CHECKING:
+    from dataset_utils.recording import Source
+
+
+def compare(
+    data: str | Path | type[Source],
+    algorithms: str | type[Server] | Sequence[str | type[Server]],
+    *,
+    model: str | type[Model] = "cnn",
+    rounds: int = 500,
+    seeds: int = 1,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    jobs: int = 1,
+    **options: Any,
+) -> Results:
+    """Compare algorithms on identical splits, client samples and seeds; as `fedkdx run` does, with a folder of runs.
+
+    Args:
+        data: a data set's name, a YAML file that describes your own, a folder of shards, or a `Source` class.
+        algorithms: names (see `fedkdx list`), `path/to/file.py:Class`, or `Server` classes.
+        model: every client's model: a name, `path/to/file.py:Class`, or a `Model` class.
+        rounds: number of communication rounds.
+        seeds: how many seeds, the first of which is the option `seed`.
+        callbacks: are told what happens (see `fedkdx.Callback`).
+        progress: show how far the work is.
+        jobs: runs side by side, a process each; classes of a notebook take 1.
+        **options: any option of the command line by its long name in snake case, such as `join_ratio=0.4`,
+            `train_fraction=0.25`, `preset="tuned"`, `out="runs"`, `set={"FedKDX.gamma": 0.5}`.
+
+    Returns:
+        The finished runs: `.table`, `.rounds` and `.clients` (data frames), `.plot()`, `.report()`, `.folder`.
+
+    Raises:
+        UserError: wrong input, found before the first round. What an algorithm raises comes through.
+    """
+    several = algorithms if isinstance(algorithms, (list, tuple)) else [algorithms]
+    values = options | {
+        "data": _name("datasets", data),
+        "algorithm": [_name("algorithms", algorithm) for algorithm in several],
+        "model": _name("models", model),
+        "global_rounds": rounds,
+        "times": seeds,
+    }
+    if "student_model" in values and values["student_model"] is not None:
+        values["student_model"] = _name("models", values["student_model"])
+    experiment = Experiment.comparison(from_dict(values, "compare"))
+    return experiment.run(jobs=jobs, callbacks=callbacks, progress=progress)
+
+
+def load_runs(folder: str | Path) -> Results:
+    """Read all finished runs in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
+    return Results.load(folder)
+
+
+def _name(kind: str, thing: object) -> str:
+    """Return the name by which a configuration holds a class or a name."""
+    return catalog.register(kind, thing).name if isinstance(thing, type) else str(thing)

@@ -1,0 +1,20 @@
+"""`--engine flower`: a federation of processes on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedkdx_plugin.cli.options import Making
+from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.flower import require_flower
+from registry.errors import UserError
+
+
+def on_this_machine(experiment: Experiment, command: Sequence[str], making: Making) -> int:
+    """Make an experiment's runs on Flower. Returns the exit code; raises UserError."""
+    if making.trackers or making.jobs:
+        raise UserError("--track and --jobs: not with --engine flower; leave them out")
+    require_flower()
+    from fedkdx_plugin.flower import loopback
+
+    return loopback.run(experiment, list(command))

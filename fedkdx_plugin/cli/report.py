@@ -1,0 +1,34 @@
+"""`fedkdx report FOLDER...`: a report of finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from registry.errors import UserError
+from registry.flags import Parser
+
+MOST_NAMED = 4  # folders in the title
+
+
+def main(words: Sequence[str]) -> int:
+    """Write a report. Returns the exit code; raises UserError."""
+    parser = Parser(prog="fedkdx report", description="Write a report of the runs in these folders.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of runs, comparisons or experiments")
+    parser.add_argument("-o", "--out", metavar="DIR", help="where the report goes (default: 'report' in the folder)")
+    given = parser.parse_args(words)
+    if given.out is None and len(given.folders) > 1:
+        raise UserError("a report of several folders: say with -o DIR where it goes")
+
+    from fedkdx_plugin.experiments.experiment import title_and_about
+    from fedkdx_plugin.reports import report
+    from fedkdx_plugin.results.runs import find
+
+    folders = [Path(folder) for folder in given.folders]
+    found = [run for folder in folders for run in find(folder)]
+    title, about = title_and_about(folders[0]) if len(folders) == 1 else ("", "")
+    names = list(dict.fromkeys(folder.resolve().name for folder in folders))
+    named = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if (more := len(names) - MOST_NAMED) > 0 else "")
+    out = Path(given.out) if given.out else folders[0] / "report"
+    print(f"report: {report.write(found, out, title or named, about)}")
+    return 0

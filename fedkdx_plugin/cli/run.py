@@ -1,0 +1,46 @@
+"""`fedkdx run`: compare algorithms in one setting; what `python run.py` does with flags alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedkdx_plugin.cli.options import Making, add_config, add_options, read_config
+from registry import __version__
+from registry.flags import Parser, add_flags, given
+from registry.parameters import parse
+
+EXAMPLE = "example: python run.py -data SPAR -algo Local,FedAvg,FedKDX -m cnn -jr 0.4 -gr 20"
+WORDS = (
+    "other commands (fedkdx WORD --help): experiment, report, resume, list, data, predict, export, serve, join, "
+    "certificates"
+)
+
+
+def parser() -> Parser:
+    """Make the parser of all flags."""
+    made = Parser(
+        prog="fedkdx run",
+        description="Compare federated-learning algorithms on wearable and healthcare data.",
+        epilog=f"{EXAMPLE}; {WORDS}",
+    )
+    add_options(made)
+    add_config(made)
+    add_flags(made, Making)
+    made.add_argument("--version", action="version", version=f"fedkdx {__version__}")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """Run a comparison. Returns the exit code; raises UserError."""
+    arguments = parser().parse_args(words)
+    making = parse(Making, given(arguments, Making))
+    config = read_config(arguments)
+    command = ["fedkdx", "run", *words]
+    if making.dry_run:
+        from fedkdx_plugin.cli.dry_run import show
+
+        return show(config)
+    from fedkdx_plugin.cli.making import make
+    from fedkdx_plugin.experiments.experiment import Experiment
+
+    return make(Experiment.comparison(config), command, making)

@@ -1,0 +1,56 @@
+"""`fedkdx serve`: run algorithms between sites, each of which joins with its own data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedkdx_plugin.cli.options import add_config, add_options, add_security, read_config
+from fedkdx_plugin.flower import require_flower
+from fedkdx_plugin.flower.plan import ELSEWHERE, Address, Terms
+from registry.errors import UserError
+from registry.flags import Parser, add_flags, given
+from registry.parameters import parse
+
+
+def main(words: Sequence[str]) -> int:
+    """Serve. Returns the exit code; raises UserError."""
+    parser = Parser(
+        prog="fedkdx serve",
+        description="Run algorithms between sites, each of which joins with its own data (`fedkdx join`).",
+        epilog="example: fedkdx serve --sites 2 --certificates keys/server -algo FedKDX -m cnn -gr 20",
+    )
+    add_options(parser)
+    add_config(parser)
+    text = "go on with a federation that was interrupted; takes no option of the algorithms"
+    parser.add_argument("--resume", metavar="FOLDER", help=text)
+    group = parser.add_argument_group("the federation")
+    add_flags(group, Terms)
+    add_flags(group, Address)
+    add_security(group, "server.pem, server.key, and the sites' public keys in 'keys'")
+    arguments = parser.parse_args(words)
+    certificates, resume = arguments.certificates, arguments.resume
+    del arguments.certificates, arguments.insecure, arguments.resume
+    terms, address = (parse(declared, given(arguments, declared)) for declared in (Terms, Address))
+    terms = terms.checked()
+    if arguments.data:
+        raise UserError("-data: the data are the sites' own (fedkdx join); leave it out")
+    if resume is not None:
+        other = [name for name, value in vars(arguments).items() if value is not None]
+        if other:
+            raise UserError(f"--resume takes the folder's own configuration, and no other option, such as {other[0]}")
+
+    from fedkdx_plugin.cli.resume import experiment_folder
+    from fedkdx_plugin.experiments.experiment import Experiment
+
+    if resume is not None:
+        experiment = Experiment.resumed(experiment_folder(Path(resume).absolute()))
+    else:
+        arguments.data = ELSEWHERE
+        experiment = Experiment.comparison(read_config(arguments))
+    require_flower()
+    from fedkdx_plugin.flower import serve
+
+    return serve.run(
+        experiment, ["fedkdx", "serve", *words], terms, serve.Gate(address.host, address.port, certificates)
+    )

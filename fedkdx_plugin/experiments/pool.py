@@ -1,0 +1,162 @@
+"""Runs side by side, a process each; what fails is noted, and the others go on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.context
+import signal
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+
+import torch
+
+from fedkdx_plugin.configuration.config import from_dict
+from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.experiments.setting import Setting
+from fedkdx_plugin.results.records import without_confusion
+from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo
+from registry.errors import UserError
+from registry.interface import Round
+
+
+class RunError(RuntimeError):
+    """A run's process failed.
+
+    Attributes:
+        trace: the traceback there, '' where there is none.
+    """
+
+    def __init__(self, reason: str, trace: str = "") -> None:
+        super().__init__(reason)
+        self.trace = trace
+
+
+class Pool:
+    """Processes at work on runs, `at_once` of them at a time.
+
+    Args:
+        command: the command line, for the run folders.
+        callbacks: are told, in this process, of all runs.
+    """
+
+    def __init__(self, command: list[str], at_once: int, callbacks: Sequence[Callback]) -> None:
+        self.command, self.at_once, self.callbacks = command, at_once, callbacks
+        self.threads = max(1, torch.get_num_threads() // at_once)
+        self.failed: dict[str, BaseException] = {}
+
+    def run(self, runs: Sequence[RunInfo]) -> dict[str, BaseException]:
+        """Make all runs. Returns name -> why it failed; on KeyboardInterrupt, all of them save what they have."""
+        waiting = deque(runs)
+        busy: dict[Connection, _Worker] = {}
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self.at_once:
+                    worker = _Worker(waiting.popleft(), self.command, self.threads)
+                    busy[worker.connection] = worker
+                for connection in wait(list(busy)):
+                    assert isinstance(connection, Connection)
+                    if self._heard(busy[connection]):
+                        del busy[connection]
+        finally:
+            for worker in busy.values():
+                worker.interrupt()
+                self._ended(worker.run, KeyboardInterrupt())
+        return self.failed
+
+    def _heard(self, worker: _Worker) -> bool:
+        """Take in what a worker says. Returns whether that was its last word."""
+        try:
+            kind, content = worker.connection.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            kind, content = "failed", (RunError, f"its process ended with {_how(worker.process.exitcode)}", "")
+        relay = Relay(worker.run, self.callbacks)
+        if kind == "begin":
+            worker.run = replace(worker.run, done=content)
+            for callback in self.callbacks:
+                callback.on_run_start(worker.run)
+        elif kind == "round":
+            relay.on_round_start(content)
+        elif kind == "record":
+            relay.on_round_end(content)
+        else:
+            worker.process.join()
+            error: BaseException | None = None
+            if kind == "failed":
+                type_, reason, trace = content
+                error = UserError(reason) if type_ is UserError else RunError(reason, trace)
+                self.failed[worker.run.name] = error
+            self._ended(worker.run, error)
+        return kind in ("done", "failed")
+
+    def _ended(self, run: RunInfo, error: BaseException | None) -> None:
+        for callback in self.callbacks:
+            callback.on_run_end(run, error)
+
+
+class _Worker:
+    """A process that makes one run."""
+
+    def __init__(self, run: RunInfo, command: list[str], threads: int) -> None:
+        self.run = run
+        self.connection, far = multiprocessing.Pipe(duplex=False)
+        self.process = _context().Process(target=_work, args=(run, command, threads, far))
+        self.process.start()
+        far.close()
+
+    def interrupt(self) -> None:
+        """Let it save what it has, and end."""
+        self.process.terminate()
+        self.process.join()
+
+
+def _context() -> multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext:
+    """Fresh processes, since forking this one, which runs threads, is unsafe; where possible, imports are made once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _how(code: int | None) -> str:
+    return f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+
+
+def _work(run: RunInfo, command: list[str], threads: int, connection: Connection) -> None:
+    """A worker's life. Ctrl-C reaches it through its parent alone, as SIGTERM, so that it is told once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    torch.set_num_threads(threads)
+    with suppress(KeyboardInterrupt, BrokenPipeError):  # the run has saved itself; nobody may be there to hear of it
+        try:
+            config = from_dict(run.settings, "experiment")
+            Setting.of(config).run(config, command, run, [_Messenger(connection)])
+            connection.send(("done", None))
+        except UserError as error:
+            connection.send(("failed", (UserError, str(error), "")))
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            connection.send(("failed", (RunError, reason, traceback.format_exc())))
+
+
+class _Messenger(Callback):
+    """Tells the parent."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def on_run_start(self, run: RunInfo) -> None:
+        self.connection.send(("begin", run.done))
+
+    def on_round_start(self, run: RunInfo, round: Round) -> None:
+        self.connection.send(("round", round))
+
+    def on_round_end(self, run: RunInfo, record: RoundRecord) -> None:
+        self.connection.send(("record", without_confusion(record)))

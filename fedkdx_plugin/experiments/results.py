@@ -1,0 +1,193 @@
+"""Results: finished runs as tables, plots and a report, from Python and for the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fedkdx_plugin.engine.metrics import Metrics
+from fedkdx_plugin.experiments.experiment import Experiment, title_and_about
+from fedkdx_plugin.reports import comparison_table, curves
+from fedkdx_plugin.reports.sections import arrange
+from fedkdx_plugin.results.records import PER_CLIENT, SCALARS
+from fedkdx_plugin.results.runs import Missing, Run, find, read, read_all
+from registry.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Results:
+    """Finished runs, and the plots, tables and report that are made of them.
+
+    Attributes:
+        folder: of the experiment, or the one that was read.
+        runs: the finished ones (see `fedkdx_plugin.results.runs.Run`).
+        missing: those that failed, or are not finished, with the reason.
+        title, about: of the report.
+        is_grid: whether the runs are of an experiment with sections.
+    """
+
+    folder: Path
+    runs: Sequence[Run]
+    missing: Sequence[Missing] = ()
+    title: str = ""
+    about: str = ""
+    is_grid: bool = False
+
+    @staticmethod
+    def of(experiment: Experiment) -> Results:
+        """Read what an experiment's runs have left. Raises UserError for a damaged run folder."""
+        if experiment.folder is None:
+            raise RuntimeError("the experiment has not begun")
+        found = [read(experiment.place(planned)) for planned in experiment.runs]
+        runs, missing = _apart(found)
+        title, about = experiment.title, experiment.about
+        return Results(experiment.folder, runs, missing, title, about, experiment.is_grid)
+
+    @staticmethod
+    def load(folder: str | Path) -> Results:
+        """Read all runs in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
+        whole = Path(folder)
+        runs, missing = read_all(find(whole))
+        title, about = title_and_about(whole)
+        grid = any(run.folder.parent != whole for run in runs)
+        return Results(whole, runs, missing, title or whole.resolve().name, about, grid)
+
+    @property
+    def count(self) -> int:
+        """How many runs there are or should be."""
+        return len(self.runs) + len(self.missing)
+
+    def sections(self) -> list[Results]:
+        """Return the runs of each section's folder by themselves, in their order."""
+        folders = dict.fromkeys(run.folder.parent for run in self.runs)
+        return [
+            Results(folder, [run for run in self.runs if run.folder.parent == folder], title=self.title)
+            for folder in folders
+        ]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each setting and method: metrics of the last round as shares, mean and std over seeds.
+
+        A method whose networks do not predict the same has a row for each of them, too, such as 'FedKDX (student)'.
+        """
+        lines = []
+        for section in arrange(self.runs):
+            for name, same in _by_name(row for method in section.methods for row in _rows(method.runs)).items():
+                values: dict[str, Any] = {"setting": section.title, "method": name, "seeds": len(same)}
+                for key in same[0].values:
+                    own = np.array([row.values[key] for row in same])
+                    column = comparison_table.COLUMNS.get(key, key.replace(" ", "_"))
+                    values |= {column: own.mean(), f"{column}_std": own.std(ddof=1) if len(own) > 1 else np.nan}
+                lines.append(values)
+        return pd.DataFrame(lines).set_index(["setting", "method"])
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """A row for each setting, method, seed, round and view: metrics, loss, bytes, seconds and clients."""
+        lines = []
+        for key, run in self._keyed():
+            for record in run.records:
+                common = key | {
+                    "round": record.round,
+                    "train_loss": record.train_loss,
+                    "bytes_up": record.bytes_up,
+                    "bytes_down": record.bytes_down,
+                    "seconds": sum(record.seconds.values()),
+                    "selected": len(record.selected),
+                    "rejected": len(record.rejected),
+                    "lost": len(record.lost),
+                }
+                views: Mapping[str, Metrics | None] = record.metrics or {"": None}
+                for view, metrics in views.items():
+                    own = {name: getattr(metrics, name) for name in SCALARS} if metrics else {}
+                    lines.append(common | {"view": view} | own)
+        return pd.DataFrame(lines)
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        """A row for each setting, method, seed, client and view: the client's metrics in the last round."""
+        lines = []
+        for key, run in self._keyed():
+            for view, metrics in run.evaluated[-1].metrics.items():
+                columns = {name.removeprefix("client_"): getattr(metrics, name) for name in PER_CLIENT}
+                for client, samples in enumerate(metrics.client_samples):
+                    own = {name: float(values[client]) for name, values in columns.items()}
+                    lines.append(key | {"client": client, "view": view, "windows": int(samples)} | own)
+        return pd.DataFrame(lines)
+
+    def _keyed(self) -> Iterable[tuple[dict[str, Any], Run]]:
+        for section in arrange(self.runs):
+            for method in section.methods:
+                for run in method.runs:
+                    yield {"setting": section.title, "method": method.name, "seed": run.seed}, run
+
+    def plot(self) -> Figure:
+        """Plot accuracy over rounds and over megabytes, mean ± std over seeds. Raises UserError: several settings."""
+        self._require_one()
+        return curves.plotted(self.runs, self.title)
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the report of all runs; returns its page.
+
+        Args:
+            out: its folder; by default `report` in the runs' own.
+
+        Raises:
+            UserError: jinja2 or matplotlib is missing, or the folder cannot be written.
+        """
+        from fedkdx_plugin.reports import report
+
+        folders = [*(run.folder for run in self.runs), *(missing.folder for missing in self.missing)]
+        return report.write(folders, Path(out) if out else self.folder / "report", self.title, self.about)
+
+    def write(self) -> str:
+        """Write `comparison.md`, `.csv` and, with matplotlib, `.png` of one section. Returns the table."""
+        self._require_one()
+        text = comparison_table.write(self.folder, self.runs, self.runs[0].config.get("vary", "training"))
+        if importlib.util.find_spec("matplotlib"):
+            curves.draw(self.folder / "comparison.png", self.runs, self.title)
+        return text
+
+    def _require_one(self) -> None:
+        if not self.runs:
+            reasons = "; ".join(f"{missing.name}: {missing.reason}" for missing in self.missing)
+            raise UserError(f"{self.folder}: no run is finished ({reasons})")
+        if len(found := dict.fromkeys(run.folder.parent for run in self.runs)) > 1:
+            names = ", ".join(folder.name for folder in found)
+            raise UserError(
+                f"{self.folder}: runs of several settings ({names}); take one of `sections()`, or `report()`"
+            )
+
+    def __repr__(self) -> str:
+        parts = [comparison_table.markdown(_rows(section.runs)) for section in self.sections()]
+        parts += [f"missing: {missing.name}: {missing.reason}" for missing in self.missing]
+        return "\n".join(parts) or f"no finished run in {self.folder}"
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html() if self.runs else repr(self)
+
+
+def _apart(found: Iterable[Run | Missing]) -> tuple[list[Run], list[Missing]]:
+    everything = list(found)
+    return [r for r in everything if isinstance(r, Run)], [r for r in everything if isinstance(r, Missing)]
+
+
+def _rows(runs: Iterable[Run]) -> list[comparison_table.Row]:
+    return [row for run in runs for row in comparison_table.rows(run.name, run.seed, run.records, run.groups)]
+
+
+def _by_name(rows: Iterable[comparison_table.Row]) -> dict[str, list[comparison_table.Row]]:
+    found: dict[str, list[comparison_table.Row]] = {}
+    for row in rows:
+        found.setdefault(row.name, []).append(row)
+    return found

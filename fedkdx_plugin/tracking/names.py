@@ -1,0 +1,3 @@
+"""Names of the trackers: importing this costs nothing."""
+
+TRACKERS = ("tensorboard", "mlflow", "wandb")
