@@ -68,13 +68,13 @@ def _files(counts: Counts) -> list[str]:
 
 
 def _rates(counts: Counts) -> list[str]:
-    timed = [tally for tally in counts.recordings if tally.timed and tally.rate]
+    timed = [(tally.rate, tally.name) for tally in counts.recordings if tally.timed and tally.rate]
     untimed = [tally.name for tally in counts.recordings if not tally.timed]
     lines = []
     if timed:
-        low, high = min(timed, key=lambda t: t.rate), max(timed, key=lambda t: t.rate)
+        low, high = min(timed, key=lambda pair: pair[0]), max(timed, key=lambda pair: pair[0])
         lines.append(
-            f"measured rate: {low.rate:.5g} Hz ({low.name}) to {high.rate:.5g} Hz ({high.name}), "
+            f"measured rate: {low[0]:.5g} Hz ({low[1]}) to {high[0]:.5g} Hz ({high[1]}), "
             f"{many(len(timed), 'recording')}"
         )
     if untimed:
@@ -87,8 +87,8 @@ def _windows(source: Source, reading: Reading) -> Iterator[str]:
     if reading.windows is None:
         yield "no windows"
         return
-    windows, subjects = many(len(reading.windows.y), "window"), many(len(counts.windows), "subject")
-    yield f"{windows} of {subjects} and {len(source.classes)} classes:"
+    subjects = many(len(counts.windows), "subject")
+    yield f"{many(len(reading.windows.y), 'window')} of {subjects} and {len(source.classes)} classes:"
     total = [sum(of_class) for of_class in zip(*counts.windows.values(), strict=True)]
     for name, count in zip(source.classes, total, strict=True):
         holders = sum(1 for windows in counts.windows.values() if windows[source.classes.index(name)])

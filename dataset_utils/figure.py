@@ -34,9 +34,9 @@ def draw(folder: Path, out: Path) -> None:
     if out.suffix.lower() not in FORMATS:
         raise UserError(f"{out}: a figure ends in {' or '.join(FORMATS)}")
     try:
-        from matplotlib.figure import (
-            Figure,
-        )  # no pyplot: no display, no state shared with the caller's figures
+        # not pyplot, which opens displays and shares state with the caller's own plots
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise UserError("figures need matplotlib: pip install matplotlib") from error
     manifest = shards.read_manifest(folder)
@@ -46,8 +46,7 @@ def draw(folder: Path, out: Path) -> None:
         order = np.argsort(-(train + test).sum(axis=0), kind="stable")
         train, test, label = train[:, order], test[:, order], "client, by number of windows"
     height = min(max(2.8, 1.2 + 0.2 * len(train)), 8.0)
-    figure = Figure(figsize=(9.5, height), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.04)
+    figure = Figure(figsize=(9.5, height), layout=ConstrainedLayoutEngine(wspace=0.04))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     _sizes(left, train.sum(axis=0), test.sum(axis=0), shards.evaluated_on(manifest))
     _classes(figure, right, train + test, manifest["classes"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
-        if hasattr(hashlib, "file_digest"):  # Python 3.11
+        if sys.version_info >= (3, 11):
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
         while piece := file.read(1 << 20):

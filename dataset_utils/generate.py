@@ -67,6 +67,8 @@ def prepare(
     windows = reading.windows
     for line in reading.counts.lines():
         report(line)
+    if windows is None:
+        raise UserError(f"{path}: holds no recording of {source.name}; give the folder of its original files (--raw)")
     divided = split(windows, spec.test_fraction, spec.split, spec.seed)
     parts = partition(spec, windows.y, windows.subject, divided.train, divided.test)
     parts = reduced(windows, parts, divided.test, spec, report)
@@ -160,8 +162,9 @@ def _clients(windows: Windows, parts: Partition, scale: str) -> Iterator[shards.
             about["statistics"] = scaling.statistics(train).to_dict()
         if scaled:
             train, test = scaled(train), scaled(test)
-        both = (shards.Shard(x, windows.y[pool]) for x, pool in zip((train, test), pools, strict=True))
-        yield shards.ClientData(*both, about)
+        yield shards.ClientData(
+            shards.Shard(train, windows.y[pools[0]]), shards.Shard(test, windows.y[pools[1]]), about
+        )
 
 
 def _report_losses(

@@ -10,7 +10,8 @@ class Growing:
 
     def __init__(self, rows: int, width: tuple[int, ...], kind: type) -> None:
         """Take an empty array of (rows, *width); memory that nothing is written to costs nothing."""
-        self.buffer, self.rows = np.empty((rows, *width), dtype=kind), 0
+        self.buffer: np.ndarray = np.empty((rows, *width), dtype=kind)
+        self.rows = 0
 
     def add(self, block: np.ndarray) -> None:
         """Append rows."""

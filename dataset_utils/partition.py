@@ -95,7 +95,7 @@ def apportion(amount: np.ndarray, shares: np.ndarray) -> np.ndarray:
         (clients, classes), int64.
     """
     exact = amount * shares
-    counts = np.floor(exact).astype(np.int64)
+    counts: np.ndarray = np.floor(exact).astype(np.int64)
     for c in range(len(amount)):
         remainder = np.round(exact[:, c] - counts[:, c], 9)  # rounding errors must not tell equals apart
         left = amount[c] - counts[:, c].sum()
@@ -161,7 +161,7 @@ def _by_subject(
                 f"client {k} has no test window; raise --test-fraction, name a recording of each subject where the "
                 "split is given, or choose another --partition"
             )
-    return Partition(*parts)
+    return Partition(parts[0], parts[1])
 
 
 def _check_amounts(spec: ShardSpec, clients: int, train: int, test: int) -> None:
@@ -183,7 +183,7 @@ def _shares(spec: ShardSpec, rng: np.random.Generator, amount: np.ndarray, clien
     if spec.partition == "dirichlet":
         drawn = rng.dirichlet(np.full(clients, spec.alpha), size=len(amount)).T
         # a tiny alpha underflows to 0, and who is given nothing at all could not be filled up
-        return np.maximum(drawn, np.finfo(float).tiny)
+        return np.asarray(np.maximum(drawn, np.finfo(float).tiny))
     return _pathological(spec.classes_per_client, rng, amount, clients)
 
 
@@ -203,7 +203,8 @@ def _pathological(classes_per_client: int, rng: np.random.Generator, amount: np.
         left = np.where(holders > 0, amount[present] / np.maximum(holders, 1), np.inf)
         chosen = np.lexsort((rng.random(len(present)), -left))[:classes_per_client]
         holds[k, present[chosen]] = True
-    return holds / np.maximum(holds.sum(axis=0), 1)
+    shares: np.ndarray = holds / np.maximum(holds.sum(axis=0), 1)
+    return shares
 
 
 def _deal(rng: np.random.Generator, labels: np.ndarray, pool: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:

@@ -37,7 +37,7 @@ def import_folder(folder: Path, name: str, data_root: Path) -> Path:
         raise UserError(f"{target} exists already; choose another --name or remove it")
     pairs = _files(folder)
     clients = [
-        shards.ClientData(*(_shard(file) for file in pair), {"subjects": None, "scaling": None}) for pair in pairs
+        shards.ClientData(_shard(train), _shard(test), {"subjects": None, "scaling": None}) for train, test in pairs
     ]
     classes = 1 + max(int(shard.y.max()) for client in clients for shard in (client.train, client.test))
     about = {

@@ -132,7 +132,8 @@ def lowpass(signal: np.ndarray, cutoff: float, rate: float) -> np.ndarray:
 
     sections = butter(ORDER, cutoff, fs=rate, output="sos")
     padding = min(int(np.ceil(3 * rate / cutoff)), len(signal) - 1)
-    return sosfiltfilt(sections, signal, padtype="even", padlen=padding)
+    filtered: np.ndarray = sosfiltfilt(sections, signal, padtype="even", padlen=padding)
+    return filtered
 
 
 def _smoothed(signal: np.ndarray, settings: Preprocessing) -> np.ndarray:

@@ -131,7 +131,7 @@ class Source(ABC):
         preprocessing: the defaults for this data set.
     """
 
-    name: ClassVar[str]
+    name: str
     paper: ClassVar[str] = ""
     classes: tuple[str, ...]
     channels: tuple[str, ...]

@@ -49,7 +49,8 @@ def without_aliases(signal: np.ndarray, rate: float, new: float) -> np.ndarray:
     taps |= 1  # odd, so that the delay is whole samples
     weights = firwin(taps, (1 + PASSED) / 2 * new / 2, window=("kaiser", beta), fs=rate)
     padded = np.pad(np.asarray(signal, dtype=np.float64), taps // 2, mode="reflect", reflect_type="odd")
-    return oaconvolve(padded, weights, mode="valid")
+    filtered: np.ndarray = oaconvolve(padded, weights, mode="valid")
+    return filtered
 
 
 def reach(raised: float) -> int:
@@ -74,4 +75,5 @@ def at_places(signal: np.ndarray, places: np.ndarray) -> np.ndarray:
         return np.repeat(signal, len(places))
     from scipy.interpolate import CubicSpline
 
-    return CubicSpline(np.arange(len(signal)), np.asarray(signal, dtype=np.float64))(places)
+    values: np.ndarray = CubicSpline(np.arange(len(signal)), np.asarray(signal, dtype=np.float64))(places)
+    return values

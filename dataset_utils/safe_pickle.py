@@ -12,7 +12,7 @@ import pickle
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def load_npz(path: Path) -> dict[str, object]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def read_pickle(file: BinaryIO, where: str) -> object:
+def read_pickle(file: IO[bytes], where: str) -> object:
     """What a plain pickle of arrays, dicts and the like holds, also one of Python 2. Raises UserError as `load_npy`."""
     try:
         return _arrays(_Unpickler(file, where, encoding="latin1").load(), {})
@@ -72,7 +72,7 @@ def read_pickle(file: BinaryIO, where: str) -> object:
         raise UserError(f"{where}: cannot be read: its contents are too large or nested too deeply") from error
 
 
-def _read(file: BinaryIO, where: str) -> object:
+def _read(file: IO[bytes], where: str) -> object:
     try:
         major, _ = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
@@ -93,10 +93,10 @@ def _read(file: BinaryIO, where: str) -> object:
 class _Unpickler(pickle.Unpickler):
     """Gives the names in a pickle our own harmless meanings, and knows no others."""
 
-    def __init__(self, file: BinaryIO, where: str, encoding: str = "ASCII") -> None:
+    def __init__(self, file: IO[bytes], where: str, encoding: str = "ASCII") -> None:
         super().__init__(file, encoding=encoding)
         self.where = where
-        self.known = {
+        self.known: dict[tuple[str, str], object] = {
             ("numpy", "ndarray"): "ndarray",
             ("numpy", "dtype"): self.dtype,
             ("_codecs", "encode"): self.encode,
@@ -135,11 +135,14 @@ class _Unpickler(pickle.Unpickler):
 
     def scalar(self, dtype: _Dtype, raw: bytes) -> np.generic:
         """One number or string."""
-        return np.frombuffer(raw, dtype.plain())[0]
+        value: np.generic = np.frombuffer(raw, dtype.plain())[0]
+        return value
 
     def frombuffer(self, raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
         """Protocol 5 writes contiguous arrays so."""
-        return np.frombuffer(raw, dtype.plain()).reshape(shape, order="F" if order == "F" else "C").copy()
+        flat = np.frombuffer(raw, dtype.plain())
+        own: np.ndarray = flat.reshape(shape, order="F" if order == "F" else "C").copy()
+        return own
 
 
 class _Dtype:
@@ -150,7 +153,7 @@ class _Dtype:
         if self.value.names or self.value.subdtype or self.value.kind == "V":
             raise ValueError(f"dtype {code!r} is not supported")
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         order, subarray, names, fields = state[1:5]
         if subarray or names or fields:
             raise ValueError("structured dtypes are not supported")
@@ -166,16 +169,19 @@ class _Dtype:
 class _Array:
     """An array in the making."""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, contents = state
-        self.shape, self.order, self.contents = shape, "F" if fortran else "C", contents
-        self.dtype = dtype.value
+        self.shape: tuple[int, ...] = shape
+        self.order: Literal["F", "C"] = "F" if fortran else "C"
+        self.contents: Any = contents
+        self.dtype: np.dtype = dtype.value
 
     def build(self, made: dict[int, Any]) -> np.ndarray:
         if not self.dtype.hasobject:
             raw = self.contents.encode("latin1") if isinstance(self.contents, str) else self.contents  # Python 2: str
-            return np.frombuffer(raw, self.dtype).reshape(self.shape, order=self.order).copy()
-        flat = np.empty(len(self.contents), dtype=object)
+            values: np.ndarray = np.frombuffer(raw, self.dtype).reshape(self.shape, order=self.order).copy()
+            return values
+        flat: np.ndarray = np.empty(len(self.contents), dtype=object)
         for index, item in enumerate(self.contents):
             flat[index] = _arrays(item, made)
         return flat.reshape(self.shape, order=self.order)
@@ -191,6 +197,7 @@ def _arrays(item: Any, made: dict[int, Any]) -> Any:
     if not isinstance(item, (_Array, dict, list, tuple, set, frozenset)):
         return item
     if id(item) not in made:
+        result: Any
         if isinstance(item, _Array):
             result = item.build(made)
         elif isinstance(item, dict):

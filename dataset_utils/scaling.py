@@ -20,7 +20,7 @@ class Statistics(NamedTuple):
         variance: (channels,), float64, of the population (divided by the count).
     """
 
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     mean: np.ndarray
     variance: np.ndarray
 
@@ -74,7 +74,8 @@ class Scaling(NamedTuple):
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Scaled copy of (n, channels, 1, time), float32."""
-        return ((x - self.offset[:, None, None]) / self.scale[:, None, None]).astype(np.float32)
+        scaled: np.ndarray = (x - self.offset[:, None, None]) / self.scale[:, None, None]
+        return scaled.astype(np.float32)
 
 
 def statistics(x: np.ndarray) -> Statistics:

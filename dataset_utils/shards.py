@@ -107,7 +107,7 @@ class ShardSet:
     def statistics(self) -> list[Statistics] | None:
         """What each client says of its training windows, where the windows are still to be scaled by what all say."""
         found = [statistics_of(self.manifest, k) for k in range(self.num_clients)]
-        return None if found[0] is None else found
+        return [own for own in found if own is not None] or None  # all clients state theirs, or none does
 
     @property
     def class_names(self) -> tuple[str, ...]:

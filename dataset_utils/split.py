@@ -73,14 +73,15 @@ def split(
         tested = _left_out(windows, seed) if how == "loso" else _given(windows)
     test, rest = np.flatnonzero(tested), np.flatnonzero(~tested)
     near = nearer(windows, rest, test, gap(windows))
-    if how == "given":
+    if windows.test is not None and how == "given":
         near |= windows.test[rest] != 0  # holds samples to be tested on, though too few for a window
     return Split(rest[~near], test, rest[near])
 
 
 def gap(windows: Windows) -> int:
     """Samples that `blocked` leaves between training and test windows."""
-    return max(windows.x.shape[-1], windows.reach)
+    window: int = windows.x.shape[-1]
+    return max(window, windows.reach)
 
 
 def nearer(windows: Windows, others: np.ndarray, test: np.ndarray, apart: int) -> np.ndarray:
@@ -93,7 +94,8 @@ def nearer(windows: Windows, others: np.ndarray, test: np.ndarray, apart: int) -
     right = np.searchsorted(places, line[others])
     after = places[np.minimum(right, len(places) - 1)]
     before = places[np.maximum(right - 1, 0)]
-    return np.minimum(abs(line[others] - after), abs(line[others] - before)) < reach
+    near: np.ndarray = np.minimum(abs(line[others] - after), abs(line[others] - before)) < reach
+    return near
 
 
 def groups_of(windows: Windows) -> list[np.ndarray]:
@@ -129,7 +131,8 @@ def _left_out(windows: Windows, seed: int) -> np.ndarray:
     subjects = len(windows.subjects)
     if subjects < 2:
         raise UserError("--split loso leaves one subject out, but there is only one; choose another --split")
-    return windows.subject == seed % subjects
+    left_out: np.ndarray = windows.subject == seed % subjects
+    return left_out
 
 
 def _given(windows: Windows) -> np.ndarray:
@@ -141,13 +144,15 @@ def _given(windows: Windows) -> np.ndarray:
         )
     if (windows.test != 0).all():
         raise UserError("--split given: all windows are to be tested on, so that none is left to train on")
-    return windows.test == 1
+    tested: np.ndarray = windows.test == 1
+    return tested
 
 
 def _places(windows: Windows, beyond: int = 1) -> np.ndarray:
     """(n,): where each window begins, on one axis on which different lines are at least `beyond` apart."""
-    start = windows.start - windows.start.min()
-    return windows.stretch * (int(start.max()) + beyond + 1) + start
+    start: np.ndarray = windows.start - windows.start.min()
+    places: np.ndarray = windows.stretch * (int(start.max()) + beyond + 1) + start
+    return places
 
 
 def _pieces(windows: Windows, own: np.ndarray) -> np.ndarray:

@@ -60,10 +60,10 @@ def even(recording: Recording, settings: Preprocessing, tally: Tally) -> Iterato
     """
     signals, labels = recording.signals, np.asarray(recording.labels, dtype=np.int64)
     if recording.time is None:
-        rate = recording.rate or settings.recorded or settings.rate
-        _check_rate(recording.where, rate, settings, "it is stated in the file; correct 'rate'")
-        tally.possible += _windows(len(labels), rate, settings)
-        yield Piece(signals, labels, rate, recording.begins or 0.0)
+        stated = recording.rate or settings.recorded or settings.rate
+        _check_rate(recording.where, stated, settings, "it is stated in the file; correct 'rate'")
+        tally.possible += _windows(len(labels), stated, settings)
+        yield Piece(signals, labels, stated, recording.begins or 0.0)
         return
     tally.timed = True
     if not len(labels):
@@ -196,7 +196,9 @@ def step_of(window: int, overlap: float) -> int:
 
 def _is_gap(steps: np.ndarray, rate: float, settings: Preprocessing) -> np.ndarray:
     """Which steps, in samples, leave more out than may be interpolated."""
-    return (np.rint(steps) - 1 > int(settings.max_gap * rate + 1e-6)) & (steps > 1.5)
+    longest = int(settings.max_gap * rate + 1e-6)
+    gaps: np.ndarray = (np.rint(steps) - 1 > longest) & (steps > 1.5)
+    return gaps
 
 
 def _passes(
@@ -223,6 +225,7 @@ def _is_disorder(
     """
     clock = time[order]
     rate = _rate_of(clock, settings)
+    fits: bool | np.bool_
     if settings.resample:  # any rate will do: mingled recordings have a rate that none of them has
         alone = _rate_of(time, settings)
         fits = (
@@ -238,7 +241,8 @@ def _is_disorder(
 def _equal_rows(signals: np.ndarray, labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Which rows `first` hold the same as their partners in `second`."""
     a, b = signals[first], signals[second]
-    return ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1) & (labels[first] == labels[second])
+    same: np.ndarray = ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1) & (labels[first] == labels[second])
+    return same
 
 
 def _unrepeated(
@@ -330,7 +334,8 @@ def _interpolated(
     valid = np.flatnonzero(~np.isnan(column))
     if not len(valid):
         return np.full(len(grid), np.nan)
-    at, values = time[valid], np.interp(grid, time[valid], column[valid])
+    at = time[valid]
+    values: np.ndarray = np.interp(grid, at, column[valid])
     after = np.clip(np.searchsorted(at, grid), 0, len(at) - 1)
     before = np.maximum(after - 1, 0)
     apart = at[after] - at[before] > settings.max_gap + 1.5 * step

@@ -31,13 +31,14 @@ def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None
     """
     window, pieces = settings.window, []
     for number, stretch in enumerate(stretches):
-        found = _labelled(stretch, settings) if settings.before is None else _around(stretch, settings)
+        before = settings.before
+        found = _labelled(stretch, settings) if before is None else _around(stretch, settings, before)
         starts, labels, test = found
         stretch.tally.windows += len(starts)
         if len(starts):
             views = np.lib.stride_tricks.sliding_window_view(stretch.signals, window, axis=0)
-            line = ("alone", number) if stretch.line is None else ("line", stretch.line)
-            pieces.append((stretch, views, labels, starts, line, test))
+            own_line = ("alone", number) if stretch.line is None else ("line", stretch.line)
+            pieces.append((stretch, views, labels, starts, own_line, test))
     if not pieces:
         return None
     pieces.sort(key=lambda piece: natural(piece[0].subject))
@@ -114,7 +115,8 @@ def _joined_parts(parts: Sequence[Windows], name: str, order: np.ndarray) -> np.
     if name == "recording":
         first = np.cumsum([0, *(int(value.max()) + 1 for value in values)])
         values = [value + offset for value, offset in zip(values, first[:-1], strict=True)]
-    return np.concatenate(values)[order]
+    ordered: np.ndarray = np.concatenate(values)[order]
+    return ordered
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
@@ -147,10 +149,10 @@ def _labelled(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np
     return starts[pure], classes[counts.argmax(axis=0)][pure], test[pure]  # the lowest of classes as frequent
 
 
-def _around(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _around(stretch: Stretch, settings: Preprocessing, before: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First samples, labels and `Windows.test` of the windows around events that lie wholly within a stretch."""
     events = np.flatnonzero(stretch.labels != UNLABELLED)
-    starts = events - round(settings.before * settings.rate)
+    starts = events - round(before * settings.rate)
     inside = (starts >= 0) & (starts + settings.window <= len(stretch.labels))
     kept = int(np.count_nonzero(inside))
     stretch.tally.possible += len(events)
@@ -162,4 +164,5 @@ def _around(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.n
 def _count(mask: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
     """How many of `mask` are true in each window."""
     total = np.concatenate([[0], np.cumsum(mask)])
-    return total[starts + window] - total[starts]
+    counts: np.ndarray = total[starts + window] - total[starts]
+    return counts

@@ -8,7 +8,6 @@ broken plug-in harms nobody else and listing needs no torch.
 from __future__ import annotations
 
 import ast
-import functools
 import importlib
 import importlib.util
 import os
@@ -141,22 +140,27 @@ def load(kind: str, name: str) -> type:
     entry = find(kind, name)
     module, _, attribute = entry.target.partition(":")
     try:
-        loaded = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        loaded: object = importlib.import_module(module)
+        for name_of_part in attribute.split("."):
+            loaded = getattr(loaded, name_of_part)
     except Exception as error:  # whatever a stranger's module raises, its user needs the package's name
         if entry.origin == OURS:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"'{entry.name}' from {entry.origin} cannot be loaded ({entry.target}): {reason}") from error
     problem = _misfit(kind, loaded)
-    if problem:
+    if problem or not isinstance(loaded, type):
         raise UserError(f"'{entry.name}' from {entry.origin} ({entry.target}) {problem}")
     return loaded
 
 
 def _misfit(kind: str, loaded: object) -> str:
     """Why a loaded object is not what its group promises, or ''."""
+    base: type
     if kind == "datasets":
-        from dataset_utils.recording import Source as base
+        from dataset_utils.recording import Source
+
+        base = Source
     else:
         from registry import interface
 

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from registry.messages import BadMessage, Message, check_state
-from registry.messages import NonFinite as NonFinite  # with the two above, what algorithms find here
+# what algorithms import from here
+from registry.messages import BadMessage as BadMessage
+from registry.messages import Message as Message
+from registry.messages import NonFinite as NonFinite
+from registry.messages import check_state
 from registry.parameters import Params as _Params
 
 
@@ -100,7 +103,7 @@ class Batch(NamedTuple):
 class Round(NamedTuple):
     """Which round it is: `index` counts from 1 to `total`; `share` of the clients are selected in each."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     total: int
     share: float = 1.0
 

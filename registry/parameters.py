@@ -108,7 +108,7 @@ def _number(value: Any, kind: type, where: str) -> int | float:
         raise UserError(f"{where}: {value!r} is not {noun}") from None
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise UserError(f"{where}: {value!r} is not {noun}")
-    return kind(number)
+    return int(number) if kind is int else number
 
 
 def check(value: Any, metadata: Any, where: str) -> None:

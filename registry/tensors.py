@@ -22,7 +22,7 @@ def copied(tensors: Mapping[str, Tensor], device: torch.device | str | None = No
     names: dict[torch.dtype, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(tensor.dtype, []).append(name)
-    copies = {}
+    copies: dict[str, Tensor] = {}
     for own in names.values():
         to = tensors[own[0]].device if device is None else device
         parts = [tensors[name].detach().to(to) for name in own]

@@ -8,10 +8,11 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO
 
 from dataset_utils.files import unwritable
 from registry.errors import UserError
@@ -25,7 +26,7 @@ RATIO_FROM = 1 << 30
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 
 
-class Archive:
+class Archive(ABC):
     """Read-only view of a data set's folder, on disk or inside a zip.
 
     Attributes:
@@ -33,38 +34,74 @@ class Archive:
         root: the data set's folder (for a zip: its path inside).
     """
 
-    def __init__(self, path: Path, root: Path | PurePosixPath, zipped: zipfile.ZipFile | None) -> None:
-        self.path = path
-        self.root = root
-        self._zip = zipped
+    def __init__(self, path: Path, root: PurePath) -> None:
+        self.path, self.root = path, root
 
+    @abstractmethod
     def match(self, pattern: str) -> list[str]:
-        """Files below `root` whose relative path fits `pattern` (`*` within one part), sorted."""
-        if self._zip is None:
-            return sorted(found.relative_to(self.root).as_posix() for found in self.root.glob(pattern))
-        depth = len(self.root.parts)
-        inside = [PurePosixPath(*p.parts[depth:]) for p in _members(self._zip) if p.is_relative_to(self.root)]
-        parts = len(PurePosixPath(pattern).parts)
-        return sorted(str(name) for name in inside if len(name.parts) == parts and name.match(pattern))
+        """Return the files below `root` whose relative path fits `pattern` (`*` within one part), sorted."""
 
+    @abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of a file."""
-        return (self.root / name).stat().st_size if self._zip is None else self._info(name).file_size
+        """Return the size of a file in bytes."""
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """Return a file's name for messages."""
+
+    @abstractmethod
+    def _stream(self, name: str) -> IO[bytes]:
+        """Open a file; errors are left to `open`."""
 
     @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file below `root`, to be read as bytes. Raises UserError where it is missing or damaged."""
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file below `root` for reading bytes. Raises UserError where it is missing or damaged."""
         try:
-            with (self.root / name).open("rb") if self._zip is None else self._zip.open(self._info(name)) as file:
+            with self._stream(name) as file:
                 yield file
         except _DAMAGED as error:
             raise UserError(f"{self.path}: '{name}' in it is damaged ({error}); fetch the file again") from error
         except OSError as error:
             raise UserError(f"{self.where(name)}: cannot be read ({error.strerror or error})") from error
 
+
+class _Folder(Archive):
+    def __init__(self, path: Path, root: Path) -> None:
+        super().__init__(path, root)
+        self._folder = root
+
+    def match(self, pattern: str) -> list[str]:
+        return sorted(found.relative_to(self._folder).as_posix() for found in self._folder.glob(pattern))
+
+    def size(self, name: str) -> int:
+        return (self._folder / name).stat().st_size
+
     def where(self, name: str) -> str:
-        """How a message calls a file."""
-        return str(self.root / name) if self._zip is None else f"{self.path} ({name})"
+        return str(self._folder / name)
+
+    def _stream(self, name: str) -> IO[bytes]:
+        return (self._folder / name).open("rb")
+
+
+class _Zipped(Archive):
+    def __init__(self, path: Path, root: PurePosixPath, zipped: zipfile.ZipFile) -> None:
+        super().__init__(path, root)
+        self._zip = zipped
+
+    def match(self, pattern: str) -> list[str]:
+        depth = len(self.root.parts)
+        inside = [PurePosixPath(*p.parts[depth:]) for p in _members(self._zip) if p.is_relative_to(self.root)]
+        parts = len(PurePosixPath(pattern).parts)
+        return sorted(str(name) for name in inside if len(name.parts) == parts and name.match(pattern))
+
+    def size(self, name: str) -> int:
+        return self._info(name).file_size
+
+    def where(self, name: str) -> str:
+        return f"{self.path} ({name})"
+
+    def _stream(self, name: str) -> IO[bytes]:
+        return self._zip.open(self._info(name))
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         try:
@@ -85,21 +122,21 @@ def open_archive(path: Path, key: str) -> Iterator[Archive]:
         UserError: nothing there, damaged, dangerous (see `check_zip`), or another data set.
     """
     if path.is_dir():
-        root = _folder_root(path, key)
-        if root is None:
+        folder = _folder_root(path, key)
+        if folder is None:
             raise UserError(f"{path}: no '{key}' in this folder")
-        yield Archive(path, root, None)
+        yield _Folder(path, folder)
         return
     with _open_zip(path, path) as outer:
         root = _zip_root(outer, key)
         if root is not None:
-            yield Archive(path, root, outer)
+            yield _Zipped(path, root, outer)
             return
         for inner in (str(name) for name in _members(outer) if name.suffix.lower() == ".zip"):
             with _nested(path, outer, inner) as zipped:
                 root = _zip_root(zipped, key)
                 if root is not None:
-                    yield Archive(path, root, zipped)
+                    yield _Zipped(path, root, zipped)
                     return
     raise UserError(f"{path}: no '{key}' in this zip")
 
@@ -133,7 +170,7 @@ def check_zip(zipped: zipfile.ZipFile, path: Path) -> None:
 
 
 @contextmanager
-def _open_zip(source: Path | BinaryIO, path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(source: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         zipped = zipfile.ZipFile(source)
     except (*_DAMAGED, ValueError, NotImplementedError) as error:

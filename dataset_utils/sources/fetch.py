@@ -57,7 +57,7 @@ class ArchiveSource(Source):
         if path.is_file():
             return [path]
         with open_archive(path, self.place.key) as archive:
-            return sorted(archive.root / name for pattern in self.members for name in archive.match(pattern))
+            return sorted(Path(archive.root) / name for pattern in self.members for name in archive.match(pattern))
 
 
 def locate(name: str, place: Place, raw: Path | None, data_root: Path, download: bool) -> Path:
@@ -122,7 +122,7 @@ def download(url: str, target: Path, size: int | None = None, sha256: str | None
             _fetch(url, part, size)
             break
         except (OSError, http.client.HTTPException) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise files.unwritable(part, error) from error
             held = part.stat().st_size
             if held <= most:

@@ -56,11 +56,12 @@ class SleepEDF(ArchiveSource):
                 raise UserError(f"{root / name}: {len(stages)} files {name[:6]}*-Hypnogram.edf beside it, not one")
             marks: Annotations = edf_annotations(stages[0])
             table = read_edf(root / name, Wanted(SIGNALS, None, ()), Dialect())
-            labels = _labels(marks.onset, marks.duration, marks.labels, len(table.signals), table.rate or 0.0)
+            rate = table.rate or self.preprocessing.rate
+            labels = _labels(marks.onset, marks.duration, marks.labels, len(table.signals), rate)
             asleep = np.flatnonzero(labels > 0)
             if not len(asleep):
                 raise UserError(f"{stages[0]}: holds no stage of sleep")
-            keep = int(AWAKE * table.rate)
+            keep = int(AWAKE * rate)
             first = max(0, (asleep[0] - keep) // 3000 * 3000)  # whole epochs
             awake = labels == 0
             awake[first : asleep[-1] + 1 + keep] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class WESAD(ArchiveSource):
                 yield Recording(Path(name).stem, signals, labels, name=name, rate=RATE, left_out=left_out)
 
 
-def _chest(data: object, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _chest(data: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Signals (samples, 8), float32, and conditions (samples,)."""
     try:
         chest, condition = data["signal"]["chest"], np.asarray(data["label"]).ravel()

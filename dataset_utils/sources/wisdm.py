@@ -60,7 +60,11 @@ class WISDM(ArchiveSource):
 
 def _records(file: Iterable[bytes]) -> tuple[list[str], list[str], list[float], list[tuple[float, ...]], int]:
     """Users, activities, times and signals of all whole records, and how many are not."""
-    users, activities, times, signals, broken = [], [], [], [], 0
+    users: list[str] = []
+    activities: list[str] = []
+    times: list[float] = []
+    signals: list[tuple[float, ...]] = []
+    broken = 0
     for line in file:
         for record in line.decode("utf-8", "replace").split(";"):
             cells = [cell.strip() for cell in record.split(",")]

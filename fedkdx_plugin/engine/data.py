@@ -43,7 +43,7 @@ class DeviceData:
     test_slices: list[slice]
     evaluated_on: str = "test"
     unseen: tuple[int, ...] = ()
-    statistics: list[Statistics | None] | None = None
+    statistics: Sequence[Statistics | None] | None = None
     scaled: dict[bytes, DeviceData] = field(default_factory=dict, compare=False, repr=False)
 
     @property

@@ -106,9 +106,9 @@ def _tables(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> tuple[np
     support = _count(own_class, clients * classes).view(clients, classes)
     samples = support.sum(1)
     cells = own_class * classes + known.argmax(1)
-    confusion = _count(cells, clients * classes**2, finite).view(clients, classes, classes)
-    hits = confusion.diagonal(dim1=1, dim2=2).double()
-    seen = support + confusion.sum(1)  # in labels and in predictions
+    pairs = _count(cells, clients * classes**2, finite).view(clients, classes, classes)
+    hits = pairs.diagonal(dim1=1, dim2=2).double()
+    seen = support + pairs.sum(1)  # in labels and in predictions
     present = (seen > 0).sum(1)
     f1 = (2 * hits / seen.clamp(min=1)).sum(1) / present
     recall = (hits / support.clamp(min=1)).sum(1) / present
@@ -125,10 +125,10 @@ def _tables(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> tuple[np
     # All is fetched here. Losses are added up in the order of samples, as index_add on a GPU would not do.
     columns = (samples.double(), hits.sum(1) / samples, f1, recall, auc, auc_macro)
     table = torch.stack(columns).cpu().numpy()
-    whose, losses = torch.stack([client.double(), losses]).cpu().numpy()
-    loss = np.bincount(whose.astype(np.int64), losses, clients)
+    whose, of_samples = torch.stack([client.double(), losses]).cpu().numpy()
+    loss = np.bincount(whose.astype(np.int64), of_samples, clients)
     loss = np.divide(loss, table[0], out=np.full(clients, np.nan), where=table[0] > 0)
-    confusion = confusion.cpu().numpy()
+    confusion: np.ndarray = pairs.cpu().numpy()
     return np.vstack([table, loss]), confusion, table[0].astype(np.int64) - confusion.sum((1, 2))
 
 

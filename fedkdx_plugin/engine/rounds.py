@@ -174,7 +174,8 @@ class Federation:
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(server.networks()) if due else {}
-        loss = self._train_loss({id: results[id].loss for id in replies})
+        losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
+        loss = self._train_loss({id: losses[id] for id in replies})
         clock.lap("evaluate")
         return RoundRecord(
             round=round.index,
@@ -282,8 +283,8 @@ class Federation:
         total = sum(samples.values())
         if not losses:
             return float("nan")
-        values = torch.stack(list(losses.values())).tolist()
-        return sum(value * samples[id] / total for id, value in zip(losses, values, strict=True))
+        values: list[float] = torch.stack(list(losses.values())).tolist()
+        return float(sum(value * samples[id] / total for id, value in zip(losses, values, strict=True)))
 
 
 def _reason(client: int, error: Exception) -> str:
@@ -298,7 +299,8 @@ class _Clock:
     """Wall time by name; waits for the device at each lap, so that work is booked where it was done."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds, self.last = device, {}, time.perf_counter()
+        self.device, self.last = device, time.perf_counter()
+        self.seconds: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
         if self.device.type == "cuda":

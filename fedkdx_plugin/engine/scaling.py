@@ -46,7 +46,9 @@ def agree(
         reachable: who can be selected in a round.
         receivers: how many clients take part.
     """
-    for round in rounds if statistics is not None else ():
+    if statistics is None:
+        return None
+    for round in rounds:
         there = [own for id in reachable(round) if (own := statistics[id]) is not None]
         if there:
             common = pooled(there)

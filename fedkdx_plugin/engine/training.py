@@ -58,7 +58,7 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     trained = {name: net for name, net in client.nets.items() if name not in client.frozen}
     parameters = {name: list(net.parameters()) for name, net in trained.items()}
     move = mover(list(parameters.values()), client.learning_rate, settings.clip_norm)
-    x, y, _ = client.data
+    x, y, _ = windows_of(client)
     sums: list[Tensor] = []
     rows: list[int] = []
     for name, net in client.nets.items():
@@ -76,6 +76,17 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     losses_of_batches = torch.stack(sums)
     weights = torch.tensor(rows, dtype=losses_of_batches.dtype).to(x.device)
     return losses_of_batches @ weights / weights.sum()
+
+
+def windows_of(client: Client) -> Batch:
+    """Return the training windows of a client at work.
+
+    Raises:
+        RuntimeError: it is not at work, so that none are in place.
+    """
+    if client.data is None:
+        raise RuntimeError(f"client {client.id}: its windows are in place only while it works")
+    return client.data
 
 
 class ClientError(RuntimeError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from fedkdx_plugin.engine.faults import Damage
@@ -61,7 +63,7 @@ def _same(one: Message, other: Message) -> bool:
     )
 
 
-def check_finite(client: int, tensors: dict[str, torch.Tensor]) -> None:
+def check_finite(client: int, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise NonFinite, naming client and tensor, where a tensor holds NaN or infinity. One sync for all tensors."""
     if (name := first_nonfinite(tensors)) is not None:
         raise NonFinite(f"client {client}: {name} holds NaN or infinity")

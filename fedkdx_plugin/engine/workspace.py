@@ -31,7 +31,9 @@ class Workspace:
     ) -> None:
         with seeded(seed, "initial weights"):
             nets = algorithm.Client.build(task)
-        self.nets = Networks({name: net.to(device, memory_format=memory_format(device)) for name, net in nets.items()})
+        layout = memory_format(device)
+        # PyTorch's types do not know a memory format beside a device
+        self.nets = Networks({name: net.to(device, memory_format=layout) for name, net in nets.items()})  # type: ignore[call-overload]
         if device.type == "cpu":
             fuse(self.nets)
         for name in algorithm.Client.frozen:

@@ -46,4 +46,5 @@ class CNNLSTM(Model):
         """(n, channels, 1, time) -> (n, feature_size)."""
         steps = self.convolution(x).squeeze(2).transpose(1, 2)  # (n, time, filters)
         hidden, _ = self.lstm(steps)
-        return self.dense(hidden.flatten(1))
+        features: Tensor = self.dense(hidden.flatten(1))
+        return features

@@ -7,7 +7,7 @@ import ctypes
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -31,7 +31,8 @@ HOOKS = (
 )  # a chain would not call them
 WINDOWS = 3  # on which both ways are compared
 
-Slot = tuple[dict[str, Tensor], str]  # a module's own dictionary, as tensors are asked for at every step, and a name
+# a module's own dictionary, as tensors are asked for at every step, and a name
+Slot = tuple[Mapping[str, Tensor | None], str]
 
 
 class Layer(NamedTuple):
@@ -112,7 +113,7 @@ class Layout(NamedTuple):
             shapes.append((n, inputs, 1, time) if layer.kind == CONVOLUTION_BLOCK else (n, inputs))
         kept, scratch = ctypes.c_ssize_t(), ctypes.c_ssize_t()
         unset = b"".join(layer.packed() for layer in layers)
-        library.operations().chain_sizes(unset, len(layers), n, samples, ctypes.byref(kept), ctypes.byref(scratch))
+        library.required().chain_sizes(unset, len(layers), n, samples, ctypes.byref(kept), ctypes.byref(scratch))
         return Layout(n, samples, kept.value, scratch.value, shapes)
 
 
@@ -130,7 +131,7 @@ class Chained(torch.autograd.Function):
         x, count = _laid_out(x), len(packed) // LAYER.size
         kept, scratch, out = x.new_empty(layout.kept), _scratch(layout.scratch), _empty(x, layout.shapes[-1])
         between = None if inner < 0 else _empty(x, layout.shapes[inner])
-        library.operations().chain_forward(
+        library.required().chain_forward(
             *(packed, count, x.data_ptr(), layout.n, layout.time),
             *(kept.data_ptr(), scratch.data_ptr()),
             *(inner, _place(between), out.data_ptr()),
@@ -149,7 +150,7 @@ class Chained(torch.autograd.Function):
         by_inner = None if by_inner is None else _laid_out(by_inner)
         by_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         by = [torch.empty_like(parameter) for parameter in parameters]
-        library.operations().chain_backward(
+        library.required().chain_backward(
             *(packed, count, x.data_ptr(), layout.n, layout.time),
             *(kept.data_ptr(), scratch.data_ptr()),
             *(inner, _place(between), _place(by_inner), out.data_ptr(), by_out.data_ptr()),
@@ -167,7 +168,8 @@ def _scratch(values: int) -> Tensor:
         return torch.empty(values, dtype=torch.float32)
     if not hasattr(_own, "scratch") or len(_own.scratch) < values:
         _own.scratch = torch.empty(values, dtype=torch.float32)
-    return _own.scratch
+    scratch: Tensor = _own.scratch
+    return scratch
 
 
 def _place(tensor: Tensor | None) -> int | None:
@@ -234,11 +236,12 @@ class Chain:
         with library.left_out():  # also of what the method asks
             return method(self.module, x)
 
-    def _run(self, x: Tensor, packed: bytes, layout: Layout, parameters: Sequence[Tensor]) -> Any:
-        between, out = Chained.apply(x, packed, layout, self.inner, *parameters)
+    def _run(self, x: Tensor, packed: bytes, layout: Layout, parameters: Sequence[Tensor | None]) -> Any:
+        inputs = (x, packed, layout, self.inner, *parameters)
+        between, out = Chained.apply(*inputs)  # type: ignore[no-untyped-call]  # PyTorch gives it none
         return out if between is None else Output(between, out)
 
-    def _prepared(self, x: Tensor) -> tuple[bytes, Layout, Sequence[Tensor]] | None:
+    def _prepared(self, x: Tensor) -> tuple[bytes, Layout, Sequence[Tensor | None]] | None:
         """What it takes to compute; None where PyTorch's operations are to be used."""
         if not self.module.training or library.operations() is None or torch.get_num_threads() > THREADS:
             return None
@@ -272,7 +275,9 @@ class Chain:
         self._statistics = [slot for layer in self.layers for slot in layer.statistics()]
         self._shapes = [shape for own in (0, 1) for layer in self.layers for shape in layer.shapes()[own]]
         self._layouts: dict[torch.Size, Layout | None] = {}
-        self._known: list[float] = []  # what was packed: where in memory the layers' tensors are, and norms' rates
+        self._known: list[
+            float | None
+        ] = []  # what was packed: where in memory the layers' tensors are, and norms' rates
         self._packed: bytes | None = None  # None where some tensor does not fit
         self._functions = []
 
@@ -288,11 +293,13 @@ class Chain:
 
     def _pack(self, parameters: Sequence[Tensor | None]) -> bytes | None:
         """The layers; nothing is looked at again as long as all tensors are where they were."""
-        tensors = [*parameters, *(held.get(name) for held, name in self._statistics)]
-        if any(tensor is None for tensor in tensors):
+        found = [*parameters, *(held.get(name) for held, name in self._statistics)]
+        tensors = [tensor for tensor in found if tensor is not None]
+        if len(tensors) < len(found):
             return None
         places = [tensor.data_ptr() for tensor in tensors]
-        known = places + [rate for norm in self._norms for rate in (norm.eps, norm.momentum)]
+        known: list[float | None] = [*places]
+        known += [rate for norm in self._norms for rate in (norm.eps, norm.momentum)]
         if known != self._known:
             self._known, self._packed = known, None
             if all(map(_fits, tensors, self._shapes)):
@@ -305,7 +312,7 @@ class Chain:
 
     def _may_stand(self, x: Tensor) -> bool:
         """Whether the compiled layers give what the method gives; known for as long as no function is another one."""
-        operations, window = library.operations(), x.shape[1:]
+        operations, window = library.required(), x.shape[1:]
         methods = [getattr(kind, name) for kind, name in self._methods]
         functions = [
             *(Chained.forward, Chained.backward, operations.chain_forward, operations.chain_backward),

@@ -25,10 +25,11 @@ def fuse(nets: Mapping[str, nn.Module]) -> None:
 def _fuse(module: nn.Module) -> None:
     if _of_sequence(module):
         module.forward = Chain(module, "forward", _of_sequence)
-    elif _of_features(module):
-        module.features = Chain(module, "features", _of_features)
+    elif isinstance(module, Model) and _of_features(module):
+        # of this very module: its class stays as it is
+        module.features = Chain(module, "features", _of_features)  # type: ignore[method-assign]
         if _of_model(module):
-            module.forward = Chain(module, "forward", _of_model)
+            module.forward = Chain(module, "forward", _of_model)  # type: ignore[method-assign]
     else:
         for child in module.children():
             _fuse(child)
@@ -42,8 +43,10 @@ def _of_features(module: nn.Module) -> Plan | None:
     return _plan(*module.sequence()) if isinstance(module, Model) and _is_plain(module) else None
 
 
-def _of_model(model: Model) -> Plan | None:
+def _of_model(model: nn.Module) -> Plan | None:
     """With the head, if features come out between two layers."""
+    if not isinstance(model, Model):
+        return None
     if (features := _of_features(model)) and (whole := _plan(*model.sequence(), model.head)):
         inner = len(features.layers) - 1
         return whole._replace(inner=inner) if whole.layers[inner] == features.layers[inner] else None
@@ -89,17 +92,27 @@ def _chain(modules: Sequence[nn.Module]) -> list[Layer]:
 
 def _first(modules: Sequence[nn.Module], before: Sequence[Layer]) -> tuple[Layer | None, int]:
     """What the first modules are, and how many of them."""
-    kinds = [type(module) for module in modules[:4]]
     first = modules[0]
-    if kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d] and _is_block(*modules[:4]):
-        sizes = first.in_channels, first.out_channels, first.kernel_size[1]
-        return Layer(CONVOLUTION_BLOCK, *sizes, first, modules[1]), 4
-    if kinds[0] is nn.Flatten and (first.start_dim, first.end_dim) == (1, -1) and before:
+    if (block := _block(modules[:4])) is not None:
+        return block, 4
+    if type(first) is nn.Flatten and (first.start_dim, first.end_dim) == (1, -1) and before:
         return Layer(FLATTEN, before[-1].outputs, 0), 1
-    if kinds[0] is nn.Linear and first.bias is not None and first.in_features % VECTOR == 0:
-        relu = kinds[1:2] == [nn.ReLU]
+    if type(first) is nn.Linear and first.bias is not None and first.in_features % VECTOR == 0:
+        relu = [type(module) for module in modules[1:2]] == [nn.ReLU]
         return Layer(DENSE_RELU if relu else DENSE, first.in_features, first.out_features, main=first), 1 + relu
     return None, 0
+
+
+def _block(modules: Sequence[nn.Module]) -> Layer | None:
+    """The four modules of a convolution block as one layer; None where they are none."""
+    if [type(module) for module in modules] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d]:
+        return None
+    convolution, norm, _, pool = modules
+    assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and isinstance(pool, nn.MaxPool2d)
+    if not _is_block(convolution, norm, pool):
+        return None
+    sizes = convolution.in_channels, convolution.out_channels, convolution.kernel_size[1]
+    return Layer(CONVOLUTION_BLOCK, *sizes, convolution, norm)
 
 
 def _is_whole(layer: Layer) -> bool:
@@ -114,7 +127,7 @@ def _in_order(layers: Sequence[Layer]) -> bool:
     return kinds == sorted(kinds) and flattenings <= 1 and (flattenings == 1 or len(set(kinds)) == 1)
 
 
-def _is_block(convolution: nn.Conv2d, norm: nn.BatchNorm2d, relu: nn.ReLU, pool: nn.MaxPool2d) -> bool:
+def _is_block(convolution: nn.Conv2d, norm: nn.BatchNorm2d, pool: nn.MaxPool2d) -> bool:
     """The convolution is valid, 1×k, moved by one sample; batch norm keeps statistics; pooling is 1×2."""
     one, none = (1, 1), (0, 0)
     plain = convolution.stride == convolution.dilation == one and convolution.padding == none

@@ -43,6 +43,18 @@ def operations() -> ctypes.CDLL | None:
     return None if _left_out else _library()
 
 
+def required() -> ctypes.CDLL:
+    """Return the compiled operations where `operations` has been found to give some.
+
+    Raises:
+        RuntimeError: there are none.
+    """
+    found = operations()
+    if found is None:
+        raise RuntimeError("the compiled operations are switched off or cannot be made; ask `operations` first")
+    return found
+
+
 @contextmanager
 def left_out() -> Iterator[None]:
     """Within, there are no compiled operations: `torch.vmap` cannot look into them."""

@@ -66,7 +66,7 @@ def compiled(equations: ModuleType) -> Callable[[Losses], Losses]:
 
 def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
     """Whether `mutual` gives what the method does for a client with such parameters and networks of such sizes."""
-    operations, variables = library.operations(), vars(equations)
+    operations, variables = library.required(), vars(equations)
     classes, size = teacher.logits.shape[1], teacher.features.shape[1]
     ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
     theirs = (*twin.made_of(variables, FUNCTIONS), method, method.__code__, F.cross_entropy, Batch.mean)
@@ -128,7 +128,9 @@ def mutual(teacher: Output, student: Output, y: Tensor, terms: Terms) -> tuple[T
     Returns:
         Two scalars.
     """
-    return Mutual.apply(teacher.logits, student.logits, teacher.features, student.features, y, terms)
+    inputs = (teacher.logits, student.logits, teacher.features, student.features, y, terms)
+    losses: tuple[Tensor, Tensor] = Mutual.apply(*inputs)  # type: ignore[no-untyped-call]  # PyTorch gives it none
+    return losses
 
 
 class Mutual(torch.autograd.Function):
@@ -142,7 +144,7 @@ class Mutual(torch.autograd.Function):
         n, classes = z_t.shape
         room = torch.empty(8, classes, dtype=torch.float64)
         values, by = z_t.new_empty(2), [torch.empty_like(z_t), torch.empty_like(z_s)]
-        library.operations().mutual_losses(
+        library.required().mutual_losses(
             *(z_t.data_ptr(), z_s.data_ptr(), y.data_ptr()),
             *(n, classes),
             *(terms.tau, terms.gamma, terms.kd, terms.nkd),
@@ -153,7 +155,7 @@ class Mutual(torch.autograd.Function):
             n, size = h_t.shape
             by += [torch.empty_like(h_t), torch.empty_like(h_s)]
             room = h_t.new_empty(n * (2 * size + n + 2))
-            values += terms.ctl * library.operations().contrastive_loss(
+            values += terms.ctl * library.required().contrastive_loss(
                 *(h_t.data_ptr(), h_s.data_ptr()),
                 *(n, size, terms.tau_ctl, terms.shortest),
                 *(room.data_ptr(), *(tensor.data_ptr() for tensor in by[2:])),

@@ -30,9 +30,9 @@ def clip_and_move(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: 
         for group in groups:
             if bound > 0:
                 nn.utils.clip_grad_norm_(group, bound)
-            moved = [parameter for parameter in group if parameter.grad is not None]
+            moved: list[Tensor] = [parameter for parameter in group if parameter.grad is not None]
             if moved:
-                torch._foreach_sub_(moved, [parameter.grad for parameter in moved], alpha=rate)
+                torch._foreach_sub_(moved, [p.grad for p in moved if p.grad is not None], alpha=rate)
             for parameter in moved:
                 parameter.grad = None
 
@@ -49,7 +49,7 @@ class ClipAndMove:
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> None:
         self.rate, self.bound = rate, bound
-        self._operation = library.operations().clip_and_move
+        self._operation = library.required().clip_and_move
         self._groups = [(list(group), _pointers(group), _sizes(group)) for group in groups]
 
     @staticmethod
@@ -72,7 +72,7 @@ class ClipAndMove:
 
 def _agrees() -> bool:
     """Whether both ways move parameters by the same, clipped and not."""
-    ours = (ClipAndMove.__init__, ClipAndMove.__call__, library.operations().clip_and_move)
+    ours = (ClipAndMove.__init__, ClipAndMove.__call__, library.required().clip_and_move)
     theirs = (*twin.made_of(globals(), ["clip_and_move"]), nn.utils.clip_grad_norm_)
     return twin.agrees("clipping and SGD", None, [*ours, *theirs], _reasons)
 
@@ -109,9 +109,9 @@ def _alike(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
     return torch.empty_like(parameter).copy_(gradient)
 
 
-def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
     return (POINTER * len(tensors))(*[None if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
-def _sizes(tensors: Sequence[Tensor]) -> ctypes.Array:
+def _sizes(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_ssize_t]:
     return (SIZE * len(tensors))(*[tensor.numel() for tensor in tensors])

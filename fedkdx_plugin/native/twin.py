@@ -105,11 +105,11 @@ class Side(NamedTuple):
     values: Callable[[], Results]
     by: Results
 
-    def results(self, rounding: AbstractContextManager | None = None) -> dict[str, Tensor]:
+    def results(self, rounding: AbstractContextManager[object] | None = None) -> dict[str, Tensor]:
         """The values, and the gradients of a weighted sum of them."""
         with rounding or nullcontext():
             values = self.values()
-        found = values | self._gradients(values)
+        found = {**values, **self._gradients(values)}
         return {name: tensor.detach().to(torch.float64, copy=True) for name, tensor in found.items()}
 
     def _gradients(self, values: Results) -> dict[str, Tensor]:
@@ -117,6 +117,7 @@ class Side(NamedTuple):
             return {}
         weights = [2 + random(*value.shape, seed=seed).to(value.dtype) for seed, value in enumerate(values.values())]
         loss = sum((weight * value).sum() for weight, value in zip(weights, values.values(), strict=True))
+        assert isinstance(loss, Tensor)  # there is a value at least
         gradients = torch.autograd.grad(loss, list(self.by.values()), allow_unused=True, materialize_grads=True)
         return {f"the gradient by {name}": gradient for name, gradient in zip(self.by, gradients, strict=True)}
 
@@ -157,7 +158,7 @@ def roundoff(terms: int) -> float:
 
     Higham and Mary, A new approach to probabilistic rounding error analysis, 2019: with probability 1 - 2 exp(-λ²/2).
     """
-    return CERTAINTY * terms**0.5 * UNIT
+    return CERTAINTY * math.sqrt(terms) * UNIT
 
 
 class Rounding(TorchFunctionMode):

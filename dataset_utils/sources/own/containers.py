@@ -97,6 +97,7 @@ def _signals(file: Path, arrays: Arrays, channels: tuple[str, ...]) -> np.ndarra
 
 def _time(file: Path, arrays: Arrays, wanted: Wanted) -> tuple[np.ndarray | None, str | None]:
     """Times and their unit; the array `time` is used where none is named, and is in seconds."""
+    unit: str | None
     if wanted.time is None:
         if TIME not in arrays:
             return None, None

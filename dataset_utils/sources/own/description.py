@@ -272,7 +272,7 @@ def _time(described: Checked, value: Any) -> Time | None:
 
 
 def _unit(described: Checked) -> str | None:
-    unit = described.text("unit", None)
+    unit: str | None = described.text("unit", None)
     if unit is not None and unit not in (*UNITS, "iso") and "%" not in unit:
         raise described.error(
             f"'unit' must be one of {', '.join(UNITS)}, iso, or a pattern like '%d.%m.%Y %H:%M:%S', not {unit!r}"
@@ -281,7 +281,7 @@ def _unit(described: Checked) -> str | None:
 
 
 def _timezone(described: Checked) -> str | None:
-    name = described.text("timezone", None)
+    name: str | None = described.text("timezone", None)
     if name is not None:
         import zoneinfo
 
@@ -418,7 +418,7 @@ def _preprocessing(described: Checked, streams: tuple[Stream, ...], events: bool
 
 
 def _purity(described: Checked) -> float:
-    value = described.number("purity", 0.0)
+    value: float = described.number("purity", 0.0)
     if value > 1:
         raise described.error(f"'purity' is a share, at most 1, not {value:g}")
     return value

@@ -74,7 +74,8 @@ class GivenRule:
             return np.full(rows, any(name in self._files for name in self._names(file)))
         values = [label_text(value) for value in parts.values]
         self._values_seen.update(dict.fromkeys(values))
-        return np.isin(np.array(values, dtype=str), self._values)[parts.codes]
+        tested: np.ndarray = np.isin(np.array(values, dtype=str), self._values)[parts.codes]
+        return tested
 
     def _names(self, file: Path) -> tuple[str, ...]:
         """What a file may be called: its path below the folder and its name, with endings and without."""

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset_utils.sources.own import inventory
-from dataset_utils.sources.own.description import Description, Marks
+from dataset_utils.sources.own.description import Description, Dialect, Marks, Time
 from dataset_utils.sources.own.labels import Text
 from dataset_utils.sources.own.naming import ending, stem
 from dataset_utils.sources.own.reading import read
 from dataset_utils.sources.own.signal_files import edf_annotations, wfdb_annotations
-from dataset_utils.sources.own.table import Wanted
+from dataset_utils.sources.own.table import Table, Wanted
 from dataset_utils.time_axis import UNITS
 from registry.errors import UserError
 
@@ -72,20 +72,26 @@ def read_marks(path: Path, marks: Marks, subject: str | None, unit: str) -> Plac
     """
     if ending(path) not in TABLES:
         found = edf_annotations(path) if ending(path) in (".edf", ".bdf") else wfdb_annotations(path)
-        end = found.onset + (0 if marks.end is None else found.duration)
+        end = found.onset if marks.end is None else found.onset + found.duration
         return Places(found.onset, end, Text.of(found.labels), path)
     texts = (marks.label, *([marks.subject] if marks.subject else []))
-    table = read(path, Wanted((), marks.start, texts), marks.dialect)
+    table, time = _read_timed(path, marks.start, texts, marks.dialect)
     scale = UNITS[table.unit or unit]
-    start, rows = table.time * scale, np.ones(len(table.time), dtype=bool)
-    end = start
+    start: np.ndarray = time * scale
+    rows, end = np.ones(len(time), dtype=bool), start
     if marks.end is not None:
-        until = read(path, Wanted((), dataclasses.replace(marks.start, column=marks.end), texts), marks.dialect)
-        end = until.time * scale
+        _, until = _read_timed(path, dataclasses.replace(marks.start, column=marks.end), texts, marks.dialect)
+        end = until * scale
     if marks.subject and subject is not None:
         whose = table.texts[marks.subject]
         rows = np.array([value == subject for value in whose.values])[whose.codes]
     return Places(start[rows], end[rows], table.texts[marks.label].take(rows), path)
+
+
+def _read_timed(path: Path, time: Time, texts: tuple[str, ...], dialect: Dialect) -> tuple[Table, np.ndarray]:
+    table = read(path, Wanted((), time, texts), dialect)
+    assert table.time is not None  # a table read with a column of times has them
+    return table, table.time
 
 
 def place(places: Places, seconds: np.ndarray, marks: Marks, name: str) -> tuple[Text, int]:
@@ -135,7 +141,8 @@ def place(places: Places, seconds: np.ndarray, marks: Marks, name: str) -> tuple
 
 def labels_of(description: Description, root: Path) -> set[str]:
     """All labels in files of marks."""
-    marks: Marks = description.label
+    marks = description.label
+    assert isinstance(marks, Marks)
     paths = inventory.label_files(description, root)
     if not paths:
         raise UserError(f"{root}: holds no '{marks.file}', where the labels should stand")

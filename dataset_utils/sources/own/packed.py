@@ -9,16 +9,19 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, TYPE_CHECKING
 
 from dataset_utils.sources.archive import MAX_RATIO, RATIO_FROM, check_zip
 from registry.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError)
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[BinaryIO]:
+def opened(file: Path) -> Iterator[IO[bytes]]:
     """The contents of a file. Raises UserError: unreadable, damaged, or a zip of several files or none."""
     try:
         if file.suffix.lower() == ".gz":
@@ -27,8 +30,8 @@ def opened(file: Path) -> Iterator[BinaryIO]:
         elif file.suffix.lower() == ".zip":
             with zipfile.ZipFile(file) as zipped:
                 check_zip(zipped, file)
-                with zipped.open(only_member(zipped, file)) as unpacked:
-                    yield unpacked
+                with zipped.open(only_member(zipped, file)) as member:
+                    yield member
         else:
             with file.open("rb") as raw:
                 yield raw
@@ -49,7 +52,7 @@ def only_member(zipped: zipfile.ZipFile, file: Path) -> str:
 class _Bounded(io.RawIOBase):
     """A stream that ends in an error where it unpacks to absurdly more than its file holds."""
 
-    def __init__(self, stream: BinaryIO, file: Path) -> None:
+    def __init__(self, stream: gzip.GzipFile, file: Path) -> None:
         self.stream, self.file, self.read_so_far = stream, file, 0
         self.most = max(RATIO_FROM, MAX_RATIO * file.stat().st_size)
 
@@ -65,9 +68,10 @@ class _Bounded(io.RawIOBase):
     def tell(self) -> int:
         return self.stream.tell()
 
-    def readinto(self, buffer: memoryview) -> int:
-        piece = self.stream.read(len(buffer))
-        buffer[: len(piece)] = piece
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        space = memoryview(buffer)
+        piece = self.stream.read(len(space))
+        space[: len(piece)] = piece
         self.read_so_far += len(piece)
         if self.read_so_far > self.most:
             raise UserError(f"{self.file}: refused, it unpacks to more than {self.most} bytes (a bomb?)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dataset_utils.sources.own.naming import Rule
 from dataset_utils.sources.own.reading import read
 from dataset_utils.sources.own.table import Table, Wanted
 from dataset_utils.time_axis import UNITS, likely_unit
+from dataset_utils.windows import joined
 from registry.errors import UserError
 
 
@@ -45,7 +46,7 @@ class OwnData(Source):
         self.root = description.folder.parent if description.folder.is_file() else description.folder
 
     @functools.cached_property
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]  # read-only: found out when first asked for
         """The class names; where the YAML gives none, the distinct labels, numbers in their order."""
         return tuple(dict.fromkeys(self._names.values()))
 
@@ -77,10 +78,12 @@ class OwnData(Source):
         """See `Source.ignored`."""
         return inventory.ignored(self.described, self.root, self._recorded())
 
-    def load(self, path: Path) -> Iterator[Recording]:
-        """A recording for each subject and session of a file, or of files that are merged."""
-        for part in self.parts(path):
-            yield from part()
+    def load(self, path: Path) -> Iterable[Recording] | Windows:
+        """Read a recording for each subject and session, or windows where the files hold windows."""
+        loaded = (part() for part in self.parts(path))
+        if self.described.cut_already:
+            return joined([own for own in loaded if isinstance(own, Windows)])[0]
+        return chain.from_iterable(own for own in loaded if not isinstance(own, Windows))
 
     def parts(self, path: Path) -> Iterator[Callable[[], Iterable[Recording] | Windows]]:
         """See `Source.parts`: a file each, or the files of a recording."""
@@ -111,7 +114,9 @@ class OwnData(Source):
             found |= {described.label.of(file, self.root) for file in self._recorded()}
         else:
             for stream in described.streams:
-                for file in self._files(stream) if stream.label else ():
+                if not stream.label:
+                    continue
+                for file in self._files(stream):
                     try:
                         table = read(file, self._wanted(stream), stream.dialect, True)
                         found |= set(table.texts[stream.label].counts())
@@ -259,7 +264,9 @@ class OwnData(Source):
         merged = streams.merge(recordings, [s.rate for s in described.streams], self.preprocessing, tallies)
         name = " ".join(filter(None, (subject, session)))
         of_labels = next((r for r, s in zip(recordings, described.streams, strict=True) if s.label), None)
-        labels, left_out, unlisted = merged.labels, {}, {}
+        labels = merged.labels
+        left_out: Mapping[str, int] = {}
+        unlisted: Mapping[str, int] = {}
         if described.label is not None:
             seconds = merged.first + np.arange(len(labels)) / self.preprocessing.rate
             if isinstance(described.label, Rule):

@@ -95,7 +95,8 @@ def seconds(values: Iterable[str], time: Time, where: str) -> np.ndarray:
             dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: times are no dates of one kind ({' '.join(str(error).split())[:160]})") from error
-    return (dates.to_numpy().astype("datetime64[ns]") - np.datetime64(0, "ns")) / np.timedelta64(1, "s")
+    passed: np.ndarray = dates.to_numpy().astype("datetime64[ns]") - np.datetime64(0, "ns")
+    return passed / np.timedelta64(1, "s")
 
 
 def is_date(text: str) -> bool:

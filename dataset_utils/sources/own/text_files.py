@@ -174,8 +174,8 @@ def _frames(
             raise UserError(f"{file}: its rows are not those of a table ({' '.join(str(error).split())})") from error
         except UnicodeError as error:
             raise UserError(
-                f"{file}: is not written in {found.encoding} throughout ({error.reason}); say "
-                "dialect: {encoding: ...}"
+                f"{file}: is not written in {found.encoding} throughout ({getattr(error, 'reason', error)}); "
+                "say dialect: {encoding: ...}"
             ) from error
 
 
@@ -200,7 +200,8 @@ def _numbers(file: Path, column: pd.Series, name: str, before: int) -> np.ndarra
     import pandas as pd
 
     if column.dtype.kind in "fiu":
-        return column.to_numpy(np.float64)
+        values: np.ndarray = column.to_numpy(np.float64)
+        return values
     if column.dtype.kind == "M":
         raise UserError(f"{file}: column '{name}' holds dates; it can be the 'time' only")
     numbers = pd.to_numeric(column, errors="coerce")
@@ -212,4 +213,5 @@ def _numbers(file: Path, column: pd.Series, name: str, before: int) -> np.ndarra
         raise UserError(
             f"{file}: line {before + row + 1}, column '{name}': {str(column.iloc[row])[:40]!r} is no number"
         )
-    return numbers.to_numpy(np.float64)
+    converted: np.ndarray = numbers.to_numpy(np.float64)
+    return converted

@@ -161,7 +161,8 @@ class _Worker:
 
 def _ready(busy: Mapping[_Worker, int]) -> list[_Worker]:
     """Workers that have answered or died; waits for the first."""
-    signs = {worker.connection: worker for worker in busy} | {worker.process.sentinel: worker for worker in busy}
+    signs: dict[Any, _Worker] = {worker.connection: worker for worker in busy}
+    signs |= {worker.process.sentinel: worker for worker in busy}
     return list(dict.fromkeys(signs[sign] for sign in wait(list(signs))))
 
 
@@ -181,6 +182,7 @@ def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, paren
         except (EOFError, OSError):
             return
         try:
+            assert isinstance(task, Message)  # the parent sends nothing else
             answer: Message | _Failed = _work(backend, task)
         except BaseException:
             answer = _Failed(traceback.format_exc())

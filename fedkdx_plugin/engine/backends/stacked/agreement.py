@@ -15,7 +15,7 @@ from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
 from fedkdx_plugin.engine.backends.stacked.state import State
 from fedkdx_plugin.engine.backends.stacked.step import Step
 from fedkdx_plugin.engine.randomness import seeded
-from fedkdx_plugin.engine.training import mover
+from fedkdx_plugin.engine.training import mover, windows_of
 from registry.interface import Batch, Model, copy_state, float_state
 
 ROWS = 8  # of a trial batch: few, so that a row which only fills up weighs much
@@ -98,15 +98,15 @@ def _try(
     chosen = torch.tensor(places, device=state.tensors[0].device)
     together = State(*(tuple(tensor[chosen] for tensor in part) for part in state))
     ready = [trial.ready for trial in trials]
-    plan = _plan([len(one.client.data.y) for one in ready])
-    windows = sum(len(one.client.data.y) for one in ready)
-    step = Step(losses, len(ready), STEPS, plan.index.shape[2], True, windows, ready[0], clip)
+    rows = [len(windows_of(one.client).y) for one in ready]
+    plan = _plan(rows)
+    step = Step(losses, len(ready), STEPS, plan.index.shape[2], True, sum(rows), ready[0], clip)
     return _compare(nets, losses, trials, step.train(ready, plan, together), together)
 
 
 def _shortened(one: Ready, rows: int, place: int) -> Ready:
-    client = copy.copy(one.client)
-    client.data, client.learning_rate = Batch(client.data.x[:rows], client.data.y[:rows]), RATE
+    client, (x, y, _) = copy.copy(one.client), windows_of(one.client)
+    client.data, client.learning_rate = Batch(x[:rows], y[:rows]), RATE
     return Ready(client, one.context, place)
 
 
@@ -133,7 +133,7 @@ def _alone(
         net.zero_grad()
     move = mover([list(net.parameters()) for net in trained.values()], client.learning_rate, clip)
     for _ in range(STEPS):
-        loss = torch.stack(list(client.losses(nets, client.data, one.context).values())).sum()
+        loss = torch.stack(list(client.losses(nets, windows_of(client), one.context).values())).sum()
         loss.backward()
         move()
         losses.append(loss.detach())
@@ -163,7 +163,7 @@ def _compare_logits(net: str, module: Model, losses: Losses, trials: Sequence[_T
     """Evaluation of the clients' networks as they ended alone, on windows of which some only fill up."""
     names = list(float_state({net: module}))
     states = {name: torch.stack([trial.end[name] for trial in trials]) for name in names}
-    windows = [trial.ready.client.data.x for trial in trials]
+    windows = [windows_of(trial.ready.client).x for trial in trials]
     width = 1 + max(map(len, windows))
     x = torch.stack([torch.cat([own, own[:1].expand(width - len(own), -1, -1, -1)]) for own in windows])
     mask = torch.stack([torch.arange(width, device=x.device) < len(own) for own in windows])

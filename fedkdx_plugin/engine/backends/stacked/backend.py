@@ -126,7 +126,7 @@ class Stacked(Backend):
         results: dict[int, Trained | NonFinite] = {}
         groups: dict[Any, list[Ready]] = {}
         self._make_room(len(messages))
-        self._kept.load(list(messages), self._state)
+        self._kept.load(list(messages), self._at_work)
         for place, (id, message) in enumerate(messages.items()):
             try:
                 one = self._begin(id, place, message, round)
@@ -141,6 +141,11 @@ class Stacked(Backend):
             release(self.workspace.clients[id])
         return results
 
+    @property
+    def _at_work(self) -> State:
+        assert self._state is not None  # `_make_room` comes first
+        return self._state
+
     def _make_room(self, clients: int) -> None:
         if self._state is None or len(self._state.tensors[0]) < clients:
             like = next(iter(self.workspace.initial.values()))
@@ -149,7 +154,7 @@ class Stacked(Backend):
     def _bind(self, place: int) -> Networks:
         """The networks with the tensors of the client at a place in the state."""
         if place not in self._rows:
-            self._rows[place] = self._losses.arrangement.row(self._state, place)
+            self._rows[place] = self._losses.arrangement.row(self._at_work, place)
         row = self._rows[place]
         for name, tensor in self._tensors.items():
             tensor.data = row[name]
@@ -189,7 +194,7 @@ class Stacked(Backend):
                 client.memory = _moved(client.memory, self._holder)
             return results
 
-        sizes = [len(one.client.data.y) for one in group]
+        sizes = [len(training.windows_of(one.client).y) for one in group]
         reason = self._reason(what, group)
         if reason is None or 0 in sizes:
             return one_by_one()  # an error of the algorithm itself comes up here, with client and step
@@ -210,7 +215,7 @@ class Stacked(Backend):
         None as long as nothing is known, since no loss was finite: the reference drops such clients.
         """
         if what not in self._reasons:
-            reason = disagreement(self.workspace.nets, self._losses, group, self._state, self.settings.clip_norm)
+            reason = disagreement(self.workspace.nets, self._losses, group, self._at_work, self.settings.clip_norm)
             if reason is None:
                 return None
             self._give_up(what, reason)
@@ -225,7 +230,7 @@ class Stacked(Backend):
         """Train a group by the best way that works; None where none does."""
         while True:
             try:
-                return self._step(what, group, plan, round).train(group, plan, self._state)
+                return self._step(what, group, plan, round).train(group, plan, self._at_work)
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:
@@ -264,7 +269,7 @@ class Stacked(Backend):
         if self.device.type != "cuda":
             return EAGER
         step = self._made(group, plan, len(group))
-        step.load(group, plan, self._state, torch.tensor([one.place for one in group], device=self.device))
+        step.load(group, plan, self._at_work, torch.tensor([one.place for one in group], device=self.device))
         steps = rounds * step.rows.shape[1]
         if step.operations() * steps < COMPILE_FROM:
             return GRAPH
@@ -290,7 +295,7 @@ class Stacked(Backend):
             except NonFinite as error:
                 results[client.id] = error
         done = [one for one in group if isinstance(results[one.client.id], Trained)]
-        self._kept.save([one.client.id for one in done], self._state, [one.place for one in done])
+        self._kept.save([one.client.id for one in done], self._at_work, [one.place for one in done])
         for one in done:
             one.client.trained += 1
             one.client.memory = _moved(one.client.memory, self._holder)
@@ -303,8 +308,9 @@ class Stacked(Backend):
     def _finite(self, places: Sequence[int]) -> list[bool]:
         """Whether all of each client's state is finite, fetched from the device at once."""
         chosen = torch.tensor(places, device=self.device)
-        ends = [tensor.flatten(1).abs().amax(1) for tensor in self._state.tensors if tensor.shape[2]]
-        return torch.stack(ends).isfinite().all(0)[chosen].tolist()
+        ends = [tensor.flatten(1).abs().amax(1) for tensor in self._at_work.tensors if tensor.shape[2]]
+        finite: list[bool] = torch.stack(ends).isfinite().all(0)[chosen].tolist()
+        return finite
 
     def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
         """As `Backend.predict`; several states are stacked where clients are, a single one is asked as it is."""
@@ -348,8 +354,7 @@ class Stacked(Backend):
         states = {}
         for name in predictions[0].state:
             # contiguous: after a resume strides are other ones, and the products' last bits may depend on them
-            own = [one.state[name].to(self.device).contiguous() for one in predictions]
-            states[name] = torch.stack(own)
+            states[name] = torch.stack([one.state[name].to(self.device).contiguous() for one in predictions])
         mask = torch.arange(width) < torch.tensor(list(map(len, windows))).unsqueeze(1)
         x = self.data.test_x[index.to(self.device)]
         logits = self._losses.logits(net, states, x, mask.to(self.device))

@@ -68,7 +68,7 @@ def convert(nets: Mapping[str, nn.Module], rows: Rows) -> dict[str, nn.Module]:
         for part in net.modules():
             if type(part) in CONVERTED and _convertible(part):
                 part.__class__ = CONVERTED[type(part)]
-                part.rows = rows
+                vars(part)["rows"] = rows
     return copies
 
 
@@ -97,29 +97,37 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddin
     columns = windows.permute(0, 2, 3, 4, 1).reshape(n * height * steps, -1)
     matrix = weight.permute(2, 1, 0).reshape(-1, weight.shape[0])
     out = columns @ matrix if bias is None else torch.addmm(bias, columns, matrix)
-    return out.unflatten(0, (n, height, steps)).permute(0, 3, 1, 2)
+    result: Tensor = out.unflatten(0, (n, height, steps))
+    return result.permute(0, 3, 1, 2)
 
 
 class Conv1d(nn.Conv1d):
     """A 1-D convolution as a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = convolve(x.unsqueeze(2), self.weight, self.bias, self.stride[0], self.padding[0], self.dilation[0])
-        return y.squeeze(2)
+        padding = int(self.padding[0])  # numbers: see `_convertible`
+        return convolve(x.unsqueeze(2), self.weight, self.bias, self.stride[0], padding, self.dilation[0]).squeeze(2)
 
 
 class Conv2d(nn.Conv2d):
     """A convolution with a kernel of height 1 as a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.squeeze(2)
-        return convolve(x, weight, self.bias, self.stride[1], self.padding[1], self.dilation[1])
+        weight, padding = self.weight.squeeze(2), int(self.padding[1])  # numbers: see `_convertible`
+        return convolve(x, weight, self.bias, self.stride[1], padding, self.dilation[1])
 
 
 class LSTM(nn.LSTM):
     """One layer, step by step: the same equations, in products that stack."""
 
-    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
+
+    def forward(  # type: ignore[override]  # nothing here packs sequences
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """As `nn.LSTM`: (n, time, inputs) where `batch_first`, else (time, n, inputs)."""
         gates = F.linear(x, self.weight_ih_l0)
         if self.bias:
@@ -138,7 +146,7 @@ class LSTM(nn.LSTM):
         return out, (hidden.unsqueeze(0), cell.unsqueeze(0))
 
 
-class _BatchNorm:
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm by its formula, over the real rows alone: in training and in evaluation, with a mask and without.
 
     `F.batch_norm` under `torch.vmap` is another operation for each memory layout, type and device, not all of them with
@@ -149,9 +157,10 @@ class _BatchNorm:
 
     def forward(self, x: Tensor) -> Tensor:
         across = (1, -1, *[1] * (x.ndim - 2))
-        if not self.training and self.running_mean is not None:
-            scale = self._scale(self.running_var)
-            shift = -self.running_mean * scale if self.bias is None else self.bias - self.running_mean * scale
+        running_mean, running_var = self.running_mean, self.running_var
+        if not self.training and running_mean is not None and running_var is not None:
+            scale = self._scale(running_var)
+            shift = -running_mean * scale if self.bias is None else self.bias - running_mean * scale
             return x * scale.view(across) + shift.view(across)
         weights, count = self._weights(x)
         dims = (0, *range(2, x.ndim))
@@ -159,8 +168,10 @@ class _BatchNorm:
         centred = x - mean.view(across)
         squares = centred.square()
         variance = squares.mean(dims) if weights is None else (squares * weights).sum(dims)
-        if self.training and self.running_mean is not None:
-            self._remember(mean.detach(), variance.detach(), count)
+        if self.training and running_mean is not None and running_var is not None:
+            others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp(min=1)
+            self._remember(running_mean, mean.detach())
+            self._remember(running_var, variance.detach() * (count / others))
         y = centred * self._scale(variance).view(across)
         return y if self.bias is None else y + self.bias.view(across)
 
@@ -186,11 +197,10 @@ class _BatchNorm:
         count = real.sum() * values
         return (real / count.clamp(min=1)).view(-1, *[1] * (x.ndim - 1)), count
 
-    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
-        """Move the running statistics."""
-        others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp(min=1)
-        for running, new in ((self.running_mean, mean), (self.running_var, variance * (count / others))):
-            running.add_((new - running) * self.momentum)
+    def _remember(self, running: Tensor, new: Tensor) -> None:
+        """Move a running statistic towards a batch's own."""
+        assert self.momentum is not None  # see `_reason`
+        running.add_((new - running) * self.momentum)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

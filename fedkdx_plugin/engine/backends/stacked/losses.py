@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
 
@@ -15,6 +15,8 @@ from fedkdx_plugin.native.library import left_out
 from registry.interface import Batch, Client, Networks, Output
 
 PREFIX = "net_"  # so that no network's name is one that `nn.Module` has already
+
+Ask = Callable[[Sequence[str], Sequence[Mapping[str, Tensor]], Tensor], list[Output]]
 
 
 class Losses(nn.Module):
@@ -74,7 +76,8 @@ class Losses(nn.Module):
         Args:
             state, batch, context: with a leading axis of clients.
         """
-        groups, own = [], {}
+        groups: list[Mapping[str, Tensor]] = []
+        own: dict[str, Tensor] = {}
         for group, trained, other in zip(self.arrangement.groups, *state, strict=True):
             tensors = group.trained.split(trained) | group.other.views(other)  # local name -> (clients, networks, ...)
             groups.append(tensors if len(group.nets) > 1 else {})
@@ -83,19 +86,28 @@ class Losses(nn.Module):
                 parts = tensor.unbind(1) if len(group.nets) > 1 else (tensor.squeeze(1),)
                 own |= {f"{PREFIX}{net}.{name}": one for net, one in zip(group.nets, parts, strict=True)}
 
-        def one(own: Mapping, groups: Sequence, x: Tensor, y: Tensor, mask: Tensor | None, context: Mapping) -> Tensor:
-            return functional_call(self, own, (x, y, mask, context, groups), tie_weights=False)
+        def one(
+            own: dict[str, Tensor],
+            groups: Sequence[Mapping[str, Tensor]],
+            x: Tensor,
+            y: Tensor,
+            mask: Tensor | None,
+            context: Mapping[str, Tensor],
+        ) -> Tensor:
+            loss: Tensor = functional_call(self, own, (x, y, mask, context, groups), tie_weights=False)
+            return loss
 
         with left_out():
             in_dims = (0, 0, 0, 0, None if batch.mask is None else 0, 0)
-            return vmap(one, in_dims)(own, groups, *batch, dict(context))
+            losses: Tensor = vmap(one, in_dims)(own, groups, *batch, dict(context))
+        return losses
 
     def _asked_together(self, names: Sequence[str], groups: Sequence[Mapping[str, Tensor]], x: Tensor) -> list[Output]:
         """Outputs of the networks of a whole group, in one pass; of others, one after the other."""
         for group, (pattern,), tensors in zip(self.arrangement.groups, self._patterns, groups, strict=True):
             if pattern is not None and sorted(names) == sorted(group.nets):
 
-                def ask(own: Mapping[str, Tensor], x: Tensor, pattern: nn.Module = pattern) -> tuple:
+                def ask(own: Mapping[str, Tensor], x: Tensor, pattern: nn.Module = pattern) -> tuple[Tensor, ...]:
                     return tuple(functional_call(pattern, dict(own), (x,), tie_weights=False))
 
                 features, logits = vmap(ask, (0, None))(tensors, x)
@@ -116,22 +128,24 @@ class Losses(nn.Module):
 
         def one(state: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
             self.rows.mask = mask
-            return functional_call(module, dict(state), (x,), tie_weights=False).logits
+            output: Output = functional_call(module, dict(state), (x,), tie_weights=False)
+            return output.logits
 
         mode = module.training
         module.eval()
         try:
             with left_out():
-                return vmap(one)(own, x, mask)
+                logits: Tensor = vmap(one)(own, x, mask)
         finally:
             self.rows.mask = None
             module.train(mode)
+        return logits
 
 
 class _OnePass(Networks):
     """Networks whose `outputs` takes one pass where they are of one group."""
 
-    def __init__(self, nets: Mapping[str, nn.Module], ask, groups: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, nets: Mapping[str, nn.Module], ask: Ask, groups: Sequence[Mapping[str, Tensor]]) -> None:
         super().__init__(nets)
         self._ask, self._groups = ask, groups
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedkdx_plugin.engine.training import Settings, permutations
+from fedkdx_plugin.engine.training import Settings, permutations, windows_of
 from registry.interface import Client, Round
 
 
@@ -53,7 +53,7 @@ class Plan:
     @staticmethod
     def of(ready: Sequence[Ready], round: Round, settings: Settings) -> Plan:
         """Lay out the very batches of `training.batches`."""
-        own = [permutations(len(one.client.data.y), round, one.client.id, settings) for one in ready]
+        own = [permutations(len(windows_of(one.client).y), round, one.client.id, settings) for one in ready]
         width = min(settings.batch_size, max(order.shape[1] for order in own))
         steps = max(len(order) * -(-order.shape[1] // settings.batch_size) for order in own)
         index = torch.zeros(len(ready), steps, width, dtype=torch.int64)

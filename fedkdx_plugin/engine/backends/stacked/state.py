@@ -146,7 +146,7 @@ def _parts(net: nn.Module) -> tuple[Part, Part]:
     return Part(trained), Part({name: shape for name, shape in everything.items() if name not in trained})
 
 
-class Kept(Sequence):
+class Kept(Sequence[dict[str, Tensor]]):
     """What clients keep of their networks between rounds: a row of each `State` tensor a client.
 
     `kept[id]` is full name -> tensor, as in `Workspace.kept`; {} for a client that keeps nothing yet. Rows are
@@ -184,7 +184,7 @@ class Kept(Sequence):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, id: int) -> dict[str, Tensor]:
+    def __getitem__(self, id: int) -> dict[str, Tensor]:  # type: ignore[override]  # a client's, never a slice
         if self._rows[id] and not self._seen[id]:
             rows = iter(self._rows[id])
             own = self.arrangement.row(self._state(lambda start: next(rows).unsqueeze(0), lambda start: start[:0]), 0)

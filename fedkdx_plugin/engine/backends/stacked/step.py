@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedkdx_plugin.engine.backends.stacked.losses import Losses
 from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
 from fedkdx_plugin.engine.backends.stacked.state import State
+from fedkdx_plugin.engine.training import windows_of
 from fedkdx_plugin.native.library import cache_folder
 from registry.interface import Batch
 
@@ -58,7 +59,7 @@ class Step:
         clip_norm: float,
         way: str = EAGER,
     ) -> None:
-        x, y, _ = one.client.data
+        x, y, _ = windows_of(one.client)
         self.losses, self.masked, self.clip_norm, self.way = losses, masked, clip_norm, way
         self.state = losses.arrangement.empty(clients, x.new_empty((), dtype=_type(losses)))
         self.context = {name: t.detach().new_zeros(clients, *t.shape) for name, t in one.context.items()}
@@ -96,9 +97,10 @@ class Step:
             own[:count].copy_(theirs[places])
         for name, own in self.context.items():
             own[:count].copy_(torch.stack([one.context[name] for one in ready]))
-        ends = sum(len(one.client.data.y) for one in ready)
-        self.windows[:ends].copy_(torch.cat([one.client.data.x for one in ready]))
-        self.labels[:ends].copy_(torch.cat([one.client.data.y for one in ready]))
+        windows = [windows_of(one.client) for one in ready]
+        ends = sum(len(own.y) for own in windows)
+        self.windows[:ends].copy_(torch.cat([own.x for own in windows]))
+        self.labels[:ends].copy_(torch.cat([own.y for own in windows]))
         self.index[:count, :steps].copy_(plan.index)
         self.rows.zero_()
         self.rows[:count, :steps].copy_(plan.rows)
@@ -188,7 +190,8 @@ class Step:
     def operations(self) -> int:
         """Count the operations of a step that are more than another look at a tensor; nothing is changed by it."""
         before = [tensor.clone() for tensor in self._changed]
-        with _Counted() as counted:
+        counted = _Counted()
+        with counted:
             self.once()
         self._put_back(before)
         return counted.number
@@ -205,7 +208,9 @@ class Step:
 class _Counted(TorchDispatchMode):
     """Counts operations that do something, as a GPU is asked for each of them."""
 
-    number = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch gives it none
+        self.number = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.number += not operation.is_view
