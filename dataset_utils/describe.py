@@ -17,15 +17,15 @@ from dataset_utils.spec import Parser, ShardSpec, add_arguments, from_arguments
 from registry.errors import UserError
 
 SUBJECTS = 40
-"""Subjects of whom each has a line; the others are counted."""
+"""Most subjects that have a line each; further ones are only counted."""
 RECORDINGS = 12
 
 
 def described(spec: ShardSpec, data_root: Path, raw: Path | None, download: bool) -> tuple[list[str], list[str]]:
-    """A data set in words, read from its original files, and what is wrong with it.
+    """Describe a data set, read from its original files, and list what is wrong with it.
 
     Returns:
-        lines, and errors, each a line; without errors shards can be made.
+        lines of the description, and errors, one line each; shards can be made if there are no errors.
 
     Raises:
         UserError: its files are not found, or its description cannot be read.
@@ -108,7 +108,7 @@ def _windows(source: Source, reading: Reading) -> Iterator[str]:
 
 
 def _made(folder: Path) -> list[str]:
-    """Shards that are made already: what their manifest says."""
+    """Return the description of a folder of shards, from its manifest."""
     manifest = shards.read_manifest(folder)
     lines = [f"{folder}: shards of {manifest['name']}", f"channels: {', '.join(manifest['channels'])}"]
     for k, client in enumerate(manifest["clients"]):
@@ -119,9 +119,9 @@ def _made(folder: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m dataset_utils.describe") -> int:
-    """The command line. Returns 0; 2 where something is wrong with the data set; 130 when interrupted."""
+    """Run the command line; return 0, 2 where something is wrong with the data set, 130 when interrupted."""
     safe_output()
-    parser = Parser(prog=prog, description="Say what is in a data set and what is wrong with it.", allow_abbrev=False)
+    parser = Parser(prog=prog, description="Describe a data set and list what is wrong with it.", allow_abbrev=False)
     parser.add_argument("data", metavar="DATA", help="the YAML file of your own data, a data set's name, or shards")
     add_arguments(parser, "--seed")
     try:

@@ -1,4 +1,4 @@
-"""What shards to make: the parameters, their checks and their command-line flags. Imports nothing heavy."""
+"""Parameters of shards, their checks and their command-line flags. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARTITIONS = ("subject", "iid", "dirichlet", "pathological")
 SPLITS = ("shuffled", "blocked", "loso", "given")
 SCALES = ("federated", "client", "minmax", "none")
 EVALUATE_ON = ("test", "validation")
-LAYOUT = 2  # of the shards on disk and of the code that makes them; a new layout means new folders
+LAYOUT = 2  # number of the layout on disk and of the code that makes it; a new layout means new folders
 
 FLAGS = {
     "data": "-data",
@@ -45,27 +45,27 @@ OVERRIDES = ("window", "overlap", "median", "lowpass", "gravity")
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """Which data, cut into windows how, divided among how many clients how.
+    """Parameters of shards: the data, how they are cut into windows, split and divided among clients.
 
     Attributes:
         data: a data set's name, or the path of the YAML file that describes the user's own data.
-        clients: number of clients; None makes one a subject.
+        clients: number of clients; None makes one for each subject.
         partition: 'subject', 'iid', 'dirichlet' or 'pathological'.
         alpha: concentration of the Dirichlet distribution; smaller is more uneven.
         classes_per_client: classes that a client of the pathological partition holds.
         split: 'shuffled', 'blocked' (apart in time, leak-free), 'loso' (one subject left out) or 'given' (by the data).
         test_fraction: share of the windows to test on, in (0, 1).
-        scale: 'federated' (z-scores by what the clients' training parts have in common), 'client' (z-scores by each
-            client's own training part), 'minmax' (the range 0 to 1, likewise) or 'none'.
-        min_samples: training windows that every client has at least.
-        seed: of the split and of the partition.
-        window: its length: seconds, or a text such as '2.56 s' or '128 samples' (see `window_samples`); None keeps the
-            data set's own, and so with the following.
+        scale: 'federated' (z-scores by pooled statistics of all clients' training windows), 'client' (z-scores by each
+            client's own training windows), 'minmax' (to the range 0 to 1, likewise) or 'none'.
+        min_samples: least number of training windows of a client.
+        seed: seed of split and partition.
+        window: length of a window: seconds, or a text such as '2.56 s' or '128 samples' (see `window_samples`); None
+            keeps the data set's own, also for the next four.
         overlap, median, lowpass, gravity: as in `recording.Preprocessing`.
         train_fraction: share of each client's training windows that is kept, in (0, 1].
-        evaluate_on: 'test', or 'validation': a fifth of each client's training windows, held out, takes the place of
-            the test windows, which stay unseen.
-        allow_missing: go on where a subject or a class of the data set has no window.
+        evaluate_on: 'test', or 'validation': a fifth of each client's training windows is held out and replaces the
+            test windows, which are not used.
+        allow_missing: whether a subject or a class of the data set without a window is accepted.
     """
 
     data: str
@@ -88,7 +88,7 @@ class ShardSpec:
     allow_missing: bool = False
 
     def check(self) -> None:
-        """Raises UserError, naming the flag, for a value that cannot be."""
+        """Raise UserError, naming the flag, for an invalid value."""
         if not isinstance(self.data, str) or not self.data.strip():
             raise UserError("-data must name a data set or a YAML file that describes your own")
         _whole(self, "clients", 1)
@@ -114,10 +114,10 @@ class ShardSpec:
         _real(self, "gravity", lambda v: v >= 0, "a frequency in Hz, or 0 to leave gravity in")
 
     def counted(self) -> dict[str, Any]:
-        """The parameters that matter, for telling shards apart.
+        """Return the parameters that the contents of shards depend on.
 
-        What does not matter is the data set's name or path, a parameter of another partition or split, and a reduction
-        that is not made.
+        Left out are the data set's name or path, parameters of another partition or split, and reductions that are not
+        made.
         """
         values = {key: value for key, value in asdict(self).items() if key != "data"}
         if self.partition != "dirichlet":
@@ -129,16 +129,16 @@ class ShardSpec:
         if self.train_fraction == 1:
             del values["train_fraction"]
         if (length := _length(self.window)) is not None:
-            values["window"] = " ".join(map(str, length))  # however it was written
+            values["window"] = " ".join(map(str, length))  # independent of its spelling
         if self.evaluate_on == "test":
             del values["evaluate_on"]
         if not self.allow_missing:
             del values["allow_missing"]
-        # 1 and 1.0 are the same number and must give the same name
+        # 1 and 1.0 must give the same name
         return {k: float(v) if isinstance(v, int | float) else v for k, v in sorted(values.items())}
 
     def folder_name(self) -> str:
-        """A readable name that differs whenever a parameter that matters differs."""
+        """Return a readable name that differs if a parameter of `counted` differs."""
         text = json.dumps({"layout": LAYOUT, **self.counted()}, sort_keys=True)
         kind = {
             "dirichlet": f"dirichlet{self.alpha:g}",
@@ -156,9 +156,10 @@ class ShardSpec:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as a UserError: one line."""
+    """Argument parser that reports a wrong command line as a UserError."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError with the parser's message."""
         raise UserError(f"{message}; see --help")
 
 
@@ -166,7 +167,8 @@ def add_arguments(parser: argparse.ArgumentParser, seed_flag: str) -> None:
     """Add the flags that describe shards (all but `-data`); a flag left out gives None.
 
     Args:
-        seed_flag: `--seed` where nothing else has a seed, `--data-seed` beside a training seed.
+        parser: parser to extend.
+        seed_flag: `--seed` if there is no other seed, `--data-seed` beside a training seed.
     """
     default = ShardSpec("")
     group = parser.add_argument_group("data")
@@ -241,7 +243,7 @@ def add_arguments(parser: argparse.ArgumentParser, seed_flag: str) -> None:
 
 
 def from_arguments(namespace: argparse.Namespace) -> ShardSpec:
-    """The spec that a parsed command line asks for, defaults for what is None or absent, checked.
+    """Return the checked spec of a parsed command line, with defaults for values that are None or absent.
 
     Raises:
         UserError: a value out of range.
@@ -254,7 +256,11 @@ def from_arguments(namespace: argparse.Namespace) -> ShardSpec:
 
 
 def window_samples(window: float | str, rate: float) -> int:
-    """Samples of a window of `2.56` (seconds), '2.56 s' or '128 samples' at `rate` Hz. Raises ValueError: below 2."""
+    """Return the samples of a window of `2.56` (seconds), '2.56 s' or '128 samples' at `rate` Hz.
+
+    Raises:
+        ValueError: fewer than 2.
+    """
     length = _length(window)
     samples = 0 if length is None else round(length[0] * (rate if length[1] == "s" else 1))
     if samples < 2:
@@ -263,7 +269,7 @@ def window_samples(window: float | str, rate: float) -> int:
 
 
 def _number_or_text(text: str) -> float | str:
-    """A flag's value that may be a number."""
+    """Return a flag's value as a number where it is one."""
     try:
         return float(text)
     except ValueError:
@@ -271,7 +277,7 @@ def _number_or_text(text: str) -> float | str:
 
 
 def _length(window: Any) -> tuple[float, str] | None:
-    """Number and unit, 's' or 'samples'; None where it is neither."""
+    """Return number and unit, 's' or 'samples'; None where it is neither."""
     if isinstance(window, bool) or not isinstance(window, int | float | str):
         return None
     hit = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(s|samples)?\s*", str(window))
@@ -279,7 +285,7 @@ def _length(window: Any) -> tuple[float, str] | None:
 
 
 def is_own_data(data: str) -> bool:
-    """Whether `-data` is the YAML file of the user's own data rather than a data set's name."""
+    """Return whether `-data` is the YAML file of the user's own data rather than a data set's name."""
     return Path(data).suffix.lower() in (".yaml", ".yml")
 
 

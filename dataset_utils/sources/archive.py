@@ -1,4 +1,4 @@
-"""The files of a data set, read alike from a folder and from a zip, which is never unpacked."""
+"""Access to the files of a data set in a folder or in a zip, which is never unpacked."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dataset_utils.files import unwritable
 from registry.errors import UserError
 
 MAX_BYTES = 50 << 30
-"""More than this in one zip is no data set of ours."""
+"""Largest unpacked size of a zip; no data set here is larger."""
 MAX_RATIO = 100
-"""Sensor text shrinks 4 to 20 times; a zip bomb 1000 times. Looked at above RATIO_FROM bytes only."""
+"""Largest compression ratio, checked above `RATIO_FROM` bytes: sensor text shrinks 4 to 20 times, a zip bomb 1000."""
 RATIO_FROM = 1 << 30
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
@@ -31,7 +31,7 @@ class Archive(ABC):
 
     Attributes:
         path: the folder or zip it was opened from, for messages.
-        root: the data set's folder (for a zip: its path inside).
+        root: the data set's folder (in a zip: its path in the zip).
     """
 
     def __init__(self, path: Path, root: PurePath) -> None:
@@ -116,10 +116,10 @@ def open_archive(path: Path, key: str) -> Iterator[Archive]:
 
     Args:
         path: the folder or zip.
-        key: relative path of a file of this data set alone (`*` allowed); tells where its folder begins.
+        key: relative path of a file that only this data set has (`*` allowed), by which its folder is found.
 
     Raises:
-        UserError: nothing there, damaged, dangerous (see `check_zip`), or another data set.
+        UserError: it does not exist, is damaged or dangerous (see `check_zip`), or is another data set.
     """
     if path.is_dir():
         folder = _folder_root(path, key)
@@ -142,15 +142,15 @@ def open_archive(path: Path, key: str) -> Iterator[Archive]:
 
 
 def holds(folder: Path, key: str) -> bool:
-    """Whether the data set's files lie in `folder`, at most two levels down."""
+    """Return whether the data set's files are in `folder`, at most two levels down."""
     return _folder_root(folder, key) is not None
 
 
 def check_zip(zipped: zipfile.ZipFile, path: Path) -> None:
-    """Raise UserError for a zip that no honest data set needs.
+    """Raise UserError for a dangerous zip.
 
-    That is: absolute paths, `..`, drive letters, backslashes, symbolic links, encrypted members and zip
-    bombs (the sizes in the directory are binding: `zipfile` reads no further).
+    Refused are absolute paths, `..`, drive letters, backslashes, symbolic links, encrypted members and zip bombs (the
+    sizes in the directory are binding, as `zipfile` reads no further).
     """
     total = packed = 0
     for info in zipped.infolist():
@@ -184,7 +184,7 @@ def _open_zip(source: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]
 
 @contextmanager
 def _nested(path: Path, outer: zipfile.ZipFile, name: str) -> Iterator[zipfile.ZipFile]:
-    """A zip inside a zip, copied to an unnamed temporary file, as seeking in packed data is slow."""
+    """Open a zip inside a zip from a temporary copy, as seeking in compressed data is slow."""
     with tempfile.TemporaryFile() as copy:
         try:
             with outer.open(name) as inner:
@@ -198,7 +198,7 @@ def _nested(path: Path, outer: zipfile.ZipFile, name: str) -> Iterator[zipfile.Z
 
 
 def _members(zipped: zipfile.ZipFile) -> list[PurePosixPath]:
-    """The files in a zip, without what macOS adds."""
+    """Return the files in a zip, without those that macOS adds."""
     names = (info.filename for info in zipped.infolist() if not info.is_dir())
     return sorted(PurePosixPath(name) for name in names if not name.startswith("__MACOSX/"))
 

@@ -25,7 +25,7 @@ STAGES = {
 }
 SIGNALS = ("EEG Fpz-Cz", "EEG Pz-Oz", "EOG horizontal")
 AWAKE = 1800.0
-"""Seconds of being awake that are kept before the first and after the last sleep; the recordings run all day."""
+"""Seconds awake that are kept before the first and after the last sleep; the recordings last a whole day."""
 
 
 class SleepEDF(ArchiveSource):
@@ -44,10 +44,9 @@ class SleepEDF(ArchiveSource):
     members = ("SC4*-Hypnogram.edf", "SC4*-PSG.edf")
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording a night; SC4ssN: subject ss, night N."""
-
+        """Yield one recording for each night; file names are SC4ssN: subject ss, night N."""
         if path.is_file():
-            raise UserError(f"{path}: unpack it; its files are read from a folder only")
+            raise UserError(f"{path}: files are read from a folder only; unpack the zip and name the folder")
         with open_archive(path, self.place.key) as archive:
             names, root = archive.match(self.members[1]), Path(archive.root)
         for name in names:
@@ -71,7 +70,7 @@ class SleepEDF(ArchiveSource):
 
 
 def _labels(onset: np.ndarray, duration: np.ndarray, stages: list[str], samples: int, rate: float) -> np.ndarray:
-    """The stage of each sample; movement and unscored time are unlabelled."""
+    """Return the stage of each sample; movement and unscored time are unlabelled."""
     labels = np.full(samples, UNLABELLED, dtype=np.int64)
     for start, seconds, stage in zip(onset, duration, stages, strict=True):
         if stage in STAGES:

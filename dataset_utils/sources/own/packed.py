@@ -1,4 +1,4 @@
-"""Files as they are and packed ones (.gz, .zip of one file), opened alike."""
+"""Opening of files that may be compressed (.gz, .zip of one file)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplem
 
 @contextmanager
 def opened(file: Path) -> Iterator[IO[bytes]]:
-    """The contents of a file. Raises UserError: unreadable, damaged, or a zip of several files or none."""
+    """Open a file for reading bytes. Raises UserError: unreadable, damaged, or a zip of several files or none."""
     try:
         if file.suffix.lower() == ".gz":
             with file.open("rb") as raw, gzip.open(raw) as unpacked:
@@ -42,7 +42,7 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
 
 
 def only_member(zipped: zipfile.ZipFile, file: Path) -> str:
-    """The name of the one file in a zip. Raises UserError."""
+    """Return the name of the one file in a zip. Raises UserError."""
     names = [n.filename for n in zipped.infolist() if not n.is_dir() and not n.filename.startswith("__MACOSX/")]
     if len(names) != 1:
         raise UserError(f"{file}: holds {len(names)} files; unpack it, and name its folder in 'folder'")
@@ -50,7 +50,7 @@ def only_member(zipped: zipfile.ZipFile, file: Path) -> str:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends in an error where it unpacks to absurdly more than its file holds."""
+    """Stream that raises UserError if it unpacks to far more than its file holds."""
 
     def __init__(self, stream: gzip.GzipFile, file: Path) -> None:
         self.stream, self.file, self.read_so_far = stream, file, 0
