@@ -1,8 +1,8 @@
-"""Algorithms, models and data sets by name: the built-in ones and those of installed packages.
+"""Catalog of algorithms, models and data sets: the built-in ones and those of installed packages.
 
 Third-party packages add names through the entry-point groups `fedkdx.algorithms`, `fedkdx.models` and
-`fedkdx.datasets`. Names are found first, described without being imported, and loaded only when chosen, so that a
-broken plug-in harms nobody else and listing needs no torch.
+`fedkdx.datasets`. Names are found first, described without importing the package, and loaded only when chosen, so
+that a broken plug-in does not affect others and listing needs no torch.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ class Entry:
 
     Attributes:
         kind: 'algorithms', 'models' or 'datasets'.
-        name: as its author spells it.
-        target: `module:Class`.
-        origin: 'built-in', or the package and version that brings it.
+        name: name as its author spells it.
+        target: location of the class, `module:Class`.
+        origin: 'built-in', or the package that provides it with its version.
     """
 
     kind: str
@@ -78,13 +78,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Description:
-    """What a listing shows of an entry, read from its source text.
+    """Description of an entry for listings, read from its source text.
 
     Attributes:
         summary: first line of the class's docstring.
-        paper: its citation, or ''.
-        sends: of an algorithm, what travels and who predicts, or ''.
-        broken: why it cannot be loaded, or ''.
+        paper: citation, or ''.
+        sends: for an algorithm, what is sent and which model predicts, or ''.
+        broken: reason why it cannot be loaded, or ''.
     """
 
     summary: str = ""
@@ -94,28 +94,28 @@ class Description:
 
 
 def entries(kind: str) -> list[Entry]:
-    """All entries of a kind, sorted by name; built-in ones first."""
+    """Return all entries of a kind: the built-in ones, then those of packages, sorted by name."""
     found = [Entry(kind, name, target, OURS) for name, target in BUILT_IN[kind].items()]
     return found if os.environ.get(IGNORE_PLUGINS, "0") not in ("", "0") else found + _plugins(kind)
 
 
 def _plugins(kind: str) -> list[Entry]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of entry points that cannot be read: they name nothing
+        warnings.simplefilter("ignore")  # entry points that cannot be read are skipped
         points = entrypoints.get_group_all(f"fedkdx.{kind}")
     plugins = []
     for point in points:
-        # a distribution's folder spells its name with '_'
+        # a distribution's folder has '_' in its name
         origin = f"{point.distro.name.replace('_', '-')} {point.distro.version}" if point.distro else "unknown package"
         plugins.append(Entry(kind, point.name, f"{point.module_name}:{point.object_name}", origin))
     return sorted(set(plugins), key=lambda entry: (entry.name.lower(), entry.origin))
 
 
 def find(kind: str, name: str) -> Entry:
-    """The entry called `name`, whatever its case.
+    """Return the entry called `name`, in any case of letters.
 
     Raises:
-        UserError: nobody has that name, or two packages have it.
+        UserError: there is no such name, or two packages provide it.
     """
     known = entries(kind)
     hits = [entry for entry in known if entry.name.lower() == name.lower()]
@@ -132,18 +132,19 @@ def find(kind: str, name: str) -> Entry:
 
 
 def load(kind: str, name: str) -> type:
-    """The class called `name`.
+    """Import and return the class called `name`.
 
     Raises:
-        UserError: unknown or ambiguous name, or a plug-in that cannot be loaded (naming its package and the reason).
+        UserError: the name is unknown or ambiguous, or the plug-in cannot be loaded (the text names its package and
+            the reason).
     """
     entry = find(kind, name)
     module, _, attribute = entry.target.partition(":")
     try:
         loaded: object = importlib.import_module(module)
-        for name_of_part in attribute.split("."):
-            loaded = getattr(loaded, name_of_part)
-    except Exception as error:  # whatever a stranger's module raises, its user needs the package's name
+        for part in attribute.split("."):
+            loaded = getattr(loaded, part)
+    except Exception as error:  # a third party's module may raise anything; the message names its package
         if entry.origin == OURS:
             raise
         reason = f"{type(error).__name__}: {error}"
@@ -155,7 +156,7 @@ def load(kind: str, name: str) -> type:
 
 
 def _misfit(kind: str, loaded: object) -> str:
-    """Why a loaded object is not what its group promises, or ''."""
+    """Return why a loaded object does not have the type that its group requires, or ''."""
     base: type
     if kind == "datasets":
         from dataset_utils.recording import Source
@@ -176,7 +177,7 @@ def _misfit(kind: str, loaded: object) -> str:
 
 
 def describe(entry: Entry) -> Description:
-    """What can be said of an entry without importing anything of its package."""
+    """Describe an entry without importing its package."""
     module, _, attribute = entry.target.partition(":")
     try:
         path = _source_file(module)
@@ -189,13 +190,13 @@ def describe(entry: Entry) -> Description:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             return Description(_first_line(node), _class_text(node, "paper"), _class_text(node, "sends"))
-    if attribute in _bound_names(tree):  # made by a call or imported from elsewhere: exists, but tells nothing here
+    if attribute in _bound_names(tree):  # made by a call or imported: it exists, but has no text here
         return Description()
     return Description(broken=f"{module} has no '{attribute}'")
 
 
 def _source_file(module: str) -> Path:
-    """Where a module's source lies. Unlike `importlib.util.find_spec`, imports no parent package."""
+    """Find a module's source file. Unlike `importlib.util.find_spec`, import no parent package."""
     top, *rest = module.split(".")
     spec: ModuleSpec | None = importlib.util.find_spec(top)
     name = top
@@ -212,7 +213,7 @@ def _source_file(module: str) -> Path:
 
 
 def _missing_imports(tree: ast.Module) -> str:
-    """The first top-level import whose package is not there, or ''."""
+    """Return the first package of a top-level import that is not installed, or ''."""
     for node in tree.body:
         names = []
         if isinstance(node, ast.Import):
@@ -232,7 +233,7 @@ def _first_line(node: ast.ClassDef) -> str:
 
 
 def _class_text(node: ast.ClassDef, name: str) -> str:
-    """The text that a class body assigns to `name`, or ''."""
+    """Return the text that a class body assigns to `name`, or ''."""
     for statement in node.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         value = getattr(statement, "value", None)
@@ -242,7 +243,7 @@ def _class_text(node: ast.ClassDef, name: str) -> str:
 
 
 def _bound_names(tree: ast.Module) -> set[str]:
-    """Names that a module's top level binds."""
+    """Return the names that a module's top level binds."""
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):

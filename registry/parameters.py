@@ -1,4 +1,4 @@
-"""Hyper-parameters: frozen dataclasses whose fields carry their own help and range."""
+"""Hyper-parameters: frozen dataclasses whose fields carry their help and range."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from registry.errors import UserError
 
 @dataclass(frozen=True)
 class Params:
-    """Hyper-parameters of an algorithm: the base class, which an algorithm without any uses as it is.
+    """Base class of the hyper-parameters of an algorithm; an algorithm without any uses it as it is.
 
-    An instance has checked itself, wherever it is made: every value is converted to the type of its field and must lie
-    in the field's range (see `hyper`).
+    Instances check themselves when they are made: every value is converted to the type of its field and must lie in
+    the field's range (see `hyper`).
 
     Raises:
-        UserError: a value of the wrong type or out of range.
+        UserError: a value has the wrong type or is out of range.
     """
 
     def __post_init__(self) -> None:
@@ -34,23 +34,27 @@ class Params:
 def hyper(
     default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
 ) -> Any:
-    """A dataclass field: its default, one line of help, and what values it takes.
+    """Declare a hyper-parameter as a dataclass field.
 
     Args:
+        default: default value.
+        help: one line of help.
         low, high: inclusive bounds of a number.
-        choices: what a string, or each item of a tuple of strings, may be.
+        choices: allowed values of a string, or of each item of a tuple of strings.
     """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 def parse(cls: type, values: dict[str, Any], where: str) -> Any:
-    """An instance of the parameter dataclass `cls`, with `values` (text or typed) over its defaults.
+    """Return an instance of the parameter dataclass `cls`, with `values` in place of its defaults.
 
     Args:
+        cls: a dataclass whose fields `hyper` declares.
+        values: name -> value, as text or typed.
         where: what the values belong to, for error messages.
 
     Raises:
-        UserError: unknown name, wrong type or value out of range.
+        UserError: a name is unknown, or a value has the wrong type or is out of range.
     """
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -65,7 +69,7 @@ def parse(cls: type, values: dict[str, Any], where: str) -> Any:
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind` (bool, int, float, str, X | None or tuple[str, ...]). Raises UserError."""
+    """Convert `value` to `kind` (bool, int, float, str, X | None or tuple[str, ...]). Raises UserError."""
     options = get_args(kind)
     if type(None) in options:
         if value is None:
@@ -89,7 +93,7 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         }
         word = str(value).strip().lower()
         if word not in words:
-            raise UserError(f"{where}: {value!r} is neither true nor false")
+            raise UserError(f"{where}: {value!r} is neither true nor false; write one of them")
         return words[word]
     if kind is str:
         if isinstance(value, (dict, list)):
@@ -112,7 +116,7 @@ def _number(value: Any, kind: type, where: str) -> int | float:
 
 
 def check(value: Any, metadata: Any, where: str) -> None:
-    """Raise UserError where `value` is outside the range that `metadata` (see `hyper`) states."""
+    """Raise UserError if `value` is outside the range in `metadata` (see `hyper`)."""
     if value is None:
         return
     low, high, choices = metadata.get("low"), metadata.get("high"), metadata.get("choices")
@@ -127,7 +131,7 @@ def check(value: Any, metadata: Any, where: str) -> None:
 
 
 def suggest(word: str, known: Any) -> str:
-    """' (did you mean X?)', or nothing where no known name is close; case does not count."""
+    """Return ' (did you mean X?)', or '' if no known name is close; upper and lower case are equal."""
     by_lower = {str(name).lower(): str(name) for name in known}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[close[0]]}?)" if close else ""

@@ -222,7 +222,7 @@ def test_a_name_that_places_something_elsewhere_is_refused(folder, tmp_path, nam
     with pytest.raises(UserError, match="'name' is missing or damaged"):
         load(folder)
     assert sorted(tmp_path.rglob("*")) == before
-    with pytest.raises(UserError, match="'name'.*correct the data set's description"):
+    with pytest.raises(UserError, match=r"'name'.*correct the data set's description"):
         write(tmp_path / "made again", {**ABOUT, "name": name}, clients())
     assert sorted(tmp_path.rglob("*")) == before
 
