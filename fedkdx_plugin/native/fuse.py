@@ -1,4 +1,4 @@
-"""Which parts of networks are chains: whole models, or what they begin and end with."""
+"""Search for chains of layers in networks: whole models, their features, or sequences."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fedkdx_plugin.native import library
 from fedkdx_plugin.native.chain import CONVOLUTION_BLOCK, DENSE, DENSE_RELU, FLATTEN, VECTOR, Chain, Layer, Plan
 from registry.interface import Model
 
-MOST = 32  # layers, as in chain.c
+MOST = 32  # layers of a chain, as in chain.c
 
 
 def fuse(nets: Mapping[str, nn.Module]) -> None:
-    """Put `Chain`s in the place of the models' and sequences' methods; parameters, buffers and names stay."""
+    """Replace methods of models and sequences by `Chain`s; parameters, buffers and names stay."""
     if library.operations() is not None:
         for net in nets.values():
             _fuse(net)
@@ -44,7 +44,7 @@ def _of_features(module: nn.Module) -> Plan | None:
 
 
 def _of_model(model: nn.Module) -> Plan | None:
-    """With the head, if features come out between two layers."""
+    """Return the plan of features and head, if the features are the result of a layer."""
     if not isinstance(model, Model):
         return None
     if (features := _of_features(model)) and (whole := _plan(*model.sequence(), model.head)):
@@ -54,7 +54,7 @@ def _of_model(model: nn.Module) -> Plan | None:
 
 
 def _is_plain(model: Model) -> bool:
-    """Whether its features are made by its parts alone."""
+    """Return whether the features are computed by the parts alone."""
     plain = type(model).features is Model.features and type(model).forward is Model.forward
     return plain and model.parts != () and isinstance(vars(model).get("features"), (Chain, NoneType))
 
@@ -65,12 +65,12 @@ def _plan(*modules: nn.Module) -> Plan | None:
 
 
 def _has_its_own_way(module: nn.Module) -> bool:
-    """Whether somebody gave this very module, or one within, another `forward` than its class has."""
+    """Return whether this module, or one within, has a `forward` other than its class's."""
     return any(not isinstance(vars(part).get("forward"), (Chain, NoneType)) for part in module.modules())
 
 
 def _flattened(sequence: Iterable[nn.Module]) -> list[nn.Module]:
-    """All modules in the order they are asked in."""
+    """Return all modules in the order of calls."""
     parts: list[nn.Module] = []
     for part in sequence:
         parts += _flattened(part) if type(part) is nn.Sequential else [part]
@@ -78,7 +78,7 @@ def _flattened(sequence: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def _chain(modules: Sequence[nn.Module]) -> list[Layer]:
-    """The layers; none where some module is not one of a chain's."""
+    """Return the layers; none if some module cannot be part of a chain."""
     layers: list[Layer] = []
     rest = list(modules)
     while rest:
@@ -91,7 +91,7 @@ def _chain(modules: Sequence[nn.Module]) -> list[Layer]:
 
 
 def _first(modules: Sequence[nn.Module], before: Sequence[Layer]) -> tuple[Layer | None, int]:
-    """What the first modules are, and how many of them."""
+    """Return the layer that the first modules form, and their number."""
     first = modules[0]
     if (block := _block(modules[:4])) is not None:
         return block, 4
@@ -104,7 +104,7 @@ def _first(modules: Sequence[nn.Module], before: Sequence[Layer]) -> tuple[Layer
 
 
 def _block(modules: Sequence[nn.Module]) -> Layer | None:
-    """The four modules of a convolution block as one layer; None where they are none."""
+    """Return the four modules of a convolution block as one layer; None if they are not such a block."""
     if [type(module) for module in modules] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d]:
         return None
     convolution, norm, _, pool = modules
@@ -116,19 +116,19 @@ def _block(modules: Sequence[nn.Module]) -> Layer | None:
 
 
 def _is_whole(layer: Layer) -> bool:
-    """Whether it has its tensors itself: `weight_norm` and the like make them of others."""
+    """Return whether a layer owns its tensors; `weight_norm` and the like compute them from others."""
     return all(held.get(name) is not None for held, name in (*layer.parameters(), *layer.statistics()))
 
 
 def _in_order(layers: Sequence[Layer]) -> bool:
-    """Blocks, then dense layers; a single flattening after blocks, without which there is nothing dense."""
+    """Return whether blocks come first, then at most one flattening, then dense layers."""
     kinds = [min(layer.kind, DENSE) for layer in layers]
     flattenings = kinds.count(FLATTEN)
     return kinds == sorted(kinds) and flattenings <= 1 and (flattenings == 1 or len(set(kinds)) == 1)
 
 
 def _is_block(convolution: nn.Conv2d, norm: nn.BatchNorm2d, pool: nn.MaxPool2d) -> bool:
-    """The convolution is valid, 1×k, moved by one sample; batch norm keeps statistics; pooling is 1×2."""
+    """Return whether the convolution is valid, 1×k, of stride 1, batch norm keeps statistics, and pooling is 1×2."""
     one, none = (1, 1), (0, 0)
     plain = convolution.stride == convolution.dilation == one and convolution.padding == none
     plain = plain and convolution.groups == convolution.kernel_size[0] == 1 and convolution.bias is not None

@@ -1,4 +1,4 @@
-"""Clipping and plain SGD as one operation."""
+"""Gradient clipping and plain SGD as one operation."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from fedkdx_plugin.native import library, twin
 from fedkdx_plugin.native.library import POINTER, SIZE
 
-SHAPES = ((16, 3, 1, 9), (7, 33))  # of a network's parameters on which both ways are compared
+SHAPES = ((16, 3, 1, 9), (7, 33))  # of a network's parameters on which both implementations are compared
 RATE = 0.5
-BOUNDS = (0.0, 1.0, 1e6)  # of the gradient's norm: none, one that changes the gradient, one that does not
+BOUNDS = (0.0, 1.0, 1e6)  # on the gradient's norm: none, one that changes the gradient, one that does not
 
 
 def clip_and_move(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> Callable[[], None]:
-    """What moves several networks' parameters by their gradients, which are then forgotten: plain SGD, by PyTorch.
+    """Return a function that makes a step of plain SGD for several networks by PyTorch and clears the gradients.
 
     Args:
         groups: each network's parameters.
         rate: learning rate.
-        bound: on the norm of each network's gradient (0: none).
+        bound: bound on the norm of each network's gradient (0: none).
     """
 
     @torch.no_grad()
@@ -40,11 +40,11 @@ def clip_and_move(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: 
 
 
 class ClipAndMove:
-    """The same as one compiled operation.
+    """The step of `clip_and_move` as one compiled operation.
 
     Args:
         groups: each network's parameters: float32, on a CPU, without gaps in memory.
-        rate, bound: as of `clip_and_move`.
+        rate, bound: see `clip_and_move`.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> None:
@@ -54,7 +54,7 @@ class ClipAndMove:
 
     @staticmethod
     def takes(parameters: Sequence[nn.Parameter]) -> bool:
-        """Whether these can be moved so, with the same result as by PyTorch."""
+        """Return whether the operation can be used for these parameters and agrees with PyTorch."""
         fit = library.operations() is not None and all(
             p.dtype == torch.float32 and p.device.type == "cpu" and p.untyped_storage().nbytes() == p.nbytes
             for p in parameters
@@ -62,7 +62,7 @@ class ClipAndMove:
         return fit and _agrees()
 
     def __call__(self) -> None:
-        """Move all parameters that have a gradient, and forget it."""
+        """Move all parameters that have a gradient, and clear it."""
         for parameters, places, sizes in self._groups:
             gradients = [_alike(p.grad, p) for p in parameters]
             self._operation(len(parameters), places, _pointers(gradients), sizes, self.bound, self.rate)
@@ -71,7 +71,7 @@ class ClipAndMove:
 
 
 def _agrees() -> bool:
-    """Whether both ways move parameters by the same, clipped and not."""
+    """Return whether both implementations move parameters equally, clipped and not."""
     ours = (ClipAndMove.__init__, ClipAndMove.__call__, library.required().clip_and_move)
     theirs = (*twin.made_of(globals(), ["clip_and_move"]), nn.utils.clip_grad_norm_)
     return twin.agrees("clipping and SGD", None, [*ours, *theirs], _reasons)
@@ -85,7 +85,7 @@ def _reasons() -> list[str]:
 
 
 def _side(mover: Callable[..., Callable[[], None]], dtype: torch.dtype) -> twin.Side:
-    """Where the parameters of two networks are after a step; the last one's has no gradient."""
+    """Return the parameters of two networks after a step as a side to compare; the last one has no gradient."""
 
     def values() -> dict[str, Tensor]:
         moved: dict[str, Tensor] = {}
@@ -103,7 +103,7 @@ def _side(mover: Callable[..., Callable[[], None]], dtype: torch.dtype) -> twin.
 
 
 def _alike(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """A gradient laid out in memory as its parameter; autograd makes nearly all of them so."""
+    """Return a gradient in the memory layout of its parameter; autograd makes nearly all of them in it."""
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)

@@ -1,6 +1,6 @@
-"""Layers in a form that `torch.vmap` runs fast over many clients, and that leaves out rows which only fill a batch up.
+"""Layers that `torch.vmap` runs fast over many clients, and that leave out padding rows.
 
-A converted layer keeps its parameters, buffers and names; only its class is another one.
+A converted layer keeps its parameters, buffers and names; only its class changes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from registry.interface import float_state
 
 
 class Rows:
-    """Tell the layers which rows of the batch at work are real.
+    """The real rows of the current batch, which layers read.
 
     Attributes:
-        mask: (n,), bool; None where all are.
+        mask: (n,), bool; None if all rows are real.
     """
 
     mask: Tensor | None = None
 
 
 def reason_against(nets: Mapping[str, nn.Module]) -> str:
-    """Say why networks cannot be trained stacked, as far as their layers tell; '' where nothing speaks against it."""
+    """Return why networks cannot be stacked, as far as their layers show it; '' if nothing does."""
     types = {tensor.dtype for tensor in float_state(nets).values()}
     if len(types) > 1:
         return f"networks hold numbers of several types ({', '.join(sorted(map(str, types)))})"
@@ -62,7 +62,7 @@ def _is_simple_lstm(part: nn.RNNBase) -> bool:
 
 
 def convert(nets: Mapping[str, nn.Module], rows: Rows) -> dict[str, nn.Module]:
-    """Copies of the networks with converted layers; batch norm looks at `rows`."""
+    """Return copies of the networks with converted layers; batch norm reads `rows`."""
     copies = copy.deepcopy(dict(nets))
     for net in copies.values():
         for part in net.modules():
@@ -73,7 +73,10 @@ def convert(nets: Mapping[str, nn.Module], rows: Rows) -> dict[str, nn.Module]:
 
 
 def _convertible(part: nn.Module) -> bool:
-    """Convolutions of other forms stay as they are: right, but slow, as vmap makes grouped ones of them."""
+    """Return whether a layer can be converted.
+
+    Other forms of convolution stay as they are: correct, but slow, as vmap turns them into grouped ones.
+    """
     if isinstance(part, nn.modules.conv._ConvNd):
         plain = part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str)
         along_time = part.kernel_size[:-1] == (1,) * (len(part.kernel_size) - 1)
@@ -82,12 +85,15 @@ def _convertible(part: nn.Module) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int) -> Tensor:
-    """Convolution along the last axis as one matrix product: (n, inputs, height, time) -> (n, outputs, height, ...).
+    """Convolve along the last axis by one matrix product: (n, inputs, height, time) -> (n, outputs, height, ...).
 
     Windows are laid out position first, then channel, as both input and output have channels innermost in memory.
 
     Args:
+        x: (n, inputs, height, time).
         weight: (outputs, inputs, kernel).
+        bias: (outputs,), or None.
+        stride, padding, dilation: as in `nn.Conv1d`.
     """
     kernel = weight.shape[2]
     if padding:
@@ -102,23 +108,25 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddin
 
 
 class Conv1d(nn.Conv1d):
-    """A 1-D convolution as a matrix product."""
+    """1-D convolution as a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve (n, inputs, time)."""
         padding = int(self.padding[0])  # numbers: see `_convertible`
         return convolve(x.unsqueeze(2), self.weight, self.bias, self.stride[0], padding, self.dilation[0]).squeeze(2)
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution with a kernel of height 1 as a matrix product."""
+    """Convolution with a kernel of height 1 as a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve (n, inputs, height, time)."""
         weight, padding = self.weight.squeeze(2), int(self.padding[1])  # numbers: see `_convertible`
         return convolve(x, weight, self.bias, self.stride[1], padding, self.dilation[1])
 
 
 class LSTM(nn.LSTM):
-    """One layer, step by step: the same equations, in products that stack."""
+    """LSTM of one layer, computed step by step: the same equations, in products that vmap stacks."""
 
     weight_ih_l0: Tensor
     weight_hh_l0: Tensor
@@ -128,7 +136,7 @@ class LSTM(nn.LSTM):
     def forward(  # type: ignore[override]  # nothing here packs sequences
         self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As `nn.LSTM`: (n, time, inputs) where `batch_first`, else (time, n, inputs)."""
+        """Compute outputs and states as `nn.LSTM` does: (n, time, inputs) if `batch_first`, else (time, n, inputs)."""
         gates = F.linear(x, self.weight_ih_l0)
         if self.bias:
             gates = gates + (self.bias_ih_l0 + self.bias_hh_l0)
@@ -147,10 +155,10 @@ class LSTM(nn.LSTM):
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm by its formula, over the real rows alone: in training and in evaluation, with a mask and without.
+    """Batch norm by its formula over the real rows, in training and in evaluation, with a mask and without.
 
-    `F.batch_norm` under `torch.vmap` is another operation for each memory layout, type and device, not all of them with
-    a rule.
+    `F.batch_norm` under `torch.vmap` is a different operation for each memory layout, dtype and device, and not all of
+    them have a batching rule.
     """
 
     rows: Rows
@@ -180,12 +188,12 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         return scale if self.weight is None else scale * self.weight
 
     def _weights(self, x: Tensor) -> tuple[Tensor | None, Tensor | int]:
-        """What each row of x counts in a mean, (n, 1, ...), and how many values a channel has; None for equal weights.
+        """Return the weights of the rows in a mean, (n, 1, ...), None if equal, and the number of values per channel.
 
-        A network may see several rows for each of the batch, one after the other (FedMAT's segments).
+        A network may receive several consecutive rows for each row of the batch (FedMAT's segments).
 
         Raises:
-            ValueError: the rows are no such multiple.
+            ValueError: the number of rows is not a multiple of the batch's.
         """
         values, mask = x[0, 0].numel(), self.rows.mask
         if mask is None:

@@ -1,4 +1,4 @@
-"""The losses of a client class as a function of explicit state, mapped over clients."""
+"""The losses of a client class as a function of explicit state, vectorised over clients."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fedkdx_plugin.engine.backends.stacked.state import Arrangement, State
 from fedkdx_plugin.native.library import left_out
 from registry.interface import Batch, Client, Networks, Output
 
-PREFIX = "net_"  # so that no network's name is one that `nn.Module` has already
+PREFIX = "net_"  # so that no network's name equals an attribute of `nn.Module`
 
 Ask = Callable[[Sequence[str], Sequence[Mapping[str, Tensor]], Tensor], list[Output]]
 
 
 class Losses(nn.Module):
-    """The losses of a client class, for several clients at once.
+    """Losses of a client class for several clients at once.
 
-    Losses are those of a stand-in that has `task` and `params` but nothing of a client's own: what they may use.
+    They are called on a stand-in client that has `task` and `params` only, which is all that losses may use.
 
     Args:
         client: any of the clients.
         nets: the networks; copied.
 
     Attributes:
-        arrangement: how the networks lie in the state.
+        arrangement: position of the networks in the state.
     """
 
     def __init__(self, client: Client, nets: Mapping[str, nn.Module]) -> None:
@@ -40,7 +40,7 @@ class Losses(nn.Module):
             net.train(name not in client.frozen)
             self.add_module(PREFIX + name, net)
         self.arrangement = Arrangement(nets, client.frozen)
-        # one network of each group of several, asked with the state of all; in a list, as it is no submodule
+        # one network of each group of several, called with the state of all; in a list, as it is no submodule
         firsts = {group.nets[0]: nets[group.nets[0]] for group in self.arrangement.groups if len(group.nets) > 1}
         patterns = convert(firsts, self.rows)
         for name, pattern in patterns.items():
@@ -57,10 +57,12 @@ class Losses(nn.Module):
         context: Mapping[str, Tensor],
         groups: Sequence[Mapping[str, Tensor]],
     ) -> Tensor:
-        """Sum of one client's losses on a batch.
+        """Return the sum of one client's losses on a batch.
 
         Args:
-            groups: of each group local name -> (networks, ...), for those networks that are asked together.
+            x, y, mask: see `Batch`.
+            context: the client's context.
+            groups: for each group of networks that are evaluated together, local name -> (networks, ...).
         """
         self.rows.mask = mask
         try:
@@ -71,10 +73,10 @@ class Losses(nn.Module):
         return reduce(add, losses.values())
 
     def of(self, state: State, batch: Batch, context: Mapping[str, Tensor]) -> Tensor:
-        """Losses of all clients, (clients,); running statistics in `state` are moved.
+        """Return the losses of all clients, (clients,); running statistics in `state` are updated.
 
         Args:
-            state, batch, context: with a leading axis of clients.
+            state, batch, context: as for one client, with a leading axis of clients.
         """
         groups: list[Mapping[str, Tensor]] = []
         own: dict[str, Tensor] = {}
@@ -82,7 +84,7 @@ class Losses(nn.Module):
             tensors = group.trained.split(trained) | group.other.views(other)  # local name -> (clients, networks, ...)
             groups.append(tensors if len(group.nets) > 1 else {})
             for name, tensor in tensors.items():
-                # of a single network no unbinding, which differentiated would be an operation a tensor
+                # no unbind for a single network, whose gradient would take an operation for each tensor
                 parts = tensor.unbind(1) if len(group.nets) > 1 else (tensor.squeeze(1),)
                 own |= {f"{PREFIX}{net}.{name}": one for net, one in zip(group.nets, parts, strict=True)}
 
@@ -103,7 +105,7 @@ class Losses(nn.Module):
         return losses
 
     def _asked_together(self, names: Sequence[str], groups: Sequence[Mapping[str, Tensor]], x: Tensor) -> list[Output]:
-        """Outputs of the networks of a whole group, in one pass; of others, one after the other."""
+        """Return the outputs of networks: of a whole group in one pass, of others one after the other."""
         for group, (pattern,), tensors in zip(self.arrangement.groups, self._patterns, groups, strict=True):
             if pattern is not None and sorted(names) == sorted(group.nets):
 
@@ -116,9 +118,10 @@ class Losses(nn.Module):
         return [self.copies[name](x) for name in names]
 
     def logits(self, net: str, states: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
-        """Logits of a network in several states, each on its own windows: (clients, n, classes).
+        """Return the logits of a network in several states, each on its own windows: (clients, n, classes).
 
         Args:
+            net: name of the network.
             states: full name -> (clients, ...).
             x: (clients, n, ...).
             mask: (clients, n), bool, the real windows.
@@ -143,7 +146,7 @@ class Losses(nn.Module):
 
 
 class _OnePass(Networks):
-    """Networks whose `outputs` takes one pass where they are of one group."""
+    """Networks whose `outputs` evaluates a group in one pass."""
 
     def __init__(self, nets: Mapping[str, nn.Module], ask: Ask, groups: Sequence[Mapping[str, Tensor]]) -> None:
         super().__init__(nets)
