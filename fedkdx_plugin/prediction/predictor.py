@@ -194,7 +194,8 @@ class Predictor:
             )
         if not len(x):
             raise UserError("there is no window to predict on")
-        x = x.astype(np.float32)
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
         if wrong := x.size - np.count_nonzero(np.isfinite(x)):
             raise UserError(f"{wrong} of {x.size} values of the windows are NaN, infinite or too large")
         return x
