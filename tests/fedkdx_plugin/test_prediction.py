@@ -45,7 +45,7 @@ def test_a_client_predicts_what_the_run_recorded(watch, comparison, algorithm):
         assert accuracy == counts.trace() / counts.sum()
         assert found.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-6)
     whole = recorded.confusion["served"].sum(axis=0)
-    assert np.count_nonzero(whole.sum(axis=0)) > 1 and whole.trace() < whole.sum()  # several classes, some wrong
+    assert np.count_nonzero(whole.sum(axis=0)) > 1  # not one class for all
 
 
 def test_clients_of_personal_algorithms_have_models_of_their_own(watch):

@@ -26,7 +26,7 @@ DESCRIPTION = {
     "acceleration": ["ax", "ay", "az"],
     "filters": {"median": 3, "lowpass": 20, "gravity": 0.3},
 }
-FAST = ["-m", "cnn_small", "-gr", "3", "-jr", "0.7", "-ls", "3", "-lr", "0.03", "-dev", "cpu"]
+FAST = ["-m", "cnn_small", "-gr", "3", "-jr", "0.7", "-ls", "3", "-lbs", "8", "-lr", "0.03", "-dev", "cpu"]
 COMPARISONS = {  # name -> options; each has a run folder for every algorithm
     "federated": ["-algo", "FedAvg,Local,FedKDX,FedFomo,FedFTL,Centralised"],
     "both": ["-algo", "FedKDX", "--set", "FedKDX.serve=both"],
