@@ -66,9 +66,14 @@ class Deployed(nn.Module):
     against its deviation, such as air pressure, would be rounded coarsely.
     """
 
-    def __init__(self, network: Served, scaling: Scaling | None, channels: int) -> None:
+    high: Tensor
+    low: Tensor
+    scale: Tensor
+
+    def __init__(self, network: Served, scaling: Scaling | None, shape: tuple[int, int, int]) -> None:
         super().__init__()
-        offset, scale = scaling or Scaling(np.zeros(channels), np.ones(channels))
+        self.shape = shape
+        offset, scale = scaling or Scaling(np.zeros(shape[0]), np.ones(shape[0]))
         high = offset.astype(np.float32)
         for name, values in (("high", high), ("low", offset - high), ("scale", scale)):
             self.register_buffer(name, torch.from_numpy(values.astype(np.float32))[:, None, None])
@@ -178,8 +183,8 @@ def described(predictor: Predictor) -> dict[str, Any]:
 def _plain(predictor: Predictor) -> Deployed:
     """Return the module to export, its weights laid out as usual. Raises UserError where nothing says how to scale."""
     predictor.scaled(np.zeros((1, *predictor.shape), np.float32))
-    module = Deployed(copy.deepcopy(predictor.network), predictor.scaling, predictor.shape[0])
-    return module.to(memory_format=torch.contiguous_format).eval()
+    module = Deployed(copy.deepcopy(predictor.network), predictor.scaling, predictor.shape)
+    return module.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
 def _write_torchscript(module: Deployed, path: Path) -> Ask:
@@ -201,7 +206,7 @@ def _write_onnx(module: Deployed, path: Path) -> Ask:
     import onnxruntime
 
     # of PyTorch's two ways the one that all versions from 2.3 on have, which needs no package beside onnx
-    way = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    way: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with _quiet():
         torch.onnx.export(
             module,
@@ -219,8 +224,7 @@ def _write_onnx(module: Deployed, path: Path) -> Ask:
 
 def _example(module: Deployed) -> Tensor:
     """Two windows to trace with: one could be mistaken for a constant size."""
-    first = next(iter(module.network.nets.values()))
-    channels, _, time = first.shape
+    channels, _, time = module.shape
     return torch.zeros(2, channels, time)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from fedkdx_plugin.engine.evaluation import serves_newcomer
 from fedkdx_plugin.engine.randomness import seeded
 from fedkdx_plugin.engine.rounds import restore
 from fedkdx_plugin.engine.workspace import Workspace
-from fedkdx_plugin.experiments.comparison import make_task
+from fedkdx_plugin.experiments.comparison import make_task, where_it_began
 from fedkdx_plugin.prediction.predictor import Predictor, Served
 from fedkdx_plugin.results import runs
 from fedkdx_plugin.results.run_folder import STATE, identity
@@ -48,7 +49,8 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None) -> 
     manifest = _manifest(found)
     state = _state(found)
     clients = len(manifest["clients"])
-    if client is not None and (isinstance(client, bool) or not isinstance(client, int) or not 0 <= client < clients):
+    known = isinstance(client, Integral) and not isinstance(client, bool) and 0 <= client < clients
+    if client is not None and not known:
         raise UserError(f"{found.folder}: no client {client!r}; there are clients 0 to {clients - 1}")
     restored = _restored(found, manifest, state)
     if client is None:
@@ -59,6 +61,7 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None) -> 
                 f"0 to {clients - 1}"
             )
     else:
+        client = int(client)
         who = restored.workspace.clients[client]
     own = any(entry.get("scaling") for entry in manifest["clients"])
     return Predictor(
@@ -157,7 +160,8 @@ class _Restored(NamedTuple):
         client.nets = workspace.nets
         serves = client.serves()
         names = [serves] if isinstance(serves, str) else list(serves)
-        network = Served({name: nets[name] for name in names}, serves).to(memory_format=memory_format(CPU))
+        network = Served({name: nets[name] for name in names}, serves)
+        network.to(memory_format=memory_format(CPU))  # type: ignore[call-overload]
         return network.requires_grad_(False).eval()
 
 
@@ -165,9 +169,10 @@ def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restore
     """Return the run's server and clients. Raises UserError for a damaged state or a plug-in that is missing."""
     # the run's own hyper-parameters are all in 'set'; a preset of the user's need not be there any more
     config = dataclasses.replace(from_dict(run.config, str(run.folder / CONFIG)), preset="paper")
-    (choice,) = choose(config)
     channels, one, time = manifest["shape"]
-    task = dataclasses.replace(make_task(config, (channels, one, time), len(manifest["classes"])), seed=run.seed)
+    with where_it_began(run.folder.parent):
+        (choice,) = choose(config)
+        task = dataclasses.replace(make_task(config, (channels, one, time), len(manifest["classes"])), seed=run.seed)
     samples = [entry["train"]["samples"] for entry in manifest["clients"]]
     try:
         workspace = Workspace(choice.server, task, choice.params, samples, run.seed, CPU)

@@ -19,7 +19,7 @@ from fedkdx_plugin.engine.evaluation import CHUNK
 from fedkdx_plugin.prediction.recordings import Cut, Cutter
 from fedkdx_plugin.results.runs import Run
 from registry.errors import UserError
-from registry.interface import Model, mixture
+from registry.interface import mixture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ class Served(nn.Module):
         serves: which of them, or their shares, as `Client.serves` says.
     """
 
-    def __init__(self, nets: Mapping[str, Model], serves: str | Mapping[str, float]) -> None:
+    def __init__(self, nets: Mapping[str, nn.Module], serves: str | Mapping[str, float]) -> None:
         super().__init__()
         self.nets, self.serves = nn.ModuleDict(nets), serves
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset_utils.reading import Reading, read
+from dataset_utils.reading import read
 from dataset_utils.recording import Preprocessing, Recording, Source
 from dataset_utils.sources.own import OwnData
 from dataset_utils.sources.own import reading as files
@@ -18,6 +19,7 @@ from dataset_utils.sources.own.description import REQUIRED, Description, Dialect
 from dataset_utils.sources.own.given import GivenRule
 from dataset_utils.sources.own.naming import Rule
 from dataset_utils.sources.own.table import Wanted
+from dataset_utils.time_axis import TOLERANCE
 from registry.errors import UserError
 
 TIME = "time"
@@ -85,11 +87,17 @@ class Cutter:
                 f"a recording must be numbers of shape ({len(self.channels)}, time), a row for each of "
                 f"{', '.join(self.channels)}; not {signals.dtype} of shape {signals.shape}"
             )
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < float("inf"):
             raise UserError(f"the rate of a recording must be a number of Hz above 0, not {rate!r}")
-        values = signals.T.astype(np.float32)
-        labels = np.zeros(len(values), dtype=np.int64)
-        return self._cut(Path("recording"), lambda: [Recording("recording", values, labels, None, "recording", rate)])
+        if not self.settings.resample and abs(rate / self.settings.rate - 1) > TOLERANCE:
+            raise UserError(
+                f"the recording is of {rate:g} Hz, the run's data of {self.settings.rate:g} Hz, and they were not "
+                "resampled; resample the recording first"
+            )
+        with np.errstate(over="ignore"):
+            values = signals.T.astype(np.float32)
+        labels, name = np.zeros(len(values), dtype=np.int64), "recording"
+        return self._cut(Path(name), lambda: [Recording(name, values, labels, None, name, float(rate))])
 
     def file(self, path: Path) -> Cut:
         """Cut a recording in a file, read as the run's data set was.
@@ -139,24 +147,19 @@ class Cutter:
 
     def _cut(self, path: Path, recordings: Callable[[], Iterable[Recording]]) -> Cut:
         notes: list[str] = []
-        reading = read(_Unlabelled(self, path, recordings), path, self.settings, notes.append, True, collect=True)
+        reading = read(_Unlabelled(self, recordings), path, self.settings, notes.append, True, collect=True)
         counts, windows = reading.counts, reading.windows
         if counts.recordings and windows is None and not any(tally.failed for tally in counts.recordings):
             length = f"{self.settings.window} samples ({self.settings.window / self.settings.rate:g} s)"
             raise UserError(f"{path}: holds no window of {length} without a gap")
-        if reading.errors or windows is None:
+        if reading.errors or windows is None or windows.recording is None:
             raise UserError("; ".join(reading.errors) or f"{path}: holds no recording")
-        self._check(reading)
+        if list(reading.channels) != self.windows_channels:
+            raise UserError(f"{self.path}: its windows have other channels than recordings give in this version")
         begin = windows.start / self.settings.rate
         time = np.stack([begin, begin + self.settings.window / self.settings.rate], axis=1)
         names = tuple(counts.recordings[number - 1].name for number in windows.recording)
         return Cut(windows.x, time, names, (*notes, *counts.lines()))
-
-    def _check(self, reading: Reading) -> None:
-        if list(reading.channels) != self.windows_channels:
-            raise UserError(
-                f"{self.path}: its windows have other channels than recordings give; made by another version"
-            )
 
 
 def _unlabelled(described: Description, path: Path, classes: tuple[str, ...]) -> Description:
@@ -193,10 +196,11 @@ def _holds(file: Path, stream: Stream, column: str | None) -> bool:
 class _Unlabelled(Source):
     """Recordings whose every sample counts as labelled."""
 
-    def __init__(self, cutter: Cutter, path: Path, recordings: Callable[[], Iterable[Recording]]) -> None:
-        self.name, self.classes, self.channels = path.name, cutter.classes, cutter.channels
-        self.acceleration, self.preprocessing = cutter.acceleration, cutter.settings
-        self.recordings = recordings
+    name = "recording"
+
+    def __init__(self, cutter: Cutter, recordings: Callable[[], Iterable[Recording]]) -> None:
+        self.classes, self.channels, self.acceleration = cutter.classes, cutter.channels, cutter.acceleration
+        self.preprocessing, self.recordings = cutter.settings, recordings
 
     def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
         raise NotImplementedError  # it is there already

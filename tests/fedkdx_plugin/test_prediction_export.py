@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from fedkdx_plugin.prediction.exporting import Deployed
 from fedkdx_plugin.prediction.predictor import Served
 from registry.errors import UserError
 from registry.interface import Model, Output
-from tests.fedkdx_plugin.watch_runs import CLASSES, shards_of
+from tests.fedkdx_plugin.watch_runs import CLASSES, recording, shards_of
+
+ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of the newest PyTorch
 RUNS = [
@@ -66,6 +69,20 @@ def test_an_exported_model_takes_raw_windows_and_gives_the_same_probabilities(
         found = ASK[format](made.model, np.ascontiguousarray(cut.x[:count, :, 0]))
         np.testing.assert_allclose(found, right[:count], atol=1e-5)
     assert np.ptp(right, axis=0).max() > 1e-3  # a hundred times what may differ
+
+
+def test_the_documented_device_code_finds_the_same_classes(watch, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    folder = watch.run("low-pass", "FedAvg")
+    export(folder, 1, "onnx", "watch-model")
+    *_, code = (ROOT / "docs" / "predict.md").read_text().split("```python")
+    names = {}
+    exec(code.partition("```")[0], names)
+    signals = recording(1).loc[2000:, ["ax", "ay", "az", "hr"]].interpolate().to_numpy().T[:, ::2]
+    found = load_model(folder, 1).predict(signals, rate=50)
+    assert names["classify"](signals) == found.labels
+    assert len(set(found.labels)) > 1
 
 
 def test_the_description_says_how_windows_are_made(watch, tmp_path):
@@ -140,13 +157,13 @@ def test_a_large_offset_costs_no_digits():
     scaling = Scaling(np.array([101325.1234]), np.array([0.5]))
     x = (101325.1234 + np.random.default_rng(0).normal(size=(5, 1, 1, 8))).astype(np.float32)
     mean = ((x.astype(np.float64) - 101325.1234) / 0.5).mean(axis=(1, 2, 3))
-    deployed = Deployed(Served({"model": Sums()}, "model"), scaling, 1)
+    deployed = Deployed(Served({"model": Sums()}, "model"), scaling, (1, 1, 8))
     np.testing.assert_allclose(deployed(torch.from_numpy(x[:, :, 0]))[:, 0], 1 / (1 + np.exp(-mean)), atol=1e-6)
 
 
 def test_a_model_with_a_recurrent_layer_takes_any_number_of_windows(tmp_path, format):
     torch.manual_seed(0)
-    module = Deployed(Served({"model": CNNLSTM((7, 1, 50), 3).eval()}, "model"), None, 7).eval()
+    module = Deployed(Served({"model": CNNLSTM((7, 1, 50), 3).eval()}, "model"), None, (7, 1, 50)).eval()
     write = exporting._write_onnx if format == "onnx" else exporting._write_torchscript
     ask = write(module, tmp_path / "model")
     for count in (1, 2, 9):

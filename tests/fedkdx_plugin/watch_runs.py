@@ -32,6 +32,7 @@ COMPARISONS = {  # name -> options; each has a run folder for every algorithm
     "both": ["-algo", "FedKDX", "--set", "FedKDX.serve=both"],
     "client": ["-algo", "FedAvg,FedKDX", "--scale", "client"],
     "minmax": ["-algo", "FedAvg", "--scale", "minmax", "-m", "cnn_lstm", "-lr", "0.2"],
+    "low-pass": ["-algo", "FedAvg", "--median", "0", "--gravity", "0"],
     "local batch norm": ["-algo", "FedAvg", "--bn", "local"],
 }
 
