@@ -113,9 +113,10 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
         try:
             ask = _write_onnx(module, part) if format == "onnx" else _write_torchscript(module, part)
             difference = max(_difference(predictor, ask, windows) for windows in (random, own) if len(windows))
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{predictor.run.config['model']} cannot be written as {format}: {reason}") from error
+        except Exception as error:  # exporters, runtimes and other people's models raise what they like
+            reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+            name = f"{predictor.run.algorithm} with {predictor.run.config['model']}"
+            raise UserError(f"the model of {name} cannot be written as {format} ({reason})") from error
         if not difference <= LARGEST:
             raise UserError(
                 f"{model}: not written: a probability differs from PyTorch's by {difference:.3g}, more than {LARGEST}"
@@ -218,7 +219,9 @@ def _write_onnx(module: Deployed, path: Path) -> Ask:
             opset_version=OPSET,
             **way,
         )
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, too
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     return lambda windows: session.run([OUTPUT], {INPUT: windows})[0]
 
 
