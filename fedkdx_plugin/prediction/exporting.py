@@ -112,11 +112,14 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
     with replacing(description) as description_part, replacing(model) as part:
         try:
             ask = _write_onnx(module, part) if format == "onnx" else _write_torchscript(module, part)
-            difference = max(_difference(predictor, ask, windows) for windows in (random, own) if len(windows))
+            found = [_difference(predictor, ask, windows) for windows in (random, own) if len(windows)]
+        except OSError:  # such as a full disk
+            raise
         except Exception as error:  # exporters, runtimes and other people's models raise what they like
             reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
             name = f"{predictor.run.algorithm} with {predictor.run.config['model']}"
             raise UserError(f"the model of {name} cannot be written as {format} ({reason})") from error
+        difference = float(np.max(found))  # NaN where one is
         if not difference <= LARGEST:
             raise UserError(
                 f"{model}: not written: a probability differs from PyTorch's by {difference:.3g}, more than {LARGEST}"
@@ -140,6 +143,7 @@ def described(predictor: Predictor) -> dict[str, Any]:
     serves = predictor.network.serves
     return {
         "format": "fedkdx-model",
+        "version": 1,
         "input": {"name": INPUT, "type": "float32", "shape": ["n", channels, time]},
         "output": {"name": OUTPUT, "type": "float32", "shape": ["n", len(predictor.classes)]},
         "classes": list(predictor.classes),

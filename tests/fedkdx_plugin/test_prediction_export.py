@@ -131,6 +131,14 @@ def test_a_model_that_differs_leaves_nothing(watch, tmp_path, format, monkeypatc
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_difference_that_is_no_number_counts(watch, tmp_path, monkeypatch):
+    differences = iter([0.0, float("nan")])  # on random windows, on test windows
+    monkeypatch.setattr(exporting, "_difference", lambda *arguments: next(differences))
+    with pytest.raises(UserError, match="differs from PyTorch's by nan"):
+        export(watch.run("federated", "FedAvg"), 0, "torchscript", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("wrong", ["a mapping", "a fixed number of windows"])
 def test_a_model_that_cannot_be_written_leaves_nothing(watch, tmp_path, format, monkeypatch, wrong):
     def forward(self, windows):
