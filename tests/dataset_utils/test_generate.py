@@ -342,7 +342,7 @@ def test_a_class_without_a_window_is_an_error(tmp_path, monkeypatch):
     [
         (["-data", "nonsense"], "unknown data set 'nonsense'"),
         (["-data", "no/such.yaml"], "no/such.yaml"),
-        (["-data", "synthetic", "-nc", "0"], "-nc must"),
+        (["-data", "synthetic", "-nc", "0"], "-nc: "),
         (["-data", "synthetic", "-nc", "4"], "there are only 3 subjects"),
         (["-data", "synthetic", "-nc", "90", "--partition", "iid"], "90 clients need 900 training windows"),
         (["-data", "synthetic", "--lowpass", "25"], "--lowpass 25 Hz must lie below 25 Hz"),
