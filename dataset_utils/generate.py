@@ -30,7 +30,12 @@ IMPORT = "import-pfllib"
 
 
 def prepare(
-    spec: ShardSpec, data_root: Path, raw: Path | None, download: bool, report: Callable[[str], None] = print
+    spec: ShardSpec,
+    data_root: Path,
+    raw: Path | None,
+    download: bool,
+    report: Callable[[str], None] = print,
+    source: Source | None = None,
 ) -> Path:
     """The folder of the shards that `spec` describes, made first where it is missing.
 
@@ -39,13 +44,14 @@ def prepare(
         raw: the original files, or None for the data set's usual place.
         download: whether fetching them is allowed.
         report: takes one line of text about what is being done.
+        source: the data set itself, where it is not to be looked up by the name that `spec` gives.
 
     Raises:
         UserError: unknown data set, files not found or damaged, values out of range, or shards that were made
             from other files than these.
     """
     spec.check()
-    source = find_source(spec.data)
+    source = source or find_source(spec.data)
     settings = resolve(source.preprocessing, spec)
     try:
         path = source.find(raw, data_root, False)
