@@ -199,9 +199,6 @@ def _changed_tensors(tensors: dict[str, Tensor], rng: random.Random) -> dict[str
     tensor = tensors.pop(name)
     types = [torch.float64, torch.float16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64, torch.uint16]
     cut = tensor.reshape(-1)[: rng.randrange(tensor.numel() + 1)]
-    infinite = torch.where(
-        torch.arange(tensor.numel()).reshape(tensor.shape) == 0, rng.choice([torch.inf, -torch.inf]), tensor
-    )
     new = rng.choice(
         [
             None,
@@ -211,13 +208,23 @@ def _changed_tensors(tensors: dict[str, Tensor], rng: random.Random) -> dict[str
             tensor.mT.contiguous() if tensor.ndim > 1 else torch.tensor(3.0),
             cut.clone(),
             torch.cat([tensor, tensor]) if tensor.ndim else tensor[None],
-            infinite,
-            torch.full_like(tensor, torch.nan),
-            torch.full_like(tensor, rng.choice([1e30, -1e30, 1e-40])),
-            torch.randn_like(tensor),
+            *_other_values(tensor, rng),
         ]
     )
     return tensors if new is None else tensors | {rng.choice([name] * 5 + [f"{name}x"]): new}
+
+
+def _other_values(tensor: Tensor, rng: random.Random) -> list[Tensor]:
+    """Make tensors of the same shape and type with values that no honest client sends, or that hardly any does."""
+    if not tensor.is_floating_point():
+        return [torch.full_like(tensor, value) for value in (0, 1, 100)]
+    first = torch.arange(tensor.numel()).reshape(tensor.shape) == 0
+    return [
+        torch.where(first, rng.choice([torch.inf, -torch.inf]), tensor),
+        torch.full_like(tensor, torch.nan),
+        torch.full_like(tensor, rng.choice([1e30, -1e30, 1e-40])),
+        torch.randn_like(tensor),
+    ]
 
 
 def _changed_meta(meta: dict[str, Any], rng: random.Random) -> dict[str, Any]:

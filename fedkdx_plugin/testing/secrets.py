@@ -19,21 +19,24 @@ CHECKS = Checks()
 @CHECKS
 def check_private_names(case: AlgorithmCase) -> None:
     """Require that no message, either way, names state that `Client.private` declares."""
-    require_no_names(*_overheard(case, case.task()), "Client.private")
+    federation, heard = _overheard(case, case.task())
+    _require_no_names(federation.workspace.private, heard, "Client.private")
 
 
 @CHECKS
 def check_private_values(case: AlgorithmCase) -> None:
     """Require that no upload holds the values of private state, under whatever name."""
-    require_no_values(*_overheard(case, case.task()), "Client.private")
+    federation, heard = _overheard(case, case.task())
+    _require_no_values(federation.workspace.private, federation, heard, "Client.private")
 
 
 @CHECKS
 def check_local_batch_norm(case: AlgorithmCase) -> None:
     """Require that batch norm stays with the client, by name and by value, where the user asks for it."""
     federation, heard = _overheard(case, case.task(local_bn=True))
-    require_no_names(federation, heard, "--bn local: send `shared()`, not `state()`")
-    require_no_values(federation, heard, "--bn local: send `shared()`, not `state()`")
+    names = federation.workspace.private - case.federation().workspace.private
+    _require_no_names(names, heard, "--bn local: send `shared()`, not `state()`")
+    _require_no_values(names, federation, heard, "--bn local: send `shared()`, not `state()`")
 
 
 @CHECKS
@@ -59,21 +62,20 @@ def _overheard(case: AlgorithmCase, task: Task) -> tuple[Federation, Heard]:
     return federation, heard
 
 
-def require_no_names(federation: Federation, heard: Heard, declared: str) -> None:
-    """Require that no private name is in a message, nor one that ends with it."""
-    private = tuple(federation.workspace.private)
+def _require_no_names(names: frozenset[str], heard: Heard, declared: str) -> None:
+    """Require that none of these names is in a message, nor one that ends with it."""
     for name, _ in (*heard.up, *heard.down):
-        require(not name.endswith(private), f"'{name}' is in a message, but private by {declared}")
+        require(not name.endswith(tuple(names)), f"'{name}' is in a message, but private by {declared}")
 
 
-def require_no_values(federation: Federation, heard: Heard, declared: str) -> None:
-    """Require that no private tensor was uploaded.
+def _require_no_values(names: frozenset[str], federation: Federation, heard: Heard, declared: str) -> None:
+    """Require that no client's state of these names was uploaded.
 
     Left out are what the client had from the server and did not change, and weights of all ones and the like.
     """
     down, up = [tensor for _, tensor in heard.down], heard.up
     for kept in federation.workspace.kept:
-        for private in sorted(kept.keys() & federation.workspace.private):
+        for private in sorted(kept.keys() & names):
             secret = kept[private]
             if secret.unique().numel() > 2 and not _among(secret, down):
                 found = next((name for name, tensor in up if _equal(secret, tensor)), None)

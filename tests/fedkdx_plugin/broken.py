@@ -40,6 +40,10 @@ def algorithm(base: type[Server] = FedAvg, client: Mapping[str, Any] | None = No
     return type("Broken", (base,), {"Client": own, **server})
 
 
+def checks_state(self, client, reply):
+    check_state(reply, self.weights)
+
+
 def replying(change, **client):
     """FedAvg's clients with something else in their reply: (client, tensors, meta) -> (tensors, meta)."""
 
@@ -47,7 +51,7 @@ def replying(change, **client):
         sent = FedAvgClient.reply(self)
         return Message(*change(self, dict(sent.tensors), dict(sent.meta)))
 
-    return algorithm(client={"reply": reply, **client})
+    return algorithm(client={"reply": reply, **client}, check_reply=checks_state)
 
 
 def sending(tensors, **members):
@@ -84,6 +88,9 @@ class Counter(FedAvg):
     def __init__(self, task, params, initial):
         super().__init__(task, params, initial)
         self.Client.made = 0
+
+    def check_reply(self, client, reply):
+        check_state(reply, self.weights)
 
 
 class Forgetful(FedAvg):
@@ -237,11 +244,20 @@ ALGORITHMS = {
     "check_models": Broken(algorithm(__init__=knows_one_model)),
     "check_unequal_clients": Broken(replying(divides_by_others)),
     "check_order_of_clients": Broken(
-        Counter, ("check_restart", "check_renaming_clients", "check_parallel", "check_stacked")
+        Counter,
+        (
+            "check_restart",
+            "check_asking_for_messages",
+            "check_renaming_clients",
+            "check_parallel",
+            "check_stacked",
+        ),
     ),
-    "check_restart": Broken(Forgetful, ("check_wrong_replies", "check_mutated_replies")),
-    "check_asking_for_messages": Broken(algorithm(message=message_that_changes), ("check_no_replies",)),
-    "check_beats_chance": Broken(algorithm(client={"losses": teaches_nothing})),
+    "check_restart": Broken(Forgetful),
+    "check_asking_for_messages": Broken(
+        algorithm(message=message_that_changes), ("check_no_replies", "check_renaming_clients")
+    ),
+    "check_beats_chance": Broken(algorithm(client={"losses": teaches_nothing}), ("check_no_replies",)),
     "check_learning_from_others": Broken(Local),
     "check_no_replies": Broken(algorithm(messages=messages_that_change)),
     "check_renaming_clients": Broken(algorithm(aggregate=weighs_by_number)),
@@ -255,7 +271,8 @@ ALGORITHMS = {
     "check_parallel": Broken(replying(other_in_a_process)),
     "check_stacked": Broken(replying(other_when_together, before_replies=classmethod(notes))),
     "check_refused_reply": Broken(
-        algorithm(check_reply=refuses_somebody), ("check_unequal_clients", "check_renaming_clients")
+        algorithm(check_reply=refuses_somebody),
+        ("check_unequal_clients", "check_renaming_clients", "check_wrong_replies", "check_mutated_replies"),
     ),
     "check_looking_at_replies": Broken(algorithm(check_reply=changes_by_looking)),
     "check_wrong_replies": Broken(algorithm(check_reply=overlooks_foreign, aggregate=leaves_out_foreign)),
@@ -325,8 +342,7 @@ class Remembering(TinyNet):
 
 class Single(TinyNet):
     def __deepcopy__(self, memory):
-        other = copy.copy(self)
-        return other
+        return copy.copy(self)
 
 
 class Fours(TinyNet):
@@ -344,7 +360,7 @@ MODELS = {
     "check_seed": Broken(OneStart),
     "check_rows": Broken(Centring),
     "check_state": Broken(Remembering),
-    "check_copy": Broken(Single),
+    "check_copy": Broken(Single, ("check_stacked_training",)),
     "check_stacked_training": Broken(Fours),
 }
 
