@@ -8,7 +8,6 @@ from fedkdx_plugin.testing import AlgorithmCase, algorithm_checks
 from registry import catalog
 
 NAMES = list(catalog.BUILT_IN["algorithms"])
-WITHOUT_EFFECT: dict[str, dict[str, str]] = {}  # algorithm -> hyper-parameter -> why
 NOT_FOR = {  # (algorithm, check): why it does not apply
     ("Local", "check_learning_from_others"): "every client trains alone",
     ("FedFomo", "check_renaming_clients"): "holds windows out and explores by (seed, round, client)",
@@ -20,4 +19,4 @@ NOT_FOR = {  # (algorithm, check): why it does not apply
 def test_built_in(name, check):
     if reason := NOT_FOR.get((name, check.__name__)):
         pytest.skip(reason)
-    check(AlgorithmCase(catalog.load("algorithms", name), without_effect=WITHOUT_EFFECT.get(name, {})))
+    check(AlgorithmCase(catalog.load("algorithms", name)))
