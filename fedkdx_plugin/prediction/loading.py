@@ -117,8 +117,8 @@ def _state(run: Run) -> Message:
     again = f"remove {run.folder} and run it again"
     if not path.is_file():
         raise UserError(
-            f"{path}: missing; the runs of an experiment keep no models: fedkdx run --config {run.folder / CONFIG} makes "
-            "one that does"
+            f"{path}: missing; runs of a grid keep no models; fedkdx run --config {run.folder / CONFIG} makes one that "
+            "does"
         )
     try:
         state = Message.from_bytes(path.read_bytes())
