@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dataset_utils import shards
 from dataset_utils.scaling import statistics
+from fedkdx_plugin.algorithm.additions import AdditionsServer
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
@@ -42,6 +43,11 @@ class TinierNet(TinyNet):
     """A smaller student, with features of another size."""
 
     width = 4
+
+
+def smaller_student(algorithm: type[Server], model: type[Model] = TinyNet) -> type[Model]:
+    """A student smaller than the model, or the model itself where teachers start from their students."""
+    return model if issubclass(algorithm, AdditionsServer) else TinierNet
 
 
 def make_task(student: type[Model] = TinyNet, local_bn: bool = False) -> Task:

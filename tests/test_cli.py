@@ -87,12 +87,12 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():
 
 def test_a_preset_sets_hyper_parameters_of_several_algorithms():
     Path("preset.yaml").write_text(
-        "set: {FedKDX.gamma: 0.3, FedKDX.serve: both, FedKD.serve: student, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
+        "set: {FedKDX.gamma: 0.3, FedKDX+.serve: teacher, FedKD.serve: student, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
     )
-    found = resolved("--config", "preset.yaml", "-data", "SPAR", "-algo", "FedKDX,FedKD,FedProx")["set"]
-    wanted = {"FedKDX.gamma": 0.3, "FedKDX.serve": "both", "FedKD.serve": "student", "FedProx.mu": 0.1}
+    found = resolved("--config", "preset.yaml", "-data", "SPAR", "-algo", "FedKDX,FedKDX+,FedKD,FedProx")["set"]
+    wanted = {"FedKDX.gamma": 0.3, "FedKDX+.serve": "teacher", "FedKD.serve": "student", "FedProx.mu": 0.1}
     assert wanted.items() <= found.items()
-    assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKD.teacher_init"] == "own"
+    assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKDX.serve"] == "teacher" and found["FedKDX+.tau_ctl"] is None
 
 
 def test_a_scoped_hyper_parameter_is_one_algorithms_own():
@@ -263,14 +263,14 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--set use=kd,nothing", "'nothing' is unknown"),
         ("--set FedProx.mu=1", "no algorithm 'FedProx' here"),
         ("-algo FedAvg --set gamma=0.5", "FedAvg has no hyper-parameter 'gamma'"),
-        ("-jr 0", "join_ratio: 0.0 is out of range"),
+        ("-jr 0", "join_ratio: 0 is out of range"),
         ("-jr 1.5", "join_ratio: 1.5 is out of range"),
         ("-gr -1", "global_rounds: -1 is out of range; it must be at least 1"),
         ("-gr 0", "global_rounds: 0 is out of range"),
         ("-gr 2.5", "global_rounds: '2.5' is not a whole number"),
         ("-gr many", "global_rounds: 'many' is not a whole number"),
         ("-lbs 0", "batch_size: 0 is out of range"),
-        ("-lr 0", "local_learning_rate: 0.0 is out of range"),
+        ("-lr 0", "local_learning_rate: 0 is out of range"),
         ("-lr nan", "local_learning_rate: 'nan' is not a number"),
         ("-ls 0", "local_epochs: 0 is out of range"),
         ("-eg 0", "eval_gap: 0 is out of range"),
@@ -289,7 +289,7 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--alpha -1", "--alpha must be above 0"),
         ("--config nowhere.yaml", "nowhere.yaml: cannot be read"),
         ("--unseen 3", "--unseen 3: of 3 clients, one at least must train"),
-        ("--unseen -1", "unseen: -1.0 is out of range"),
+        ("--unseen -1", "unseen: -1 is out of range"),
         ("--late 0.3", "--late 0.3: write SHARE@ROUND"),
         ("--late 0.3@3", "--late 0.3@3: the round must be a whole number from 2 to 2"),
         ("--late 1@2", "--late 1@2: all 3 clients would be late"),
@@ -298,8 +298,8 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--train-fraction 0.5", "give the data set's name instead of a folder"),
         ("--evaluate-on validation", "holds test windows; give the data set's name instead of a folder"),
         ("--set serve=nobody", "FedKDX: serve: 'nobody' is unknown"),
-        ("--set kd_weight=-1", "FedKDX: kd_weight: -1.0 is out of range"),
-        ("--set teacher_init=student -sm cnn", "teacher_init=student: the student is a CNN, the teacher a CNNSmall"),
+        ("--set kd_weight=-1", "FedKDX: kd_weight: -1 is out of range"),
+        ("-algo FedKDX+ -sm cnn", "teacher_init=student: the student is a CNN, the teacher a CNNSmall"),
     ],
 )
 def test_wrong_input_gets_one_line_and_exit_code_2(data, capsys, argv, says):
@@ -320,7 +320,7 @@ def test_cuda_without_cuda(data, capsys):
     ("text", "says"),
     [
         ("global_round: 3", "unknown key 'global_round' (did you mean global_rounds?)"),
-        ("join_ratio: 7", "join_ratio: 7.0 is out of range"),
+        ("join_ratio: 7", "join_ratio: 7 is out of range"),
         ("join_ratio: [1]", "join_ratio: [1] is not a number"),
         ("set: 3", "'set'"),
         ("set: {gamma: [1]}", "gamma: [1] is not a number"),

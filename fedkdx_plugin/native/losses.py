@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +12,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedkdx_plugin.native import library, twin
+from registry import functional
 from registry.interface import Batch, Output
 
-# of the module of the paper's equations: what the compiled losses stand for
-FUNCTIONS = ("soften", "apart", "kd", "nkd", "contrastive", "unit", "_equation_8")
+# what the compiled losses stand for: functions of the module of the paper's equations, and what that takes from
+# `registry.functional`
+EQUATIONS = ("apart", "nkd", "contrastive", "_equation_8")
+SHARED = ("soften", "kd", "unit")
+FUNCTIONS = (*EQUATIONS, *SHARED)
 FEWEST, MOST = 8, 64  # windows of the batch on which both are compared: one of each class, within these bounds
 # of every eight windows, powers of two, which round nothing:
 SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of the features: one is short, one too short
@@ -40,33 +43,28 @@ class Terms(NamedTuple):
     shortest: float
 
 
-def compiled(equations: ModuleType) -> Callable[[Losses], Losses]:
+def compiled(method: Losses) -> Losses:
     """Let `mutual` stand for a client's method where it takes the batch and gives the same as the method (see `twin`).
 
-    A method that overrides the decorated one has no such twin. The client has `params`, and `terms()`, which gives them
-    as `Terms`, or None where `mutual` does not do what they ask for.
-
-    Args:
-        equations: the module that the method takes `FUNCTIONS` from.
+    The method finds `FUNCTIONS` in the module that it is written in. A method that overrides it has no such twin. The
+    client has `params`, and `terms()`, which gives them as `Terms`, or None where `mutual` does not do what they ask
+    for.
     """
 
-    def decorate(method: Losses) -> Losses:
-        @functools.wraps(method)
-        def losses(client: Any, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
-            terms = client.terms() if fits(teacher, student, batch) else None
-            if terms is None or not _agrees(equations, method, client, teacher, terms):
-                return method(client, teacher, student, batch)
-            loss_t, loss_s = mutual(teacher, student, batch.y, terms)
-            return {"teacher": loss_t, "student": loss_s}
+    @functools.wraps(method)
+    def losses(client: Any, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
+        terms = client.terms() if fits(teacher, student, batch) else None
+        if terms is None or not _agrees(method, client, teacher, terms):
+            return method(client, teacher, student, batch)
+        loss_t, loss_s = mutual(teacher, student, batch.y, terms)
+        return {"teacher": loss_t, "student": loss_s}
 
-        return losses
-
-    return decorate
+    return losses
 
 
-def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
-    """Whether `mutual` gives what the method does for a client with such parameters and networks of such sizes."""
-    operations, variables = library.operations(), vars(equations)
+def _agrees(method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
+    """Say whether `mutual` gives what the method does for a client with such parameters and networks of such sizes."""
+    operations, variables, shared = library.operations(), method.__globals__, vars(functional)
     classes, size = teacher.logits.shape[1], teacher.features.shape[1]
     ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
     theirs = (*twin.made_of(variables, FUNCTIONS), method, method.__code__, F.cross_entropy, Batch.mean)
@@ -81,10 +79,11 @@ def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output,
         pytorchs = _trial(by_method, classes, size, torch.float64)
         found = _trial(by_mutual, classes, size, torch.float32)
         differences = twin.difference(pytorchs, found, terms=max(classes, size, FEWEST))
-        return twin.replaced(equations.__name__, variables, FUNCTIONS, variables) + differences
+        own = twin.replaced(method.__module__, variables, EQUATIONS, variables)
+        return own + twin.replaced(method.__module__, variables, SHARED, shared) + differences
 
     kind = (type(client), repr(client.params), classes, size)
-    return twin.agrees("losses of FedKDX", kind, [*ours, *theirs], reasons, list(variables.values()))
+    return twin.agrees("losses of FedKDX", kind, [*ours, *theirs], reasons, [*variables.values(), *shared.values()])
 
 
 def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dtype: torch.dtype) -> twin.Side:

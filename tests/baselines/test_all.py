@@ -12,7 +12,7 @@ from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog
 from registry.interface import Message, Round, Task
-from tests.conftest import CLASSES, SHAPE, Recorder, TinierNet, make_data, make_federation, make_task, same_state
+from tests.conftest import CLASSES, SHAPE, Recorder, make_data, make_federation, make_task, same_state, smaller_student
 
 NAMES = list(catalog.BUILT_IN["algorithms"])
 FEDERATED = [name for name in NAMES if name not in ("Local", "Centralised")]
@@ -41,7 +41,7 @@ def test_same_seed_same_bits(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("model", [CNNSmall, CNNLSTM])
 def test_every_model_and_a_smaller_student(name, model):
-    task = Task(SHAPE, CLASSES, model, TinierNet)
+    task = Task(SHAPE, CLASSES, model, smaller_student(load(name), model))
     federation = make_federation(load(name), make_data(sizes=(20, 3)), task, rounds=2, join_ratio=1, local_epochs=1)
     records = run(federation).records
     assert not any(record.rejected for record in records)

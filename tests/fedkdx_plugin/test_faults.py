@@ -16,7 +16,7 @@ from baselines.centralised import Centralised
 from baselines.fedavg import FedAvg
 from baselines.fedprox import FedProx
 from baselines.local import Local
-from fedkdx_plugin.algorithm.server import FedKDX
+from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.faults import DROPOUT, KINDS, STRAGGLER, Faults, damaged
 from fedkdx_plugin.engine.training import Settings, batches
