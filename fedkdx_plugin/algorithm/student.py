@@ -155,7 +155,7 @@ class StudentServer(Server):
             raise BadMessage(f"the update at a rate of {rate:g} is not finite")
 
     def _gradient(self, client: int, reply: Message) -> State:
-        """Return what a reply says: decompressed at the first call, remembered until the round's end."""
+        """Return what a reply says: decompressed at the first call, remembered until the next `aggregate`."""
         known, gradient = self._decompressed.get(client, (None, {}))
         if known is not reply:
             gradient = decompress(reply.tensors, {name: tensor.shape for name, tensor in self.weights.items()})
