@@ -191,4 +191,4 @@ def test_a_probability_of_one_is_one_clear_line(shard_folder, tmp_path, monkeypa
     line = fails(capsys, "-data", str(shard_folder), "-algo", "FedAvg", "--dropout", "1")
     assert "--dropout 1: the probability must be at least 0 and below 1" in line
     line = fails(capsys, "-data", str(shard_folder), "-algo", "FedAvg", "--corrupt", "2")
-    assert "corrupt: 2.0 is out of range" in line
+    assert "corrupt: 2 is out of range" in line

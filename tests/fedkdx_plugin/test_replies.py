@@ -69,6 +69,7 @@ def changed_tensors(tensors: dict, rng: random.Random) -> dict:
         }
     tensor = tensors.pop(name)
     types = [torch.float64, torch.float16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64, torch.uint16]
+    floats = tensor if tensor.is_floating_point() else tensor.float()  # factors may be whole numbers
     cut = tensor.reshape(-1)[: rng.randrange(tensor.numel() + 1)]
     infinite = torch.where(
         torch.arange(tensor.numel()).reshape(tensor.shape) == 0, rng.choice([torch.inf, -torch.inf]), tensor
@@ -83,9 +84,9 @@ def changed_tensors(tensors: dict, rng: random.Random) -> dict:
             cut.clone(),
             torch.cat([tensor, tensor]) if tensor.ndim else tensor[None],
             infinite,
-            torch.full_like(tensor, torch.nan),
-            torch.full_like(tensor, rng.choice([1e30, -1e30, 1e-40])),
-            torch.randn_like(tensor),
+            torch.full_like(floats, torch.nan),
+            torch.full_like(floats, rng.choice([1e30, -1e30, 1e-40])),
+            torch.randn_like(floats),
         ]
     )
     return tensors if new is None else tensors | {rng.choice([name] * 5 + [f"{name}x"]): new}
