@@ -41,7 +41,9 @@ BUILT_IN = {
         "FedFTL": "baselines.fedftl:FedFTL",
         "FedDistill": "baselines.feddistill:FedDistill",
         "FedKD": "baselines.fedkd:FedKD",
-        "FedKDX": "fedkdx_plugin.algorithm.server:FedKDX",
+        "FedKD+": "baselines.fedkd_plus:FedKDPlus",
+        "FedKDX": "fedkdx_plugin.algorithm.fedkdx:FedKDX",
+        "FedKDX+": "fedkdx_plugin.algorithm.fedkdx_plus:FedKDXPlus",
     },
     "models": {
         "cnn": "fedkdx_plugin.models.cnn:CNN",

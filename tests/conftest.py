@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dataset_utils import shards
 from dataset_utils.scaling import statistics
+from fedkdx_plugin.algorithm.additions import AdditionsServer
 from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.testing.made import CLASSES as CLASSES
 from fedkdx_plugin.testing.made import SHAPE as SHAPE
@@ -24,7 +25,12 @@ from fedkdx_plugin.testing.made import make_federation as make_federation
 from fedkdx_plugin.testing.made import make_task as make_task
 from fedkdx_plugin.testing.made import same_state as same_state
 from fedkdx_plugin.testing.running import float64
-from registry.interface import copy_state
+from registry.interface import Model, Server, copy_state
+
+
+def smaller_student(algorithm: type[Server], model: type[Model] = TinyNet) -> type[Model]:
+    """Return a student smaller than the model, or the model itself where teachers start from their students."""
+    return model if issubclass(algorithm, AdditionsServer) else TinierNet
 
 
 def enter(federation: Federation, id: int, shared: dict[str, Tensor]) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from baselines.fedfomo import START, FedFomo, FedFomoClient, FedFomoParams
 from baselines.local import Local, LocalClient
-from fedkdx_plugin.algorithm.aggregation import labelled
 from fedkdx_plugin.engine.training import hold_out
+from registry.aggregation import labelled
 from registry.interface import Batch, Message, Round, float_state
 from tests.conftest import CLASSES, Recorder, make_data, make_federation, make_task, same_state
 

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from fedkdx_plugin.algorithm import compression
+from fedkdx_plugin.algorithm.additions import owed, residual_of
 from fedkdx_plugin.algorithm.compression import (
     NonFinite,
     compress,
@@ -14,7 +15,7 @@ from fedkdx_plugin.algorithm.compression import (
     decompress,
     linear,
 )
-from fedkdx_plugin.algorithm.updates import owed, residual_of
+from fedkdx_plugin.algorithm.updates import Sender
 from fedkdx_plugin.models.cnn import CNN
 from registry.interface import BadMessage
 
@@ -311,7 +312,7 @@ RATE = 0.25
 
 def sent_with_feedback(change, debt, epsilon, quantise=False):
     """The payload for a change at `RATE`, as a gradient, and the change still owed."""
-    gradient = owed(change, RATE, debt)
+    gradient = Sender().gradient(owed(change, debt), RATE)
     payload = compress(gradient, epsilon, quantise).payload
     return payload, residual_of(gradient, payload, RATE)
 
