@@ -30,5 +30,5 @@ def kd(log_learner: Tensor, log_target: Tensor, tau: float) -> Tensor:
 
 def unit(h: Tensor) -> Tensor:
     """Scale the rows of (n, size) to length 1; without a direction, 0 with gradient 0, unlike in F.normalize."""
-    length = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(h, dim=1, keepdim=True)
     return h / length.masked_fill(length < SHORTEST_FEATURE, torch.inf)
