@@ -117,7 +117,7 @@ def allowances(net: nn.Module, run: Callable[[nn.Module], list[Tensor]]) -> list
 
 
 def largest_of_draws(exact: list[Tensor], run: Callable[[torch.Generator | None], list[Tensor]]) -> list[float]:
-    """The same for whatever is made with random errors from a generator; with none from None."""
+    """Return the same for a result that is made with random errors of a generator; None: without errors."""
     for one, other in zip(run(None), exact, strict=True):  # else all that follows would allow too much
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     rng = torch.Generator().manual_seed(0)
@@ -144,7 +144,7 @@ def is_clear(net: nn.Module, run: Callable[[nn.Module], object]) -> bool:
 
 
 def _decisions(net: nn.Module, run: Callable[[nn.Module], object]) -> list[Tensor]:
-    """What enters each ReLU, and the differences of each pair in pooling; infinity for two zeros."""
+    """Return the input of each ReLU, and the differences of each pair in pooling; infinity for two zeros."""
     seen: list[Tensor] = []
 
     def relu(_: nn.Module, given: tuple[Tensor], __: Tensor) -> None:

@@ -121,13 +121,13 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
-    """What is drawn without a seed does not depend on the tests that ran before."""
+    """Seed the global generators, so that no test depends on the tests before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def double() -> Iterator[None]:
-    """Data and networks in float64: 1e-9 is then millions of roundings, and far less than any mistake."""
+    """Run with data and networks in float64: 1e-9 is then millions of roundings, and far less than any mistake."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -151,7 +151,7 @@ def shard_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def federated_folder(shard_folder) -> Path:
-    """The same clients, each with units of its own, as they are before they are scaled by what all have in common."""
+    """Return the same clients, each in its own units, before they are scaled by pooled statistics."""
     folder, made = shard_folder.with_name("federated"), shards.load(shard_folder)
     clients = []
     for k, (train, test) in enumerate(zip(made.train, made.test, strict=True)):
@@ -164,7 +164,7 @@ def federated_folder(shard_folder) -> Path:
 
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
-    """Finds a file of real data in the folder that FEDKDX_TEST_DATA names, or skips."""
+    """Find a file of real data in the folder that FEDKDX_TEST_DATA names, or skip the test."""
 
     def find(name: str) -> Path:
         folder = os.environ.get("FEDKDX_TEST_DATA")

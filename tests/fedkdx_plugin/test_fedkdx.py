@@ -143,7 +143,7 @@ def test_one_full_batch_step_is_algorithm_1(double):
 
 
 def students(federation) -> list[dict[str, torch.Tensor]]:
-    """The student that each client holds after hearing from the server now."""
+    """Return the student that each client holds after receiving the server's message of now."""
     held = []
     for id in range(federation.data.clients):
         one = federation.workspace.enter(id)

@@ -37,7 +37,7 @@ def algorithm(request, monkeypatch):
 
 
 def before_the_last(algorithm):
-    """A federation whose last round is to come."""
+    """Return a federation before its last round."""
     one = make_federation(algorithm, make_data(sizes=(12, 7, 20, 9)), rounds=ROUNDS, join_ratio=1, local_epochs=1)
     for index in range(1, ROUNDS):
         one.round(LAST._replace(index=index))
@@ -51,7 +51,7 @@ def spoil(one, damage: Callable[[bytes], bytes] | None) -> None:
 
 
 def whole_round(algorithm, damage: Callable[[bytes], bytes] | None):
-    """The last round with a damaged reply, as users run it: federation and record."""
+    """Run the last round with a damaged reply, as users run it; return federation and record."""
     one = before_the_last(algorithm)
     spoil(one, damage)
     return one, one.round(LAST)

@@ -188,7 +188,7 @@ def test_the_papers_numbers_are_whole():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A report of two sections with an awkward label, an unfinished, a failed and a missing run."""
+    """Return a report of two sections with an awkward label, an unfinished, a failed and a missing run."""
     root = tmp_path_factory.mktemp("report")
     place = root / "runs"
     for seed in (0, 1):
