@@ -112,12 +112,12 @@ def rounded(net: nn.Module, rng: torch.Generator | None) -> nn.Module:
 
 
 def allowances(net: nn.Module, run: Callable[[nn.Module], list[Tensor]]) -> list[float]:
-    """How far each tensor that `run` makes with a network in float64 may be off in float32, in its largest value."""
+    """Return the largest error allowed in float32 for each tensor that `run` makes with a network in float64."""
     return largest_of_draws(run(copy.deepcopy(net)), lambda rng: run(rounded(net, rng)))
 
 
 def largest_of_draws(exact: list[Tensor], run: Callable[[torch.Generator | None], list[Tensor]]) -> list[float]:
-    """Return the same for a result that is made with random errors of a generator; None: without errors."""
+    """Return such bounds for `run`, which makes random errors by a generator, and none for None."""
     for one, other in zip(run(None), exact, strict=True):  # else all that follows would allow too much
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     rng = torch.Generator().manual_seed(0)
