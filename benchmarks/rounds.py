@@ -76,7 +76,7 @@ def windows(sizes: Sizes) -> tuple[list[textbook.Windows], list[textbook.Windows
 
 
 def federation(algorithm: str, sizes: Sizes, device: str, backend: str) -> Federation:
-    """The suite on such data, by the common protocol."""
+    """Return a federation on such data, by the common protocol."""
     train, test = windows(sizes)
     place = torch.device(device)
     counts = torch.tensor([len(part.y) for part in test])
@@ -109,7 +109,7 @@ def wait(device: str) -> None:
 
 
 def compare(algorithm: str, data: str, device: str, repeats: int) -> list[dict[str, object]]:
-    """The textbook loop and every backend that runs here, taking turns; a row each."""
+    """Time the textbook loop and every backend that runs here, in turns; return a row for each."""
     sizes = SIZES[data]
     runs: dict[str, Federation] = {}
     startup: dict[str, float] = {}
@@ -217,7 +217,7 @@ def _kilobytes(file: str, name: str) -> int:
 
 
 def grow(algorithm: str, clients: int, device: str, each: int, backend: str) -> dict[str, object]:
-    """A round of many clients of `each` SLEEP windows, in a process of its own, with its peak of memory."""
+    """Time a round of many clients of `each` SLEEP windows in a separate process, with its peak of memory."""
     sizes = SIZES["SLEEP"]._replace(windows=(each,) * clients)
     with closing(federation(algorithm, sizes, device, backend)) as run:
         run.round(Round(1, ROUNDS))

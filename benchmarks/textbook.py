@@ -141,7 +141,7 @@ class FedKDX(FedAvg):
 
 
 def low_rank(tensor: Tensor) -> Tensor:
-    """The tensor as a matrix with as few singular values as keep EPSILON of its energy, put together again."""
+    """Return the tensor rebuilt from the fewest singular values of its matrix that keep EPSILON of its energy."""
     if tensor.dim() < 2:
         return tensor
     u, s, v = torch.linalg.svd(tensor.flatten(1), full_matrices=False)

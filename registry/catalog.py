@@ -194,7 +194,7 @@ def load(kind: str, name: str) -> type:
 
 
 def load_entry(entry: Entry) -> type:
-    """The class of an entry. Raises UserError: see `load`."""
+    """Return the class of an entry. Raises UserError: see `load`."""
     if entry.origin == SESSION:
         return _registered[entry.kind, entry.name]
     module, _, attribute = entry.target.rpartition(":")
@@ -214,7 +214,7 @@ def load_entry(entry: Entry) -> type:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """The module in a file, run once in this process; which may not import its neighbours by name."""
+    """Run the module in a file, once in this process, and return it; it may not import its neighbours by name."""
     whole = path.resolve()
     name = f"fedkdx_file_{hashlib.sha256(str(whole).encode()).hexdigest()[:12]}"
     if name not in sys.modules:

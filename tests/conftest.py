@@ -46,7 +46,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
-    """What is drawn without a seed does not depend on the tests that ran before."""
+    """Seed PyTorch, so that what is drawn without a seed does not depend on the tests that ran before."""
     torch.manual_seed(0)
 
 
@@ -75,7 +75,7 @@ def shard_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def federated_folder(shard_folder) -> Path:
-    """The same clients, each with units of its own, as they are before they are scaled by what all have in common."""
+    """Make shards of the same clients, each with units of its own, before they are scaled by pooled statistics."""
     folder, made = shard_folder.with_name("federated"), shards.load(shard_folder)
     clients = []
     for k, (train, test) in enumerate(zip(made.train, made.test, strict=True)):
@@ -88,7 +88,7 @@ def federated_folder(shard_folder) -> Path:
 
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
-    """Finds a file of real data in the folder that FEDKDX_TEST_DATA names, or skips."""
+    """Find a file of real data in the folder that FEDKDX_TEST_DATA names, or skip."""
 
     def find(name: str) -> Path:
         folder = os.environ.get("FEDKDX_TEST_DATA")

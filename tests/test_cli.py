@@ -42,7 +42,7 @@ def resolved(*argv: str) -> dict:
 
 
 def fails(capsys, *argv: str) -> str:
-    """The one line that a wrong command line gets."""
+    """Return the one line that a wrong command line gets."""
     assert main(argv) == 2
     printed = capsys.readouterr()
     line = printed.err.strip().splitlines()[-1]
@@ -114,7 +114,7 @@ def test_what_dry_run_prints_reads_back_as_the_same(capsys):
 
 
 def own_data(rate=50):
-    """A folder of two subjects' recordings, described with this rate; they are at 50 Hz."""
+    """Write a folder of two subjects' recordings at 50 Hz, described with this rate."""
     Path("rec").mkdir(exist_ok=True)
     for name in ("anna", "ben"):
         rows = [f"{i / 50},{i % 7},{'ab'[i // 300]}" for i in range(600)]

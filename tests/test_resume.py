@@ -148,7 +148,7 @@ def test_resuming_what_is_finished_trains_nothing(shard_folder, monkeypatch, cap
 
 @pytest.fixture
 def stopped(shard_folder, monkeypatch) -> Path:
-    """A comparison interrupted in FedAvg's third round."""
+    """Run a comparison that is interrupted in FedAvg's third round."""
     with monkeypatch.context() as patch:
         interrupt_after(patch, 12)
         assert main(command(shard_folder, "runs")) == 130

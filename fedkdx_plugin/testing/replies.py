@@ -21,7 +21,24 @@ CHECKS = Checks()
 VICTIM, CLIENTS, ROUNDS, MUTATIONS = 2, 4, 3, 60
 LAST = Round(ROUNDS, ROUNDS)
 ADVICE = "raise BadMessage in `check_reply` for all that an honest client does not send (see registry.messages)"
-NUMBERS: tuple[Any, ...] = (-1, 0, 1, 2, True, None, 1e-320, 1e38, -1e300, 10**400, float("inf"), float("nan"), "7", [], {}, [[1, 2]])
+NUMBERS: tuple[Any, ...] = (
+    -1,
+    0,
+    1,
+    2,
+    True,
+    None,
+    1e-320,
+    1e38,
+    -1e300,
+    10**400,
+    float("inf"),
+    float("nan"),
+    "7",
+    [],
+    {},
+    [[1, 2]],
+)
 NO_SAMPLES = (0, -1, True, 1.5, float("nan"), None, "7", [1])
 
 Damage = Callable[[bytes], bytes]

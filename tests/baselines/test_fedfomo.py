@@ -17,7 +17,7 @@ from tests.conftest import CLASSES, Recorder, make_data, make_federation, make_t
 
 
 def state(seed: int) -> dict[str, Tensor]:
-    """A model of its own for every seed."""
+    """Return a different model for every seed."""
     torch.manual_seed(seed)
     made = {name: tensor.clone() for name, tensor in float_state(FedFomoClient.build(make_task())).items()}
     return {name: tensor + 0.2 * torch.rand(tensor.shape) for name, tensor in made.items()}

@@ -24,7 +24,7 @@ EPSILONS = [0.0, 0.5, 0.9, 0.98, 0.999, 0.9999]
 
 
 def matrix(shape, decay=1.0, seed=0, dtype=torch.float64):
-    """A tensor whose singular values fall as 1/j^decay."""
+    """Make a tensor whose singular values fall as 1/j^decay."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = shape[0], math.prod(shape[1:])
     rank = min(rows, columns)
@@ -311,7 +311,7 @@ RATE = 0.25
 
 
 def sent_with_feedback(change, debt, epsilon, quantise=False):
-    """The payload for a change at `RATE`, as a gradient, and the change still owed."""
+    """Return the payload for a change at `RATE`, as a gradient, and the change still owed."""
     gradient = Sender().gradient(owed(change, debt), RATE)
     payload = compress(gradient, epsilon, quantise).payload
     return payload, residual_of(gradient, payload, RATE)

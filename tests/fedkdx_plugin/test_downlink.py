@@ -19,14 +19,14 @@ VARIANTS = [{}, {"error_feedback": True}, {"quantise": True, "error_feedback": T
 
 
 def noted(federation, id: int, message: Message) -> dict[str, torch.Tensor]:
-    """The student that the server takes client `id` to hold once it has this message."""
+    """Return the student that the server assumes client `id` to hold once it has this message."""
     student = {name: tensor.clone() for name, tensor in federation.server.downlink.held(id)[1].items()}
     move(student, message.tensors, 1.0)
     return student
 
 
 def hold(federation, id: int, message: Message) -> dict[str, torch.Tensor]:
-    """The student that client `id` does hold once it has this message; the client itself stays as it was."""
+    """Return the student that client `id` does hold once it has this message, without changing the client."""
     one = federation.workspace.enter(id)
     memory, one.memory = one.memory, dict(one.memory)
     one.receive(Message.from_bytes(message.to_bytes()))

@@ -151,7 +151,7 @@ BROADCASTS = [
 
 
 def students(federation) -> list[dict[str, torch.Tensor]]:
-    """The student that each client holds after hearing from the server now."""
+    """Return the student that each client holds after receiving the server's message of now."""
     held = []
     for id in range(federation.data.clients):
         one = federation.workspace.enter(id)

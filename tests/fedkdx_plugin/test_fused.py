@@ -87,7 +87,7 @@ def losses_and_gradients(pair: list[Output], y: torch.Tensor, **params: object) 
 
 
 def contrast(pair: list[Output], tau: float, rng: torch.Generator | None) -> list[torch.Tensor]:
-    """The contrastive loss in float64, and its gradients by both features, with the random errors of each step."""
+    """Return the contrastive loss in float64 and its gradients by both features, with random errors in each step."""
     off = random_errors(rng)
     features = [output.features.double().requires_grad_() for output in pair]
     (rows, size), unit = features[0].shape, []

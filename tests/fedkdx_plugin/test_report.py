@@ -209,7 +209,7 @@ def test_figures_of_the_paper_stand_beside_its_own_method_alone(tmp_path):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A report of two sections with an awkward label, an unfinished, a failed and a missing run."""
+    """Return a report of two sections with an awkward label, an unfinished, a failed and a missing run."""
     root = tmp_path_factory.mktemp("report")
     place = root / "runs"
     for seed in (0, 1):

@@ -30,7 +30,7 @@ def metrics(federation):
 
 
 def logits(federation, net: str, id: int, x):
-    """What a client's network says now, by the engine's own hand."""
+    """Return the predictions of a client's network now, computed by the engine."""
     enter(federation, id, federation.server.networks())
     with torch.no_grad():
         return federation.workspace.nets[net].eval()(x).logits.double()

@@ -44,7 +44,7 @@ class Refuse(TorchDispatchMode):
 
 
 def made_step(algorithm, model, place=lambda tensor: tensor, spare=0):
-    """A step, with places to spare, two unequal clients to load into it, their plan and state."""
+    """Make a step, with places to spare, two unequal clients to load into it, their plan and state."""
     task, last = Task(SHAPE, CLASSES, model, smaller_student(algorithm, model)), Round(2, 2)
     federation, _ = run(algorithm, task=task, data=windows((16, 7)), rounds=1, join_ratio=1, local_epochs=1)
     backend, ids = federation.backend, range(1 if algorithm.pools_data else 2)

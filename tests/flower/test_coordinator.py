@@ -109,7 +109,7 @@ def test_a_site_whose_windows_are_scaled_otherwise_is_refused_by_name(shard_fold
 
 
 def check_same_bits(algorithm, shard_folder, tmp_path, schedule):
-    """Returns the link over which the sites worked."""
+    """Run the sites; return the link over which they worked."""
     local, here = make_local(algorithm, shard_folder, schedule), Recorder()
     local.run([here])
     link = make_link(algorithm, shard_folder, tmp_path)
