@@ -14,6 +14,7 @@ from dataset_utils import generate, preprocessing, shards
 from dataset_utils.recording import Preprocessing, Recording, Source, Windows
 from dataset_utils.spec import ShardSpec
 from fedkdx_plugin.testing.running import Check, Checks, require, run_all
+from registry.text import is_plain_name
 
 CHECKS = Checks()
 
