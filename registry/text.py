@@ -13,9 +13,9 @@ def shown(text: object, longest: int = LONGEST) -> str:
     return line if len(line) <= longest else f"{line[:longest]}..."
 
 
-def is_shown_as_it_is(text: str) -> bool:
+def is_shown_as_it_is(text: str, longest: int = LONGEST_NAME) -> bool:
     """Return whether a text is short, printable and without spaces at its ends."""
-    return 0 < len(text) <= LONGEST_NAME and text.isprintable() and text == text.strip()
+    return 0 < len(text) <= longest and text.isprintable() and text == text.strip()
 
 
 def is_plain_name(name: object) -> bool:
