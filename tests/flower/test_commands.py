@@ -10,9 +10,9 @@ from fedkdx_plugin.cli import main as cli
 SERVE = "serve --sites 2 --insecure -algo FedAvg"
 JOIN = "join --server here:9092 --client 0 --state state --insecure"
 WRONG = {
-    "serve --sites 2": "--certificates --insecure",
+    "serve --sites 2": "--certificates FOLDER or --insecure",
     "serve --insecure": "--sites",
-    "serve --sites 2 --insecure --certificates keys": "not allowed with",
+    "serve --sites 2 --insecure --certificates keys": "give one of the two",
     f"{SERVE} --min-clients 3": "at most 2 sites",
     f"{SERVE} --deadline 0": "--deadline: 0 is out of range; it must be above 0",
     f"{SERVE} --port 99999": "it must be at least 1 and at most 65535",
@@ -23,8 +23,13 @@ WRONG = {
     "serve --sites 2 --insecure --resume nowhere": "no experiment there",
     "certificates keys --sites 2": "--host",
     "certificates keys --sites 0 --host localhost": "--sites: 0 is out of range",
-    JOIN: "-data",
-    f"{JOIN} -data x --client -1": "--client",
+    "certificates keys --host localhost": "--sites: missing",
+    JOIN: "-data: missing",
+    f"{JOIN} -data x --client -1": "--client: -1 is out of range",
+    "join --server here --client 0 -data x --state state --insecure": "--server here: write HOST:PORT",
+    "join --server here:9092 -data x --state state --insecure": "--client: missing",
+    "join --server here:9092 --client 0 -data x --insecure": "--state: missing",
+    "join --server here:9092 --client 0 -data x --state state": "--certificates FOLDER or --insecure",
 }
 
 

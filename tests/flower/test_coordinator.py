@@ -92,14 +92,14 @@ def test_what_was_agreed_on_outlives_the_server(federated_folder, tmp_path):
     assert again.agreed.pooled.count.tolist() == [108 * 32] * 3
     again.restore(saved)
     assert (again.agreed.round, again.agreed.up, again.agreed.down) == (first.round, first.up, first.down)
-    np.testing.assert_array_equal(again.backend.scaling.mean, first.pooled.mean)
-    np.testing.assert_array_equal(again.backend.scaling.variance, first.pooled.variance)
+    np.testing.assert_array_equal(again.remote.scaling.mean, first.pooled.mean)
+    np.testing.assert_array_equal(again.remote.scaling.variance, first.pooled.variance)
 
 
 def test_a_site_whose_windows_are_scaled_otherwise_is_refused_by_name(shard_folder, federated_folder, tmp_path):
     algorithm = catalog.load("algorithms", "FedAvg")
     link = make_link(algorithm, federated_folder, tmp_path)
-    link.places[2] = replace(link.places[2], folder=shard_folder)
+    link.setups[2] = replace(link.setups[2], folder=shard_folder)
     coordinator, story = make_coordinator(algorithm, federated_folder, link, Schedule(2, 1.0))
     there = Recorder()
     coordinator.run([there])
