@@ -106,7 +106,7 @@ def site_files(folder: Path) -> tuple[Path, Path]:
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, issuer_key: ec.EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
-    now, issuer_public = datetime.datetime.now(datetime.UTC), issuer_key.public_key()
+    now, issuer_public = datetime.datetime.now().astimezone(), issuer_key.public_key()
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -1,4 +1,4 @@
-"""Command lines of the federation that cannot be: one clear line each, exit code 2. Needs no Flower."""
+"""Wrong command lines of a federation: one clear line each, exit code 2. Needs no Flower."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import pytest
 
 from fedkdx_plugin import flower
 from fedkdx_plugin.cli import main as cli
+from fedkdx_plugin.configuration.config import from_dict
+from fedkdx_plugin.experiments.experiment import Experiment
+from registry.errors import UserError
 
 SERVE = "serve --sites 2 --insecure -algo FedAvg"
 JOIN = "join --server here:9092 --client 0 --state state --insecure"
@@ -46,3 +49,21 @@ def test_without_flower_the_line_says_what_to_install(line, capsys, monkeypatch)
     monkeypatch.setattr(flower.importlib.util, "find_spec", lambda name: None)
     assert cli.main(line.split()) == 2
     assert "pip install 'fedkdx[flower]'" in capsys.readouterr().err
+
+
+def test_a_folder_goes_on_with_the_command_that_began_it(tmp_path, capsys):
+    """Data at sites: `serve --resume`; on this machine: `resume`. The other is refused, and names the right one."""
+    folders = {}
+    for data in ("sites", "SPAR"):
+        experiment = Experiment.comparison(from_dict({"data": data, "algorithm": ["FedAvg"], "out": str(tmp_path)}, ""))
+        folders[data] = str(experiment.begin(["fedkdx"]))
+    assert cli.main(["resume", folders["sites"]]) == 2
+    assert f"`fedkdx serve --resume {folders['sites']}" in capsys.readouterr().err
+    assert cli.main(["serve", "--sites", "2", "--insecure", "--resume", folders["SPAR"]]) == 2
+    assert f"`fedkdx resume {folders['SPAR']}`" in capsys.readouterr().err
+
+
+def test_python_does_not_start_processes_of_flower():
+    experiment = Experiment.comparison(from_dict({"data": "SPAR", "algorithm": ["FedAvg"], "engine": "flower"}, ""))
+    with pytest.raises(UserError, match="fedkdx run --engine flower"):
+        experiment.run()
