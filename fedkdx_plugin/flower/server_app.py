@@ -49,6 +49,7 @@ class Journal:
             self._csv.writeheader()
 
     def __call__(self, event: Event) -> None:
+        """Write one event."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         self._csv.writerow({"time": now} | asdict(event) | {"seconds": round(event.seconds, 3)})
         self._file.flush()

@@ -48,7 +48,10 @@ class Backend(ABC):
         """Logits (n, classes) of one network in several states, each on some of the test windows."""
 
     def evaluator(self) -> Callable[[Mapping[str, Tensor]], dict[str, Metrics]]:
-        """What measures a state that the server would give every client; by default here, on the data it has."""
+        """Return what measures a state that the server would give every client: by default here, on the data it has.
+
+        Where windows lie elsewhere, it may return {} and bring the metrics later (see `flower.coordinator`).
+        """
         return Evaluator(self.workspace, self.data, self.predict)
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to give back
