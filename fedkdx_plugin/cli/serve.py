@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> int:
     resume = arguments.resume
     del arguments.resume
     terms, address, security = (parse(declared, given(arguments, declared)) for declared in (Terms, Address, Security))
-    terms, certificates = terms.checked(), security.folder
+    certificates = security.folder
     if arguments.data:
         raise UserError("-data: the data are the sites' own (fedkdx join); leave it out")
     if resume is not None:

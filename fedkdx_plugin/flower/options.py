@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,22 @@ RESOLVED = ("preset",)  # its values are in 'set'
 class Terms(Params):
     """Who may take part, and how long the server waits."""
 
-    clients: int = option(0, "how many sites at most", 0, flags="--sites", key="sites")
+    sites: int | None = option(None, "how many sites at most", 1, flags="--sites")
     min_clients: int | None = option(None, "sites that a round needs (default: all)", 1, flags="--min-clients")
     wait: float = option(600.0, "seconds to wait for them", above=0, flags="--wait")
     deadline: float = option(600.0, "seconds for a round", above=0, flags="--deadline")
 
-    def checked(self) -> Terms:
-        """Return the terms with `min_clients` set. Raises UserError: no sites, or fewer than a round needs."""
-        if not self.clients:
-            raise UserError("--sites: missing; write --sites N, how many sites take part at most")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.least > self.clients:
             raise UserError(f"--min-clients {self.least}: there are at most {self.clients} sites (--sites)")
-        return replace(self, min_clients=self.least)
+
+    @property
+    def clients(self) -> int:
+        """Return how many sites there are at most. Raises UserError where it was not given."""
+        if self.sites is None:
+            raise UserError("--sites: missing; write --sites N, how many sites take part at most")
+        return self.sites
 
     @property
     def least(self) -> int:
