@@ -1,20 +1,21 @@
-"""Algorithms, models and data sets by name: the built-in ones and those of installed packages.
+"""Catalog of algorithms, models and data sets: the built-in ones and those of installed packages.
 
 Third-party packages add names through the entry-point groups `fedkdx.algorithms`, `fedkdx.models` and
-`fedkdx.datasets`. Names are found first, described without being imported, and loaded only when chosen, so that a
-broken plug-in harms nobody else and listing needs no torch.
+`fedkdx.datasets`. Names are found first, described without importing the package, and loaded only when chosen, so
+that a broken plug-in does not affect others and listing needs no torch.
 """
 
 from __future__ import annotations
 
 import ast
+import configparser
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
-import warnings
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -24,8 +25,10 @@ import entrypoints
 
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import is_shown_as_it_is, shown
 
 IGNORE_PLUGINS = "FEDKDX_IGNORE_PLUGINS"
+POINTS = "entry_points.txt"
 OURS, SESSION = "built-in", "this session"
 NOUNS = {"algorithms": "algorithm", "models": "model", "datasets": "data set"}
 
@@ -42,7 +45,9 @@ BUILT_IN = {
         "FedFTL": "baselines.fedftl:FedFTL",
         "FedDistill": "baselines.feddistill:FedDistill",
         "FedKD": "baselines.fedkd:FedKD",
-        "FedKDX": "fedkdx_plugin.algorithm.server:FedKDX",
+        "FedKD+": "baselines.fedkd_plus:FedKDPlus",
+        "FedKDX": "fedkdx_plugin.algorithm.fedkdx:FedKDX",
+        "FedKDX+": "fedkdx_plugin.algorithm.fedkdx_plus:FedKDXPlus",
     },
     "models": {
         "cnn": "fedkdx_plugin.models.cnn:CNN",
@@ -90,13 +95,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Description:
-    """What a listing shows of an entry, read from its source text.
+    """Description of an entry for listings, read from its source text.
 
     Attributes:
         summary: first line of the class's docstring.
-        paper: its citation, or ''.
-        sends: of an algorithm, what travels and who predicts, or ''.
-        broken: why it cannot be loaded, or ''.
+        paper: citation, or ''.
+        sends: for an algorithm, what is sent and which model predicts, or ''.
+        broken: reason why it cannot be loaded, or ''.
     """
 
     summary: str = ""
@@ -131,7 +136,7 @@ def register(kind: str, loaded: type, name: str = "") -> Entry:
 
 
 def entries(kind: str) -> list[Entry]:
-    """All entries of a kind, sorted by name; built-in ones first, those of this session last."""
+    """Return all entries of a kind: the built-in ones, then those of packages by name, then those of this session."""
     own = [
         Entry(kind, name, f"{loaded.__module__}:{loaded.__qualname__}", SESSION)
         for (its_kind, name), loaded in _registered.items()
@@ -146,22 +151,52 @@ def _permanent(kind: str) -> list[Entry]:
 
 
 def _plugins(kind: str) -> list[Entry]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of entry points that cannot be read: they name nothing
-        points = entrypoints.get_group_all(f"fedkdx.{kind}")
-    plugins = []
-    for point in points:
-        # a distribution's folder spells its name with '_'
-        origin = f"{point.distro.name.replace('_', '-')} {point.distro.version}" if point.distro else "unknown package"
-        plugins.append(Entry(kind, point.name, f"{point.module_name}:{point.object_name}", origin))
-    return sorted(set(plugins), key=lambda entry: (entry.name.lower(), entry.origin))
+    """Return the entries of installed packages, sorted by name; of a package that is found twice, the first one's.
+
+    Only files that name a group of ours are parsed, so that what another package's file holds matters to nobody.
+    """
+    group, found, seen = f"fedkdx.{kind}", set(), set()
+    for package in importlib.metadata.distributions():
+        try:
+            text = package.read_text(POINTS) or ""
+            if group not in text:
+                continue
+            name, version = package.metadata["Name"].replace("_", "-"), package.version
+            if name in seen:
+                continue
+            seen.add(name)
+            parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",), interpolation=None)
+            parser.read_string(text)
+            lines = dict(parser[group]) if parser.has_section(group) else {}
+            for own, target in lines.items():
+                point = entrypoints.EntryPoint.from_string(target, own)
+                if not is_shown_as_it_is(own) or not point.object_name:
+                    raise entrypoints.BadEntryPoint(f"{own} = {target}")
+                found.add(Entry(kind, own, f"{point.module_name}:{point.object_name}", f"{name} {version}"))
+        except (configparser.Error, entrypoints.BadEntryPoint, UnicodeDecodeError, OSError, KeyError) as error:
+            _warn(f"entry points of {_whose(package)} are skipped: {type(error).__name__}: {error}")
+    return sorted(found, key=lambda entry: (entry.name.lower(), entry.origin))
+
+
+def _whose(package: importlib.metadata.Distribution) -> str:
+    """Return a name for a package, even for one whose metadata cannot be read."""
+    try:
+        return str(package.metadata["Name"] or getattr(package, "_path", "a package"))
+    except (OSError, UnicodeDecodeError):
+        return str(getattr(package, "_path", "a package"))
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Print a line on standard error, once in this process."""
+    print(shown(text), file=sys.stderr)
 
 
 def find(kind: str, name: str) -> Entry:
-    """The entry called `name`, whatever its case; or of a file's class, `path/to/file.py:Class`.
+    """Return the entry called `name`, in any case of letters; or of a file's class, `path/to/file.py:Class`.
 
     Raises:
-        UserError: nobody has that name, two packages have it, or there is no such file.
+        UserError: there is no such name or file, or two packages provide it.
     """
     path, _, attribute = name.rpartition(":")
     if path.endswith(".py"):
@@ -183,35 +218,37 @@ def find(kind: str, name: str) -> Entry:
 
 
 def load(kind: str, name: str) -> type:
-    """The class called `name`.
+    """Import and return the class called `name`.
 
     Raises:
-        UserError: unknown or ambiguous name, or a plug-in that cannot be loaded (naming its package and the reason).
+        UserError: the name is unknown or ambiguous, or the plug-in cannot be loaded (the text names its package and
+            the reason).
     """
     return load_entry(find(kind, name))
 
 
 def load_entry(entry: Entry) -> type:
-    """The class of an entry. Raises UserError: see `load`."""
+    """Return the class of an entry. Raises UserError: see `load`."""
     if entry.origin == SESSION:
         return _registered[entry.kind, entry.name]
     module, _, attribute = entry.target.rpartition(":")
     try:
-        found = _from_file(Path(module)) if entry.word else importlib.import_module(module)
-        loaded = functools.reduce(getattr, attribute.split("."), found)
-    except Exception as error:  # whatever a stranger's module raises, its user needs the package's name
+        loaded: object = _from_file(Path(module)) if entry.word else importlib.import_module(module)
+        for part in attribute.split("."):
+            loaded = getattr(loaded, part)
+    except Exception as error:  # a third party's module may raise anything; the message names its package
         if entry.origin == OURS:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"'{entry.name}' from {entry.origin} cannot be loaded ({entry.target}): {reason}") from error
     problem = _misfit(entry.kind, loaded)
-    if problem:
+    if problem or not isinstance(loaded, type):
         raise UserError(f"'{entry.name}' from {entry.origin} ({entry.target}) {problem}")
     return loaded
 
 
 def _from_file(path: Path) -> ModuleType:
-    """The module in a file, run once in this process; which may not import its neighbours by name."""
+    """Run the module in a file, once in this process, and return it; it may not import its neighbours by name."""
     whole = path.resolve()
     name = f"fedkdx_file_{hashlib.sha256(str(whole).encode()).hexdigest()[:12]}"
     if name not in sys.modules:
@@ -229,9 +266,12 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _misfit(kind: str, loaded: object) -> str:
-    """Why a loaded object is not what its group promises, or ''."""
+    """Return why a loaded object does not have the type that its group requires, or ''."""
+    base: type
     if kind == "datasets":
-        from dataset_utils.recording import Source as base
+        from dataset_utils.recording import Source
+
+        base = Source
     else:
         from registry import interface
 
@@ -247,7 +287,7 @@ def _misfit(kind: str, loaded: object) -> str:
 
 
 def describe(entry: Entry) -> Description:
-    """What can be said of an entry without importing anything of its package."""
+    """Describe an entry without importing its package."""
     module, _, attribute = entry.target.partition(":")
     try:
         path = _source_file(module)
@@ -260,13 +300,13 @@ def describe(entry: Entry) -> Description:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             return Description(_first_line(node), _class_text(node, "paper"), _class_text(node, "sends"))
-    if attribute in _bound_names(tree):  # made by a call or imported from elsewhere: exists, but tells nothing here
+    if attribute in _bound_names(tree):  # made by a call or imported: it exists, but has no text here
         return Description()
     return Description(broken=f"{module} has no '{attribute}'")
 
 
 def _source_file(module: str) -> Path:
-    """Where a module's source lies. Unlike `importlib.util.find_spec`, imports no parent package."""
+    """Find a module's source file. Unlike `importlib.util.find_spec`, import no parent package."""
     top, *rest = module.split(".")
     spec: ModuleSpec | None = importlib.util.find_spec(top)
     name = top
@@ -283,7 +323,7 @@ def _source_file(module: str) -> Path:
 
 
 def _missing_imports(tree: ast.Module) -> str:
-    """The first top-level import whose package is not there, or ''."""
+    """Return the first package of a top-level import that is not installed, or ''."""
     for node in tree.body:
         names = []
         if isinstance(node, ast.Import):
@@ -303,7 +343,7 @@ def _first_line(node: ast.ClassDef) -> str:
 
 
 def _class_text(node: ast.ClassDef, name: str) -> str:
-    """The text that a class body assigns to `name`, or ''."""
+    """Return the text that a class body assigns to `name`, or ''."""
     for statement in node.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         value = getattr(statement, "value", None)
@@ -313,7 +353,7 @@ def _class_text(node: ast.ClassDef, name: str) -> str:
 
 
 def _bound_names(tree: ast.Module) -> set[str]:
-    """Names that a module's top level binds."""
+    """Return the names that a module's top level binds."""
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):

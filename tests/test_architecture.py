@@ -28,6 +28,23 @@ MAY_IMPORT = {
         "fedkdx_plugin.native",
         "fedkdx_plugin.results",
     ),
+    "fedkdx_plugin/prediction": (
+        "registry",
+        "dataset_utils",
+        "fedkdx_plugin.configuration",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.experiments",
+        "fedkdx_plugin.prediction",
+        "fedkdx_plugin.results",
+    ),
+    "fedkdx_plugin/testing": (
+        "registry",
+        "dataset_utils",
+        "baselines.fedavg",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.models",
+        "fedkdx_plugin.testing",
+    ),
     "fedkdx_plugin/tracking": ("registry", "fedkdx_plugin.engine", "fedkdx_plugin.results", "fedkdx_plugin.tracking"),
     "fedkdx_plugin/reports": (
         "registry",
@@ -72,6 +89,22 @@ def test_imports_point_one_way(folder):
         for name in imported(path):
             allowed = any(name == own or name.startswith(own + ".") for own in MAY_IMPORT[folder])
             assert allowed or (path.relative_to(ROOT).as_posix(), name) in EXCEPTIONS, f"{path} imports {name}"
+
+
+def test_only_fedkd_is_made_of_fedkdxs_parts():
+    """What all baselines use is in the contract."""
+    users = {
+        path.name for path in (ROOT / "baselines").glob("*.py") if any("fedkdx_plugin" in n for n in imported(path))
+    }
+    assert users == {"fedkd.py", "fedkd_plus.py"}
+
+
+def test_the_papers_fedkdx_knows_nothing_of_the_additions():
+    folder, added = ROOT / "fedkdx_plugin" / "algorithm", ("additions.py", "fedkdx_plus.py", "differences.py")
+    papers = [path for path in folder.rglob("*.py") if path.name not in added]
+    assert {"fedkdx.py", "student.py", "updates.py", "broadcast.py", "compression.py"} <= {path.name for path in papers}
+    for path in papers:
+        assert not any(name.rpartition(".")[2] + ".py" in added for name in imported(path)), path
 
 
 def test_every_package_is_in_the_wheel():

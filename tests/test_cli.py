@@ -42,7 +42,7 @@ def resolved(*argv: str) -> dict:
 
 
 def fails(capsys, *argv: str) -> str:
-    """The one line that a wrong command line gets."""
+    """Return the one line that a wrong command line gets."""
     assert main(argv) == 2
     printed = capsys.readouterr()
     line = printed.err.strip().splitlines()[-1]
@@ -91,12 +91,12 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():
 
 def test_a_preset_sets_hyper_parameters_of_several_algorithms():
     Path("preset.yaml").write_text(
-        "set: {FedKDX.gamma: 0.3, FedKDX.serve: both, FedKD.serve: student, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
+        "set: {FedKDX.gamma: 0.3, FedKDX+.serve: teacher, FedKD.serve: student, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
     )
-    found = resolved("--config", "preset.yaml", "-data", "SPAR", "-algo", "FedKDX,FedKD,FedProx")["set"]
-    wanted = {"FedKDX.gamma": 0.3, "FedKDX.serve": "both", "FedKD.serve": "student", "FedProx.mu": 0.1}
+    found = resolved("--config", "preset.yaml", "-data", "SPAR", "-algo", "FedKDX,FedKDX+,FedKD,FedProx")["set"]
+    wanted = {"FedKDX.gamma": 0.3, "FedKDX+.serve": "teacher", "FedKD.serve": "student", "FedProx.mu": 0.1}
     assert wanted.items() <= found.items()
-    assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKD.teacher_init"] == "own"
+    assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKDX.serve"] == "teacher" and found["FedKDX+.tau_ctl"] is None
 
 
 def test_a_scoped_hyper_parameter_is_one_algorithms_own():
@@ -114,7 +114,7 @@ def test_what_dry_run_prints_reads_back_as_the_same(capsys):
 
 
 def own_data(rate=50):
-    """A folder of two subjects' recordings, described with this rate; they are at 50 Hz."""
+    """Write a folder of two subjects' recordings at 50 Hz, described with this rate."""
     Path("rec").mkdir(exist_ok=True)
     for name in ("anna", "ben"):
         rows = [f"{i / 50},{i % 7},{'ab'[i // 300]}" for i in range(600)]
@@ -309,6 +309,27 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
 def test_wrong_input_gets_one_line_and_exit_code_2(data, capsys, argv, says):
     line = fails(capsys, "-data", str(data), *RUN, *argv.split())
     assert says in line
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert "unknown command 'rezume' (did you mean resume?); commands: run, experiment" in fails(capsys, "rezume", "x")
+
+
+def test_snake_case_is_kebab_case():
+    assert resolved("-data", "SPAR", "--join_ratio=0.3", "--min_samples", "4") == resolved(
+        "-data", "SPAR", "--join-ratio", "0.3", "--min-samples=4"
+    )
+
+
+def test_words_and_flags_are_the_same_commands(data, capsys):
+    for command in (["list"], ["--list"]):
+        assert main(command) == 0
+    first, second = (part for part in capsys.readouterr().out.split("algorithms:\n") if part)
+    assert first == second
+    assert main(["run", "-data", str(data), "-algo", "Local", *RUN]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert main(["-gr", "3", "--resume", str(folder)]) == 0
+    assert len((folder / "Local-seed0" / "metrics.csv").read_text().splitlines()) == 1 + 3
 
 
 def test_no_data_named(capsys):

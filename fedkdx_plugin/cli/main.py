@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dataset_utils.consoles import safe_output
 from dataset_utils.interrupts import sigterm_as_ctrl_c
 from registry.errors import UserError
+from registry.parameters import suggest
 
 COMMANDS = {
     "run": "fedkdx_plugin.cli.run",
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     try:
         name, rest = _command(words)
-        return importlib.import_module(COMMANDS[name]).main(rest)
+        command: Callable[[list[str]], int] = importlib.import_module(COMMANDS[name]).main
+        return command(rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,6 +57,8 @@ def _command(words: Sequence[str]) -> tuple[str, list[str]]:
     """Return a command's name and its words; without a name, what `run` is given, or the flag that stands for one."""
     if words and words[0] in COMMANDS:
         return words[0], list(words[1:])
+    if words and not words[0].startswith("-"):
+        raise UserError(f"unknown command '{words[0]}'{suggest(words[0], COMMANDS)}; commands: {', '.join(COMMANDS)}")
     for name in AS_FLAGS:
         for place, word in enumerate(words):
             flag, equals, value = word.partition("=")

@@ -41,11 +41,11 @@ def main(words: Sequence[str]) -> int:
         if other:
             raise UserError(f"--resume takes the folder's own configuration, and no other option, such as {other[0]}")
 
-    from fedkdx_plugin.cli.resume import experiment_folder
-    from fedkdx_plugin.experiments.experiment import Experiment
+    from fedkdx_plugin.experiments.experiment import Experiment, experiment_folder
     from fedkdx_plugin.experiments.runner import where_it_began
 
-    folder = experiment_folder(Path(resume).absolute()) if resume is not None else None
+    asked = Path(resume).absolute() if resume is not None else None
+    folder = asked and (experiment_folder(asked) or asked)
     with where_it_began(folder):
         if folder is not None:
             experiment = Experiment.resumed(folder)

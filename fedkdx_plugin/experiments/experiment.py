@@ -29,6 +29,7 @@ from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.setting import check
 from fedkdx_plugin.results.run_folder import new_folder
+from fedkdx_plugin.results.runs import ENVIRONMENT
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from registry import catalog
 from registry.errors import UserError
@@ -66,7 +67,7 @@ class PlannedRun:
     @property
     def rounds(self) -> int:
         """Number of rounds it is to have."""
-        return self.settings["global_rounds"]
+        return int(self.settings["global_rounds"])
 
     @property
     def config(self) -> Config:
@@ -157,7 +158,7 @@ class Experiment:
         if not path.is_file():
             older = (folder / "config.yaml").is_file() and not (folder / "environment.json").is_file()
             reason = "made by an earlier version, whose runs cannot go on" if older else "no experiment there"
-            raise UserError(f"--resume {folder}: {reason} (it should hold {FILE}); a report reads its finished runs")
+            raise UserError(f"{folder}: {reason} (it should hold {FILE}); a report reads its finished runs")
         content = read_yaml(path)
         if content.get("format") != FORMAT:
             found = content.get("format")
@@ -219,6 +220,12 @@ class Experiment:
         return self.folder / run.folder
 
 
+def experiment_folder(folder: Path) -> Path | None:
+    """Return the experiment's folder that a folder is or that its run lies in; None where there is none."""
+    places = (folder, folder.parent, folder.parent.parent) if (folder / ENVIRONMENT).is_file() else (folder,)
+    return next((place for place in places if (place / FILE).is_file()), None)
+
+
 def title_and_about(folder: Path) -> tuple[str, str]:
     """Return what an experiment's folder says of itself; of any other folder, nothing. Raises UserError: damaged."""
     path = folder / FILE
@@ -238,8 +245,7 @@ def find(name: str) -> Path:
     known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
     if name not in known:
         raise UserError(
-            f"--experiment {name}: no such experiment{suggest(name, known)}; choose {', '.join(sorted(known))}, "
-            "or name a YAML file"
+            f"{name}: no such experiment{suggest(name, known)}; choose {', '.join(sorted(known))}, or name a YAML file"
         )
     return known[name]
 

@@ -269,7 +269,7 @@ def test_labels_from_a_table_each_with_rows_between(tmp_path, folder):
     ("text", "message"),
     [
         ("start,end,label\n0,4,a\n3,8,b\n", "'a' and 'b' overlap at 3 s"),
-        ("start,end,label\n0,4,a\n8,5,b\n", "a stretch ends at 5, before or at its start 8"),
+        ("start,end,label\n0,4,a\n8,5,b\n", "an interval ends at 5, before or at its start 8"),
         (
             "start,end,label\n1.7e9,1.8e9,a\n1.8e9,1.9e9,b\n",
             "none of its 2 marks lies within s1.csv, whose times go from 0",
@@ -323,6 +323,7 @@ def test_windows_cut_already(tmp_path, folder, kind, first):
     np.testing.assert_array_equal(windows.x[:, :, 0], x[order])
     assert windows.y.tolist() == [0, 1, 1, 0, 1, 0] and windows.subjects == ("7", "8")
     assert windows.start.tolist() == [0, 40, 80] * 2 and counts.windows == {"7": [1, 2], "8": [2, 1]}
+    np.testing.assert_array_equal(source.load(source.root).x, windows.x)
     wrong = source_of(tmp_path, drop=["time"], cut_already=axes, subject={"column": "who"}, window="40 samples")
     with pytest.raises(UserError, match="2 channels of 40 samples in each window"):
         reading(wrong)

@@ -135,7 +135,7 @@ RIGHT = {  # the change of the rows, lines added to the YAML, the change of the 
 
 
 def prepared(yaml, root):
-    """The folder of the shards, which are as many as they should be, and what was said."""
+    """Return the folder of the shards, whose number is checked, and the output."""
     lines = []
     folder = generate.prepare(ShardSpec(str(yaml)), root / "data", None, False, lines.append)
     assert READ in generate.summary(folder)
@@ -267,7 +267,7 @@ def test_what_is_discarded_is_counted(tmp_path, capsys):
 def test_a_label_that_is_minus_one_must_be_explained(tmp_path, capsys):
     yaml = make(tmp_path, label({"walk": "-1"}))
     assert describe.main([str(yaml)]) == 2
-    assert "the label -1 is a class to some and 'no label' to others" in capsys.readouterr().err
+    assert "the label -1 may be a class or mean 'no label'" in capsys.readouterr().err
     yaml.write_text(yaml.read_text() + "classes: [-1, run, sit]\n")
     assert describe.main([str(yaml)]) == 0
     assert "  -1: 124 windows" in capsys.readouterr().out

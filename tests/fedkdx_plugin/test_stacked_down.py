@@ -133,7 +133,9 @@ def test_half_as_many_clients_are_trained_where_memory_runs_out(monkeypatch, cap
         halved = run(catalog.load("algorithms", "FedKDX"))
     assert halved[0].backend._at_once == 2
     assert_alike(whole, halved, 1e-3)
-    assert capsys.readouterr().err.splitlines() == ["stacked: out of GPU memory with 4 clients at once; goes on with 2"]
+    assert capsys.readouterr().err.splitlines() == [
+        "stacked: out of GPU memory with 4 clients at once; continues with 2"
+    ]
 
     def never(*_):
         raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB")
@@ -159,7 +161,7 @@ class OnGPU:
 
 
 def chosen(monkeypatch, name="auto", selected=2, model=TinyNet):
-    """The name of the backend that would be made on an accelerator."""
+    """Return the name of the backend that would be made on an accelerator."""
     federation = make_federation(FedAvg, task=Task(SHAPE, CLASSES, model, TinyNet), backend="sequential")
     monkeypatch.setattr(stacked.Stacked, "__init__", lambda self, *_: None)
     return selection.make(name, federation.workspace, OnGPU, federation.settings, selected).name
