@@ -43,7 +43,7 @@ def test_by_default_all_seeds_have_the_same_data(capsys):
     folder = runs("-t", "2")
     assert len(set(manifests(folder).values())) == 1
     assert (
-        "± over 2 seeds: initial weights, batches, client sampling, and who is set apart, differ; the windows"
+        "± over 2 seeds: initial weights, batches, client sampling, and the clients set apart differ; the windows"
         in (folder / "comparison.md").read_text()
     )
 
@@ -107,5 +107,5 @@ def test_a_folder_of_shards_cannot_be_divided_again(shard_folder, capsys):
 
 def test_help_says_what_t_varies(capsys):
     text = " ".join(parser().format_help().split())
-    assert "what differs between them, --vary says" in text
-    assert "training (initial weights, batches, client sampling) or data (split, kept share and partition, too)" in text
+    assert "--vary sets what differs between them" in text
+    assert "training (initial weights, batches, client sampling) or data (also split, kept share and partition)" in text

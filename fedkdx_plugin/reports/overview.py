@@ -60,7 +60,7 @@ def _across(sections: Sequence[Section], metric: str) -> Table:
     if any(cell.value is not None for cell in ranks):
         heads.append(("", "mean rank"))
         columns.append(ranks)
-        caption += " Mean rank: over the columns, of the methods that all of them have; 1 is best."
+        caption += " Mean rank: over the sections, of the methods that all of them have; 1 is best."
     name = slug(f"overview-{sections[0].data}-{metric}")
     return Table(name, caption, [("", "method"), *heads], _rows(methods, columns))
 
