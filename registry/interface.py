@@ -305,6 +305,13 @@ class Server(ABC):
         if self.Client.reply is Client.reply:
             check_state(reply, self.weights)
 
+    def contribution(self, client: int, reply: Message) -> Mapping[str, Tensor]:
+        """Return what a checked reply does to the server, so that the engine can compare the sizes of replies.
+
+        By default the reply's tensors. Override it where these are scaled by a number in the metadata, or compressed.
+        """
+        return reply.tensors
+
     @abstractmethod
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Aggregate the round's replies, in the order of client ids; at least one, all checked and finite."""

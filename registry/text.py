@@ -10,7 +10,7 @@ FORBIDDEN = frozenset('/\\:*?"<>|')  # in the names of files, on some system
 def shown(text: object, longest: int = LONGEST) -> str:
     """Return a text in one line that a terminal shows as it is: control characters replaced by '?', shortened."""
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(text).split()))
-    return line if len(line) <= longest else f"{line[:longest]}..."
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 def is_shown_as_it_is(text: str, longest: int = LONGEST_NAME) -> bool:

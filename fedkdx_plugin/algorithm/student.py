@@ -24,6 +24,7 @@ from registry.interface import BadMessage, Client, Message, Round, Server
 from registry.messages import check_state
 from registry.parameters import Params, hyper
 from registry.tensors import copied, first_nonfinite
+from registry.text import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -155,10 +156,15 @@ class StudentServer(Server):
         check_state(Message(gradient, reply.meta), self.weights)
         rate = reply.meta.get("rate")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not FLOAT.tiny <= rate <= FLOAT.max:
-            raise BadMessage(f"'rate' must be a positive finite number, not {rate!r}")
-        steps = torch._foreach_mul(list(gradient.values()), rate)
-        if first_nonfinite(dict(zip(gradient, steps, strict=True))) is not None:
+            raise BadMessage(f"'rate' must be a positive finite number, not {shown(repr(rate))}")
+        if first_nonfinite(self.contribution(client, reply)) is not None:
             raise BadMessage(f"the update at a rate of {rate:g} is not finite")
+
+    def contribution(self, client: int, reply: Message) -> Mapping[str, Tensor]:
+        """Return the update that a reply asks for: its decompressed gradient times its rate."""
+        gradient = self._gradient(client, reply)
+        steps = torch._foreach_mul(list(gradient.values()), float(reply.meta["rate"]))
+        return dict(zip(gradient, steps, strict=True))
 
     def _gradient(self, client: int, reply: Message) -> State:
         """Return the decompressed gradient of a reply; it is kept until the next `aggregate`."""

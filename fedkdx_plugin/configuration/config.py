@@ -45,6 +45,13 @@ class Options(Files):
         flags="--stragglers",
     )
     corrupt: float = option(0.0, "probability that a client's reply arrives damaged", low=0, high=1, flags="--corrupt")
+    outliers: float | None = option(
+        None,
+        "set replies aside whose norm is more than so many times the usual one; 0: none (default: 1000 between sites, "
+        "else none)",
+        low=0,
+        flags="--outliers",
+    )
     batch_size: int = option(32, "windows in a local batch", low=1, flags="-lbs --batch-size")
     local_learning_rate: float = option(
         0.01, "learning rate of the clients' SGD", low=1e-12, flags="-lr --local-learning-rate"

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -17,12 +17,15 @@ from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
+from fedkdx_plugin.engine.outliers import Outliers
 from fedkdx_plugin.engine.participation import UNSEEN, Participation
 from fedkdx_plugin.engine.randomness import count_selected, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
+from registry.tensors import first_nonfinite
+from registry.text import shown
 
 LONGEST_REASON = 200  # characters
 
@@ -38,12 +41,15 @@ class Schedule:
         join_ratio: share of the available clients that is selected in a round.
         eval_gap: number of rounds between evaluations; the last round is always evaluated.
         participation: restrictions of which clients are available in a round.
+        outliers: replies are set aside whose norm is more than so many times the usual one; 0: none. None: 0 in one
+            process, whose clients are honest (see `flower.coordinator`).
     """
 
     rounds: int
     join_ratio: float = 0.4
     eval_gap: int = 1
     participation: Participation = field(default_factory=Participation)
+    outliers: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,8 @@ class Federation:
         UserError: the backend cannot run this algorithm, model or device.
     """
 
+    refusals: ClassVar[tuple[type[Exception], ...]] = (NonFinite, BadMessage)  # raised of a reply, they refuse it
+
     def __init__(
         self,
         algorithm: type[Server],
@@ -142,6 +150,7 @@ class Federation:
         else:
             self.backend = backend(self.workspace, data, settings)
         self.evaluate = self.backend.evaluator()
+        self.outliers = Outliers(schedule.outliers) if schedule.outliers else None
         self.transport = Transport(device, self.workspace.private)
 
     @property
@@ -175,8 +184,10 @@ class Federation:
         clock.lap("train")
 
         figures = {}
+        if replies and (reason := self._aggregate(replies, round)):
+            rejected |= {id: f"client {id}: {reason}" for id in replies}
+            replies = {}
         if replies:
-            server.aggregate(replies, round)
             figures = {name: float(value) for name, value in server.figures().items()}
         clock.lap("aggregate")
 
@@ -238,6 +249,23 @@ class Federation:
         gone = [id for id in selected if faults.drops(seed, round.index, id)]
         return dict(sorted((dict.fromkeys(late, STRAGGLER) | dict.fromkeys(gone, DROPOUT)).items()))
 
+    def _aggregate(self, replies: Mapping[int, Message], round: Round) -> str:
+        """Let the server take in the replies; where that leaves NaN or infinity, bring it back to what it was before.
+
+        Returns:
+            Why nothing of this round counts; '' where it does.
+        """
+        before = self.server.save()
+        self.server.aggregate(replies, round)
+        if (name := first_nonfinite(self._aggregated())) is None:
+            return ""
+        self.server.restore(before)
+        return f"the round is undone, as its replies together left NaN or infinity in '{name}'"
+
+    def _aggregated(self) -> Mapping[str, torch.Tensor]:
+        """Return what of the server's state is checked after each aggregation."""
+        return self.server.networks()
+
     def _collect(
         self, results: Mapping[int, Trained | NonFinite], round: Round
     ) -> tuple[dict[int, Message], dict[int, str]]:
@@ -247,13 +275,21 @@ class Federation:
             try:
                 if isinstance(result, NonFinite):
                     raise result
-                damage = self.settings.faults.damage(self.settings.seed, round.index, id)
-                reply = self.transport.send_up(id, result.reply, damage)
-                self.server.check_reply(id, reply)
-                replies[id] = reply
-            except (NonFinite, BadMessage) as error:
+                replies[id] = self._received(id, result.reply, round)
+            except self.refusals as error:
                 rejected[id] = _reason(id, error)
-        return replies, rejected
+        apart = {}
+        if self.outliers:
+            apart = self.outliers.found({id: self.server.contribution(id, reply) for id, reply in replies.items()})
+        rejected = dict(sorted((rejected | apart).items()))
+        return {id: reply for id, reply in replies.items() if id not in apart}, rejected
+
+    def _received(self, id: int, sent: Message, round: Round) -> Message:
+        """Return a reply as it arrives at the server, checked. Raises BadMessage or NonFinite."""
+        damage = self.settings.faults.damage(self.settings.seed, round.index, id)
+        reply = self.transport.send_up(id, sent, damage)
+        self.server.check_reply(id, reply)
+        return reply
 
     def close(self) -> None:
         """Stop what the backend started; the federation cannot train afterwards."""
@@ -307,10 +343,9 @@ def restore(workspace: Workspace, server: Server, saved: Message) -> None:
 
 def _reason(client: int, error: Exception) -> str:
     """Return a printable line that names the client, whatever text a message from outside put into the error."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in str(error))
-    if len(text) > LONGEST_REASON:
-        text = f"{text[:LONGEST_REASON]}..."
-    return text if text.startswith(f"client {client}:") else f"client {client}: {text}"
+    text = str(error) if isinstance(error, (NonFinite, BadMessage)) else f"{type(error).__name__}: {error}"
+    line = shown(text, LONGEST_REASON)
+    return line if line.startswith(f"client {client}:") else f"client {client}: {line}"
 
 
 class _Clock:

@@ -141,7 +141,7 @@ def training(config: Config, seed: int) -> Settings:
 
 def schedule(config: Config) -> Schedule:
     """How many rounds, with whom. Raises UserError."""
-    return Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config))
+    return Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config), config.outliers)
 
 
 def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task:

@@ -14,11 +14,12 @@ from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.experiments.setting import make_task, training
 from fedkdx_plugin.flower.link import pack, unpack
 from fedkdx_plugin.flower.options import read_settings
-from fedkdx_plugin.flower.protocol import Answer, Request, printable
+from fedkdx_plugin.flower.protocol import Answer, Request
 from fedkdx_plugin.flower.site import LocalData, Site, SiteSetup
 from registry import interface
 from registry.errors import UserError
 from registry.interface import BadMessage, Round
+from registry.text import shown
 
 app = ClientApp()
 
@@ -51,7 +52,7 @@ def announce(message: Message, context: Context) -> Message:
     """Announce this site; print the reason where the message says that the server refuses it."""
     reason = unpack(message.content).decode(errors="replace")
     if reason:
-        _say(setup(context), f"refused by the server: {printable(reason)}")
+        _say(setup(context), f"refused by the server: {shown(reason)}")
     return Message(pack(LocalData(setup(context)).announcement().to_message().to_bytes()), reply_to=message)
 
 

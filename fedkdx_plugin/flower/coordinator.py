@@ -8,6 +8,7 @@ round asks for metrics alone, and the numbers are those of one process.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,10 @@ from fedkdx_plugin.flower.protocol import Answer, ClientMetrics, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
+from registry.text import shown
+
+OUTLIERS = 1000.0  # times the usual norm of a reply: an honest one is far below
+MOST_REFUSALS = 5  # in a row, after which a site is left out
 
 
 class Silent(NonFinite):
@@ -146,7 +151,9 @@ class RemoteBackend(Backend):
 
     def _read(self, id: int, data: bytes, round: Round) -> Answer | str:
         try:
-            return Answer.from_message(Message.from_bytes(data), id, round.index, len(self.classes))
+            answer = Answer.from_message(Message.from_bytes(data), id, round.index, len(self.classes))
+            answer.check_tests(self.roster.known[id].tests)
+            return answer
         except BadMessage as error:
             return f"no answer of ours: {error}"
 
@@ -229,6 +236,7 @@ class Coordinator(Federation):
         UserError: an algorithm or an option that a federation between sites cannot have.
     """
 
+    refusals = (Exception,)  # whatever checking a site's reply raises, that site is refused and the others go on
     remote: RemoteBackend
 
     def __init__(
@@ -242,15 +250,19 @@ class Coordinator(Federation):
         roster: Roster,
         run: str,
         deadline: float,
+        most_refusals: int = MOST_REFUSALS,
     ) -> None:
         check_algorithm(algorithm, schedule.participation)
-        self.roster = roster
+        self.roster, self.most_refusals = roster, most_refusals
+        self._refused: Counter[int] = Counter()  # client -> how often in a row
         self._snapshot: Message | None = None
 
         def make(workspace: Workspace, data: DeviceData, settings: Settings) -> Backend:
             self.remote = RemoteBackend(workspace, data, settings, link, roster, run, deadline)
             return self.remote
 
+        if schedule.outliers is None:
+            schedule = replace(schedule, outliers=OUTLIERS)
         super().__init__(algorithm, task, params, remote_data(roster), settings, schedule, make)
         self._scale_by(self.agreed)
 
@@ -278,7 +290,31 @@ class Coordinator(Federation):
         """Make one round as `Federation.round`; clients that gave no answer are lost, not rejected."""
         record, silent = super().round(round), self.remote.silent
         rejected = {id: reason for id, reason in record.rejected.items() if id not in silent}
+        for id in record.selected:
+            self._refused[id] = self._refused[id] + 1 if id in rejected else 0
+            if self._refused[id] >= self.most_refusals:
+                self.roster.exclude(id, f"left out: refused {self._refused[id]} times in a row, last: {rejected[id]}")
         return replace(record, rejected=rejected, lost=dict(sorted((record.lost | silent).items())))
+
+    def _received(self, id: int, sent: Message, round: Round) -> Message:
+        """Return a reply as `Federation` does; its weight is what the site announced."""
+        stated, announced = sent.meta.get("samples"), self.roster.known[id].samples
+        if stated is not None and (stated != announced or isinstance(stated, (bool, float))):
+            raise BadMessage(f"states {shown(repr(stated))} samples, but announced {announced}")
+        return super()._received(id, sent, round)
+
+    def _aggregate(self, replies: Mapping[int, Message], round: Round) -> str:
+        """Take in the replies as `Federation` does; where they make the server fail, nothing of the round counts."""
+        before = self.server.save()
+        try:
+            return super()._aggregate(replies, round)
+        except Exception as error:
+            self.server.restore(before)
+            return f"the round is undone, as its replies made the server fail: {type(error).__name__}: {shown(error)}"
+
+    def _aggregated(self) -> Mapping[str, Tensor]:
+        """Return all of the server's state."""
+        return self.server.save().tensors
 
     def reachable(self, round: Round) -> list[int]:
         """Return the clients that can be selected in a round and are there, ascending."""
@@ -295,6 +331,9 @@ class Coordinator(Federation):
         Raises:
             KeyError or ValueError: `saved` is of another algorithm.
         """
+        if self.outliers:
+            self.outliers.usual = float(saved.meta["usual"])
+        self._refused = Counter({int(id): count for id, count in saved.meta["refused"].items()})
         self.remote.states = {int(id): round for id, round in saved.meta["states"].items()}
         own = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("server/")}
         tensors = {name.removeprefix("server/"): tensor for name, tensor in own.items()}
@@ -313,7 +352,12 @@ class Coordinator(Federation):
         server = self.server.save()
         tensors = {f"server/{name}": tensor for name, tensor in server.tensors.items()}
         states = {str(id): round for id, round in sorted(self.remote.states.items())}
-        meta: dict[str, Any] = {"server": dict(server.meta), "states": states}
+        meta: dict[str, Any] = {
+            "server": dict(server.meta),
+            "states": states,
+            "usual": self.outliers.usual if self.outliers else 0.0,
+        }
+        meta["refused"] = {str(id): count for id, count in sorted(self._refused.items()) if count}
         if self.agreed:
             common = scaling.to_message(self.agreed.pooled).tensors
             tensors |= {f"scaling/{name}": tensor for name, tensor in common.items()}

@@ -34,6 +34,7 @@ class Terms(Params):
     min_clients: int | None = option(None, "sites that a round needs (default: all)", 1, flags="--min-clients")
     wait: float = option(600.0, "seconds to wait for them", above=0, flags="--wait")
     deadline: float = option(600.0, "seconds for a round", above=0, flags="--deadline")
+    max_refusals: int = option(5, "leave a site out that was refused so many times in a row", 1, flags="--max-refusals")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,21 +5,30 @@ Whatever arrives is checked whole by one of the `from_message`, which raise BadM
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from dataset_utils.scaling import Statistics
+from dataset_utils.shards import UNKNOWN
+from dataset_utils.spec import EVALUATE_ON, SCALES
 from fedkdx_plugin.engine import scaling
 from fedkdx_plugin.engine.metrics import FIGURES, Metrics
 from registry.interface import BadMessage, Message, Round
-from registry.text import is_plain_name
+from registry.messages import MOST_SAMPLES
+from registry.text import is_plain_name, is_shown_as_it_is, shown
 
 PROTOCOL = 4
 LONGEST_TEXT = 300  # characters
+MOST_CLIENTS = 10**6
+MOST_CLASSES = 1000  # each client's confusion matrix has their square
+MOST_PACKAGES = 100  # whose versions a site states
+MOST_VALUES = 10**8  # of a window
 FEDERATED = "federated"
 # what all sites must have in common, and how a difference is described
 COMMON = {
@@ -31,9 +40,25 @@ COMMON = {
 SHARES = ("accuracy", "f1", "recall", "auc", "auc_macro")
 
 
-def printable(value: Any) -> str:
-    """Return what was sent as a short line that is safe to print."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:LONGEST_TEXT])
+Read = TypeVar("Read", bound=Callable[..., Any])
+
+
+def _checked(what: str) -> Callable[[Read], Read]:
+    """Decorate what reads a message: whatever it raises becomes a BadMessage that says what the message is not."""
+
+    def decorate(read: Read) -> Read:
+        @functools.wraps(read)
+        def checked(*args: Any, **options: Any) -> Any:
+            try:
+                return read(*args, **options)
+            except BadMessage:
+                raise
+            except Exception as error:  # contents from outside, of any type
+                raise BadMessage(f"not {what}: {shown(error)}") from error
+
+        return checked  # type: ignore[return-value]
+
+    return decorate
 
 
 @dataclass(frozen=True)
@@ -73,19 +98,25 @@ class Announcement:
         return {name: value for name, value in vars(self).items() if name != "statistics"}
 
     @staticmethod
+    @_checked("an announcement")
     def from_message(message: Message) -> Announcement:
-        """Read what a site sent. Raises BadMessage."""
+        """Read what a site sent. Raises BadMessage unless every value is of its type and within its bounds."""
         meta = _meta(message)
-        try:
-            client, samples, tests = (_whole(meta[name]) for name in ("client", "samples", "tests"))
-            channels, one, time = map(_whole, meta["shape"])
-            data, evaluated_on, scale = (printable(meta[name]) for name in ("data", "evaluated_on", "scale"))
-            classes = tuple(map(printable, meta["classes"]))
-            versions = {printable(name): printable(version) for name, version in meta["versions"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadMessage(f"not an announcement: {error}") from error
-        if not is_plain_name(data):
+        client = _whole(meta["client"], 0, MOST_CLIENTS - 1)
+        samples, tests = _whole(meta["samples"], 1, MOST_SAMPLES), _whole(meta["tests"], 0, MOST_SAMPLES)
+        channels, one, time = (_whole(size, 1, MOST_VALUES) for size in meta["shape"])
+        if one != 1 or channels * time > MOST_VALUES:
+            raise BadMessage(f"windows of shape {shown(meta['shape'])}; (channels, 1, time) is right")
+        data, evaluated_on, scale = (shown(meta[name]) for name in ("data", "evaluated_on", "scale"))
+        if not is_plain_name(meta["data"]):
             raise BadMessage(f"its data cannot be called {data!r}")
+        if evaluated_on not in EVALUATE_ON or scale not in (*SCALES, UNKNOWN):
+            raise BadMessage(f"measures on {evaluated_on!r} windows, scaled {scale!r}")
+        classes = _names(meta["classes"], MOST_CLASSES)
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise BadMessage(f"classes {shown(classes)}; two or more, each once, are right")
+        names = _names(list(meta["versions"]), MOST_PACKAGES)
+        versions = dict(zip(names, _names(list(meta["versions"].values()), MOST_PACKAGES), strict=True))
         tensors = _part(message, "statistics")
         if bool(tensors) != (scale == FEDERATED):
             raise BadMessage(f"windows scaled '{scale}' with{'' if tensors else 'out'} statistics")
@@ -142,20 +173,20 @@ class Request:
         return Message(tensors, meta | {"measure": self.shared is not None, "same": same})
 
     @staticmethod
+    @_checked("a request")
     def from_message(message: Message) -> Request:
-        """Read what the server sent. Raises BadMessage."""
+        """Read what the server sent. Raises BadMessage unless every value is of its type and within its bounds."""
         meta = _meta(message)
-        try:
-            tensors, same = _part(message, "train"), meta["same"]
-            train = None if meta["train"] is None else Message(tensors, meta["train"])
-            shared = _part(message, "shared") | {name: tensors[name] for name in same} if meta["measure"] else None
-            whole = {name: _whole(meta[name]) for name in ("client", "state", "durable")}
-            common = _part(message, "scaling")
-            pooled = scaling.from_tensors(common, len(common["mean"])) if common else None
-            round = _round(*meta["round"])
-            return Request(meta["run"], **whole, round=round, train=train, shared=shared, scaling=pooled)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadMessage(f"not a request: {error}") from error
+        if not is_plain_name(meta["run"]):
+            raise BadMessage(f"a run cannot be called {shown(repr(meta['run']))}")
+        tensors, same = _part(message, "train"), meta["same"]
+        train = None if meta["train"] is None else Message(tensors, dict(meta["train"]))
+        shared = _part(message, "shared") | {name: tensors[name] for name in same} if meta["measure"] else None
+        whole = {name: _whole(meta[name]) for name in ("client", "state", "durable")}
+        common = _part(message, "scaling")
+        pooled = scaling.from_tensors(common, len(common["mean"])) if common else None
+        round = _round(*meta["round"])
+        return Request(meta["run"], **whole, round=round, train=train, shared=shared, scaling=pooled)
 
 
 @dataclass(frozen=True)
@@ -209,25 +240,43 @@ class Answer:
         nonfinite = {view: own.nonfinite for view, own in self.metrics.items()}
         return Message(tensors, meta | {"reply": self.reply and dict(self.reply.meta), "nonfinite": nonfinite})
 
+    def check_tests(self, announced: int) -> None:
+        """Raise BadMessage unless the metrics are of as many test windows as the site announced."""
+        for view, own in self.metrics.items():
+            if float(own.row[0]) != announced:
+                raise BadMessage(
+                    f"metrics of '{view}' are of {float(own.row[0]):g} windows, but it announced {announced}"
+                )
+
     @staticmethod
+    @_checked("an answer")
     def from_message(message: Message, client: int, round: int, classes: int) -> Answer:
         """Read a site's answer. Raises BadMessage: not of this client and round, or metrics that cannot be."""
         meta = _meta(message)
         if (meta.get("client"), meta.get("round")) != (client, round):
-            raise BadMessage(f"an answer of client {meta.get('client')} in round {meta.get('round')}")
-        try:
-            rows, confusions = _part(message, "metrics"), _part(message, "confusion")
-            metrics = {
-                view: ClientMetrics(rows[view], confusions[view], _whole(count))
-                for view, count in meta["nonfinite"].items()
-            }
-            reply = None if meta["reply"] is None else Message(_part(message, "reply"), meta["reply"])
-            answer = Answer(client, round, reply, float(message.tensors["loss"]), printable(meta["dropped"]), metrics)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise BadMessage(f"not an answer: {error}") from error
+            raise BadMessage(f"an answer of client {shown(meta.get('client'))} in round {shown(meta.get('round'))}")
+        rows, confusions = _part(message, "metrics"), _part(message, "confusion")
+        metrics = {
+            view: ClientMetrics(rows[view], confusions[view], _whole(count))
+            for view, count in meta["nonfinite"].items()
+        }
+        reply = None if meta["reply"] is None else Message(_part(message, "reply"), dict(meta["reply"]))
+        loss = float(message.tensors["loss"])
+        if reply is not None and not math.isfinite(loss):
+            raise BadMessage(f"a training loss of {loss}")
+        answer = Answer(client, round, reply, loss, shown(meta["dropped"], LONGEST_TEXT), metrics)
         for view, own in metrics.items():
             _check(view, own, classes)
         return answer
+
+
+def _names(values: Any, most: int) -> tuple[str, ...]:
+    if not isinstance(values, list) or len(values) > most:
+        raise ValueError(f"{shown(values)} are not at most {most} names")
+    for value in values:
+        if not isinstance(value, str) or not is_shown_as_it_is(value):
+            raise ValueError(f"{shown(repr(value))} is not a name")
+    return tuple(values)
 
 
 def _check(view: str, metrics: ClientMetrics, classes: int) -> None:
@@ -241,13 +290,15 @@ def _check(view: str, metrics: ClientMetrics, classes: int) -> None:
     shares = [values[name] for name in SHARES]
     if any(share < 0 or share > 1 for share in shares) or values["loss"] < 0 or not values["samples"] >= 0:
         raise BadMessage(f"metrics of '{view}' are out of range: {values}")
-    if (confusion < 0).any() or confusion.sum() + metrics.nonfinite != values["samples"]:
+    if ((confusion < 0) | (confusion > MOST_SAMPLES)).any() or values["samples"] > MOST_SAMPLES:
+        raise BadMessage(f"metrics of '{view}' count fewer than no samples, or more than {MOST_SAMPLES}")
+    if confusion.sum() + metrics.nonfinite != values["samples"]:
         raise BadMessage(f"metrics of '{view}': the confusion matrix does not add up to the samples")
 
 
 def _meta(message: Message) -> Mapping[str, Any]:
     if message.meta.get("protocol") != PROTOCOL:
-        raise BadMessage(f"speaks protocol {message.meta.get('protocol')}, this version {PROTOCOL}")
+        raise BadMessage(f"speaks protocol {shown(message.meta.get('protocol'))}, this version {PROTOCOL}")
     return message.meta
 
 
@@ -266,9 +317,9 @@ def _part(message: Message, part: str) -> dict[str, Tensor]:
     return {n.removeprefix(f"{part}/"): tensor for n, tensor in message.tensors.items() if n.startswith(f"{part}/")}
 
 
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is not a whole number")
+def _whole(value: Any, low: int = 0, high: int = MOST_SAMPLES) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{shown(repr(value))} is not a whole number from {low} to {high}")
     return value
 
 

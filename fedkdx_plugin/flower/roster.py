@@ -83,7 +83,12 @@ class Roster:
         self.known: dict[int, Announcement] = {}
         self._there: set[int] = set()
         self._refused: dict[int, str] = {}
+        self._excluded: dict[int, str] = {}
         self.about = self._first()
+
+    def exclude(self, client: int, reason: str) -> None:
+        """Leave a client out from now on; it is told why when it is next looked at."""
+        self._excluded[client] = reason
 
     def present(self, round: int) -> list[int]:
         """Return the clients that are connected and fit, ascending."""
@@ -158,6 +163,8 @@ class Roster:
 
     def _against(self, site: Announcement) -> str:
         """Return why a site cannot take part; '' where it can."""
+        if site.client in self._excluded:
+            return self._excluded[site.client]
         if site.client >= self.clients:
             return f"calls itself client {site.client}, but the federation has clients 0 to {self.clients - 1}"
         if site.versions.get("fedkdx") != __version__:

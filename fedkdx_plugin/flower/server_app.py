@@ -98,6 +98,7 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         roster,
         str(context.run_config["run"]),
         terms.deadline,
+        terms.max_refusals,
     )
     device = torch.device("cpu")
     saved = SavedEachRound(folder, choice.entry, options.settings, options.command, roster, device, coordinator)
