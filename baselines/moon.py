@@ -57,8 +57,8 @@ class MOONClient(FedAvgClient):
     ) -> dict[str, Tensor]:
         """Return cross-entropy and μ·ℓ_con (eq. 3, 4)."""
         output = nets["model"](batch.x)
-        fixed, previous = (other.features.detach() for other in outputs(nets, batch.x, *self.frozen))
-        contrast = contrastive(output.features, fixed, previous, self.params.tau)
+        shared, previous = (other.features.detach() for other in outputs(nets, batch.x, *self.frozen))
+        contrast = contrastive(output.features, shared, previous, self.params.tau)
         return {"model": batch.cross_entropy(output.logits), "contrast": self.params.mu * batch.mean(contrast)}
 
     def reply(self) -> Message:

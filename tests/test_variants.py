@@ -11,7 +11,7 @@ import yaml
 from fedkdx_plugin.algorithm.additions import OFF
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.configuration.choice import read_preset
-from fedkdx_plugin.experiments import experiment
+from fedkdx_plugin.experiments.experiment import Experiment
 from registry import catalog
 from tests.test_cli import RUN, fails, resolved
 
@@ -98,7 +98,8 @@ def test_an_experiment_keeps_the_plus_in_its_folders(shard_folder):
     base = {"data": str(shard_folder), "model": "cnn_small", "global_rounds": 2, "local_epochs": 1, "device": "cpu"}
     grid = {"algorithm": ["FedKDX", "FedKDX+"], "set.tau": [2]}
     Path("plus.yaml").write_text(yaml.safe_dump({"title": "Plus", "about": "", "base": base, "grid": grid}))
-    jobs = experiment.plan("plus.yaml", {}, ("algorithm=fedkdx+",)).jobs
-    assert [job.place.name.rpartition("-")[0] for job in jobs] == ["FedKDX+-tau=2-seed0"]
+    (run,) = Experiment.grid("plus.yaml", only=("algorithm=fedkdx+",)).runs
+    assert run.folder.name.rpartition("-")[0] == "FedKDX+-tau=2-seed0"
     assert main(["--experiment", "plus.yaml", "--only", "algorithm=FedKDX+", "-o", "runs"]) == 0
-    assert (jobs[0].place / "metrics.csv").is_file()
+    (folder,) = Path("runs").iterdir()
+    assert (folder / run.folder / "metrics.csv").is_file()
