@@ -30,6 +30,7 @@ class TinyNet(Model):
         self.head = nn.Linear(self.feature_size, classes)
 
     def features(self, x: Tensor) -> Tensor:
+        """Compute the features of windows: (n, channels, 1, time) -> (n, feature_size)."""
         features: Tensor = self.fc(self.bn(self.conv(x)).relu().flatten(1)).relu()
         return features
 
