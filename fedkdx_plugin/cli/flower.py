@@ -1,4 +1,4 @@
-"""`--engine flower`: a federation of processes on this machine."""
+"""`--engine flower`: runs as a federation of processes on this machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from registry.errors import UserError
 
 
 def on_this_machine(experiment: Experiment, command: Sequence[str], making: Making) -> int:
-    """Make an experiment's runs on Flower. Returns the exit code; raises UserError."""
+    """Make an experiment's runs on Flower. Returns the exit code. Raises UserError: wrong input."""
     if making.trackers or making.jobs:
-        raise UserError("--track and --jobs: not with --engine flower; leave them out")
+        raise UserError("--track and --jobs: do not work with --engine flower; leave them out")
     require_flower()
     from fedkdx_plugin.flower import loopback
 

@@ -184,7 +184,7 @@ def run_device(config: Config) -> torch.device:
         return torch.device("cpu")
     if config.client_memory == "host" and config.backend not in ("auto", "stacked"):
         raise UserError(
-            f"--client-memory host: works with --backend stacked only, not with {config.backend}; leave one of them out"
+            f"--client-memory host: works with --backend stacked only, not with {config.backend}; leave it out"
         )
     if config.device_id >= torch.cuda.device_count():
         raise UserError(f"-did {config.device_id}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
