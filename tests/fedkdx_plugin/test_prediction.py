@@ -190,7 +190,7 @@ def rewrite(folder, change) -> None:
 
 def test_a_state_of_another_round_shape_or_without_numbers(copied):
     rewrite(copied, lambda tensors, meta: meta.update(round=2))
-    assert "as of round 2, but results are of 3; fedkdx --resume" in wrong(copied)
+    assert "is of round 2, but the results of 3; run fedkdx resume" in wrong(copied)
     name = "client/0/kept/teacher.head.weight"
     rewrite(copied, lambda tensors, meta: (meta.update(round=3), tensors.update({name: tensors[name][:, :1]})))
     assert "does not fit FedKDX with model cnn_small" in wrong(copied)
