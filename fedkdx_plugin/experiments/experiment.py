@@ -188,7 +188,12 @@ class Experiment:
                 `runner.run`.
             callbacks: receive the events of all runs (see `Callback`).
             progress: show the progress on stderr.
+
+        Raises:
+            UserError: wrong input; or the engine is `flower`, whose processes only the command line starts.
         """
+        if self.runs[0].settings["engine"] != "local":
+            raise UserError("engine 'flower': use the command line (fedkdx run --engine flower), or leave engine out")
         from fedkdx_plugin.experiments import runner
 
         return runner.run(self, ["python"], jobs, callbacks, progress, strict=True)

@@ -7,9 +7,9 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -56,6 +56,17 @@ def new_folder(parent: Path, name: str) -> Path:
     raise FileExistsError(folder)
 
 
+class Data(Protocol):
+    """Description of a run's data: a `ShardSet`, or what stands for data at sites."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, in order."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return name, folder and hash of the data, for the environment of a run."""
+
+
 class RunFolder(Observer):
     """Writer of a run folder during the run; a context manager and an observer.
 
@@ -91,7 +102,7 @@ class RunFolder(Observer):
         entry: Entry,
         settings: Mapping[str, Any],
         command: list[str],
-        shards: ShardSet,
+        shards: Data,
         device: torch.device,
         federation: Federation,
     ) -> None:
@@ -222,7 +233,7 @@ def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def environment(entry: Entry, command: list[str], shards: ShardSet, device: torch.device) -> dict[str, Any]:
+def environment(entry: Entry, command: list[str], shards: Data, device: torch.device) -> dict[str, Any]:
     """Return what the results depend on besides the configuration: command, algorithm, versions, device, data."""
     return {
         "format": FORMAT,
