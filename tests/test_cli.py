@@ -303,7 +303,10 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--evaluate-on validation", "holds test windows; give the data set's name instead of a folder"),
         ("--set serve=nobody", "FedKDX: serve: 'nobody' is unknown"),
         ("--set kd_weight=-1", "FedKDX: kd_weight: -1 is out of range"),
-        ("--set teacher_init=student -sm cnn", "teacher_init=student: the student is a CNN, the teacher a CNNSmall"),
+        (
+            "--set teacher_init=student",
+            "FedKDX has no hyper-parameter 'teacher_init'; FedKDX+ takes it (-algo FedKDX+)",
+        ),
     ],
 )
 def test_wrong_input_gets_one_line_and_exit_code_2(data, capsys, argv, says):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedkdx_plugin.engine.backends.base import Trained
 from fedkdx_plugin.engine.rounds import Federation, RoundRecord
+from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.testing.case import AlgorithmCase, copy_of, difference
 from fedkdx_plugin.testing.made import make_data, same_state
 from fedkdx_plugin.testing.running import Checks, require
@@ -161,12 +162,13 @@ def _before_the_last(case: AlgorithmCase) -> Federation:
 
 def _spoil(one: Federation, done: Damage | None) -> None:
     """Apply this damage to all that the victim sends from now on."""
-    original = one.transport.send_up
+    transport = one.transport
 
     def send_up(client: int, message: Message, damage: Damage | None = None) -> Message:
-        return original(client, message, done if client == VICTIM else None)
+        # the class's own method: `transport.send_up` may be that of an earlier damage, which would win
+        return Transport.send_up(transport, client, message, done if client == VICTIM else None)
 
-    one.transport.send_up = send_up  # type: ignore[method-assign]
+    transport.send_up = send_up  # type: ignore[method-assign]
 
 
 def _replaced_by(data: bytes) -> Damage:
