@@ -157,7 +157,7 @@ def test_folders_that_hold_no_run_or_several(watch, tmp_path):
 
 def test_runs_that_kept_no_model_or_did_not_finish(copied):
     (copied / "state.safetensors").unlink()
-    assert "the runs of an experiment keep no models" in wrong(copied)
+    assert "runs of a grid keep no state" in wrong(copied)
     (copied / "results.h5").unlink()
     assert "no finished run (unfinished: 3 of 3 rounds)" in wrong(copied)
 
@@ -173,7 +173,7 @@ def test_damaged_files(copied, name):
 
 def test_files_of_another_run(watch, copied):
     shutil.copy(watch.run("federated", "FedAvg") / "state.safetensors", copied)
-    assert "of another configuration, data or version" in wrong(copied)
+    assert "has another configuration, data or version" in wrong(copied)
     shutil.copy(watch.run("client", "FedAvg") / "manifest.json", copied)
     assert "of other data than the run's" in wrong(copied)
     (copied / "manifest.json").unlink()

@@ -208,7 +208,7 @@ def test_recordings_that_cannot_be_cut(tmp_path):
 def test_files_have_their_own_rate_and_arrays_none(watch):
     predictor = load_model(watch.run("federated", "FedAvg"))
     assert "leave the rate out" in wrong(predictor.predict, watch.csv(0), 50)
-    assert "needs its rate" in wrong(predictor.predict, np.zeros((4, 200)))
+    assert "the rate of an array is missing" in wrong(predictor.predict, np.zeros((4, 200)))
 
 
 def test_data_whose_windows_are_not_cut_here(tmp_path, shard_folder):
