@@ -1,4 +1,4 @@
-"""The functions of `fedkdx`: what the command line does, from Python."""
+"""Functions of `fedkdx`: the command line's `run` and results, from Python."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def compare(
     jobs: int = 1,
     **options: Any,
 ) -> Results:
-    """Compare algorithms on identical splits, client samples and seeds; as `fedkdx run` does, with a folder of runs.
+    """Compare algorithms on identical splits, client samples and seeds, as `fedkdx run` does, in a folder of runs.
 
     Args:
-        data: a data set's name, a YAML file that describes your own, a folder of shards, or a `Source` class.
+        data: name of a data set, YAML file that describes your own, folder of shards, or a `Source` class.
         algorithms: names (see `fedkdx list`), `path/to/file.py:Class`, or `Server` classes.
-        model: every client's model: a name, `path/to/file.py:Class`, or a `Model` class.
+        model: model of every client: a name, `path/to/file.py:Class`, or a `Model` class.
         rounds: number of communication rounds.
-        seeds: how many seeds, the first of which is the option `seed`.
-        callbacks: are told what happens (see `fedkdx.Callback`).
-        progress: show how far the work is.
-        jobs: runs side by side, a process each; classes of a notebook take 1.
+        seeds: number of seeds, the first of which is the option `seed`.
+        callbacks: receive the events of all runs (see `fedkdx.Callback`).
+        progress: show the progress on stderr.
+        jobs: number of runs in parallel, in a process each; 1 is needed for classes that a notebook defines.
         **options: any option of the command line by its long name in snake case, such as `join_ratio=0.4`,
             `train_fraction=0.25`, `preset="tuned"`, `out="runs"`, `set={"FedKDX.gamma": 0.5}`.
 
@@ -47,7 +47,7 @@ def compare(
         The finished runs: `.table`, `.rounds` and `.clients` (data frames), `.plot()`, `.report()`, `.folder`.
 
     Raises:
-        UserError: wrong input, found before the first round. What an algorithm raises comes through.
+        UserError: wrong input, found before the first round. Exceptions of an algorithm are raised as they are.
     """
     several = algorithms if isinstance(algorithms, (list, tuple)) else [algorithms]
     values = options | {
@@ -64,10 +64,10 @@ def compare(
 
 
 def load_runs(folder: str | Path) -> Results:
-    """Read all finished runs in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
+    """Read all run folders in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
     return Results.load(folder)
 
 
 def _name(kind: str, thing: object) -> str:
-    """Return the name by which a configuration holds a class or a name."""
+    """Return the name of a class or a name in a configuration."""
     return catalog.register(kind, thing).name if isinstance(thing, type) else str(thing)

@@ -263,7 +263,7 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--set gamma=1.5", "FedKDX: gamma: 1.5 is out of range; it must be at least 0 and at most 1"),
         ("--set gamma=-0.1", "out of range"),
         ("--set gamma=high", "'high' is not a number"),
-        ("--set gamma", "--set gamma: write NAME=VALUE"),
+        ("--set gamma", "--set gamma: is no assignment; write NAME=VALUE"),
         ("--set use=kd,nothing", "'nothing' is unknown"),
         ("--set FedProx.mu=1", "no algorithm 'FedProx' here"),
         ("-algo FedAvg --set gamma=0.5", "FedAvg has no hyper-parameter 'gamma'"),
@@ -283,8 +283,8 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("-nc 20", "-nc 20: "),
         ("-ld perhaps", "-ld: 'perhaps' is neither true nor false"),
         ("-dev gpu", "-dev: 'gpu' is unknown"),
-        ("--precision tf32", "--precision tf32: it is for a GPU, and this run is on the CPU; leave it out"),
-        ("--client-memory host", "--client-memory host: it is for a GPU, and this run is on the CPU; leave it out"),
+        ("--precision tf32", "--precision tf32: works on a GPU only, and this run is on the CPU; leave it out"),
+        ("--client-memory host", "--client-memory host: works on a GPU only, and this run is on the CPU; leave it out"),
         ("--precision half", "--precision: 'half' is unknown"),
         ("-bogus 3", "unrecognized arguments: -bogus 3; see --help"),
         ("-go a/b", "-go: 'a/b' may hold letters"),
@@ -303,7 +303,10 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--evaluate-on validation", "holds test windows; give the data set's name instead of a folder"),
         ("--set serve=nobody", "FedKDX: serve: 'nobody' is unknown"),
         ("--set kd_weight=-1", "FedKDX: kd_weight: -1 is out of range"),
-        ("--set teacher_init=student -sm cnn", "teacher_init=student: the student is a CNN, the teacher a CNNSmall"),
+        (
+            "--set teacher_init=student",
+            "FedKDX has no hyper-parameter 'teacher_init'; FedKDX+ takes it (-algo FedKDX+)",
+        ),
     ],
 )
 def test_wrong_input_gets_one_line_and_exit_code_2(data, capsys, argv, says):

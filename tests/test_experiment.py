@@ -126,9 +126,9 @@ def test_wrong_experiments_get_one_line(content, says, capsys):
     [
         (["tabel1"], "no such experiment (did you mean table1?)"),
         (["absent.yaml"], "absent.yaml: cannot be read"),
-        (["quick", "--only", "SPAR"], "--only SPAR: write KEY=VALUE"),
-        (["quick", "--only", "dat=SPAR"], "runs have no 'dat' (did you mean data?)"),
-        (["quick", "--only", "data=SLEEP"], "no run is left by --only data=SLEEP"),
+        (["quick", "--only", "SPAR"], "--only SPAR: is no condition; write KEY=VALUE"),
+        (["quick", "--only", "dat=SPAR"], "runs have no option 'dat' (did you mean data?)"),
+        (["quick", "--only", "data=SLEEP"], "no run meets --only data=SLEEP"),
         (["quick", "--jobs", "0"], "--jobs: 0 is out of range; it must be at least 1"),
         (["quick", "--config", "mine.yaml"], "unrecognized arguments: --config"),
     ],

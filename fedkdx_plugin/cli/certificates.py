@@ -1,4 +1,4 @@
-"""`fedkdx certificates FOLDER`: keys and certificates to try a federation out."""
+"""`fedkdx certificates FOLDER` makes keys and certificates for trying a federation out."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Keys(Params):
 
 
 def main(words: Sequence[str]) -> int:
-    """Make the folder. Returns the exit code; raises UserError."""
+    """Make the folder. Returns the exit code. Raises UserError: wrong input."""
     parser = Parser(
         prog="fedkdx certificates",
-        description="Make an authority, a server's certificate and a key for each site, to try a federation out.",
+        description="Make an authority, a certificate for the server and a key for each site, to try a federation out.",
     )
-    text = "a new folder: 'server' in it is the server's, 'site-0' the first site's"
+    text = "folder to make: 'server' in it is for the server, 'site-0' for the first site"
     parser.add_argument("folder", type=Path, help=text)
     parser.add_argument("--host", action="append", required=True, help="name or address of the server; may be repeated")
     add_flags(parser, Keys)
     arguments = parser.parse_args(words)
     keys = parse(Keys, given(arguments, Keys))
     if keys.sites is None:
-        raise UserError("--sites: missing; write --sites N, for how many sites keys are to be made")
+        raise UserError("--sites: missing; write --sites N, the number of sites that get keys")
     require_flower()
     from fedkdx_plugin.flower import certificates
 

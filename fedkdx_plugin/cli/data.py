@@ -1,4 +1,4 @@
-"""`fedkdx data`: describe a data set, make its shards, take over those of PFLlib."""
+"""`fedkdx data` describes a data set, makes its shards, or imports those of PFLlib."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ WORDS = ("describe", "make", "import-pfllib")
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one of the three. Returns the exit code; raises UserError."""
+    """Run one of the three commands. Returns the exit code. Raises UserError: wrong input."""
     name = words[0] if words else ""
     if name not in WORDS:
-        raise UserError(f"fedkdx data: which of {', '.join(WORDS)}? fedkdx data describe --help says more")
+        raise UserError(f"fedkdx data: needs one of {', '.join(WORDS)}; see fedkdx data describe --help")
     if name == "describe":
         from dataset_utils import describe
 

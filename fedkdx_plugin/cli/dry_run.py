@@ -1,4 +1,4 @@
-"""`--dry-run` of a comparison."""
+"""`--dry-run` of a comparison: its configuration and data."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from fedkdx_plugin.experiments.setting import check
 
 
 def show(config: Config) -> int:
-    """Print the resolved configuration as YAML, and as comments what is in the data, which are read.
+    """Print the resolved configuration as YAML, followed by a description of the data as comments.
 
     Returns:
-        The exit code, 2 where something is wrong with the data. Raises UserError for a wrong configuration.
+        The exit code: 2 if something is wrong with the data.
+
+    Raises:
+        UserError: wrong configuration, or the data are not found.
     """
     choices = check(config)
     yaml.safe_dump(resolve(config, choices), sys.stdout, sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""`fedkdx experiment NAME`: make all runs of a grid, and their report."""
+"""`fedkdx experiment NAME` makes all runs of a grid, and their report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from registry.parameters import parse
 
 
 def main(words: Sequence[str]) -> int:
-    """Make the runs of a grid. Returns the exit code; raises UserError."""
+    """Make the runs of a grid. Returns the exit code. Raises UserError: wrong input."""
     parser = Parser(
         prog="fedkdx experiment",
-        description="Make all runs of a grid of configurations that are not done, and a report.",
-        epilog="example: fedkdx experiment table2 --only data=SLEEP -t 3; an option takes the place of the file's",
+        description="Make all runs of a grid of configurations that are not finished, and a report.",
+        epilog="example: fedkdx experiment table2 --only data=SLEEP -t 3; an option replaces that of the file",
     )
-    parser.add_argument("name", metavar="NAME", help="of experiments/NAME.yaml, or a YAML file")
-    text = "make the runs of these values alone (data=SLEEP)"
+    parser.add_argument("name", metavar="NAME", help="name of a file experiments/NAME.yaml, or path of a YAML file")
+    text = "make only the runs with these values (data=SLEEP)"
     parser.add_argument("--only", action="append", metavar="KEY=VALUES", help=text)
     add_options(parser)
     add_flags(parser, Making)
@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> int:
 
     experiment = Experiment.grid(name, given_values(arguments), only)
     if any(planned.settings["engine"] != "local" for planned in experiment.runs):
-        raise UserError("--engine flower: the runs of an experiment are made on this machine; leave it out")
+        raise UserError("--engine flower: is for comparisons (fedkdx run) only; leave it out")
     folder = experiment.out / experiment.name
     experiment.folder = folder if folder.is_dir() else None
     return make(experiment, ["fedkdx", "experiment", *words], making)

@@ -1,4 +1,4 @@
-"""`fedkdx export RUN --client K --format onnx`: a finished run's model as a file that runs elsewhere."""
+"""`fedkdx export RUN --client K --format onnx` writes the model of a finished run for other programs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ FORMATS = ("onnx", "torchscript")  # prediction.exporting.FORMATS, which imports
 
 
 def main(words: Sequence[str]) -> int:
-    """Write a model and `preprocessing.json`. Returns the exit code; raises UserError.
+    """Write a model and `preprocessing.json`. Returns the exit code. Raises UserError: wrong input.
 
     Args:
-        words: of the command line, after `fedkdx export`.
+        words: the command line after `fedkdx export`.
     """
     parser = Parser(
         prog="fedkdx export",
-        description="Write a run's model for another program or device, with how windows are made beside it.",
+        description="Write the model of a run for another program or device, and its preprocessing as JSON.",
         epilog="example: fedkdx export runs/mine/FedKDX-seed0 --client 3 --format onnx -o watch-model",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or that of a comparison with one run")
-    parser.add_argument("--client", type=int, metavar="K", help="whose model (default: the one that all share)")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run folder, or the folder of a comparison with one run"
+    )
+    parser.add_argument(
+        "--client",
+        type=int,
+        metavar="K",
+        help="number of the client whose model is written (default: the shared model)",
+    )
     parser.add_argument("--format", choices=FORMATS, required=True, help="onnx needs: pip install 'fedkdx[export]'")
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FOLDER", help="where to write (default: a folder here, named after the run)"
+        "-o", "--out", type=Path, metavar="FOLDER", help="folder to write to (default: one here, named after the run)"
     )
     given = parser.parse_args(words)
     from fedkdx_plugin.prediction import export

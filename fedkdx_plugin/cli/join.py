@@ -1,4 +1,4 @@
-"""`fedkdx join`: take part in a federation with this site's own data."""
+"""`fedkdx join` takes part in a federation with this site's own data."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from registry.parameters import parse
 
 
 def main(words: Sequence[str]) -> int:
-    """Take part until Ctrl-C. Returns the exit code; raises UserError."""
+    """Take part until Ctrl-C. Returns the exit code. Raises UserError: wrong input."""
     parser = Parser(
         prog="fedkdx join",
-        description="Take part in a federation with this site's own shards; until Ctrl-C.",
+        description="Take part in a federation with this site's own shards, until Ctrl-C.",
         epilog="the folder of certificates holds ca.pem and this site's private key, site.key",
     )
     add_flags(parser, SiteOptions)

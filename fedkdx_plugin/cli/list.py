@@ -1,4 +1,4 @@
-"""`fedkdx list`: algorithms, models and data sets."""
+"""`fedkdx list` shows algorithms, models and data sets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from registry.flags import Parser
 
 
 def main(words: Sequence[str]) -> int:
-    """Print the catalog: name, one line, paper, origin; why a broken one is broken. Returns the exit code."""
-    Parser(prog="fedkdx list", description="Show algorithms, models and data sets, and who brings them.").parse_args(
-        words
-    )
+    """Print the catalog: name, summary, paper and origin, or why an entry cannot be loaded. Returns the exit code."""
+    Parser(
+        prog="fedkdx list", description="Show algorithms, models and data sets, and which package provides them."
+    ).parse_args(words)
     for kind in catalog.BUILT_IN:
         print(f"{'data sets' if kind == 'datasets' else kind}:")
         entries = catalog.entries(kind)

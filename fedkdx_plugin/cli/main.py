@@ -1,6 +1,6 @@
-"""The command line: `fedkdx WORD ...`, or `python run.py ...` with PFLlib's flags.
+"""Command line: `fedkdx WORD ...`, or `python run.py ...` with PFLlib's flags.
 
-Nothing heavy is imported until a run begins, so that `--help` and `list` answer at once.
+Torch and other large packages are imported when a run begins, so that `--help` and `list` take no time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ COMMANDS = {
     "join": "fedkdx_plugin.cli.join",
     "certificates": "fedkdx_plugin.cli.certificates",
 }
-AS_FLAGS = ("list", "report", "resume", "experiment")  # which run.py takes as --list, --report, ...
+AS_FLAGS = ("list", "report", "resume", "experiment")  # commands that are flags of run.py, too: --list, --report, ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0, 1 where runs failed, 2 for wrong input, 130 after Ctrl-C."""
+    """Run the command line. Returns the exit code: 0, 1 if runs failed, 2 for wrong input, 130 after Ctrl-C."""
     safe_output()
     with sigterm_as_ctrl_c():
         return _main(list(sys.argv[1:] if argv is None else argv))
@@ -48,13 +48,13 @@ def _main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of `list | head` has gone
+    except BrokenPipeError:  # as in `fedkdx list | head`
         sys.stderr.close()
         return 1
 
 
 def _command(words: Sequence[str]) -> tuple[str, list[str]]:
-    """Return a command's name and its words; without a name, what `run` is given, or the flag that stands for one."""
+    """Return the command and its words; without a command, it is `run`, or one of `AS_FLAGS` given as a flag."""
     if words and words[0] in COMMANDS:
         return words[0], list(words[1:])
     if words and not words[0].startswith("-"):
@@ -63,7 +63,7 @@ def _command(words: Sequence[str]) -> tuple[str, list[str]]:
         for place, word in enumerate(words):
             flag, equals, value = word.partition("=")
             if flag == f"--{name}":
-                # its value comes first, then all else: `-t 3 --experiment table2` is `experiment table2 -t 3`
+                # its value comes first, then the other words: `-t 3 --experiment table2` is `experiment table2 -t 3`
                 after = [value, *words[place + 1 :]] if equals else list(words[place + 1 :])
                 return name, [*after, *words[:place]]
     return "run", list(words)

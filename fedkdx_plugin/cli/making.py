@@ -1,4 +1,4 @@
-"""Make an experiment's runs, for every command that does."""
+"""Execution of an experiment, for all commands that make runs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from registry.errors import UserError
 
 
 def make(experiment: Experiment, command: Sequence[str], making: Making) -> int:
-    """Make the runs and show what came out. Returns 0; 1 where a run failed; 130 after Ctrl-C. Raises UserError."""
+    """Make the runs and show the results. Returns the exit code: 1 if runs failed, 130 after Ctrl-C."""
     if making.dry_run:
         runner.show(experiment)
         return 0
     if experiment.runs[0].settings["engine"] == "flower":
         if making.trackers or making.jobs:
-            raise UserError("--track and --jobs: not with --engine flower; leave them out")
+            raise UserError("--track and --jobs: do not work with --engine flower; leave them out")
         require_flower()
         from fedkdx_plugin.flower.superlink import on_this_machine
 
         return on_this_machine(experiment, list(command))
-    watching = trackers(making.trackers)
     try:
-        results = runner.run(experiment, command, making.jobs, watching)
+        results = runner.run(experiment, command, making.jobs, trackers(making.trackers))
     except KeyboardInterrupt:
         if experiment.folder is None:
             raise

@@ -1,4 +1,4 @@
-"""Flags that several commands have, and the configuration that they give."""
+"""Flags of several commands, and the configuration that they give."""
 
 from __future__ import annotations
 
@@ -18,46 +18,45 @@ from registry.parameters import Params, option
 
 @dataclass(frozen=True)
 class Making(Params):
-    """How runs are made; nothing of it changes what comes out."""
+    """Options of how runs are made, which do not change the results."""
 
     jobs: int | None = option(
         None,
-        "runs side by side, a process each (default: one after the other; of a grid, one a CPU thread, or one on a "
-        "GPU)",
+        "number of runs in parallel, in a process each (default: 1; for a grid, one a CPU thread, or 1 on a GPU)",
         1,
         flags="--jobs",
     )
     track: tuple[str, ...] = option(
         (),
-        "record metrics elsewhere, too, while the runs go on: several, separated by commas",
+        "also send metrics to these trackers during the runs; several are separated by commas",
         choices=TRACKERS,
         flags="--track",
     )
     tensorboard: bool = option(False, "the same as --track tensorboard", flags="--tensorboard", switch=True)
     dry_run: bool = option(
         False,
-        "show the resolved configuration and what is in the data, or the runs, then stop",
+        "show the resolved configuration and describe the data, or list the runs of a grid, then stop",
         flags="--dry-run",
         switch=True,
     )
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """Names of the trackers asked for."""
+        """Names of the trackers."""
         return (*self.track, "tensorboard") if self.tensorboard else self.track
 
 
 def add_options(parser: argparse.ArgumentParser, data: bool = True) -> None:
-    """Add the flags of a configuration; what is not given is None.
+    """Add the flags of a configuration, None by default.
 
     Args:
-        data: with `-data`.
+        data: add `-data`, too.
     """
     if data:
-        text = "a data set's name, a YAML file of your own, or a folder of shards"
+        text = "name of a data set, YAML file that describes your own, or folder of shards"
         parser.add_argument("-data", "--dataset", dest="data", help=text)
     add_flags(parser, Options, {"raw": "", "download": "", "data_root": ""})
-    text = "a hyper-parameter (FedKDX.gamma=0.5 for one algorithm alone)"
+    text = "set a hyper-parameter (FedKDX.gamma=0.5: of one algorithm only)"
     parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=text)
     group = parser.add_argument_group("data")
     add_flags(group, ShardSpec)
@@ -66,12 +65,12 @@ def add_options(parser: argparse.ArgumentParser, data: bool = True) -> None:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add `--config`."""
-    text = "read options from a file; the command line wins over it"
+    text = "read options from a file; those of the command line override it"
     parser.add_argument("--config", metavar="YAML", help=text)
 
 
 def given_values(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what a command line gives of a configuration: by key, hyper-parameters under 'set'. Raises UserError."""
+    """Return the options given on the command line by key, hyper-parameters under 'set'. Raises UserError."""
     values = {key: value for key, value in vars(arguments).items() if value is not None}
     return values | {"set": dict(map(_assignment, values.pop("set", [])))}
 
@@ -82,14 +81,14 @@ def read_config(arguments: argparse.Namespace) -> Config:
     path = given.pop("config", None)
     values: dict[str, Any] = read_yaml(Path(path)) if path else {}
     sets = values.get("set") or {}
-    if isinstance(sets, Mapping):  # else `from_dict` says so
+    if isinstance(sets, Mapping):  # otherwise `from_dict` raises
         sets = dict(sets) | given["set"]
     return from_dict(values | given | {"set": sets}, path or "")
 
 
 def _assignment(text: str) -> tuple[str, str]:
-    """NAME=VALUE of `--set`. Raises UserError."""
+    """Return name and value of a `--set`. Raises UserError."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise UserError(f"--set {text}: write NAME=VALUE")
+        raise UserError(f"--set {text}: is no assignment; write NAME=VALUE")
     return name.strip(), value.strip()

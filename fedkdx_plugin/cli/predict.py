@@ -1,4 +1,4 @@
-"""`fedkdx predict RUN recording.csv`: what a finished run's model says of a recording."""
+"""`fedkdx predict RUN recording.csv` predicts the classes of a recording with the model of a finished run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from registry.flags import Parser
 
 
 def main(words: Sequence[str]) -> int:
-    """Predict on a recording, print or write a CSV. Returns the exit code; raises UserError.
+    """Predict on a recording, and print or write a CSV. Returns the exit code. Raises UserError: wrong input.
 
     Args:
-        words: of the command line, after `fedkdx predict`.
+        words: the command line after `fedkdx predict`.
     """
     parser = Parser(
         prog="fedkdx predict",
-        description="Cut a recording into windows as a run's own were, and print what the run's model says of each.",
+        description="Cut a recording into windows as the run's data were, and print the model's prediction for each.",
         epilog="example: fedkdx predict runs/mine/FedKDX-seed0 walk.csv --client 3 -o walk-predicted.csv",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or that of a comparison with one run")
-    parser.add_argument("recording", type=Path, help="a file like those of the run's data, but without labels")
-    parser.add_argument("--client", type=int, metavar="K", help="whose model (default: the one that all share)")
-    parser.add_argument("-o", "--out", type=Path, metavar="CSV", help="write a file (default: print)")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run folder, or the folder of a comparison with one run"
+    )
+    parser.add_argument("recording", type=Path, help="a file like those of the run's data; labels are not needed")
+    parser.add_argument(
+        "--client", type=int, metavar="K", help="number of the client whose model predicts (default: the shared model)"
+    )
+    parser.add_argument("-o", "--out", type=Path, metavar="CSV", help="file to write (default: print)")
     given = parser.parse_args(words)
     from dataset_utils.files import replacing
     from fedkdx_plugin.prediction import load_model

@@ -1,4 +1,4 @@
-"""`fedkdx report FOLDER...`: a report of finished runs."""
+"""`fedkdx report FOLDER...` writes a report of finished runs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from registry.errors import UserError
 from registry.flags import Parser
 
-MOST_NAMED = 4  # folders in the title
+MOST_NAMED = 4  # folders named in the title
 
 
 def main(words: Sequence[str]) -> int:
-    """Write a report. Returns the exit code; raises UserError."""
+    """Write a report. Returns the exit code. Raises UserError: wrong input."""
     parser = Parser(prog="fedkdx report", description="Write a report of the runs in these folders.")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of runs, comparisons or experiments")
-    parser.add_argument("-o", "--out", metavar="DIR", help="where the report goes (default: 'report' in the folder)")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="folders of runs, comparisons or experiments")
+    parser.add_argument("-o", "--out", metavar="DIR", help="folder of the report (default: 'report' in the folder)")
     given = parser.parse_args(words)
     if given.out is None and len(given.folders) > 1:
-        raise UserError("a report of several folders: say with -o DIR where it goes")
+        raise UserError("a report of several folders has no default folder; give one with -o DIR")
 
     from fedkdx_plugin.experiments.experiment import title_and_about
     from fedkdx_plugin.reports import report

@@ -1,4 +1,4 @@
-"""`fedkdx resume FOLDER`: go on with a comparison or an experiment."""
+"""`fedkdx resume FOLDER` goes on with a comparison or an experiment."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from registry.parameters import parse
 
 
 def main(words: Sequence[str]) -> int:
-    """Go on with the runs of a folder. Returns the exit code; raises UserError."""
+    """Go on with the runs of a folder. Returns the exit code. Raises UserError: wrong input."""
     parser = Parser(
         prog="fedkdx resume",
-        description="Go on with a comparison or an experiment that was interrupted, or to more rounds.",
-        epilog="all else is as it was begun, and so takes no other option",
+        description="Go on with a comparison or an experiment that was interrupted, or run more rounds of it.",
+        epilog="other options are those of the start, and cannot be given",
     )
-    parser.add_argument("folder", metavar="FOLDER", help="of the comparison or experiment, or of one of its runs")
-    text = "number of rounds to go on to, instead of the planned one"
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="folder of the comparison or experiment, or of one of its runs"
+    )
+    text = "new number of rounds, instead of the planned one"
     parser.add_argument("-gr", "--global-rounds", "--rounds", dest="rounds", help=text)
     add_flags(parser, Making)
     arguments = parser.parse_args(words)
@@ -33,12 +35,14 @@ def main(words: Sequence[str]) -> int:
 
     folder = experiment_folder(given_folder) or given_folder
     if (folder / "environment.json").is_file():
-        raise UserError(f"{folder}: a run without its experiment ({FILE} in a folder above), which alone can go on")
+        raise UserError(
+            f"{folder}: a run without its experiment; move it back into the folder with its {FILE}, which resume needs"
+        )
     command = ["fedkdx", "resume", *words]
     with where_it_began(folder):
         experiment = Experiment.resumed(folder, arguments.rounds)
         if experiment.runs[0].settings["data"] == ELSEWHERE:
             raise UserError(
-                f"{folder}: of a federation between sites; `fedkdx serve --resume {folder} ...` goes on with it"
+                f"{folder}: is of a federation between sites; go on with `fedkdx serve --resume {folder} ...`"
             )
         return make(experiment, command, making)

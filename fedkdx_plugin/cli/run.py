@@ -1,4 +1,4 @@
-"""`fedkdx run`: compare algorithms in one setting; what `python run.py` does with flags alone."""
+"""`fedkdx run` compares algorithms in one setting, as `python run.py` does with the same flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WORDS = (
 
 
 def parser() -> Parser:
-    """Make the parser of all flags."""
+    """Return the parser of all flags."""
     made = Parser(
         prog="fedkdx run",
         description="Compare federated-learning algorithms on wearable and healthcare data.",
@@ -31,7 +31,7 @@ def parser() -> Parser:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run a comparison. Returns the exit code; raises UserError."""
+    """Run a comparison. Returns the exit code. Raises UserError: wrong input."""
     arguments = parser().parse_args(words)
     making = parse(Making, given(arguments, Making))
     config = read_config(arguments)

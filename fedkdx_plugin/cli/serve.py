@@ -1,4 +1,4 @@
-"""`fedkdx serve`: run algorithms between sites, each of which joins with its own data."""
+"""`fedkdx serve` runs algorithms between sites, each of which joins with its own data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from registry.parameters import parse
 
 
 def main(words: Sequence[str]) -> int:
-    """Serve. Returns the exit code; raises UserError."""
+    """Run the server of a federation. Returns the exit code. Raises UserError: wrong input."""
     parser = Parser(
         prog="fedkdx serve",
         description="Run algorithms between sites, each of which joins with its own data (`fedkdx join`).",
@@ -23,7 +23,7 @@ def main(words: Sequence[str]) -> int:
     )
     add_options(parser)
     add_config(parser)
-    text = "go on with a federation that was interrupted; takes no option of the algorithms"
+    text = "go on with an interrupted federation; its other options are those of the start, and cannot be given"
     parser.add_argument("--resume", metavar="FOLDER", help=text)
     group = parser.add_argument_group("the federation")
     add_flags(group, Terms)
@@ -39,7 +39,7 @@ def main(words: Sequence[str]) -> int:
     if resume is not None:
         other = [name for name, value in vars(arguments).items() if value is not None]
         if other:
-            raise UserError(f"--resume takes the folder's own configuration, and no other option, such as {other[0]}")
+            raise UserError(f"--resume: uses the options in the folder; leave {other[0]} out")
 
     from fedkdx_plugin.experiments.experiment import Experiment, experiment_folder
     from fedkdx_plugin.experiments.runner import where_it_began

@@ -1,1 +1,1 @@
-"""Runs of several algorithms, seeds and settings: planned, made, continued."""
+"""Runs of several algorithms, seeds and settings: planned, made and resumed."""

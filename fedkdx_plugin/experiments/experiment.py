@@ -1,15 +1,15 @@
-"""Experiments: the runs of a grid of configurations, planned, kept in one folder, continued after an interruption.
+"""Experiments: the runs of a grid of configurations, planned, kept in one folder, resumed after an interruption.
 
 A comparison (several algorithms and seeds in one setting) is the smallest experiment: its grid is empty. Every
-experiment has one folder,
+experiment has one folder:
 
-    experiment.yaml            title, command, and the grid, from which `--resume` plans the same runs again
-    [SECTION/]RUN/             a run folder each (see `results.run_folder`); a section is one setting
+    experiment.yaml            title, command and grid, from which `fedkdx resume` plans the same runs again
+    [SECTION/]RUN/             a run folder for each run (see `results.run_folder`); a section is one setting
     [SECTION/]comparison.*     the section's table (.md, .csv) and plot (.png)
     report/                    the report of all sections
 
-A comparison's folder is a new one each time. That of a grid has the grid's name and is used again by the same command;
-its run folders' names end in a code of their settings, so that a changed grid does not meet another's results.
+Every comparison gets a new folder. The folder of a grid has the grid's name and is used again by the same command; the
+names of its run folders end in a hash of their settings, so that a changed grid finds no results of another one.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ if TYPE_CHECKING:
     from fedkdx_plugin.experiments.results import Results
 
 FILE = "experiment.yaml"
-FORMAT = 2  # of an experiment's folder
+FORMAT = 2  # of the experiment folder
 PARTS = ("title", "about", "base", "grid")
-# found in a clone, and where setup.cfg puts them when installed
+# in a clone, and where setup.cfg installs them
 FOLDERS = (Path(__file__).parents[2] / "experiments", Path(sys.prefix) / "share" / "fedkdx" / "experiments")
-# tell runs of a section apart; all else makes sections
+# keys that differ between runs of one section; any other key that varies makes sections
 IN_THE_RUN = ("algorithm", "label", "set", "preset", "student_model")
-NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change what comes out
+NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change the results
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run to be made: one algorithm under one seed.
+    """One run to be made: one algorithm with one seed.
 
     Attributes:
-        name: for people.
-        section: its setting, as a folder's name; '' in a comparison.
-        folder: its run folder below the experiment's.
-        settings: its configuration, resolved (see `choice.run_settings`).
+        name: name in messages and plots.
+        section: name of its section's folder; '' in a comparison.
+        folder: its run folder, relative to the experiment folder.
+        settings: its resolved configuration (see `choice.run_settings`).
     """
 
     name: str
@@ -66,32 +66,32 @@ class PlannedRun:
 
     @property
     def rounds(self) -> int:
-        """Number of rounds it is to have."""
+        """Planned number of rounds."""
         return int(self.settings["global_rounds"])
 
     @property
     def config(self) -> Config:
-        """Its configuration, checked."""
+        """Checked configuration of the run."""
         return from_dict(self.settings, "experiment")
 
     def info(self, parent: Path) -> RunInfo:
-        """Return what callbacks are told of the run in the experiment folder `parent`."""
+        """Return the run as callbacks see it, in the experiment folder `parent`."""
         return RunInfo(self.name, self.name.partition(" seed ")[0], parent / self.folder, self.settings)
 
 
 @dataclass
 class Experiment:
-    """Runs to be made, all checked, and what they are for.
+    """Planned runs, all of them checked.
 
-    Make one with `comparison` or `grid`; run it with `run`.
+    `comparison`, `grid` and `resumed` plan one; `run` makes its runs.
 
     Attributes:
         title, about: a line and a paragraph for the report.
-        runs: those of one seed before those of the next.
-        name: of its folder.
-        out: in which folder that is made.
-        source: what the runs are planned from: 'base', 'grid', and what was given besides.
-        folder: its folder; None until it has begun.
+        runs: all runs, ordered by seed.
+        name: name of the experiment folder.
+        out: the folder in which the experiment folder is made.
+        source: what the runs are planned from: 'base' and, of a grid, 'grid', 'given' and 'only'.
+        folder: the experiment folder; None before `begin`.
     """
 
     title: str
@@ -104,7 +104,7 @@ class Experiment:
 
     @staticmethod
     def comparison(config: Config) -> Experiment:
-        """Plan all algorithms of a configuration under all its seeds. Raises UserError for wrong input."""
+        """Plan a run for each algorithm and seed of a configuration. Raises UserError: wrong input."""
         choices = check(config)
         _check_vary(config)
         model = catalog.find("models", config.model).name
@@ -128,12 +128,12 @@ class Experiment:
         """Plan the runs of a grid in a YAML file.
 
         Args:
-            name: see `find`.
-            given: options that replace the file's, also a whole axis of its grid.
-            only: conditions `KEY=VALUE,VALUE`, all of which a run must meet to take part.
+            name: name of the experiment, or path of its YAML file (see `find`).
+            given: options that replace those of the file, including whole axes of its grid.
+            only: conditions `KEY=VALUE,VALUE`; only runs that meet all of them are planned.
 
         Raises:
-            UserError: unknown experiment, wrong YAML, wrong configuration, or nothing left to run.
+            UserError: an unknown experiment, a wrong YAML file, a wrong configuration, or no run meets `only`.
         """
         path = find(name)
         content = read_yaml(path)
@@ -146,23 +146,25 @@ class Experiment:
 
     @staticmethod
     def resumed(folder: Path, rounds: str | None = None) -> Experiment:
-        """Plan the runs of an experiment's folder again, to go on with them.
+        """Plan the runs of an experiment folder again, to resume them.
 
         Args:
-            rounds: number of rounds to go on to, in place of the planned one.
+            rounds: a new number of rounds in place of the planned one.
 
         Raises:
-            UserError: there is no experiment, or one of another version.
+            UserError: the folder holds no experiment, or one of another version.
         """
         path = folder / FILE
         if not path.is_file():
             older = (folder / "config.yaml").is_file() and not (folder / "environment.json").is_file()
-            reason = "made by an earlier version, whose runs cannot go on" if older else "no experiment there"
-            raise UserError(f"{folder}: {reason} (it should hold {FILE}); a report reads its finished runs")
+            reason = "made by an earlier version, whose runs cannot be resumed" if older else "no experiment there"
+            raise UserError(f"{folder}: {reason} (it should hold {FILE}); `fedkdx report` reads its finished runs")
         content = read_yaml(path)
         if content.get("format") != FORMAT:
             found = content.get("format")
-            raise UserError(f"{path}: of format {found}, made by another version; this one goes on with {FORMAT}")
+            raise UserError(
+                f"{path}: has format {found}, and this version resumes format {FORMAT}; use the one that made it"
+            )
         base = _mapping(path.name, content, "base")
         if "grid" in content:
             given = _mapping(path.name, content, "given") | ({"global_rounds": rounds} if rounds else {})
@@ -172,22 +174,23 @@ class Experiment:
             before, now = base.get("global_rounds"), planned.runs[0].rounds
             if before != now:
                 print(
-                    f"{now} rounds instead of {before}: what depends on the number of rounds, such as a schedule "
-                    f"of compression, goes on as of {now}: this is not a run of {now} rounds from the start"
+                    f"{now} rounds instead of {before}: what depends on the number of rounds, such as a compression "
+                    f"schedule, is computed for {now} from here on, so this is not a run of {now} rounds from the start"
                 )
         planned.folder = folder
         return planned
 
     def run(self, jobs: int | None = None, callbacks: Sequence[Callback] = (), progress: bool = True) -> Results:
-        """Make all runs that are not done; what a run raises comes through.
+        """Make all runs that are not finished; an exception of a run is raised.
 
         Args:
-            jobs: runs side by side, a process each; 1: in this process, of a comparison. None: see `runner.run`.
-            callbacks: are told what happens.
-            progress: show how far the work is.
+            jobs: number of runs in parallel, in a process each; 1: a comparison runs in this process. None: see
+                `runner.run`.
+            callbacks: receive the events of all runs (see `Callback`).
+            progress: show the progress on stderr.
 
         Raises:
-            UserError: also for the engine `flower`, whose processes the command line alone starts.
+            UserError: wrong input; or the engine is `flower`, whose processes only the command line starts.
         """
         if self.runs[0].settings["engine"] != "local":
             raise UserError("engine 'flower': use the command line (fedkdx run --engine flower), or leave engine out")
@@ -197,11 +200,11 @@ class Experiment:
 
     @property
     def is_grid(self) -> bool:
-        """Whether it has sections; if not, it is a comparison."""
+        """Whether the experiment has sections; otherwise it is a comparison."""
         return "grid" in self.source
 
     def begin(self, command: Sequence[str]) -> Path:
-        """Make the experiment's folder, or find the one that is to go on, and write `experiment.yaml`."""
+        """Make the experiment folder, or find the one to be resumed, write `experiment.yaml`, and return the folder."""
         if self.folder is None:
             self.folder = self.out / self.name if self.is_grid else new_folder(self.out, self.name)
         path = self.folder / FILE
@@ -221,49 +224,49 @@ class Experiment:
 
 
 def experiment_folder(folder: Path) -> Path | None:
-    """Return the experiment's folder that a folder is or that its run lies in; None where there is none."""
+    """Return the experiment folder that a folder is, or is a run folder of; None if there is none."""
     places = (folder, folder.parent, folder.parent.parent) if (folder / ENVIRONMENT).is_file() else (folder,)
     return next((place for place in places if (place / FILE).is_file()), None)
 
 
 def title_and_about(folder: Path) -> tuple[str, str]:
-    """Return what an experiment's folder says of itself; of any other folder, nothing. Raises UserError: damaged."""
+    """Return title and about of an experiment folder, '' of any other folder. Raises UserError: the file is damaged."""
     path = folder / FILE
     if not path.is_file():
         return "", ""
     content = read_yaml(path)
     for key in ("title", "about"):
         if not isinstance(content.get(key), str):
-            raise UserError(f"{path}: '{key}' is missing or no text; mend the file, or remove it")
+            raise UserError(f"{path}: '{key}' is missing or no text; correct the file, or remove it")
     return content["title"], content["about"]
 
 
 def find(name: str) -> Path:
-    """Return the YAML file of an experiment, by its name or path. Raises UserError."""
+    """Return the YAML file of an experiment, by its name or path. Raises UserError: the name is unknown."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
     if name not in known:
         raise UserError(
-            f"{name}: no such experiment{suggest(name, known)}; choose {', '.join(sorted(known))}, or name a YAML file"
+            f"{name}: no such experiment{suggest(name, known)}; choose {', '.join(sorted(known))}, or give a YAML file"
         )
     return known[name]
 
 
 def file_name(text: str) -> str:
-    """Return a text as part of a file's name."""
+    """Return a text with characters that are unusual in file names replaced by '-'."""
     return re.sub(r"[^\w.,=+@-]+", "-", text).strip("-")
 
 
 def _goal(config: Config) -> str:
-    """The goal as part of a folder's name; PFLlib's default, 'test', would be wrong on validation windows."""
+    """Return the goal for a folder's name; PFLlib's default, 'test', would be wrong on validation windows."""
     if config.shards.evaluate_on == "test":
         return config.goal
     return "validation" if config.goal == "test" else f"{config.goal}-validation"
 
 
 def _check_vary(config: Config) -> None:
-    """Raise UserError where data are to vary that cannot be divided anew."""
+    """Raise UserError if `--vary data` is given for shards, which cannot be divided again."""
     if config.vary == "data" and Path(config.shards.data).is_dir():
         raise UserError(
             f"--vary data: {config.shards.data} holds shards, which cannot be divided again; give the data set's name "
@@ -274,6 +277,7 @@ def _check_vary(config: Config) -> None:
 def _planned_grid(
     name: str, where: str, content: Mapping[str, Any], given: Mapping[str, Any], only: Sequence[str]
 ) -> Experiment:
+    """Plan the runs of a grid whose file `where` holds `content`; the other arguments are as of `Experiment.grid`."""
     base, grid = (_mapping(where, content, part) for part in ("base", "grid"))
     conditions = [_condition(text) for text in only]
     runs: dict[Path, PlannedRun] = {}
@@ -286,7 +290,9 @@ def _planned_grid(
                 runs.setdefault(run.folder, run)
     if not runs:
         raise UserError(
-            f"{where}: no run is left by --only {' '.join(only)}" if only else f"{where}: its grid is empty"
+            f"{where}: no run meets --only {' '.join(only)}; give other values"
+            if only
+            else f"{where}: its grid is empty"
         )
     ordered = sorted(runs.values(), key=lambda run: run.settings["seed"])
     source = {"base": base, "grid": grid, "given": dict(given), "only": list(only)}
@@ -304,7 +310,7 @@ def _mapping(where: str, content: Mapping[str, Any], part: str) -> dict[str, Any
 def _combinations(
     where: str, base: Mapping[str, Any], grid: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Yield flat configurations: the base, an entry of every axis, and what is given, the later one winning.
+    """Yield flat configurations: the base, an entry of every axis, and `given`; a later one overrides an earlier one.
 
     An axis is a key with a list of values, or any name with a list of mappings that set several keys at once.
     """
@@ -322,7 +328,7 @@ def _combinations(
 
 
 def _assigned(key: str, value: Any) -> dict[str, Any]:
-    """An axis' scalar: of a key, or, as `set.NAME`, of a hyper-parameter, which then also labels the run."""
+    """Return what a scalar of an axis sets: a key, or, for `set.NAME`, a hyper-parameter and the run's label."""
     if key.startswith("set."):
         name = key.removeprefix("set.")
         return {"set": {name: value}, "label": f"{name.rpartition('.')[2]}={value}"}
@@ -330,7 +336,7 @@ def _assigned(key: str, value: Any) -> dict[str, Any]:
 
 
 def _varied(grid: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Keys that make sections: those that the grid varies, but for those that tell runs of a section apart."""
+    """Return the keys that make sections: those that the grid varies, without those that vary within a section."""
     keys = [
         key
         for axis, entries in grid.items()
@@ -360,14 +366,16 @@ def _runs(config: Config, values: Mapping[str, Any], varied: Sequence[str]) -> I
 
 
 def _condition(text: str) -> tuple[str, list[str]]:
+    """Return key and values of a condition of `--only`. Raises UserError."""
     key, equals, values = text.partition("=")
     if not equals or not values:
-        raise UserError(f"--only {text}: write KEY=VALUE or KEY=VALUE,VALUE, such as data=SLEEP")
+        raise UserError(f"--only {text}: is no condition; write KEY=VALUE or KEY=VALUE,VALUE, such as data=SLEEP")
     return key.strip(), [value.strip().lower() for value in values.split(",")]
 
 
 def _meets(run: PlannedRun, key: str, allowed: Sequence[str]) -> bool:
+    """Return whether a run meets a condition. Raises UserError: a key that runs do not have."""
     if key not in run.settings:
-        raise UserError(f"--only {key}: runs have no '{key}'{suggest(key, run.settings)}")
+        raise UserError(f"--only {key}: runs have no option '{key}'{suggest(key, run.settings)}")
     value = run.settings[key]
     return any(str(item).lower() in allowed for item in (value if isinstance(value, list) else [value]))

@@ -1,4 +1,4 @@
-"""Runs side by side, a process each; what fails is noted, and the others go on."""
+"""Runs in parallel, a process each; a failure is recorded, and the other runs go on."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from registry.interface import Round
 
 
 class RunError(RuntimeError):
-    """A run's process failed.
+    """Failure of a run in its process.
 
     Attributes:
-        trace: the traceback there, '' where there is none.
+        trace: traceback in that process; '' if there is none.
     """
 
     def __init__(self, reason: str, trace: str = "") -> None:
@@ -36,11 +36,12 @@ class RunError(RuntimeError):
 
 
 class Pool:
-    """Processes at work on runs, `at_once` of them at a time.
+    """Processes that make runs.
 
     Args:
         command: the command line, for the run folders.
-        callbacks: are told, in this process, of all runs.
+        at_once: number of processes at a time.
+        callbacks: receive the events of all runs, in this process.
     """
 
     def __init__(self, command: list[str], at_once: int, callbacks: Sequence[Callback]) -> None:
@@ -49,7 +50,7 @@ class Pool:
         self.failed: dict[str, BaseException] = {}
 
     def run(self, runs: Sequence[RunInfo]) -> dict[str, BaseException]:
-        """Make all runs. Returns name -> why it failed; on KeyboardInterrupt, all of them save what they have."""
+        """Make all runs, and return name -> error of those that failed; on KeyboardInterrupt, all save their state."""
         waiting = deque(runs)
         busy: dict[Connection, _Worker] = {}
         try:
@@ -68,7 +69,7 @@ class Pool:
         return self.failed
 
     def _heard(self, worker: _Worker) -> bool:
-        """Take in what a worker says. Returns whether that was its last word."""
+        """Handle a message of a worker. Returns whether the worker is done."""
         try:
             kind, content = worker.connection.recv()
         except (EOFError, OSError):
@@ -99,7 +100,7 @@ class Pool:
 
 
 class _Worker:
-    """A process that makes one run."""
+    """Process that makes one run."""
 
     def __init__(self, run: RunInfo, command: list[str], threads: int) -> None:
         self.run = run
@@ -109,13 +110,13 @@ class _Worker:
         far.close()
 
     def interrupt(self) -> None:
-        """Let it save what it has, and end."""
+        """Make the run save its state and end, and wait for it."""
         self.process.terminate()
         self.process.join()
 
 
 def _context() -> multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext:
-    """Fresh processes, since forking this one, which runs threads, is unsafe; where possible, imports are made once."""
+    """Return how processes start: not forked, which is unsafe with threads, and with shared imports where possible."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -128,11 +129,11 @@ def _how(code: int | None) -> str:
 
 
 def _work(run: RunInfo, command: list[str], threads: int, connection: Connection) -> None:
-    """A worker's life. Ctrl-C reaches it through its parent alone, as SIGTERM, so that it is told once."""
+    """Make a run in a worker process. Ctrl-C reaches it once: as SIGTERM from its parent, SIGINT being ignored."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(threads)
-    with suppress(KeyboardInterrupt, BrokenPipeError):  # the run has saved itself; nobody may be there to hear of it
+    with suppress(KeyboardInterrupt, BrokenPipeError):  # the run has saved its state; the parent may have ended
         try:
             config = from_dict(run.settings, "experiment")
             Setting.of(config).run(config, command, run, [_Messenger(connection)])
@@ -147,7 +148,7 @@ def _work(run: RunInfo, command: list[str], threads: int, connection: Connection
 
 
 class _Messenger(Callback):
-    """Tells the parent."""
+    """Callback that sends the events to the parent process."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

@@ -1,4 +1,4 @@
-"""Results: finished runs as tables, plots and a report, from Python and for the command line."""
+"""Results of finished runs as tables, plots and a report, from Python and for the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedkdx_plugin.experiments.experiment import Experiment, title_and_about
 from fedkdx_plugin.reports import comparison_table, curves
 from fedkdx_plugin.reports.sections import arrange
 from fedkdx_plugin.results.records import PER_CLIENT, SCALARS
-from fedkdx_plugin.results.runs import Missing, Run, find, read, read_all
+from fedkdx_plugin.results.runs import Missing, Run, find, read_all
 from registry.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """Finished runs, and the plots, tables and report that are made of them.
+    """Finished runs, and the tables, plots and report of them.
 
     Attributes:
-        folder: of the experiment, or the one that was read.
-        runs: the finished ones (see `fedkdx_plugin.results.runs.Run`).
-        missing: those that failed, or are not finished, with the reason.
-        title, about: of the report.
-        is_grid: whether the runs are of an experiment with sections.
+        folder: the experiment folder, or the folder that was read.
+        runs: the finished runs (see `fedkdx_plugin.results.runs.Run`).
+        missing: the runs that failed or are not finished, with the reason.
+        title, about: title and introduction of the report.
+        is_grid: whether the runs belong to an experiment with sections.
     """
 
     folder: Path
@@ -44,17 +44,16 @@ class Results:
 
     @staticmethod
     def of(experiment: Experiment) -> Results:
-        """Read what an experiment's runs have left. Raises UserError for a damaged run folder."""
+        """Read the run folders of an experiment. Raises UserError: a damaged run folder."""
         if experiment.folder is None:
-            raise RuntimeError("the experiment has not begun")
-        found = [read(experiment.place(planned)) for planned in experiment.runs]
-        runs, missing = _apart(found)
+            raise RuntimeError("the experiment has no folder yet; call begin first")
+        runs, missing = read_all([experiment.place(planned) for planned in experiment.runs])
         title, about = experiment.title, experiment.about
         return Results(experiment.folder, runs, missing, title, about, experiment.is_grid)
 
     @staticmethod
     def load(folder: str | Path) -> Results:
-        """Read all runs in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
+        """Read all run folders in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
         whole = Path(folder)
         runs, missing = read_all(find(whole))
         title, about = title_and_about(whole)
@@ -63,11 +62,11 @@ class Results:
 
     @property
     def count(self) -> int:
-        """How many runs there are or should be."""
+        """Number of runs, finished or missing."""
         return len(self.runs) + len(self.missing)
 
     def sections(self) -> list[Results]:
-        """Return the runs of each section's folder by themselves, in their order."""
+        """Return the results of each section, in order of their runs."""
         folders = dict.fromkeys(run.folder.parent for run in self.runs)
         return [
             Results(folder, [run for run in self.runs if run.folder.parent == folder], title=self.title)
@@ -76,9 +75,9 @@ class Results:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row for each setting and method: metrics of the last round as shares, mean and std over seeds.
+        """A row for each setting and method: metrics of the last round in [0, 1], mean and std over seeds.
 
-        A method whose networks do not predict the same has a row for each of them, too, such as 'FedKDX (student)'.
+        A method with several networks that predict has a row for each of them, too, such as 'FedKDX (student)'.
         """
         lines = []
         for section in arrange(self.runs):
@@ -115,7 +114,7 @@ class Results:
 
     @property
     def clients(self) -> pd.DataFrame:
-        """A row for each setting, method, seed, client and view: the client's metrics in the last round."""
+        """A row for each setting, method, seed, client and view: metrics of the last round."""
         lines = []
         for key, run in self._keyed():
             for view, metrics in run.evaluated[-1].metrics.items():
@@ -137,10 +136,10 @@ class Results:
         return curves.plotted(self.runs, self.title)
 
     def report(self, out: str | Path | None = None) -> Path:
-        """Write the report of all runs; returns its page.
+        """Write the report of all runs and return the path of its page.
 
         Args:
-            out: its folder; by default `report` in the runs' own.
+            out: folder of the report; by default `report` in the results' folder.
 
         Raises:
             UserError: jinja2 or matplotlib is missing, or the folder cannot be written.
@@ -151,7 +150,7 @@ class Results:
         return report.write(folders, Path(out) if out else self.folder / "report", self.title, self.about)
 
     def write(self) -> str:
-        """Write `comparison.md`, `.csv` and, with matplotlib, `.png` of one section. Returns the table."""
+        """Write `comparison.md`, `.csv` and, with matplotlib, `.png` of one section. Returns the table as Markdown."""
         self._require_one()
         text = comparison_table.write(self.folder, self.runs, self.runs[0].config.get("vary", "training"))
         if importlib.util.find_spec("matplotlib"):
@@ -165,7 +164,7 @@ class Results:
         if len(found := dict.fromkeys(run.folder.parent for run in self.runs)) > 1:
             names = ", ".join(folder.name for folder in found)
             raise UserError(
-                f"{self.folder}: runs of several settings ({names}); take one of `sections()`, or `report()`"
+                f"{self.folder}: runs of several settings ({names}); use one of `sections()`, or `report()`"
             )
 
     def __repr__(self) -> str:
@@ -175,11 +174,6 @@ class Results:
 
     def _repr_html_(self) -> str:
         return self.table.to_html() if self.runs else repr(self)
-
-
-def _apart(found: Iterable[Run | Missing]) -> tuple[list[Run], list[Missing]]:
-    everything = list(found)
-    return [r for r in everything if isinstance(r, Run)], [r for r in everything if isinstance(r, Missing)]
 
 
 def _rows(runs: Iterable[Run]) -> list[comparison_table.Row]:

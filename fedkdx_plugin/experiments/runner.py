@@ -1,4 +1,4 @@
-"""Experiments made: data prepared, runs in this process or side by side, tables and report at the end."""
+"""Execution of experiments: data prepared, runs made in this process or in parallel, tables and report written."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def run(
     progress: bool = True,
     strict: bool = False,
 ) -> Results:
-    """Make all runs that are not done, then the tables.
+    """Make all runs that are not finished, and read the results.
 
     Args:
         command: the command line, for the run folders.
-        at_once: how many runs side by side; 1: in this process, one after the other. None: 1 in a comparison, and of a
-            grid one a CPU thread, or one on a GPU.
-        callbacks: are told of every run.
-        progress: show what is being done.
-        strict: raise what a run raises; else it is noted in the run's folder, and the others go on.
+        at_once: number of runs in parallel; 1: a comparison runs in this process. None: 1 for a comparison; for a
+            grid, one for each CPU thread, or 1 on a GPU.
+        callbacks: receive the events of every run.
+        progress: show the progress on stderr.
+        strict: raise the exception of a run; otherwise it is recorded in the run folder, and the other runs go on.
 
     Returns:
-        The finished runs, with those that failed beside them.
+        The finished runs, and the missing ones with the reason.
 
     Raises:
-        UserError: wrong input, found before the first round, or nothing could be run.
-        KeyboardInterrupt: stopped; all runs have saved what they have.
+        UserError: wrong input, found before the first round, or no run could be made.
+        KeyboardInterrupt: stopped by the user; all runs have saved their state.
     """
     check_rounds(experiment)
     data, failed = prepare(experiment)
@@ -81,7 +81,7 @@ def run(
 
 
 def show(experiment: Experiment) -> None:
-    """Print the runs, and which are done (`--dry-run`)."""
+    """Print each run with its number of finished rounds (`--dry-run`)."""
     folder = experiment.folder or experiment.out / experiment.name
     for planned in experiment.runs:
         place = folder / planned.folder
@@ -90,7 +90,7 @@ def show(experiment: Experiment) -> None:
 
 @contextmanager
 def where_it_began(folder: Path | None) -> Iterator[None]:
-    """Work in the folder in which an experiment was begun, as far as that is known and there; then come back."""
+    """Change to the folder in which an experiment was started, if it is known and exists; change back at the end."""
     here = Path.cwd()
     if folder is not None:
         with suppress(OSError, KeyError, TypeError, UserError):
@@ -102,11 +102,13 @@ def where_it_began(folder: Path | None) -> Iterator[None]:
 
 
 def prepare(experiment: Experiment) -> tuple[str, dict[Path, str]]:
-    """Make the shards that are missing, once for all runs, and check models and algorithms on them.
+    """Make missing shards, once for all runs, and check models and algorithms on them.
 
     Returns:
-        What is in the data of a comparison, '' of a grid; and run folder -> why the run cannot be made. Raises
-        UserError where none can.
+        A line about the data of a comparison, '' for a grid; and run folder -> why the run cannot be made.
+
+    Raises:
+        UserError: no run can be made, or one of a comparison cannot.
     """
     shards: dict[Any, ShardSet | str] = {}
     failed: dict[Path, str] = {}
@@ -135,7 +137,7 @@ def prepare(experiment: Experiment) -> tuple[str, dict[Path, str]]:
 
 
 def _described(shards: ShardSet, config: Config) -> str:
-    """What is in the data, in a line; who is set apart is the same for all runs of a seed."""
+    """Return a line about the data; the clients set apart are the same for all runs with the same seed."""
     groups = schedule(config).participation.groups(shards.num_clients, config.seed)
     apart = "".join(f", {len(ids)} of them {name}" for name, ids in groups.items())
     train, test = (sum(len(shard.y) for shard in part) for part in (shards.train, shards.test))
@@ -146,14 +148,14 @@ def _described(shards: ShardSet, config: Config) -> str:
 
 
 def _name(experiment: Experiment, shards: ShardSet) -> None:
-    """Call a comparison by the name that its data have, wherever they lie."""
+    """Name a comparison after its data set instead of after the path given for it."""
     stem = Path(experiment.runs[0].config.shards.data).stem
     experiment.name = file_name(f"{shards.name}-{experiment.name.removeprefix(file_name(stem)).lstrip('-')}")
     experiment.title = f"{shards.name}, {experiment.title.partition(', ')[2]}"
 
 
 def check_rounds(experiment: Experiment) -> None:
-    """Raise UserError where a run has more rounds than it is to have."""
+    """Raise UserError if a run has more rounds than planned."""
     for planned in experiment.runs if experiment.folder else ():
         done = rounds_done(experiment.place(planned))
         if done > planned.rounds:
@@ -161,6 +163,7 @@ def check_rounds(experiment: Experiment) -> None:
 
 
 def _say(experiment: Experiment, folder: Path, data: str) -> None:
+    """Print a line about the runs that begin."""
     done = sum(rounds_done(experiment.place(planned)) >= planned.rounds for planned in experiment.runs)
     count = len(experiment.runs)
     runs = f"{count} run{'s' if count != 1 else ''}" + (f", {done} of them done" if done else "")
@@ -169,6 +172,7 @@ def _say(experiment: Experiment, folder: Path, data: str) -> None:
 
 
 def _at_once(experiment: Experiment, runs: Sequence[PlannedRun], asked: int | None) -> int:
+    """Return the number of runs in parallel (see `run`)."""
     if asked is not None:
         return asked
     if not experiment.is_grid or not all(run_device(planned.config).type == "cpu" for planned in runs):
@@ -177,14 +181,14 @@ def _at_once(experiment: Experiment, runs: Sequence[PlannedRun], asked: int | No
 
 
 def _check_session(runs: Sequence[PlannedRun]) -> None:
-    """Raise UserError for classes that only this process knows, where runs are made in others."""
+    """Raise UserError if a run needs a class that was defined in this process, since it is made in another one."""
     for planned in runs:
         config = planned.config
         names = [("algorithms", config.algorithm[0]), ("models", config.model), ("datasets", config.shards.data)]
         for kind, name in names:
             if any(entry.name == name and entry.origin == catalog.SESSION for entry in catalog.entries(kind)):
                 raise UserError(
-                    f"'{name}' is known to this process alone, so that its runs cannot be made in others: use one run "
+                    f"'{name}' is known to this process alone, so that its runs cannot be made in others; make one run "
                     "at a time (jobs=1), or put the class into a file and name it as path/to/file.py:Class"
                 )
 
@@ -192,13 +196,14 @@ def _check_session(runs: Sequence[PlannedRun]) -> None:
 def _run_here(
     folder: Path, runs: Sequence[PlannedRun], command: list[str], callbacks: Sequence[Callback], strict: bool
 ) -> None:
+    """Make runs one after the other in this process; data are loaded once for runs of the same setting."""
     setting: Setting | None = None
     for planned in runs:
         config, info = planned.config, planned.info(folder)
         error: BaseException | None = None
         try:
             if setting is None or not setting.fits(config):
-                setting = None  # lets the memory go before more is taken
+                setting = None  # frees the memory before more is used
                 setting = Setting.of(config)
             setting.run(config, command, info, callbacks)
         except BaseException as caught:
@@ -211,17 +216,17 @@ def _run_here(
 
 
 class _Folders(Callback):
-    """Notes in the run folders what failed, and takes away what a grid does not keep."""
+    """Callback that records failures in the run folders and removes what a grid does not keep."""
 
     def __init__(self, keep_models: bool) -> None:
         self.keep_models = keep_models
 
     def on_run_start(self, run: RunInfo) -> None:
-        """Forget an earlier failure."""
+        """Remove the record of an earlier failure."""
         (run.folder / FAILED).unlink(missing_ok=True)
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """Note why a run failed. Of every client's networks, a grid's worth would fill a disk."""
+        """Record why a run failed. The state of a finished run of a grid is removed: that of all would fill a disk."""
         if error is None:
             if not self.keep_models:
                 (run.folder / STATE).unlink(missing_ok=True)
@@ -234,12 +239,13 @@ class _Folders(Callback):
 
 
 def _note(folder: Path, reason: str, trace: str) -> None:
-    with suppress(UserError), replacing(folder / FAILED) as part:  # the disk may be full, which the reason then says
+    """Write the reason of a failure, and its traceback, into a run folder."""
+    with suppress(UserError), replacing(folder / FAILED) as part:  # a full disk is named by the reason already
         part.write_text(f"{' '.join(reason.split())}\n{trace}", encoding="utf-8")
 
 
 def finish(results: Results) -> int:
-    """Print and save the tables, plots and, of a grid, the report. Returns 0; 1 where a run failed."""
+    """Print and save tables, plots and, for a grid, the report. Returns the exit code: 1 if runs are missing."""
     for section in results.sections():
         if section.runs:
             print(f"\n{section.write()}")

@@ -1,4 +1,4 @@
-"""Where runs take place: data, models and device of a configuration, checked and put in place."""
+"""The setting of a run: data, models and device of a configuration, checked and loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from registry.interface import Task
 
 @contextmanager
 def room_on_device() -> Iterator[None]:
-    """Say in one line that a GPU's memory is too small. Raises UserError for it."""
+    """Turn an out-of-memory error of a GPU into a UserError of one line that says what to change."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -41,7 +41,7 @@ def room_on_device() -> Iterator[None]:
 
 
 def check(config: Config) -> list[Choice]:
-    """Make all checks that need no data. Returns the algorithms; raises UserError."""
+    """Check what can be checked without the data, and return the algorithms. Raises UserError: wrong input."""
     choices = choose(config)
     _models(config)
     run_device(config)
@@ -51,25 +51,27 @@ def check(config: Config) -> list[Choice]:
 
 
 def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> None:
-    """Make all checks that need the data. Raises UserError: a model or an algorithm that cannot take them."""
+    """Check what depends on the data. Raises UserError: the model or an algorithm cannot use them."""
     if config.num_classes not in (None, shards.num_classes):
-        raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes")
-    _participation(config).groups(shards.num_clients, config.seed)  # more clients set apart than there are
+        raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes; leave it out")
+    _participation(config).groups(
+        shards.num_clients, config.seed
+    )  # raises if more clients are set apart than there are
     task = make_task(config, shards.shape, shards.num_classes)
-    task.model(), task.student()  # a model that cannot take these windows says so now
+    task.model(), task.student()  # raises if a model cannot take windows of this shape
     for choice in choices:
         choice.server.check(task, choice.params)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where runs take place: all that they have in common but the algorithm and the seed.
+    """What runs share that differ in algorithm and seed alone.
 
     Attributes:
-        config: as asked for.
-        task: what is to be learnt.
+        config: the configuration.
+        task: the learning task.
         shards, data: the data on disk and on the device.
-        device: where it runs.
+        device: device of the runs.
     """
 
     config: Config
@@ -81,7 +83,7 @@ class Setting:
     @staticmethod
     @room_on_device()
     def of(config: Config) -> Setting:
-        """Put everything in place for runs of this configuration. Raises UserError for wrong input."""
+        """Load the data of a configuration and set its device up. Raises UserError: wrong input."""
         device = run_device(config)
         shards = prepare_shards(config)
         task = make_task(config, shards.shape, shards.num_classes)
@@ -89,20 +91,19 @@ class Setting:
         return Setting(config, task, shards, data, device)
 
     def fits(self, config: Config) -> bool:
-        """Return whether runs of another configuration can take place here: only algorithm and seed may differ."""
-        free = {"algorithm": ("any",), "set": {}, "seed": 0, "times": 1, "label": "", "preset": ""}
-        return dataclasses.replace(self.config, **free) == dataclasses.replace(config, **free)
+        """Return whether another configuration has this setting: it differs in algorithm and seed at most."""
+        return _without_run(self.config) == _without_run(config)
 
     @room_on_device()
     def run(self, config: Config, command: list[str], info: RunInfo, callbacks: Sequence[Callback] = ()) -> None:
-        """Run one algorithm under one seed, from the start or from where its folder says it is.
+        """Run one algorithm with one seed, from the start or from the checkpoint in its run folder.
 
         Args:
-            config: of this run: one algorithm, one seed.
-            info: what callbacks are told of the run; `done` is found out here.
+            config: configuration of this run, with one algorithm and one seed.
+            info: the run as callbacks see it; `done` is set here from the run folder.
 
         Raises:
-            UserError: the folder cannot be written or continued, or an algorithm that cannot run here.
+            UserError: the run folder cannot be written or resumed, or the algorithm cannot run in this setting.
         """
         (choice,) = choose(config)
         choice.server.check(self.task, choice.params)
@@ -127,7 +128,7 @@ class Setting:
 
 
 def training(config: Config, seed: int) -> Settings:
-    """How clients train."""
+    """Return how clients train."""
     return Settings(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
@@ -140,14 +141,19 @@ def training(config: Config, seed: int) -> Settings:
 
 
 def schedule(config: Config) -> Schedule:
-    """How many rounds, with whom. Raises UserError."""
+    """Return the number of rounds and who takes part in them. Raises UserError."""
     return Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config), config.outliers)
 
 
 def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task:
-    """What is to be learnt. Raises UserError for an unknown model."""
+    """Return the learning task. Raises UserError: an unknown model."""
     model, student = _models(config)
     return Task(shape, classes, model, student, local_bn=config.bn == "local")
+
+
+def _without_run(config: Config) -> Config:
+    """Return a configuration with what may differ within a setting replaced by constants."""
+    return dataclasses.replace(config, algorithm=("any",), set={}, seed=0, times=1, label="", preset="")
 
 
 def _participation(config: Config) -> Participation:
@@ -160,19 +166,12 @@ def _faults(config: Config) -> Faults:
     return faults
 
 
-def _label(config: Config) -> str:
-    """The goal in a run folder's name; PFLlib's default, 'test', would be wrong on validation windows."""
-    if config.shards.evaluate_on == "test":
-        return config.goal
-    return "validation" if config.goal == "test" else f"{config.goal}-validation"
-
-
 def _models(config: Config) -> tuple[type, type]:
     return catalog.load("models", config.model), catalog.load("models", config.student_model or config.model)
 
 
 def run_device(config: Config) -> torch.device:
-    """The device asked for, set up to repeat itself bit for bit. Raises UserError where it is not there."""
+    """Return the configured device, set up for bit-identical repetition. Raises UserError: it is not available."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("-dev cuda: this PyTorch finds no CUDA device; use -dev cpu")
     if config.device == "cpu" or not torch.cuda.is_available():
@@ -181,23 +180,27 @@ def run_device(config: Config) -> torch.device:
             ("--client-memory", config.client_memory, "device"),
         ):
             if value != default:
-                raise UserError(f"{name} {value}: it is for a GPU, and this run is on the CPU; leave it out")
+                raise UserError(f"{name} {value}: works on a GPU only, and this run is on the CPU; leave it out")
         return torch.device("cpu")
     if config.client_memory == "host" and config.backend not in ("auto", "stacked"):
-        raise UserError(f"--client-memory host: it is for --backend stacked, not for {config.backend}")
+        raise UserError(
+            f"--client-memory host: works with --backend stacked only, not with {config.backend}; leave it out"
+        )
     if config.device_id >= torch.cuda.device_count():
         raise UserError(f"-did {config.device_id}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # cuBLAS repeats its bits from one stream to another only with workspaces of a fixed size
+    # cuBLAS gives the same bits on every stream only with workspaces of a fixed size
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     short = config.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = short  # PyTorch's is on for convolutions
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        short  # PyTorch's default is True for convolutions
+    )
     return torch.device("cuda", config.device_id)
 
 
 def prepare_shards(config: Config) -> ShardSet:
-    """The shards asked for, made first where they are missing. Raises UserError."""
+    """Return the configured shards; make them first if they are missing. Raises UserError."""
     given = Path(config.shards.data)
     if given.is_dir():
         folder = given
@@ -208,12 +211,12 @@ def prepare_shards(config: Config) -> ShardSet:
     if given.is_dir():
         _check_given(config, shards)
     if config.shards.clients not in (None, shards.num_clients):
-        raise UserError(f"-nc {config.shards.clients}: {folder} has {shards.num_clients} clients")
+        raise UserError(f"-nc {config.shards.clients}: {folder} has {shards.num_clients} clients; leave it out")
     return shards
 
 
 def _check_given(config: Config, shards: ShardSet) -> None:
-    """Raises UserError where a folder of shards, which cannot be cut again, is not what is asked for."""
+    """Raise UserError if a given folder of shards, which cannot be made anew, differs from the configuration."""
     asked, found = config.shards.evaluate_on, shards.evaluated_on
     if asked != found:
         raise UserError(

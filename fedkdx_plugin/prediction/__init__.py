@@ -1,4 +1,4 @@
-"""Trained models taken out of run folders: to predict with, and to export to a device."""
+"""Trained models of run folders, for predictions and for export to a device."""
 
 from fedkdx_plugin.prediction.exporting import Export, export
 from fedkdx_plugin.prediction.loading import load_model

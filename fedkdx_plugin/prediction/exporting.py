@@ -1,4 +1,4 @@
-"""A trained model as a file that runs without this project, and beside it what must be done before it is asked."""
+"""Export of a trained model to a file that runs without this project, with a description of its preprocessing."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ DESCRIPTION = "preprocessing.json"
 INPUT, OUTPUT = "windows", "probabilities"
 OPSET = 17
 LARGEST = 1e-4
-"""Largest difference of a probability from PyTorch's that is accepted."""
+"""Largest accepted difference of a probability from PyTorch's."""
 RANDOM = 64
-"""Random windows that an export is checked on."""
+"""Number of random windows that an export is checked on."""
 
 Ask = Callable[[np.ndarray], np.ndarray]
 
 
 class Export(NamedTuple):
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        model, description: the files.
-        difference: the largest one between a probability of the model and of PyTorch.
-        windows: how many windows it was checked on: 'random', and 'test' of the run's own.
+        model, description: the files written.
+        difference: largest difference of a probability from PyTorch's.
+        windows: number of windows that it was checked on: 'random', and 'test' for those of the run.
     """
 
     model: Path
@@ -61,10 +61,10 @@ class Export(NamedTuple):
 
 
 class Deployed(nn.Module):
-    """A model to be exported: windows (n, channels, time) in physical units to probabilities (n, classes), float32.
+    """Model to be exported: windows (n, channels, time) in physical units to probabilities (n, classes), float32.
 
-    The offset is taken off in two parts that add up to it in float64: in float32 alone, a channel whose mean is large
-    against its deviation, such as air pressure, would be rounded coarsely.
+    The offset is subtracted in two float32 parts whose sum is the float64 value: with one part, a channel whose mean is
+    large against its deviation, such as air pressure, would be rounded coarsely.
     """
 
     high: Tensor
@@ -91,17 +91,17 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
     """Write a client's model, and `preprocessing.json` beside it, and check it against PyTorch.
 
     The model takes windows (n, channels, time), float32, in physical units, filtered but not scaled (scaling is part of
-    it), and gives probabilities (n, classes). It is run on random windows and, where the run's shards are still there,
-    on the client's test windows.
+    it), and gives probabilities (n, classes). It is checked on random windows and, if the run's shards still exist, on
+    the client's test windows.
 
     Args:
-        run, client: as of `load_model`.
+        run, client: as in `load_model`.
         format: 'onnx' (needs the extra 'export') or 'torchscript'.
-        out: a folder; files of an earlier export there are replaced.
+        out: folder to write to; files of an earlier export in it are replaced.
 
     Raises:
-        UserError: as `load_model`; an unknown format, a missing package, a model that cannot be exported, or one whose
-            probabilities differ from PyTorch's by more than 1e-4, of which no file is left.
+        UserError: as in `load_model`; or an unknown format, a missing package, a model that cannot be exported, or one
+            whose probabilities differ from PyTorch's by more than 1e-4. No file is then left.
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: choose from {', '.join(FORMATS)}")
@@ -117,7 +117,7 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
             found = [_difference(predictor, ask, windows) for windows in (random, own) if len(windows)]
         except OSError:  # such as a full disk
             raise
-        except Exception as error:  # exporters, runtimes and other people's models raise what they like
+        except Exception as error:  # exporters, runtimes and models of others may raise anything
             reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
             name = f"{predictor.run.algorithm} with {predictor.run.config['model']}"
             raise UserError(f"the model of {name} cannot be written as {format} ({reason})") from error
@@ -137,7 +137,7 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
 
 
 def described(predictor: Predictor) -> dict[str, Any]:
-    """Return what `preprocessing.json` says: how windows are made, what goes in and out, and of which run it is."""
+    """Return the content of `preprocessing.json`: preprocessing, input and output of the model, and its run."""
     run, manifest = predictor.run, predictor.manifest
     channels, _, time = predictor.shape
     scaling = predictor.scaling or Scaling(np.zeros(channels), np.ones(channels))
@@ -188,7 +188,7 @@ def described(predictor: Predictor) -> dict[str, Any]:
 
 
 def _plain(predictor: Predictor) -> Deployed:
-    """Return the module to export, its weights laid out as usual. Raises UserError where nothing says how to scale."""
+    """Return the module to export, with contiguous weights. Raises UserError: the scaling is unknown."""
     predictor.scaled(np.zeros((1, *predictor.shape), np.float32))
     module = Deployed(copy.deepcopy(predictor.network), predictor.scaling, predictor.shape)
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -196,7 +196,7 @@ def _plain(predictor: Predictor) -> Deployed:
 
 
 def _write_torchscript(module: Deployed, path: Path) -> Ask:
-    """Trace a module into a file. Returns what runs the file."""
+    """Trace a module into a file. Returns a function that runs the file."""
     with _quiet():
         traced = torch.jit.trace(module, (_example(module),))
         torch.jit.save(traced, str(path))
@@ -210,10 +210,10 @@ def _write_torchscript(module: Deployed, path: Path) -> Ask:
 
 
 def _write_onnx(module: Deployed, path: Path) -> Ask:
-    """Write a module as ONNX, in one file. Returns what runs the file."""
+    """Write a module as ONNX, in one file. Returns a function that runs the file."""
     import onnxruntime
 
-    # of PyTorch's two ways the one that all versions from 2.3 on have, which needs no package beside onnx
+    # of PyTorch's two exporters, the one in all versions from 2.3 on, which needs no package but onnx
     way: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with _quiet():
         torch.onnx.export(
@@ -227,20 +227,20 @@ def _write_onnx(module: Deployed, path: Path) -> Ask:
             **way,
         )
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors are raised, too
+    options.log_severity_level = 4  # print nothing: errors are raised anyway
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     return lambda windows: session.run([OUTPUT], {INPUT: windows})[0]
 
 
 def _example(module: Deployed) -> Tensor:
-    """Two windows to trace with: one could be mistaken for a constant size."""
+    """Return two windows for tracing: a batch of one might be taken for a constant size."""
     channels, _, time = module.shape
     return torch.zeros(2, channels, time)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep exporters from printing what their users cannot change; the result is checked anyway."""
+    """Suppress the warnings of exporters, which users cannot act on; the result is checked anyway."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -253,7 +253,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _difference(predictor: Predictor, ask: Ask, x: np.ndarray) -> float:
-    """Return the largest difference of a probability, asked one window by itself and then all others at once."""
+    """Return the largest difference of a probability from PyTorch's: the first window alone, then all others."""
     right = predictor.predict_windows(x).probabilities
     parts = [part for part in (x[:1, :, 0], x[1:, :, 0]) if len(part)]
     found = np.concatenate([ask(np.ascontiguousarray(part)) for part in parts])
@@ -263,13 +263,13 @@ def _difference(predictor: Predictor, ask: Ask, x: np.ndarray) -> float:
 
 
 def _random_windows(predictor: Predictor) -> np.ndarray:
-    """Return windows (n, channels, 1, time) in physical units, about as large as the run's."""
+    """Return random windows (n, channels, 1, time) in physical units, with mean and deviation of the run's."""
     drawn = torch.randn((RANDOM, *predictor.shape), generator=generator(0, "export")).numpy()
     return _unscaled(drawn, predictor.scaling)
 
 
 def _test_windows(predictor: Predictor) -> np.ndarray:
-    """Return the test windows of the client, or of client 0, in physical units; none where the shards are gone."""
+    """Return the test windows of the client, or of client 0, in physical units; none if the shards are gone."""
     none = np.empty((0, *predictor.shape), np.float32)
     try:
         with where_it_began(experiment_folder(predictor.run.folder)):

@@ -1,4 +1,4 @@
-"""From a run folder to the model that one of its clients, or a newcomer, predicts with."""
+"""Loading of a model from a run folder: that of one of its clients, or the one that all of them share."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ CPU = torch.device("cpu")
 
 
 def load_model(run: str | os.PathLike[str] | Run, client: int | None = None) -> Predictor:
-    """Load what a client of a finished run predicts with, as the run evaluated it.
+    """Load the model that a client of a finished run predicts with, as the run evaluated it.
 
     Args:
-        run: the run's folder, or the folder of a comparison that holds a single run; or a run that was read.
-        client: the client's number; None: the shared model that a client which never trained would be served.
+        run: a run folder, the folder of a comparison with a single run, or a run that was read.
+        client: number of the client; None: the shared model, with which a client that never trained predicts.
 
     Raises:
-        UserError: no finished run, a run that kept no model or whose files are damaged, an unknown client, a client
-            needed where there is no shared model, or a plug-in that is not installed.
+        UserError: no finished run, a run without a saved model or with damaged files, an unknown client, no client
+            given and no shared model, or a plug-in that is not installed.
     """
     found = run if isinstance(run, Run) else _read(Path(run))
     manifest = _manifest(found)
@@ -72,9 +72,9 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None) -> 
 
 
 def run_folder(folder: Path) -> Path:
-    """Return the run folder that `folder` is or, as the only one, holds. Raises UserError, with their names."""
+    """Return a folder that is a run folder, or the only one in it. Raises UserError: there is none, or several."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder; check the path")
     if (folder / ENVIRONMENT).is_file():
         return folder
     held = sorted(path.parent for path in folder.glob(f"*/{ENVIRONMENT}") if not path.parent.name.startswith("."))
@@ -86,6 +86,7 @@ def run_folder(folder: Path) -> Path:
 
 
 def _read(folder: Path) -> Run:
+    """Read a finished run. Raises UserError."""
     run = runs.read(run_folder(folder))
     if isinstance(run, Missing):
         raise UserError(f"{folder}: no finished run ({run.reason})")
@@ -93,7 +94,7 @@ def _read(folder: Path) -> Run:
 
 
 def _manifest(run: Run) -> Mapping[str, Any]:
-    """Return the manifest of the run's data, which must be the one that the run recorded. Raises UserError."""
+    """Return the manifest of the run's data. Raises UserError: it is not the one that the run recorded."""
     path = run.folder / MANIFEST
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -112,13 +113,13 @@ def _manifest(run: Run) -> Mapping[str, Any]:
 
 
 def _state(run: Run) -> Message:
-    """Return what the run saved after its last round. Raises UserError."""
+    """Return the state saved after the last round. Raises UserError."""
     path = run.folder / STATE
     again = f"remove {run.folder} and run it again"
     if not path.is_file():
         raise UserError(
-            f"{path}: missing; runs of a grid keep no models; fedkdx run --config {run.folder / CONFIG} makes one that "
-            "does"
+            f"{path}: missing, as runs of a grid keep no state; make the run again with fedkdx run --config "
+            f"{run.folder / CONFIG}"
         )
     try:
         state = Message.from_bytes(path.read_bytes())
@@ -127,10 +128,10 @@ def _state(run: Run) -> Message:
     except (BadMessage, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
     if found != expected or not isinstance(meta, dict):
-        raise UserError(f"{path}: of another configuration, data or version than {run.folder / CONFIG} says; {again}")
+        raise UserError(f"{path}: has another configuration, data or version than {run.folder / CONFIG}; {again}")
     if round != len(run.records):
         raise UserError(
-            f"{path}: as of round {round}, but results are of {len(run.records)}; fedkdx resume {run.folder.parent}"
+            f"{path}: is of round {round}, but the results of {len(run.records)}; run fedkdx resume {run.folder.parent}"
         )
     wrong = [name for name, tensor in state.tensors.items() if not torch.isfinite(tensor).all()]
     if wrong:
@@ -139,7 +140,7 @@ def _state(run: Run) -> Message:
 
 
 class _Restored(NamedTuple):
-    """Server and clients as they were after the last round."""
+    """Server and clients after the last round."""
 
     algorithm: type[Server]
     workspace: Workspace
@@ -152,11 +153,11 @@ class _Restored(NamedTuple):
         return self.algorithm.Client(len(self.workspace.clients), known.task, known.params, 0)
 
     def served(self, client: Client) -> Served:
-        """Return the networks that a client predicts with, in PyTorch's plain form, its state in them."""
+        """Return the networks that a client predicts with, uncompiled, with its state."""
         workspace, shared = self.workspace, self.server.networks()
         kept = client.id < len(workspace.clients)
         state = workspace.state_for_evaluation(client.id, shared) if kept else workspace.initial | dict(shared)
-        with seeded(self.seed, "initial weights"):  # another time, as the workspace's may be replaced by compiled ones
+        with seeded(self.seed, "initial weights"):  # anew, as those of the workspace may be compiled
             nets = type(client).build(client.task)
         copy_state(nets, state)
         client.nets = workspace.nets
@@ -168,8 +169,8 @@ class _Restored(NamedTuple):
 
 
 def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restored:
-    """Return the run's server and clients. Raises UserError for a damaged state or a plug-in that is missing."""
-    # the run's own hyper-parameters are all in 'set'; a preset of the user's need not be there any more
+    """Return the run's server and clients. Raises UserError: damaged state, or a plug-in is missing."""
+    # 'set' holds all hyper-parameters of the run; a preset file may have been removed since
     config = dataclasses.replace(from_dict(run.config, str(run.folder / CONFIG)), preset="paper")
     channels, one, time = manifest["shape"]
     with where_it_began(experiment_folder(run.folder)):
@@ -192,7 +193,7 @@ def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restore
 
 
 def _scaling(run: Run, manifest: Mapping[str, Any], client: int | None) -> Scaling | None:
-    """Return what the run's engine or shards scaled the windows of a client by; None: by nothing."""
+    """Return how the engine or the shards scaled the windows of a client; None: not at all."""
     entries = manifest["clients"]
     if "statistics" in entries[0]:
         try:

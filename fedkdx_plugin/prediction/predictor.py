@@ -1,4 +1,4 @@
-"""What a client of a finished run predicts with, on windows and on whole recordings."""
+"""Predictions with the model of a finished run, on windows and on whole recordings."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Served(nn.Module):
-    """The networks that a client predicts with, as one module: scaled windows (n, channels, 1, time) to logits.
+    """Networks that a client predicts with, as one module: scaled windows (n, channels, 1, time) to logits.
 
     Args:
-        nets: by name.
-        serves: which of them, or their shares, as `Client.serves` says.
+        nets: name -> network.
+        serves: name of the network that predicts, or name -> share, as returned by `Client.serves`.
     """
 
     def __init__(self, nets: Mapping[str, nn.Module], serves: str | Mapping[str, float]) -> None:
@@ -38,7 +38,7 @@ class Served(nn.Module):
         self.nets, self.serves = nn.ModuleDict(nets), serves
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (n, classes), of which a softmax gives the probabilities."""
+        """Return logits (n, classes); their softmax is the probabilities."""
         return mixture({name: net(x).logits for name, net in self.nets.items()}, self.serves)
 
 
@@ -49,10 +49,10 @@ class Predicted:
     Attributes:
         classes: names of the classes.
         probabilities: (n, classes), float32.
-        time: (n, 2), when each window begins and ends, seconds on the recording's own clock (see `Cut`); None for
-            windows whose time is not known.
-        recordings: name of the recording that each window is of; empty where that is not known.
-        notes: what was mended, found out or left out in reading, a line each.
+        time: (n, 2), start and end of each window in seconds on the recording's own clock (see `Cut`); None if not
+            known.
+        recordings: name of each window's recording; empty if not known.
+        notes: lines about what was corrected, detected or left out in reading.
     """
 
     classes: tuple[str, ...]
@@ -63,14 +63,14 @@ class Predicted:
 
     @property
     def labels(self) -> list[str]:
-        """Name of the most probable class of each window; of two as probable, the first."""
+        """Name of the most probable class of each window; the first one in case of a tie."""
         return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:
         """The predictions as a table: `start`, `end` (s), `class`, `probability`, and `p(CLASS)` for each class.
 
-        `start` and `end` are left out where they are not known; `recording` comes first where there are several.
+        `start` and `end` are left out if they are not known; `recording` comes first if there are several.
         """
         import pandas as pd
 
@@ -86,16 +86,16 @@ class Predicted:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A trained model with the preprocessing of its run; `load_model` makes one.
+    """Trained model with the preprocessing of its run; `load_model` returns one.
 
     Attributes:
         run: the finished run.
-        client: whose model it is; None: the one that all clients share.
-        round: after which it was saved.
-        manifest: of the run's data.
-        network: takes scaled windows, gives logits.
-        scaling: of windows in physical units; None where the run's windows were not scaled.
-        own_scaling: every client scales by its own windows, so that there is no scaling for `client` None.
+        client: number of the model's client; None: the shared model.
+        round: number of rounds of training.
+        manifest: manifest of the run's data.
+        network: networks that predict: scaled windows to logits.
+        scaling: scaling of windows in physical units; None if the run's windows were not scaled.
+        own_scaling: whether every client scales by its own windows, so that there is no scaling for `client` None.
     """
 
     run: Run
@@ -124,31 +124,31 @@ class Predictor:
 
     @functools.cached_property
     def cutter(self) -> Cutter:
-        """What cuts recordings into windows. Raises UserError where the run's windows came cut or imported."""
+        """Cutter of recordings. Raises UserError: the run's windows were not cut from recordings."""
         return Cutter(self.run.folder, self.manifest)
 
     def predict(self, recording: str | os.PathLike[str] | np.ndarray, rate: float | None = None) -> Predicted:
-        """Predict on a recording, which is resampled, filtered, cut and scaled as the run's own were.
+        """Predict on a recording, which is resampled, filtered, cut and scaled as those of the run were.
 
         Args:
             recording: a file, read as the run's data set was (see `Cutter.file`); or an array (channels, time) of the
                 recorded channels in physical units, NaN where a value is missing.
-            rate: of an array, Hz.
+            rate: sampling rate of an array, Hz.
 
         Raises:
-            UserError: a file that is missing, damaged or lacks a channel, values that do not fit, or less than a
-                window.
+            UserError: a file that is missing, damaged or lacks a channel, an array of another shape or type, or a
+                recording shorter than a window.
         """
         cut = self.windows(recording, rate)
         logits = self.logits(self.scaled(cut.x))
         return Predicted(self.classes, _probabilities(logits), cut.time, cut.recordings, cut.notes)
 
     def predict_windows(self, x: np.ndarray, scaled: bool = False) -> Predicted:
-        """Predict on windows that are cut and filtered already.
+        """Predict on windows that are already cut and filtered.
 
         Args:
             x: (n, channels, time) or (n, channels, 1, time).
-            scaled: they are scaled already; otherwise they are in physical units.
+            scaled: whether they are already scaled; otherwise they are in physical units.
 
         Raises:
             UserError: another shape, no window, or values that are not finite.
@@ -157,21 +157,23 @@ class Predictor:
         return Predicted(self.classes, _probabilities(self.logits(x if scaled else self.scaled(x))))
 
     def windows(self, recording: str | os.PathLike[str] | np.ndarray, rate: float | None = None) -> Cut:
-        """Cut a recording into windows, in physical units. Arguments and errors as of `predict`."""
+        """Cut a recording into windows, in physical units. Arguments and errors as in `predict`."""
         if isinstance(recording, str | os.PathLike):
             if rate is not None:
-                raise UserError(f"{recording}: leave the rate out; times, or the description, say the rate of a file")
+                raise UserError(
+                    f"{recording}: leave the rate out; the rate of a file is in its times or in the description"
+                )
             return self.cutter.file(Path(recording))
         if rate is None:
-            raise UserError("a recording that is an array needs its rate, in Hz")
+            raise UserError("the rate of an array is missing; give `rate`, in Hz")
         return self.cutter.array(recording, rate)
 
     def scaled(self, x: np.ndarray) -> np.ndarray:
         """Scale windows (n, channels, 1, time) in physical units as the run's were. Raises UserError; see `scaling`."""
         if self.own_scaling and self.client is None:
             raise UserError(
-                f"{self.run.folder}: every client scaled by its own training windows, so that the shared model alone "
-                "cannot scale: name a client, or give windows that are scaled"
+                f"{self.run.folder}: every client scaled by its own training windows, so that the shared model has no "
+                "scaling; name a client, or give windows that are scaled"
             )
         return x if self.scaling is None else self.scaling(x)
 
@@ -182,7 +184,7 @@ class Predictor:
         return torch.cat([self.network(chunk) for chunk in windows.split(CHUNK)]).numpy()
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        """Windows as (n, channels, 1, time), float32."""
+        """Return windows as (n, channels, 1, time), float32. Raises UserError."""
         x = np.asarray(x)
         given, (channels, _, time) = x.shape, self.shape
         if x.ndim == 3:
@@ -193,11 +195,13 @@ class Predictor:
                 f"not {x.dtype} of shape {given}"
             )
         if not len(x):
-            raise UserError("there is no window to predict on")
+            raise UserError("there is no window to predict on; give at least one")
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
         if wrong := x.size - np.count_nonzero(np.isfinite(x)):
-            raise UserError(f"{wrong} of {x.size} values of the windows are NaN, infinite or too large")
+            raise UserError(
+                f"{wrong} of {x.size} values of the windows are NaN, infinite or too large; leave those windows out"
+            )
         return x
 
 

@@ -1,4 +1,4 @@
-"""Recordings to predict on, cut into windows as the run's own recordings were."""
+"""Recordings for predictions, cut into windows as the recordings of the run were."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from dataset_utils.time_axis import TOLERANCE
 from registry.errors import UserError
 
 TIME = "time"
-"""Column of the seconds in a file for a data set that is not described by a YAML file; it may be left out."""
+"""Column of seconds, which may be missing, in a file for a data set that no YAML file describes."""
 
 
 class Cut(NamedTuple):
-    """Windows of one or several recordings, in physical units.
+    """Windows of one or more recordings, in physical units.
 
     Attributes:
         x: (n, channels, 1, time), float32, filtered, not scaled.
-        time: (n, 2), float64: when each window begins and ends, seconds on the recording's own clock, which begins
-            at 0 where there are no times; to the nearest sample.
-        recordings: name of the recording that each window is of.
-        notes: what was mended, found out or left out in reading, a line each.
+        time: (n, 2), float64: start and end of each window in seconds on the recording's own clock, to the nearest
+            sample; the clock starts at 0 if the recording has no times.
+        recordings: name of each window's recording.
+        notes: lines about what was corrected, detected or left out in reading.
     """
 
     x: np.ndarray
@@ -44,14 +44,14 @@ class Cut(NamedTuple):
 
 
 class Cutter:
-    """Cuts recordings without labels by the functions that made a run's shards, with the same settings.
+    """Cutter of recordings without labels: the functions that made a run's shards, with the same settings.
 
     Args:
-        folder: the run's, with `manifest.json` and `description.yaml`.
-        manifest: what `manifest.json` holds.
+        folder: run folder, with `manifest.json` and `description.yaml`.
+        manifest: content of `manifest.json`.
 
     Raises:
-        UserError: the run's windows were not cut from continuous recordings, or the description is another one.
+        UserError: the run's windows were not cut from continuous recordings, or the description was changed.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -75,10 +75,10 @@ class Cutter:
                 )
 
     def array(self, signals: np.ndarray, rate: float) -> Cut:
-        """Cut a recording (channels, time) sampled without gaps at `rate` Hz; NaN where a value is missing.
+        """Cut a recording (channels, time) sampled without gaps at `rate` Hz; missing values are NaN.
 
         Raises:
-            UserError: another number of channels, another rate where the run's data were not resampled, infinite
+            UserError: another number of channels, another rate although the run's data were not resampled, infinite
                 values, or less than a window.
         """
         signals = np.asarray(signals)
@@ -91,8 +91,8 @@ class Cutter:
             raise UserError(f"the rate of a recording must be a number of Hz above 0, not {rate!r}")
         if not self.settings.resample and abs(rate / self.settings.rate - 1) > TOLERANCE:
             raise UserError(
-                f"the recording is of {rate:g} Hz, the run's data of {self.settings.rate:g} Hz, and they were not "
-                "resampled; resample the recording first"
+                f"the recording has {rate:g} Hz, and the run's data {self.settings.rate:g} Hz without resampling; "
+                "resample the recording first"
             )
         with np.errstate(over="ignore"):
             values = signals.T.astype(np.float32)
@@ -102,10 +102,10 @@ class Cutter:
     def file(self, path: Path) -> Cut:
         """Cut a recording in a file, read as the run's data set was.
 
-        Own data are read as their description says, without the label; columns of subject and session tell recordings
-        apart where the file has them. Where the description merges the files of several sensors (`streams`), `path` is
-        a folder laid out like the described one. For other data sets it is a table whose columns are named as the
-        recorded channels, with a column `time` in seconds where there is one.
+        Data with a description are read as it says, without labels; columns of subject and session, if the file has
+        them, separate recordings. If the description merges the files of several sensors (`streams`), `path` is a
+        folder laid out like the described one. For other data sets, the file is a table with a column for each
+        recorded channel, by name, and, optionally, a column `time` in seconds.
 
         Raises:
             UserError: no such file, a damaged one, one without the channels, or less than a window.
@@ -113,10 +113,11 @@ class Cutter:
         merged = self.described is not None and len(self.described.streams) > 1
         if not (path.is_dir() if merged else path.is_file()):
             kind = "folder with a file of each of the description's streams" if merged else "file"
-            raise UserError(f"{path}: there is no such {kind}")
+            raise UserError(f"{path}: there is no such {kind}; check the path")
         return self._cut(path, partial(self._recordings, path))
 
     def _recordings(self, path: Path) -> Iterator[Recording]:
+        """Yield the recordings in a file, each sample with the first class, so that none is discarded."""
         described = _unlabelled(self.described or self._plain(path), path, self.classes)
         loaded = OwnData(described).load(path)
         if isinstance(loaded, Windows):
@@ -149,6 +150,7 @@ class Cutter:
         )
 
     def _cut(self, path: Path, recordings: Callable[[], Iterable[Recording]]) -> Cut:
+        """Cut recordings into windows. Raises UserError; `path` names them in messages."""
         notes: list[str] = []
         reading = read(_Unlabelled(self, recordings), path, self.settings, notes.append, True, collect=True)
         counts, windows = reading.counts, reading.windows
@@ -166,7 +168,7 @@ class Cutter:
 
 
 def _unlabelled(described: Description, path: Path, classes: tuple[str, ...]) -> Description:
-    """Return the description of one recording, without what only training needs."""
+    """Return the description of one recording, without labels, classes to ignore and test data."""
     file = Rule("file", "", "")
     subject, session, streams = described.subject, described.session, described.streams
     if len(streams) == 1:
@@ -178,7 +180,7 @@ def _unlabelled(described: Description, path: Path, classes: tuple[str, ...]) ->
         streams=tuple(dataclasses.replace(stream, label=None) for stream in streams),
         subject=subject,
         session=session,
-        label=file,  # of no use: every sample gets the first class afterwards, so that no window is left out
+        label=file,  # not used: every sample gets the first class afterwards
         classes={name: name for name in classes},
         ignore=frozenset(),
         test=GivenRule(described.path, path, None),
@@ -186,7 +188,7 @@ def _unlabelled(described: Description, path: Path, classes: tuple[str, ...]) ->
 
 
 def _holds(file: Path, stream: Stream, column: str | None) -> bool:
-    """Tell if a file has a column beside the stream's own; whatever else is wrong with it shows when it is read."""
+    """Return whether a file has a column besides the stream's own; False for a damaged file, which raises later."""
     if column is None:
         return False
     try:
@@ -197,7 +199,7 @@ def _holds(file: Path, stream: Stream, column: str | None) -> bool:
 
 
 class _Unlabelled(Source):
-    """Recordings whose every sample counts as labelled."""
+    """Source of recordings whose samples all count as labelled."""
 
     name = "recording"
 
@@ -206,7 +208,7 @@ class _Unlabelled(Source):
         self.preprocessing, self.recordings = cutter.settings, recordings
 
     def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
-        raise NotImplementedError  # it is there already
+        raise NotImplementedError  # the files are given
 
     def files(self, path: Path) -> list[Path]:
         return [path]

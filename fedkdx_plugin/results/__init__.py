@@ -1,1 +1,1 @@
-"""What a run leaves on disk, written and read."""
+"""Results of runs on disk, written and read."""

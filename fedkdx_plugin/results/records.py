@@ -1,4 +1,4 @@
-"""Rounds on disk: a row of CSV each, and all of them in one HDF5 file that reads back."""
+"""Records of rounds on disk: one CSV row for each round, and one HDF5 file with all of them, which is read back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from fedkdx_plugin.engine.rounds import RoundRecord
 SHARES = ("accuracy", "auc", "f1", "recall", "auc_macro", "loss")
 SCALARS = (*SHARES, "accuracy_std", "accuracy_worst", "worst_client", "nonfinite")
 PER_CLIENT = tuple(f"client_{name}" for name in SHARES)
-WHOLE = ("worst_client", "nonfinite")
 PARTS = ("train", "aggregate", "evaluate")
 ROUND_COLUMNS = (
     "round",
@@ -35,26 +34,26 @@ NO_CONFUSION = np.empty((0, 0, 0), dtype=np.int64)
 
 
 def without_confusion(record: RoundRecord) -> RoundRecord:
-    """A record to keep: (clients, classes, classes) a round would fill the memory."""
+    """Return a record without its confusion matrices, which would fill the memory if those of every round were kept."""
     bare = {view: replace(metrics, confusion=NO_CONFUSION) for view, metrics in record.metrics.items()}
     return replace(record, metrics=bare)
 
 
 def group_columns(groups: Mapping[str, Sequence[int]]) -> list[str]:
-    """Names of the figures of clients that are set apart but served like all others: `<group>_accuracy`."""
+    """Return the columns of groups set apart that are served like all other clients: `<group>_accuracy`."""
     return [f"{name}_accuracy" for name in groups if name != UNSEEN]
 
 
 def server_column(name: str) -> str:
-    """What a server's own figure (`Server.figures`) is called in `metrics.csv`."""
+    """Return the column in `metrics.csv` of a value that the server reports (`Server.figures`)."""
     return f"server_{name}"
 
 
 def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """A round as one row; the figures of another view than the served one are called `<view>_<figure>`.
+    """Return a round as one row; metrics of any view but the served one are named `<view>_<metric>`.
 
     Args:
-        groups: clients set apart (`Federation.groups`).
+        groups: group -> ids of the clients set apart (`Federation.groups`).
     """
     row: dict[str, Any] = {
         "round": record.round,
@@ -71,11 +70,11 @@ def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[st
         prefix = "" if view == SERVED else f"{view}_"
         row |= {prefix + name: getattr(metrics, name) for name in SCALARS}
     if SERVED in record.metrics:
-        row |= _group_figures(record.metrics[SERVED], groups)
+        row |= _group_metrics(record.metrics[SERVED], groups)
     return row
 
 
-def _group_figures(metrics: Metrics, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+def _group_metrics(metrics: Metrics, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
     return {column: metrics.accuracy_of(groups[column.removesuffix("_accuracy")]) for column in group_columns(groups)}
 
 
@@ -86,38 +85,23 @@ def write_results(
     data: DeviceData,
     groups: Mapping[str, Sequence[int]],
 ) -> None:
-    """All rounds into an open HDF5 file.
+    """Write all rounds into an open HDF5 file.
 
-    `rs_test_acc`, `rs_test_auc` and `rs_train_loss` are PFLlib's, one value an evaluated round (listed in
-    `evaluated_rounds`); on validation windows they are called `rs_validation_acc` and so on, and the attribute
-    `evaluated_on` says so, too. `groups/<group>` lists the ids of clients set apart, `views/served/<group>_accuracy`
-    is theirs. `views/<view>/<figure>` (evaluations,) and `views/<view>/client_<figure>` (evaluations,
-    clients) hold the figures of each view, `views/<view>/confusion` (clients, true, predicted) those of the last
-    evaluation. `selected` (rounds, clients), `rejected` and `lost` (rounds,; JSON, client -> reason),
-    `bytes_up`, `bytes_down`, `train_loss` and `seconds/<part>` (rounds,) tell of every round, and `server/<figure>`
-    (rounds,; NaN where there is none) holds what the server says of itself (`Server.figures`).
+    Datasets of the evaluated rounds (listed in `evaluated_rounds`):
+        `rs_test_acc`, `rs_test_auc`, `rs_train_loss`: (evaluations,), named as in PFLlib; on validation windows the
+            names are `rs_validation_acc` and so on, and the attribute `evaluated_on` is 'validation'.
+        `views/<view>/<metric>`: (evaluations,).
+        `views/<view>/client_<metric>`: (evaluations, clients).
+        `views/<view>/confusion`: (clients, true, predicted), of the last evaluation.
+        `views/served/<group>_accuracy`: (evaluations,), of the clients set apart whose ids `groups/<group>` lists.
+
+    Datasets of every round:
+        `bytes_up`, `bytes_down`, `train_loss`, `seconds/<part>`: (rounds,).
+        `selected`: (rounds, clients), bool.
+        `rejected`, `lost`: (rounds,), JSON of client -> reason.
+        `server/<name>`: (rounds,), values that the server reports (`Server.figures`); NaN where there is none.
     """
-    evaluated = [record for record in records if record.metrics]
-    file["evaluated_rounds"] = np.array([record.round for record in evaluated], dtype=np.int64)
-    file.attrs["evaluated_on"] = data.evaluated_on
-    file[f"rs_{data.evaluated_on}_acc"] = np.array([record.metrics[SERVED].accuracy for record in evaluated])
-    file[f"rs_{data.evaluated_on}_auc"] = np.array([record.metrics[SERVED].auc for record in evaluated])
-    file["rs_train_loss"] = np.array([record.train_loss for record in evaluated])
-    file.attrs["views"] = list(evaluated[0].metrics) if evaluated else []
-    for view in evaluated[0].metrics if evaluated else ():
-        group = file.create_group(f"views/{view}")
-        rows = [record.metrics[view] for record in evaluated]
-        for name in SCALARS:
-            group[name] = np.array([getattr(row, name) for row in rows])
-        for name in PER_CLIENT:
-            group[name] = np.stack([getattr(row, name) for row in rows])
-        group["client_samples"] = rows[-1].client_samples
-        group["confusion"] = confusion[view]
-    rows = [_group_figures(record.metrics[SERVED], groups) for record in evaluated]
-    for name in group_columns(groups) if evaluated else ():
-        file[f"views/{SERVED}/{name}"] = np.array([row[name] for row in rows])
-    for name, ids in groups.items():
-        file[f"groups/{name}"] = np.array(ids, dtype=np.int64)
+    _write_evaluations(file, [record for record in records if record.metrics], confusion, data.evaluated_on, groups)
     for name in ("bytes_up", "bytes_down", "train_loss"):
         file[name] = np.array([getattr(record, name) for record in records])
     for part in records[0].seconds:
@@ -132,14 +116,43 @@ def write_results(
     file["selected"] = selected
 
 
+def _write_evaluations(
+    file: h5py.File,
+    evaluated: list[RoundRecord],
+    confusion: Mapping[str, np.ndarray],
+    evaluated_on: str,
+    groups: Mapping[str, Sequence[int]],
+) -> None:
+    file["evaluated_rounds"] = np.array([record.round for record in evaluated], dtype=np.int64)
+    file.attrs["evaluated_on"] = evaluated_on
+    file[f"rs_{evaluated_on}_acc"] = np.array([record.metrics[SERVED].accuracy for record in evaluated])
+    file[f"rs_{evaluated_on}_auc"] = np.array([record.metrics[SERVED].auc for record in evaluated])
+    file["rs_train_loss"] = np.array([record.train_loss for record in evaluated])
+    file.attrs["views"] = list(evaluated[0].metrics) if evaluated else []
+    for view in evaluated[0].metrics if evaluated else ():
+        group = file.create_group(f"views/{view}")
+        rows = [record.metrics[view] for record in evaluated]
+        for name in SCALARS:
+            group[name] = np.array([getattr(row, name) for row in rows])
+        for name in PER_CLIENT:
+            group[name] = np.stack([getattr(row, name) for row in rows])
+        group["client_samples"] = rows[-1].client_samples
+        group["confusion"] = confusion[view]
+    accuracies = [_group_metrics(record.metrics[SERVED], groups) for record in evaluated]
+    for name in group_columns(groups) if evaluated else ():
+        file[f"views/{SERVED}/{name}"] = np.array([row[name] for row in accuracies])
+    for name, ids in groups.items():
+        file[f"groups/{name}"] = np.array(ids, dtype=np.int64)
+
+
 def read_results(file: h5py.File) -> tuple[list[RoundRecord], dict[str, np.ndarray]]:
-    """The rounds that `write_results` wrote, and the confusion matrices of the last evaluation.
+    """Read the rounds that `write_results` wrote, and view -> confusion matrices of the last evaluation.
 
     Raises:
-        KeyError, ValueError or OSError: the file is damaged or not of this kind.
+        KeyError, ValueError, OSError: the file is damaged, or not one that `write_results` wrote.
     """
     evaluated = {int(round): row for row, round in enumerate(file["evaluated_rounds"][:])}
-    order = map(str, file.attrs.get("views", file.get("views", {})))  # the file itself keeps no order
+    order = map(str, file.attrs.get("views", file.get("views", {})))  # HDF5 groups keep no order
     views = {view: {name: data[:] for name, data in file[f"views/{view}"].items()} for view in order}
     seconds = {part: data[:] for part, data in file["seconds"].items()}
     server = {name: data[:] for name, data in file.get("server", {}).items()}
@@ -169,6 +182,25 @@ def _by_client(text: bytes) -> dict[int, str]:
 
 
 def _metrics(data: Mapping[str, np.ndarray], row: int) -> Metrics:
-    scalars = {name: int(data[name][row]) if name in WHOLE else float(data[name][row]) for name in SCALARS}
-    clients = {name: data[name][row] for name in PER_CLIENT}
-    return Metrics(**scalars, **clients, client_samples=data["client_samples"], confusion=NO_CONFUSION)
+    """Return the metrics of one view in the evaluation with index `row`."""
+    now = {name: data[name][row] for name in (*SCALARS, *PER_CLIENT)}
+    return Metrics(
+        accuracy=float(now["accuracy"]),
+        f1=float(now["f1"]),
+        recall=float(now["recall"]),
+        auc=float(now["auc"]),
+        auc_macro=float(now["auc_macro"]),
+        loss=float(now["loss"]),
+        accuracy_std=float(now["accuracy_std"]),
+        accuracy_worst=float(now["accuracy_worst"]),
+        worst_client=int(now["worst_client"]),
+        nonfinite=int(now["nonfinite"]),
+        client_samples=data["client_samples"],
+        client_accuracy=now["client_accuracy"],
+        client_f1=now["client_f1"],
+        client_recall=now["client_recall"],
+        client_auc=now["client_auc"],
+        client_auc_macro=now["client_auc_macro"],
+        client_loss=now["client_loss"],
+        confusion=NO_CONFUSION,
+    )

@@ -1,4 +1,4 @@
-"""A run's folder: what made it, what happened in it, and where it ended."""
+"""Run folder of a run in progress: its configuration, environment, metrics, log and checkpoint."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """Make `parent/name-<time>`, or the next free name like it. Raises UserError where that cannot be written."""
+    """Make `parent/name-<time>`, with a number if it exists, and return it. Raises UserError: it cannot be written."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1, 1000):
         folder = parent / (f"{name}-{stamp}" if attempt == 1 else f"{name}-{stamp}-{attempt}")
@@ -57,39 +57,43 @@ def new_folder(parent: Path, name: str) -> Path:
 
 
 class Data(Protocol):
-    """States what a run's data are; `ShardSet` does, and so does what stands for data at sites."""
+    """Description of a run's data: a `ShardSet`, or what stands for data at sites."""
 
     @property
     def class_names(self) -> Sequence[str]:
         """Names of the classes, in order."""
 
     def facts(self) -> dict[str, Any]:
-        """Name, folder and code of the data, for the environment of a run."""
+        """Return name, folder and hash of the data, for the environment of a run."""
 
 
 class RunFolder(Observer):
-    """Writes one run's folder while the run goes on; a context manager and an observer.
+    """Writer of a run folder during the run; a context manager and an observer.
 
-    `config.yaml` (reads back with `--config`), `environment.json`, `manifest.json` and `description.yaml` (what the
-    data are and were made from), `metrics.csv` (a row a round, as it ends), `log.txt`, and, once a
-    minute and at the end, also after Ctrl-C, `results.h5` and `state.safetensors` (all that server and clients hold),
-    from which the run can go on.
+    Files:
+        `config.yaml`: the resolved configuration, which `--config` reads.
+        `environment.json`: see `environment`.
+        `manifest.json`, `description.yaml`: of the shards, and of the data that they were made from.
+        `metrics.csv`: a row for each round, written at its end.
+        `log.txt`: a line for each event.
+        `results.h5`, `state.safetensors`: metrics, and the state of server and clients, from which the run can be
+            resumed; written once a minute and at the end, also after Ctrl-C.
 
     Args:
-        path: the folder; made if it is not there, continued if it is.
+        path: the run folder; it is made, or resumed if it exists.
         entry: the algorithm.
         settings: the resolved configuration of this run.
         command: the command line.
         shards: the data.
-        device: where it runs.
-        federation: what runs; brought to where the folder's last checkpoint was.
+        device: device of the run.
+        federation: the federation that runs; restored from the folder's last checkpoint if there is one.
 
     Attributes:
         records: the rounds so far, without their confusion matrices.
-        planned: how many rounds it was to have, first and, where it was continued to more, since then.
+        planned: the planned number of rounds, followed by that of each resume that changed it.
 
     Raises:
-        UserError: the folder cannot be written, or holds another run or a damaged checkpoint.
+        UserError: the folder cannot be written, or it holds another run or a damaged checkpoint.
     """
 
     def __init__(
@@ -109,9 +113,9 @@ class RunFolder(Observer):
         self._confusion: dict[str, np.ndarray] = {}
         self._state: Message | None = None
         self._saved = time.monotonic()
-        figures = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
+        metrics = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
         own = map(server_column, federation.server.figures())
-        self._columns = [*ROUND_COLUMNS, *figures, *group_columns(federation.groups), *own]
+        self._columns = [*ROUND_COLUMNS, *metrics, *group_columns(federation.groups), *own]
         if (path / STATE).exists():
             self._go_on()
         if len(self.planned) > 1:
@@ -143,7 +147,7 @@ class RunFolder(Observer):
         self.save()
 
     def _describe_data(self) -> None:
-        """Copy the shards' manifest, and the description in it; of data at sites there is neither here."""
+        """Copy the shards' manifest, and the description in it; data at sites have neither on this machine."""
         if not isinstance(self.shards, ShardSet):
             return
         with replacing(self.path / "manifest.json") as part:
@@ -151,7 +155,7 @@ class RunFolder(Observer):
         write_yaml(self.path / "description.yaml", self.shards.manifest.get("description") or {})
 
     def on_round_end(self, record: RoundRecord) -> None:
-        """Append the round to `metrics.csv` and `log.txt`; once a minute, save everything."""
+        """Append the round to `metrics.csv` and `log.txt`, and save everything once a minute."""
         try:
             self._csv.writerow(csv_row(record, self.federation.groups))
             self._metrics.flush()
@@ -168,12 +172,12 @@ class RunFolder(Observer):
         if record.metrics:
             self._confusion = {view: metrics.confusion for view, metrics in record.metrics.items()}
         self.records.append(without_confusion(record))
-        self._state = self.federation.save()  # references, no copies: state is replaced, never changed in place
+        self._state = self.federation.save()  # references instead of copies: state is replaced, never changed in place
         if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write `results.h5` and then `state.safetensors`, as of the last whole round."""
+        """Write `results.h5` and then `state.safetensors`, both as of the last complete round."""
         if self._state is None:
             return
         with replacing(self.path / RESULTS) as part, h5py.File(part, "w") as file:
@@ -192,7 +196,7 @@ class RunFolder(Observer):
         self._state, self._saved = None, time.monotonic()
 
     def _go_on(self) -> None:
-        """Bring records and federation to the folder's checkpoint."""
+        """Restore records and federation from the checkpoint. Raises UserError: it is damaged, or of another run."""
         path = self.path / STATE
         again = f"remove {self.path} to run it from the start"
         try:
@@ -205,7 +209,7 @@ class RunFolder(Observer):
             planned = list(map(int, state.meta["planned"]))
         except (BadMessage, KeyError, ValueError, OSError) as error:
             raise UserError(f"{path}: damaged ({error}); {again}") from error
-        self.records = records[: state.meta["round"]]  # the results may have been written without the state
+        self.records = records[: state.meta["round"]]  # Ctrl-C may have come between the two files
         rounds = self.settings["global_rounds"]
         if len(self.records) > rounds:
             raise UserError(f"{self.path}: has {len(self.records)} rounds already; -gr {rounds} would be fewer")
@@ -216,7 +220,7 @@ class RunFolder(Observer):
 
 
 def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    """Return a hash of what must be the same for a run to be the same: configuration, data, versions.
+    """Return the SHA-256 of what two runs must share to be the same run: configuration, data, versions.
 
     Args:
         settings: the resolved configuration, as in `config.yaml`.
@@ -230,7 +234,7 @@ def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str
 
 
 def environment(entry: Entry, command: list[str], shards: Data, device: torch.device) -> dict[str, Any]:
-    """What a run's numbers depend on besides its configuration."""
+    """Return what the results depend on besides the configuration: command, algorithm, versions, device, data."""
     return {
         "format": FORMAT,
         "command": command,

@@ -1,7 +1,7 @@
-"""Checks for algorithms, models and data sets, the built-in ones and anybody's, as tests of one line.
+"""Checks for algorithms, models and data sets, built-in or not, as tests of one line.
 
 `check_algorithm(MyServer)`, `check_model(MyModel)` and `check_source(MySource, raw=folder)` raise an AssertionError
-that names all that is wrong. `algorithm_checks()`, `model_checks()` and `source_checks()` give the same one by one.
+that names all that is wrong. `algorithm_checks()`, `model_checks()` and `source_checks()` return the single checks.
 """
 
 from fedkdx_plugin.testing.algorithms import algorithm_checks as algorithm_checks

@@ -1,4 +1,4 @@
-"""Check an algorithm, whosever it is, as the built-in ones are checked."""
+"""Checks of an algorithm, the same for built-in and other ones."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def check_algorithm(
     without_effect: Mapping[str, str] | None = None,
     skip: Mapping[str, str] | None = None,
 ) -> None:
-    """Check that an algorithm keeps what the engine and its users rely on, in small federations on the CPU.
+    """Check that an algorithm has the properties that the engine and its users rely on, in small runs on the CPU.
 
     Args:
         algorithm: the server class.
-        params: hyper-parameters over the defaults, in all runs.
+        params: hyper-parameters of all runs that differ from the defaults.
         without_effect: hyper-parameter -> why no short run can show its effect.
         skip: name of a check -> why it does not apply to this algorithm.
 

@@ -1,4 +1,4 @@
-"""What the checks of algorithms are given, and what they have in common."""
+"""Case of an algorithm to check, and helpers that its checks share."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from registry.interface import Message, Model, Server, Task
 
 @dataclass(frozen=True)
 class AlgorithmCase:
-    """An algorithm to check.
+    """Algorithm to check.
 
     Attributes:
         algorithm: the server class.
-        params: hyper-parameters over the defaults, in all runs.
+        params: hyper-parameters of all runs that differ from the defaults.
         without_effect: hyper-parameter -> why no short run can show its effect.
     """
 
@@ -34,7 +34,7 @@ class AlgorithmCase:
     without_effect: Mapping[str, str] = field(default_factory=dict)
 
     def task(self, model: type[Model] = TinyNet, student: type[Model] = TinyNet, local_bn: bool = False) -> Task:
-        """Make a task; the student is of the model's class where the algorithm refuses another."""
+        """Return a task; the student has the class of the model if the algorithm refuses another."""
         task = Task(SHAPE, CLASSES, model, student, local_bn)
         try:
             self.algorithm.check(task, self.algorithm.Params(**self.params))
@@ -50,14 +50,14 @@ class AlgorithmCase:
         backend: str = "sequential",
         **settings: Any,
     ) -> Federation:
-        """Make a federation (see `make_federation`) as the command line would: what does not go together is refused."""
+        """Return a federation (see `make_federation`). Raises UserError if `Server.check` does, as runs do."""
         task, own = task or self.task(), {**self.params, **(params or {})}
         self.algorithm.check(task, self.algorithm.Params(**own))
         return make_federation(self.algorithm, data, task, params=own, backend=backend, **settings)
 
 
 def run(federation: Federation, done: int = 0) -> list[RoundRecord]:
-    """Run a federation to its end and return what each round was."""
+    """Run a federation to its end and return the record of each round."""
     recorder = Recorder()
     try:
         federation.run([recorder], done)
@@ -67,7 +67,7 @@ def run(federation: Federation, done: int = 0) -> list[RoundRecord]:
 
 
 def difference(one: Message, other: Message) -> str:
-    """Name the first thing in which two messages differ, bit by bit; '' where they do not."""
+    """Return the first difference of two messages, bit by bit, in words; '' if there is none."""
     for name in sorted(one.tensors.keys() ^ other.tensors.keys()):
         return f"'{name}' is in one of them only"
     for name, tensor in one.tensors.items():
@@ -77,22 +77,22 @@ def difference(one: Message, other: Message) -> str:
 
 
 def copy_of(message: Message) -> Message:
-    """Return a message as it is after a way over the wire, in memory of its own."""
+    """Return a copy of a message, serialised and read again."""
     return Message.from_bytes(message.to_bytes())
 
 
-def figures(record: RoundRecord) -> tuple[Any, ...]:
-    """Return all numbers of a round but wall times; NaN as text, so that it equals itself."""
+def numbers(record: RoundRecord) -> tuple[Any, ...]:
+    """Return the numbers of a round except wall times, as text, so that NaN equals NaN, and its clients."""
     served = record.metrics["served"] if record.metrics else None
-    numbers = (record.train_loss, record.bytes_up, record.bytes_down, served and served.loss, served and served.f1)
-    return (*map(str, numbers), tuple(record.selected), tuple(record.rejected.items()))
+    values = (record.train_loss, record.bytes_up, record.bytes_down, served and served.loss, served and served.f1)
+    return (*map(str, values), tuple(record.selected), tuple(record.rejected.items()))
 
 
 def require_all_counted(records: list[RoundRecord]) -> None:
-    """Require that nobody's work was dropped."""
+    """Require that no update was dropped."""
     for record in records:
         for id, reason in record.rejected.items():
-            require(False, f"round {record.round}: the honest work of client {id} was dropped ({reason})")
+            require(False, f"round {record.round}: the honest update of client {id} was dropped ({reason})")
 
 
 def require_finite(state: Mapping[str, Tensor]) -> None:
@@ -102,21 +102,21 @@ def require_finite(state: Mapping[str, Tensor]) -> None:
 
 
 def require_finite_metrics(record: RoundRecord) -> None:
-    """Require that what the served models predict can be measured."""
+    """Require finite metrics of the served models."""
     served = record.metrics["served"]
     for name in ("accuracy", "f1", "recall", "auc", "loss"):
         require(math.isfinite(getattr(served, name)), f"the served models' {name} is not finite")
 
 
 class Heard(NamedTuple):
-    """What went over the wire: (name, numbers) of each tensor and of each entry of the metadata that holds numbers."""
+    """Contents of messages: (name, numbers) of each tensor, and of each entry of the metadata that holds numbers."""
 
     up: list[tuple[str, Tensor]]
     down: list[tuple[str, Tensor]]
 
 
 def listen(federation: Federation) -> Heard:
-    """Keep a copy of all that travels from now on."""
+    """Record a copy of the contents of all messages from now on."""
     heard, transport = Heard([], []), federation.transport
     send_up, send_down = transport.send_up, transport.send_down
 
@@ -136,15 +136,16 @@ def _contents(message: Message) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in message.tensors.items():
         yield name, tensor.detach().clone()
     for name, value in message.meta.items():
-        if numbers := list(_numbers(value)):
-            yield name, torch.tensor(numbers, dtype=torch.float64)
+        if values := list(_floats(value)):
+            yield name, torch.tensor(values, dtype=torch.float64)
 
 
-def _numbers(value: Any) -> Iterator[float]:
+def _floats(value: Any) -> Iterator[float]:
+    """Yield all numbers in an entry of the metadata, at any depth."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _numbers(item)
+            yield from _floats(item)
     elif isinstance(value, (int, float)):
         yield float(value)

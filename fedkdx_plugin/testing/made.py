@@ -1,4 +1,4 @@
-"""Make small data, networks and federations on the spot: a run takes a fraction of a second."""
+"""Small data, networks and federations, made without files: a run takes a fraction of a second."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE, CLASSES = (3, 1, 16), 4
 
 
 class TinyNet(Model):
-    """A convolution with batch norm and two linear layers: every kind of state, in milliseconds."""
+    """Convolution with batch norm and two linear layers: every kind of state, trained in milliseconds."""
 
     width = 8
 
@@ -30,25 +30,26 @@ class TinyNet(Model):
         self.head = nn.Linear(self.feature_size, classes)
 
     def features(self, x: Tensor) -> Tensor:
+        """Compute the features of windows: (n, channels, 1, time) -> (n, feature_size)."""
         features: Tensor = self.fc(self.bn(self.conv(x)).relu().flatten(1)).relu()
         return features
 
 
 class TinierNet(TinyNet):
-    """A smaller student, with features of another size."""
+    """Smaller student, with features of another size."""
 
     width = 4
 
 
 def make_task(student: type[Model] = TinyNet, local_bn: bool = False) -> Task:
-    """Make the task of telling apart what `make_data` makes, with `TinyNet`."""
+    """Return the task of classifying the windows of `make_data` with `TinyNet`."""
     return Task(SHAPE, CLASSES, TinyNet, student, local_bn)
 
 
 def make_data(
     sizes: tuple[int, ...] = (40, 7, 65, 20), tests: int = 12, seed: int = 0, shape: tuple[int, int, int] = SHAPE
 ) -> DeviceData:
-    """Make clients of unequal size; every class has its own frequency, every client its own offset.
+    """Return data of clients of unequal size; every class has its own frequency, every client its own offset.
 
     Args:
         sizes: training windows of each client.
@@ -56,7 +57,7 @@ def make_data(
         shape: (channels, 1, time) of a window.
 
     Returns:
-        Windows and labels in the default type of numbers.
+        Windows and labels; windows have torch's default type.
     """
     rng = torch.Generator().manual_seed(seed)
     time = torch.arange(shape[2]) / shape[2]
@@ -90,11 +91,11 @@ def make_federation(
     backend: str = "auto",
     **settings: Any,
 ) -> Federation:
-    """Make a federation of `make_data` and `make_task` where nothing else is given.
+    """Return a federation, by default with `make_data` and `make_task`.
 
     Args:
-        params: hyper-parameters over the defaults.
-        settings: fields of `engine.training.Settings` over batches of 16, 2 epochs and a rate of 0.05.
+        params: hyper-parameters that differ from the defaults.
+        settings: fields of `engine.training.Settings`; by default, batches of 16, 2 epochs and a learning rate of 0.05.
     """
     settings = {"batch_size": 16, "local_epochs": 2, "learning_rate": 0.05} | settings
     return Federation(
@@ -109,7 +110,7 @@ def make_federation(
 
 
 class Recorder(Observer):
-    """An observer that keeps what it sees."""
+    """Observer that keeps all records."""
 
     def __init__(self) -> None:
         self.records: list[RoundRecord] = []

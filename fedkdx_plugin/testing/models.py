@@ -1,4 +1,4 @@
-"""Check a model, whosever it is, as the built-in ones are checked."""
+"""Checks of a model, the same for built-in and other ones."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ CHECKS = Checks()
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A model to check.
+    """Model to check.
 
     Attributes:
         model: the class.
-        shapes: (channels, 1, time) of windows that it must take; the first one serves where one is enough.
+        shapes: (channels, 1, time) of windows that it must accept; checks that need one shape use the first.
     """
 
     model: type[Model]
     shapes: Sequence[Shape] = SHAPES
 
     def build(self, seed: int = 0, shape: Shape | None = None, classes: int = 5) -> Model:
-        """Make the model, initialised from a seed, in evaluation mode."""
+        """Return the model, initialised from a seed, in evaluation mode."""
         torch.manual_seed(seed)
         return self.model(shape or self.shapes[0], classes).eval()
 
     def windows(self, rows: int = ROWS, shape: Shape | None = None) -> Tensor:
-        """Draw windows, the same ones each time: (rows, channels, 1, time)."""
+        """Return random windows, the same in each call: (rows, channels, 1, time)."""
         return torch.randn(rows, *(shape or self.shapes[0]), generator=torch.Generator().manual_seed(0))
 
 
@@ -52,11 +52,11 @@ def model_checks() -> list[Check]:
 
 
 def check_model(model: type[Model], *, shapes: Sequence[Shape] = SHAPES, skip: Mapping[str, str] | None = None) -> None:
-    """Check that a model is what algorithms and backends rely on, on the CPU.
+    """Check that a model has the properties that algorithms and backends rely on, on the CPU.
 
     Args:
         model: the class, made by `model(shape, classes)`.
-        shapes: (channels, 1, time) of windows that it must take.
+        shapes: (channels, 1, time) of windows that it must accept.
         skip: name of a check -> why it does not apply to this model.
 
     Raises:
@@ -83,11 +83,14 @@ def check_shapes(case: ModelCase) -> None:
 
 @CHECKS
 def check_features_and_head(case: ModelCase) -> None:
-    """Require that logits are what `head` makes of `features`: algorithms ask and share the two apart."""
+    """Require that logits are `head` of `features`: algorithms call and share the two separately."""
     model, x = case.build(), case.windows()
     output = model(x)
     require(torch.equal(output.features, model.features(x)), "`forward` gives other features than `features`")
-    require(torch.equal(output.logits, model.head(output.features)), "logits are not what `head` makes of the features")
+    require(
+        torch.equal(output.logits, model.head(output.features)),
+        "`forward` gives other logits than `head` of the features",
+    )
 
 
 @CHECKS
@@ -102,18 +105,20 @@ def check_gradients(case: ModelCase) -> None:
 
 @CHECKS
 def check_modes(case: ModelCase) -> None:
-    """Require that a model in evaluation mode changes none of its state and answers the same twice."""
+    """Require that a model in evaluation mode gives the same logits twice, and changes none of its state."""
     model, x = case.build(), case.windows()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     first, again = model(x).logits, model(x).logits
-    require(torch.equal(first, again), "in evaluation mode the same windows give other logits: leave chance out there")
+    require(
+        torch.equal(first, again), "in evaluation mode the same windows give other logits: draw nothing at random there"
+    )
     for name, tensor in model.state_dict().items():
         require(torch.equal(tensor, before[name]), f"in evaluation mode a forward pass changes '{name}'")
 
 
 @CHECKS
 def check_seed(case: ModelCase) -> None:
-    """Require that PyTorch's seed decides all initial weights, and that another seed gives others."""
+    """Require that PyTorch's seed determines all initial weights, and that another seed gives others."""
     x = case.windows()
     first, again, other = (case.build(seed)(x).logits for seed in (1, 1, 2))
     require(torch.equal(first, again), "the same seed gives other weights: initialise by PyTorch's global generator")
@@ -122,42 +127,42 @@ def check_seed(case: ModelCase) -> None:
 
 @CHECKS
 def check_rows(case: ModelCase) -> None:
-    """Require that in evaluation mode what is said of a window does not depend on the others of its batch."""
+    """Require that in evaluation mode the logits of a window do not depend on the other windows of its batch."""
     model, x = case.build().double(), case.windows().double()
     together = model(x).logits
     for row in range(len(x)):
         alone = model(x[row : row + 1]).logits[0]
         same = torch.allclose(alone, together[row], rtol=1e-9, atol=1e-9)
-        require(same, "in evaluation mode a window's logits depend on the others of its batch")
+        require(same, "in evaluation mode a window's logits depend on the others of its batch: compute each by itself")
 
 
 @CHECKS
 def check_state(case: ModelCase) -> None:
-    """Require that all that a model has learnt is in its state: loaded into another one, both say the same."""
+    """Require that the state holds all that is learnt: loaded into another model, it gives the same logits."""
     model, x = case.build(1), case.windows()
     _step(model, case.windows(16))
     other = case.build(2)
     other.load_state_dict(model.state_dict())
     require(
         torch.equal(model.eval()(x).logits, other(x).logits),
-        "with the same state_dict another model says something else: keep what is learnt in parameters and buffers",
+        "with the same state_dict another model gives other logits: keep what is learnt in parameters and buffers",
     )
 
 
 @CHECKS
 def check_copy(case: ModelCase) -> None:
-    """Require that a deep copy says the same, and that training it leaves the original alone."""
+    """Require that a deep copy gives the same logits, and that training it does not change the original."""
     model, x = case.build(), case.windows()
     before = model(x).logits
     other = copy.deepcopy(model)
-    require(torch.equal(other(x).logits, before), "a deep copy says something else than the original")
+    require(torch.equal(other(x).logits, before), "a deep copy gives other logits than the original")
     _step(other, case.windows(16))
     require(torch.equal(model(x).logits, before), "training a deep copy changes the original: share no tensors")
 
 
 @CHECKS
 def check_stacked_training(case: ModelCase) -> None:
-    """Require that clients trained together with this model end as each does alone, or a line that says why not."""
+    """Require that stacked clients with this model end as each does alone, or a line that says why they cannot."""
     average = AlgorithmCase(FedAvg)
     shape = min(case.shapes, key=math.prod)
     require_stacked_alike(average, replace(average.task(), shape=shape, model_class=case.model))
@@ -169,7 +174,7 @@ def _loss(model: Model, x: Tensor) -> Tensor:
 
 
 def _step(model: Model, x: Tensor) -> None:
-    """Make a step of training."""
+    """Train for one step."""
     model.train()
     _loss(model, x).backward()
     with torch.no_grad():

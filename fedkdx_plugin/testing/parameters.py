@@ -1,4 +1,4 @@
-"""Check that an algorithm's hyper-parameters are documented, and that each of them does something."""
+"""Checks that an algorithm's hyper-parameters are documented, and that each of them has an effect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
-from fedkdx_plugin.testing.case import AlgorithmCase, figures, run
+from fedkdx_plugin.testing.case import AlgorithmCase, numbers, run
 from fedkdx_plugin.testing.made import make_data
 from fedkdx_plugin.testing.running import Checks, check_reasons, require
 from registry.errors import UserError
@@ -21,7 +21,7 @@ def check_parameters_documented(case: AlgorithmCase) -> None:
     params = case.algorithm.Params
     require(
         isinstance(params, type) and issubclass(params, Params) and dataclasses.is_dataclass(params),
-        f"{params} is no hyper-parameters: derive a @dataclass(frozen=True) from registry.parameters.Params",
+        f"{params} does not declare hyper-parameters: derive a @dataclass(frozen=True) from registry.parameters.Params",
     )
     for field in dataclasses.fields(params):
         text = str(field.metadata.get("help", "")).strip()
@@ -30,9 +30,9 @@ def check_parameters_documented(case: AlgorithmCase) -> None:
 
 @CHECKS
 def check_parameters_matter(case: AlgorithmCase) -> None:
-    """Require that another value of each hyper-parameter, within its range, changes some run.
+    """Require that another value of each hyper-parameter, within its range, changes a run.
 
-    It is varied with the others at their defaults and, where that shows nothing, with each other one varied, too.
+    It is varied with the others at their defaults and, if that changes nothing, together with each other one.
     """
     default = case.algorithm.Params(**case.params)
     names = [field.name for field in dataclasses.fields(default)]
@@ -65,12 +65,12 @@ def check_parameters_matter(case: AlgorithmCase) -> None:
 
 
 def _outcome(case: AlgorithmCase, params: Mapping[str, Any]) -> Any:
-    """Return all that a run comes to, None where these values are refused together."""
+    """Return state and records of a run, or None if the algorithm refuses these values together."""
     try:
         federation = case.federation(make_data((18, 7, 20, 9)), params=params, rounds=4, join_ratio=0.75)
     except UserError:
         return None
-    records = [(figures(record), sorted(record.server.items())) for record in run(federation)]
+    records = [(numbers(record), sorted(record.server.items())) for record in run(federation)]
     return federation.save().to_bytes(), records
 
 
@@ -89,6 +89,7 @@ def _alternatives(default: Any, name: str) -> Iterator[Any]:
 
 
 def _candidates(value: Any, kind: Any, metadata: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield values to try for a hyper-parameter of a type; some may be equal to its value or out of range."""
     low, high, choices = metadata.get("low"), metadata.get("high"), metadata.get("choices") or ()
     if isinstance(value, bool) or kind is bool:
         yield not value

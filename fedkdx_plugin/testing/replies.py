@@ -1,4 +1,4 @@
-"""Check that whatever a client's reply has become on its way, the round goes on and the server stays sound."""
+"""Checks that the round goes on and the server stays finite, however a reply was damaged on its way."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedkdx_plugin.engine.backends.base import Trained
 from fedkdx_plugin.engine.rounds import Federation, RoundRecord
+from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.testing.case import AlgorithmCase, copy_of, difference
 from fedkdx_plugin.testing.made import make_data, same_state
 from fedkdx_plugin.testing.running import Checks, require
@@ -46,16 +47,21 @@ Damage = Callable[[bytes], bytes]
 
 @CHECKS
 def check_refused_reply(case: AlgorithmCase) -> None:
-    """Require that a refused reply changes nothing but the round of its sender, and an honest one is not refused."""
+    """Require that a refused reply changes no client state, and that honest replies are not refused."""
     if case.algorithm.pools_data:
         return  # there are no replies
     (honest, heard), (refused, record) = _whole_round(case, None), _whole_round(case, lambda data: b"")
     require(not heard.rejected, f"honest replies are refused: {heard.rejected}")
-    require(list(record.rejected) == [VICTIM], f"one reply was empty, and refused were {record.rejected}")
+    require(
+        list(record.rejected) == [VICTIM],
+        f"the empty reply of client {VICTIM} alone must be refused, not {record.rejected}",
+    )
     for id in range(CLIENTS):
         one, other = honest.workspace.clients[id], refused.workspace.clients[id]
         same = same_state(honest.workspace.kept[id], refused.workspace.kept[id])
-        require(same and same_state(one.memory, other.memory), f"a refused reply changes what client {id} keeps")
+        require(
+            same and same_state(one.memory, other.memory), f"a refused reply changes the client state of client {id}"
+        )
 
 
 @CHECKS
@@ -70,7 +76,7 @@ def check_looking_at_replies(case: AlgorithmCase) -> None:
     wrong = difference(before, copy_of(server.save()))
     require(not wrong, f"`check_reply` changes the server ({wrong}): change it in `aggregate` alone")
     wrong = difference(exchange.honest[VICTIM], reply)
-    require(not wrong, f"`check_reply` changes the reply that it looks at ({wrong})")
+    require(not wrong, f"`check_reply` changes the reply ({wrong}): change nothing there")
 
 
 @CHECKS
@@ -81,25 +87,25 @@ def check_wrong_replies(case: AlgorithmCase) -> None:
     exchange = _Exchange(case)
     for what, tensors, meta in wrong_replies(exchange.honest[VICTIM]):
         rejected, _ = exchange(_replaced_by(written(tensors, meta)), what)
-        require(VICTIM in rejected, f"a reply with {what} is taken in: {ADVICE}")
+        require(VICTIM in rejected, f"a reply with {what} is accepted: {ADVICE}")
 
 
 @CHECKS
 def check_mutated_replies(case: AlgorithmCase) -> None:
-    """Require that replies mutated at random are refused, as if they had not come, or leave the server finite."""
+    """Require that replies mutated at random are refused, as if they had not arrived, or leave the server finite."""
     if case.algorithm.pools_data:
         return
     exchange, rng = _Exchange(case), random.Random(0)
     for number in range(MUTATIONS):
-        exchange(lambda data: mutated(data, rng), f"what mutation {number} makes of it")
+        exchange(lambda data: mutated(data, rng), f"random mutation {number}")
 
 
 class _Exchange:
-    """The end of a last round, again and again, with what happens to the victim's reply on its way.
+    """End of the last round, repeated with a different damage to the victim's reply each time.
 
     Attributes:
-        honest: replies that were sent, by client.
-        without: the server's state where the victim's reply does not come.
+        honest: client -> reply that it sent.
+        without: the server's state if the victim's reply does not arrive.
     """
 
     def __init__(self, case: AlgorithmCase) -> None:
@@ -108,18 +114,21 @@ class _Exchange:
         messages = {id: one.transport.send_down(one.server.message(id, LAST)) for id in range(CLIENTS)}
         self.results: dict[int, Trained | NonFinite] = one.backend.train(messages, LAST)
         self.honest = {id: trained.reply for id, trained in self.results.items() if isinstance(trained, Trained)}
-        require(len(self.honest) == CLIENTS, "honest clients' work is not finite")
+        require(len(self.honest) == CLIENTS, "the updates of honest clients are not finite")
         _, self.without = self._once(lambda data: b"", "nothing in it")
 
     def __call__(self, damage: Damage, what: str) -> tuple[dict[int, str], Message]:
-        """Return who was refused and why, and the server's state afterwards, which must be sound."""
+        """Return client -> reason of those refused, and the server's state afterwards, which must be finite."""
         rejected, after = self._once(damage, what)
         require(set(rejected) <= {VICTIM}, f"a reply with {what} makes the server refuse others: {rejected}")
         if rejected:
             reason = rejected[VICTIM]
-            require(reason.isprintable() and len(reason) < 250, f"{what}: the reason is no short line: {reason!r}")
+            require(
+                reason.isprintable() and len(reason) < 250,
+                f"{what}: the reason must be one line below 250 characters, not {reason!r}",
+            )
             wrong = difference(self.without, after)
-            require(not wrong, f"a reply with {what} is refused, and yet changes the server ({wrong})")
+            require(not wrong, f"a reply with {what} is refused, but changes the server ({wrong})")
         for name, tensor in after.tensors.items():
             require(
                 tensor.isfinite().all(), f"a reply with {what} makes the server's '{name}' infinite or NaN: {ADVICE}"
@@ -127,6 +136,7 @@ class _Exchange:
         return rejected, after
 
     def _once(self, damage: Damage, what: str) -> tuple[dict[int, str], Message]:
+        """Collect and aggregate the replies once, from the same state of the server."""
         server = self.federation.server
         server.restore(Message.from_bytes(self.start))
         _spoil(self.federation, damage)
@@ -143,7 +153,7 @@ class _Exchange:
 
 
 def _before_the_last(case: AlgorithmCase) -> Federation:
-    """Make a federation whose last round is to come."""
+    """Return a federation before its last round."""
     one = case.federation(make_data(sizes=(12, 7, 20, 9)), rounds=ROUNDS, join_ratio=1, local_epochs=1)
     for index in range(1, ROUNDS):
         one.round(LAST._replace(index=index))
@@ -151,29 +161,30 @@ def _before_the_last(case: AlgorithmCase) -> Federation:
 
 
 def _spoil(one: Federation, done: Damage | None) -> None:
-    """Let this happen to what the victim sends from now on."""
-    original = one.transport.send_up
+    """Apply this damage to all that the victim sends from now on."""
+    transport = one.transport
 
     def send_up(client: int, message: Message, damage: Damage | None = None) -> Message:
-        return original(client, message, done if client == VICTIM else None)
+        # the class's own method: `transport.send_up` may be that of an earlier damage, which would win
+        return Transport.send_up(transport, client, message, done if client == VICTIM else None)
 
-    one.transport.send_up = send_up  # type: ignore[method-assign]
+    transport.send_up = send_up  # type: ignore[method-assign]
 
 
 def _replaced_by(data: bytes) -> Damage:
-    """Return a damage that leaves nothing of what was sent."""
+    """Return a damage that replaces all that was sent."""
     return lambda _: data
 
 
 def _whole_round(case: AlgorithmCase, damage: Damage | None) -> tuple[Federation, RoundRecord]:
-    """Run the last round, with a damaged reply, as users run it."""
+    """Run the last round as `Federation.run` does, with a damaged reply."""
     one = _before_the_last(case)
     _spoil(one, damage)
     return one, one.round(LAST)
 
 
 def wrong_replies(honest: Message) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Any]]]:
-    """Yield what no honest client sends: in words, its tensors, its metadata."""
+    """Yield messages that no honest client sends: in words, tensors, metadata."""
     tensors, meta = dict(honest.tensors), dict(honest.meta)
     yield "a foreign tensor", tensors | {"foreign": torch.zeros(3)}, meta
     for name, tensor in tensors.items():
@@ -190,7 +201,7 @@ def wrong_replies(honest: Message) -> Iterator[tuple[str, dict[str, Tensor], dic
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """Change a message's bytes, one of its tensors or one entry of its metadata at random."""
+    """Change the bytes of a message, one of its tensors or one entry of its metadata at random."""
     if rng.random() < 0.25:
         return _changed_bytes(data, rng)
     message = Message.from_bytes(data)
@@ -203,7 +214,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def written(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
-    """Write a message as `Message.to_bytes` does, but whatever the metadata are."""
+    """Serialise a message as `Message.to_bytes` does, but with any metadata."""
     data = Message({name: tensor.clone() for name, tensor in tensors.items()}, {"meta": 0}).to_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -214,7 +225,7 @@ def written(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
 
 
 def _changed_tensors(tensors: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
-    """Make one tensor something else, or let a name come or go."""
+    """Change or remove one tensor, or add one."""
     name = rng.choice(sorted(tensors)) if tensors else None
     if name is None or rng.random() < 0.2:
         return tensors | {
@@ -239,7 +250,7 @@ def _changed_tensors(tensors: dict[str, Tensor], rng: random.Random) -> dict[str
 
 
 def _other_values(tensor: Tensor, rng: random.Random) -> list[Tensor]:
-    """Make tensors of the same shape and type with values that no honest client sends, or that hardly any does."""
+    """Return tensors of the same shape and type with values that honest clients never or hardly ever send."""
     if not tensor.is_floating_point():
         return [torch.full_like(tensor, value) for value in (0, 1, 100)]
     first = torch.arange(tensor.numel()).reshape(tensor.shape) == 0
@@ -252,7 +263,7 @@ def _other_values(tensor: Tensor, rng: random.Random) -> list[Tensor]:
 
 
 def _changed_meta(meta: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """Make one entry something else, or let it go."""
+    """Change or remove one entry, or add one."""
     key = rng.choice([*meta, "more"])
     meta = {name: value for name, value in meta.items() if name != key}
     if rng.random() < 0.8:
@@ -261,7 +272,7 @@ def _changed_meta(meta: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 
 
 def _changed_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Cut bytes off, overwrite some, or make another message altogether."""
+    """Cut bytes off, overwrite some, or return another message altogether."""
     length = int.from_bytes(data[:8], "little")
     place = rng.randrange(rng.choice([8, 8 + length, len(data)]))
     return rng.choice(

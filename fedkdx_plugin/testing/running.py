@@ -1,4 +1,4 @@
-"""Run checks, each in the same surroundings, and say all that failed."""
+"""Running of checks, each in the same surroundings, with one error that names all that failed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ Check = Callable[[Any], None]
 
 
 class Checks(list[Check]):
-    """Checks in the order in which they are declared; an instance is the decorator that declares one.
+    """List of checks in the order of their declaration; an instance is the decorator that declares a check.
 
-    A check is a function of what is checked. It raises AssertionError, with a text that says what is wrong and what to
-    do; any other exception says that what is checked failed by itself.
+    A check is a function of a case. It raises AssertionError with a text that says what is wrong and what to do; any
+    other exception means that the code under test failed by itself.
     """
 
     def __call__(self, function: Check) -> Check:
+        """Add a check, to be run by itself in `surroundings`."""
+
         @functools.wraps(function)
         def check(case: Any) -> None:
             with surroundings():
@@ -33,7 +35,7 @@ class Checks(list[Check]):
 
 @contextmanager
 def surroundings() -> Iterator[None]:
-    """Set one thread and a fixed seed, on which nothing checked may depend, and put back what was there before."""
+    """Set one thread and a fixed seed, on which no result may depend, and restore the previous ones afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -46,7 +48,7 @@ def surroundings() -> Iterator[None]:
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """Make data and networks in float64: 1e-9 is then millions of roundings, and far less than any mistake."""
+    """Make float64 the default type: 1e-9 is then millions of roundings, and far less than any mistake."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -56,7 +58,7 @@ def float64() -> Iterator[None]:
 
 
 def require(condition: object, text: str) -> None:
-    """Raise AssertionError with this text unless the condition holds; unlike `assert`, also under `python -O`."""
+    """Raise AssertionError with a text unless a condition holds; unlike `assert`, also under `python -O`."""
     if not condition:
         raise AssertionError(text)
 
@@ -65,11 +67,11 @@ def run_all(name: str, checks: Sequence[Check], case: Any, skip: Mapping[str, st
     """Run all checks on a case.
 
     Args:
-        name: of what is checked, for the error.
+        name: name of the class under test, for the error.
         skip: name of a check -> why it does not apply.
 
     Raises:
-        AssertionError: names what is checked, and every check that failed with its reason.
+        AssertionError: names the class, and every check that failed with its reason.
         ValueError: `skip` names a check that does not exist, or gives no reason.
     """
     skip = skip or {}
@@ -80,14 +82,14 @@ def run_all(name: str, checks: Sequence[Check], case: Any, skip: Mapping[str, st
             continue
         try:
             check(case)
-        except Exception as error:  # whatever a stranger's code raises, the other checks go on
+        except Exception as error:  # code under test may raise anything, and the other checks go on
             failures.append(f"  {check.__name__}: {_in_words(error)}")
     if failures:
         raise AssertionError(f"{name} fails {len(failures)} of {len(checks)} checks:\n" + "\n".join(failures))
 
 
 def check_reasons(reasons: Mapping[str, str], known: Sequence[str], noun: str) -> None:
-    """Raise ValueError unless each name is a known one and has a reason."""
+    """Raise ValueError unless each name is known and has a reason."""
     for name, reason in reasons.items():
         if name not in known:
             raise ValueError(f"there is no {noun} '{name}'; known: {', '.join(known) or 'none'}")
@@ -96,7 +98,7 @@ def check_reasons(reasons: Mapping[str, str], known: Sequence[str], noun: str) -
 
 
 def _in_words(error: Exception) -> str:
-    """Say an error in one line: a failed requirement as it is, any other with its type and where it was raised."""
+    """Return an error in one line: that of `require` as it is, any other with its type and where it was raised."""
     text = " ".join(str(error).split())
     if isinstance(error, AssertionError) and text:
         return text

@@ -1,4 +1,4 @@
-"""Check what comes of an algorithm's runs: repeatable, robust against unequal clients, and that it learns."""
+"""Checks of an algorithm's runs: they repeat bit by bit, tolerate unequal clients, and learn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedkdx_plugin.testing.case import (
     AlgorithmCase,
     copy_of,
     difference,
-    figures,
+    numbers,
     require_all_counted,
     require_finite,
     require_finite_metrics,
@@ -37,12 +37,14 @@ def check_same_seed(case: AlgorithmCase) -> None:
     wrong = difference(one.save(), two.save())
     require(not wrong, f"two runs with the same seed end differently ({wrong}): {RANDOMNESS}")
     for a, b in zip(*records, strict=True):
-        require(figures(a) == figures(b), f"two runs with the same seed measure differently in round {a.round}")
+        require(
+            numbers(a) == numbers(b), f"two runs with the same seed have other metrics in round {a.round}: {RANDOMNESS}"
+        )
 
 
 @CHECKS
 def check_models(case: AlgorithmCase) -> None:
-    """Require that every built-in model runs, with a smaller student where the algorithm takes one."""
+    """Require that built-in models run, with a smaller student if the algorithm accepts one."""
     for model in (CNNSmall, CNNLSTM):
         data, task = make_data(sizes=(20, 3)), case.task(model, TinierNet)
         records = run(case.federation(data, task, rounds=2, join_ratio=1, local_epochs=1))
@@ -56,7 +58,7 @@ def check_unequal_clients(case: AlgorithmCase) -> None:
     data = make_data(sizes=(1, 50, 9, 33, 17))
     data.train_y[2].fill_(1)
     for y in data.train_y:
-        y[y == 3] = 0  # a class that nobody has to train on
+        y[y == 3] = 0  # no client has training windows of class 3
     federation = case.federation(data, rounds=8, join_ratio=0.2)
     records = run(federation)
     require_all_counted(records)
@@ -66,7 +68,7 @@ def check_unequal_clients(case: AlgorithmCase) -> None:
 
 @CHECKS
 def check_order_of_clients(case: AlgorithmCase) -> None:
-    """Require that it does not matter in which order clients train and reply."""
+    """Require that the result does not depend on the order in which clients train and reply."""
     one, two = (case.federation(join_ratio=1) for _ in range(2))
     train = two.backend.train
 
@@ -77,12 +79,12 @@ def check_order_of_clients(case: AlgorithmCase) -> None:
     run(one)
     run(two)
     wrong = difference(one.save(), two.save())
-    require(not wrong, f"the outcome depends on the order in which clients train and reply ({wrong}): {RANDOMNESS}")
+    require(not wrong, f"the result depends on the order in which clients train and reply ({wrong}): {RANDOMNESS}")
 
 
 @CHECKS
 def check_restart(case: AlgorithmCase) -> None:
-    """Require that a federation which is saved and restored goes on bit by bit as one that is not."""
+    """Require that a federation that is saved and restored continues with the same bits as one that is not."""
     whole, first, second = (case.federation(rounds=5) for _ in range(3))
     unbroken = run(whole)
     for t in (1, 2):
@@ -93,7 +95,7 @@ def check_restart(case: AlgorithmCase) -> None:
     advice = "put all that the server must remember into `save` and `restore`, and all that a client must into `memory`"
     require(not wrong, f"saved after round 2 and restored, a run ends differently ({wrong}): {advice}")
     for a, b in zip(unbroken[2:], broken, strict=True):
-        require(figures(a) == figures(b), f"saved and restored, a run measures differently in round {a.round}")
+        require(numbers(a) == numbers(b), f"saved and restored, a run has other metrics in round {a.round}: {advice}")
 
 
 @CHECKS
@@ -111,15 +113,18 @@ def check_asking_for_messages(case: AlgorithmCase) -> None:
 
 @CHECKS
 def check_beats_chance(case: AlgorithmCase) -> None:
-    """Require that more than half of the windows are told right, where one in four would be by chance."""
+    """Require an accuracy above 0.5 on four classes, of which chance gives 0.25."""
     data = make_data(sizes=(60, 40, 80, 50), tests=40)
     accuracy = run(case.federation(data, rounds=8, join_ratio=1, local_epochs=3))[-1].metrics["served"].accuracy
-    require(accuracy > 0.5, f"after 8 rounds accuracy is {accuracy:.2f}, and chance is 0.25: does `losses` train it?")
+    require(
+        accuracy > 0.5,
+        f"after 8 rounds accuracy is {accuracy:.2f}, and chance is 0.25: check that `losses` trains the network served",
+    )
 
 
 @CHECKS
 def check_learning_from_others(case: AlgorithmCase) -> None:
-    """Require that what a client learns depends on the others' windows; does not apply where data are pooled."""
+    """Require that what a client learns depends on the others' windows; does not apply if data are pooled."""
     if case.algorithm.pools_data:
         return
     data, other = make_data(), make_data()
@@ -134,13 +139,13 @@ def check_learning_from_others(case: AlgorithmCase) -> None:
 
 @CHECKS
 def check_no_replies(case: AlgorithmCase) -> None:
-    """Require that rounds in which nobody's reply counts change nothing at the server and raise nothing."""
+    """Require that rounds in which every reply is refused raise nothing and do not change the server."""
     federation = case.federation(rounds=2, join_ratio=1, learning_rate=1e30, clip_norm=0)
     before = copy_of(federation.server.save())
     for record in run(federation):
         require(
             len(record.rejected) == len(record.selected),
-            f"round {record.round}: a reply of weights that have become infinite was taken in",
+            f"round {record.round}: a reply with infinite weights was accepted",
         )
     wrong = difference(before, copy_of(federation.server.save()))
     require(not wrong, f"rounds without any reply change the server ({wrong}): change it in `aggregate` alone")
@@ -148,9 +153,9 @@ def check_no_replies(case: AlgorithmCase) -> None:
 
 @CHECKS
 def check_renaming_clients(case: AlgorithmCase) -> None:
-    """Require that other numbers for the clients give the same outcome, under those numbers.
+    """Require that clients with other ids have the same results under those ids.
 
-    With one full batch a round and everybody selected, nothing that the engine draws depends on them.
+    With one full batch a round and all clients selected, nothing that the engine draws depends on the ids.
     """
     order = [2, 0, 3, 1]
     with float64():
@@ -168,7 +173,7 @@ def check_renaming_clients(case: AlgorithmCase) -> None:
     for found, expected in states:
         for name, tensor in expected.items():
             alike = torch.allclose(found[name], tensor, rtol=1e-9, atol=1e-9)
-            require(alike, f"with other numbers for the clients '{name}' comes out differently: use no `id` in sums")
+            require(alike, f"with other ids of the clients '{name}' ends differently: let no result depend on `id`")
 
 
 @CHECKS

@@ -1,4 +1,4 @@
-"""Check that what is private stays with the client: network state by name and by value, windows and labels."""
+"""Checks that private data stay with the client: network state by name and by value, windows and labels."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ CHECKS = Checks()
 
 @CHECKS
 def check_private_names(case: AlgorithmCase) -> None:
-    """Require that no message, either way, names state that `Client.private` declares."""
+    """Require that no message, up or down, names state that `Client.private` declares."""
     federation, heard = _overheard(case, case.task())
     _require_no_names(federation.workspace.private, heard, "Client.private")
 
 
 @CHECKS
 def check_private_values(case: AlgorithmCase) -> None:
-    """Require that no upload holds the values of private state, under whatever name."""
+    """Require that no upload holds the values of private state, under any name."""
     federation, heard = _overheard(case, case.task())
     _require_no_values(federation.workspace.private, federation, heard, "Client.private")
 
 
 @CHECKS
 def check_local_batch_norm(case: AlgorithmCase) -> None:
-    """Require that batch norm stays with the client, by name and by value, where the user asks for it."""
+    """Require that with `--bn local` batch norm stays with the client, by name and by value."""
     federation, heard = _overheard(case, case.task(local_bn=True))
     names = federation.workspace.private - case.federation().workspace.private
     _require_no_names(names, heard, "--bn local: send `shared()`, not `state()`")
@@ -41,7 +41,7 @@ def check_local_batch_norm(case: AlgorithmCase) -> None:
 
 @CHECKS
 def check_windows_and_labels(case: AlgorithmCase) -> None:
-    """Require that no message holds a client's windows or labels; pooling data is not a message of the algorithm."""
+    """Require that no message holds a client's windows or labels; pooled data are not sent by messages."""
     data = make_data()
     federation = case.federation(data, rounds=2, join_ratio=1)
     heard = listen(federation)
@@ -56,6 +56,7 @@ def check_windows_and_labels(case: AlgorithmCase) -> None:
 
 
 def _overheard(case: AlgorithmCase, task: Task) -> tuple[Federation, Heard]:
+    """Return a federation after two rounds, and the contents of its messages."""
     federation = case.federation(task=task, rounds=2, join_ratio=1)
     heard = listen(federation)
     run(federation)
@@ -63,15 +64,15 @@ def _overheard(case: AlgorithmCase, task: Task) -> tuple[Federation, Heard]:
 
 
 def _require_no_names(names: frozenset[str], heard: Heard, declared: str) -> None:
-    """Require that none of these names is in a message, nor one that ends with it."""
+    """Require that no tensor or entry in a message has one of these names, or a name that ends with one."""
     for name, _ in (*heard.up, *heard.down):
         require(not name.endswith(tuple(names)), f"'{name}' is in a message, but private by {declared}")
 
 
 def _require_no_values(names: frozenset[str], federation: Federation, heard: Heard, declared: str) -> None:
-    """Require that no client's state of these names was uploaded.
+    """Require that no client's state with these names was uploaded.
 
-    Left out are what the client had from the server and did not change, and weights of all ones and the like.
+    State that came from the server unchanged, and tensors with at most two values, such as all ones, are left out.
     """
     down, up = [tensor for _, tensor in heard.down], heard.up
     for kept in federation.workspace.kept:

@@ -1,4 +1,4 @@
-"""Check a data set's source, whosever it is, from its original files to shards that can be trained on."""
+"""Checks of a data set's source, built-in or not, from its original files to shards for training."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CHECKS = Checks()
 
 @dataclass(frozen=True)
 class SourceCase:
-    """A data set to check.
+    """Data set to check.
 
     Attributes:
-        make: makes the source: its class, or a function without arguments.
-        raw: the original files; None for the data set's usual place.
-        data_root: the folder of all data, below which the usual place may lie.
-        options: fields of `dataset_utils.spec.ShardSpec` for making shards, where the defaults do not suit.
+        make: returns the source: its class, or a function without arguments.
+        raw: the original files; None: in the default folder of the data set.
+        data_root: the folder of all data, in which the default folder lies.
+        options: fields of `dataset_utils.spec.ShardSpec` for making shards that differ from the defaults.
     """
 
     make: Callable[[], Source]
@@ -36,12 +36,12 @@ class SourceCase:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def found(self) -> tuple[Source, Path]:
-        """Make the source and find its files. Raises UserError where they are not there."""
+        """Return the source and the path of its files. Raises UserError: they are not found."""
         source = self.make()
         return source, source.find(self.raw, self.data_root, False)
 
     def items(self) -> Iterator[Recording | Windows]:
-        """Read the recordings, or the windows where the original is cut already."""
+        """Read the recordings, or the windows if the original files hold windows."""
         source, path = self.found()
         loaded = source.load(path)
         yield from [loaded] if isinstance(loaded, Windows) else loaded
@@ -60,15 +60,15 @@ def check_source(
     options: Mapping[str, Any] | None = None,
     skip: Mapping[str, str] | None = None,
 ) -> None:
-    """Check that a data set's source keeps what the pipeline relies on; shards are made in a temporary folder.
+    """Check that a source has the properties that the pipeline relies on; shards are made in a temporary folder.
 
-    Nothing is downloaded, and nothing is written where the data lie.
+    Nothing is downloaded, and nothing is written to the data's folder.
 
     Args:
-        source: the class, or a function that makes an instance.
-        raw: the original files, or a small part of them; None for the data set's usual place.
-        data_root: the folder of all data, below which the usual place may lie.
-        options: fields of `dataset_utils.spec.ShardSpec`, where few windows need others than the defaults.
+        source: the class, or a function that returns an instance.
+        raw: the original files, or a small part of them; None: in the default folder of the data set.
+        data_root: the folder of all data, in which the default folder lies.
+        options: fields of `dataset_utils.spec.ShardSpec` that differ from the defaults, as few windows may need.
         skip: name of a check -> why it does not apply to this data set.
 
     Raises:
@@ -83,7 +83,7 @@ def check_source(
 def check_description(case: SourceCase) -> None:
     """Require a name, classes, channels and preprocessing that fit together."""
     source = case.make()
-    require(is_plain_name(getattr(source, "name", None)), "`name` must be a short text that can name a folder")
+    require(is_plain_name(getattr(source, "name", None)), "`name` must be a short text that is a valid folder name")
     for noun, least in (("classes", 2), ("channels", 1)):
         names = tuple(getattr(source, noun, ()))
         require(
@@ -92,18 +92,20 @@ def check_description(case: SourceCase) -> None:
         )
         require(len(set(names)) == len(names), f"`{noun}` names one of {names} twice")
     foreign = [name for name in source.acceleration if name not in source.channels]
-    require(not foreign, f"`acceleration` names {foreign}, which are no `channels`")
-    require(isinstance(getattr(source, "preprocessing", None), Preprocessing), "`preprocessing` is no Preprocessing")
+    require(not foreign, f"`acceleration` names {foreign}, which are not among `channels`")
+    require(
+        isinstance(getattr(source, "preprocessing", None), Preprocessing), "`preprocessing` must be a Preprocessing"
+    )
     preprocessing.check(source.preprocessing)
 
 
 @CHECKS
 def check_files(case: SourceCase) -> None:
-    """Require that `files` lists files that are there, sorted, each once: they tell versions of the data apart."""
+    """Require that `files` lists existing files, sorted, each once: their digest identifies the version of the data."""
     source, path = case.found()
     files = list(source.files(path))
     require(files, "`files` is empty: list all that `load` reads")
-    require(all(file.is_file() for file in files), "`files` lists something that is no file")
+    require(all(file.is_file() for file in files), "`files` lists a path that is no file")
     require(files == sorted(set(files)), "`files` is not sorted, or lists a file twice")
 
 
@@ -118,12 +120,15 @@ def check_contents(case: SourceCase) -> None:
             labelled += len(item.y)
         else:
             require(isinstance(item, Recording), f"`load` gives {type(item).__name__}, not Recording or Windows")
-            require(isinstance(item.subject, str) and item.subject.strip(), f"recording {count} names no subject")
+            require(
+                isinstance(item.subject, str) and item.subject.strip(),
+                f"recording {count} has no subject: give its name",
+            )
             require(np.asarray(item.signals).dtype.kind == "f", f"{item.where}: signals must be floating-point numbers")
             preprocessing.check_recording(item, source.channels, len(source.listed))
             labelled += int((np.asarray(item.labels) >= 0).sum())
-    require(count, "`load` gives no recording at all")
-    require(labelled, "no sample has a label: give the index of its class, UNLABELLED for what is to be discarded")
+    require(count, "`load` gives no recording")
+    require(labelled, "no sample has a label: give the index of its class, UNLABELLED for samples to be discarded")
 
 
 @CHECKS
@@ -151,14 +156,17 @@ def check_shards(case: SourceCase) -> None:
         source = case.make()
         for shard in (*read.train, *read.test):
             require(shard.x.shape[1:] == read.shape, f"a shard holds windows of {shard.x.shape[1:]}, not {read.shape}")
-        require(read.class_names == tuple(source.classes), f"the shards know the classes {read.class_names}")
+        require(
+            read.class_names == tuple(source.classes),
+            f"the shards have the classes {read.class_names}, the source {source.classes}",
+        )
         seen = {int(label) for shard in (*read.train, *read.test) for label in np.unique(shard.y)}
         absent = [name for index, name in enumerate(source.classes) if index not in seen]
         require(not absent or case.options.get("allow_missing"), f"no window has the class {', '.join(absent)}")
 
 
 def _require_windows(source: Source, windows: Windows) -> None:
-    """Require windows that fit the description of their data set, and each other."""
+    """Require that the arrays of windows agree with the source and with each other."""
     x, count = windows.x, len(windows.y)
     width = source.preprocessing.window
     require(
@@ -175,6 +183,7 @@ def _require_windows(source: Source, windows: Windows) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
+    """Return whether two values of a field of recordings or windows are equal; NaN equals NaN."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         one, other = np.asarray(one), np.asarray(other)
         return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")

@@ -1,1 +1,1 @@
-"""Callbacks that show or record runs while they go on."""
+"""Callbacks that show the progress of runs or send their metrics elsewhere."""

@@ -1,4 +1,4 @@
-"""Callbacks: objects that are told what happens in runs while they go on."""
+"""Callbacks: objects that receive the events of runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from registry.interface import Round
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is known of a run before its first round.
+    """Description of a run, known before its first round.
 
     Attributes:
-        name: for people, unique among the runs that a callback sees.
-        kind: runs of one kind take about as long: one algorithm in one setting, under any seed.
+        name: name in messages, unique among the runs that a callback sees.
+        kind: algorithm and setting, without the seed; rounds of one kind take about the same time.
         folder: the run folder.
-        settings: its resolved configuration; 'algorithm', 'seed' and 'global_rounds' are among its keys.
-        done: rounds that an earlier, interrupted command has made.
+        settings: the resolved configuration, with 'algorithm', 'seed' and 'global_rounds' among its keys.
+        done: number of rounds made before, by an interrupted command.
     """
 
     name: str
@@ -32,52 +32,52 @@ class RunInfo:
 
     @property
     def rounds(self) -> int:
-        """Number of rounds that the run is to have."""
+        """Planned number of rounds."""
         return int(self.settings["global_rounds"])
 
 
 class Callback:
-    """Base class: every method does nothing; override those of the events that matter.
+    """Base class whose methods do nothing; override those of the events you need.
 
     Events come in this order: `on_run_start`, then for each round `on_round_start`, `on_evaluation` (where the round is
-    evaluated) and `on_round_end`, then `on_run_end`. Runs may go on side by side; `run` says which one an event is of.
-    Between sites, the metrics of a round arrive with the next round, and with them its last two events.
+    evaluated) and `on_round_end`, then `on_run_end`. Runs may go on in parallel; `run` is the one that an event is of.
+    Between sites, the metrics of a round arrive with the next round, and so do its last two events.
     """
 
     def on_run_start(self, run: RunInfo) -> None:
-        """Take note of a run that begins or goes on."""
+        """Handle the start of a run, or its resumption."""
 
     def on_round_start(self, run: RunInfo, round: Round) -> None:
-        """Take note of a round that begins."""
+        """Handle the start of a round."""
 
     def on_evaluation(self, run: RunInfo, round: int, metrics: Mapping[str, Metrics]) -> None:
-        """Take note of a round's metrics: view -> metrics (see `engine.evaluation`)."""
+        """Handle the metrics of a round: view -> metrics (see `engine.evaluation`)."""
 
     def on_round_end(self, run: RunInfo, record: RoundRecord) -> None:
-        """Take note of a round that is done."""
+        """Handle the end of a round."""
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """Take note of a run that has ended; `error` says why it ended early, None where it is complete."""
+        """Handle the end of a run; `error` is the exception that ended it early, None if it is complete."""
 
 
 class Relay(Observer):
-    """Tells callbacks of one run's rounds, in their order.
+    """Observer that passes the rounds of one run on to callbacks.
 
     Args:
         run: the run.
-        callbacks: who is told.
+        callbacks: called in this order.
     """
 
     def __init__(self, run: RunInfo, callbacks: Sequence[Callback]) -> None:
         self.run, self.callbacks = run, callbacks
 
     def on_round_start(self, round: Round) -> None:
-        """Pass a round's begin on."""
+        """Pass the start of a round on."""
         for callback in self.callbacks:
             callback.on_round_start(self.run, round)
 
     def on_round_end(self, record: RoundRecord) -> None:
-        """Pass a round's end on, and its evaluation before it where there was one."""
+        """Pass the end of a round on, after its evaluation if there was one."""
         for callback in self.callbacks:
             if record.metrics:
                 callback.on_evaluation(self.run, record.round, record.metrics)

@@ -1,4 +1,4 @@
-"""`--track mlflow`: each run as a run of MLflow, where MLFLOW_TRACKING_URI says (by default in this folder)."""
+"""`--track mlflow`: each run as a run of MLflow at MLFLOW_TRACKING_URI (default: in the current folder)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fedkdx_plugin.tracking.scalars import scalars
 
 PACKAGES = ("mlflow",)
 EXPERIMENT = "fedkdx"
-LONGEST = 500  # letters of a parameter's value that MLflow takes
+LONGEST = 500  # characters of a parameter's value that MLflow accepts
 
 
 class Tracker(Callback):
-    """Logs settings, and each round's metrics, to MLflow. Runs may go on side by side."""
+    """Callback that logs options, and the metrics of each round, to MLflow. Runs may go on in parallel."""
 
     def __init__(self) -> None:
         from mlflow.tracking import MlflowClient
@@ -26,7 +26,7 @@ class Tracker(Callback):
         self._ids: dict[str, str] = {}
 
     def on_run_start(self, run: RunInfo) -> None:
-        """Begin a run of MLflow that holds the settings; one that goes on is a new one, which says from which round."""
+        """Start a run of MLflow with the options; a resumed run is a new one, with the number of rounds done before."""
         from mlflow.entities import Param
 
         made = self.client.create_run(self._experiment, run_name=run.name)

@@ -1,3 +1,3 @@
-"""Names of the trackers: importing this costs nothing."""
+"""Names of the trackers, in a module that imports nothing."""
 
 TRACKERS = ("tensorboard", "mlflow", "wandb")

@@ -1,4 +1,4 @@
-"""How far the work is: one bar on a terminal, calm lines elsewhere."""
+"""Progress of runs: one bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CALM = 10.0  # seconds between lines where there is no terminal
 
 
 class Progress(Callback):
-    """Shows the whole of the work, and the run that spoke last, on stderr; a context manager.
+    """Callback that shows the progress of all runs, and the run of the last event, on stderr; a context manager.
 
-    The time left is the sum over kinds of runs, each by the pace of its own rounds; a kind of which no round has been
-    seen goes at the mean pace of the others.
+    The time left is the sum over kinds of runs of the rounds ahead times the mean time of a round of that kind; for a
+    kind without a finished round, the mean over the other kinds is used.
 
     Args:
-        rounds: kind of run (see `RunInfo.kind`) -> rounds ahead, in all runs together.
-        at_once: runs side by side.
+        rounds: kind of run (see `RunInfo.kind`) -> rounds ahead, of all its runs together.
+        at_once: number of runs in parallel.
     """
 
     def __init__(self, rounds: Mapping[str, int], at_once: int = 1) -> None:
@@ -52,12 +52,12 @@ class Progress(Callback):
         self.bar.close()
 
     def on_run_start(self, run: RunInfo) -> None:
-        """Skip the rounds that were made before, and start the run's clock."""
+        """Skip the rounds made before, and start the run's clock."""
         self.skip(run.kind, run.done)
         self._round[run.name], self._last[run.name] = run.done, time.monotonic()
 
     def on_round_end(self, run: RunInfo, record: RoundRecord) -> None:
-        """Count the round and show where the run is."""
+        """Count the round and show the run's progress."""
         if record.metrics:
             self._accuracy[run.name] = record.metrics[SERVED].accuracy
         for reason in record.rejected.values():
@@ -70,23 +70,23 @@ class Progress(Callback):
         self._round[run.name], self._last[run.name] = record.round, now
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """Say why a run failed, and give its other rounds up."""
+        """Print why a run failed, and skip its remaining rounds."""
         told_anyway = isinstance(error, UserError) and self.at_once == 1
         if error is not None and not isinstance(error, KeyboardInterrupt) and not told_anyway:
             self.skip(run.kind, run.rounds - self._round.get(run.name, 0))
             self.say(f"failed: {run.name}: {' '.join(str(error).split())}")
 
     def skip(self, kind: str, rounds: int) -> None:
-        """Leave out rounds that need no time: done before, or given up."""
+        """Leave out rounds that take no time: made before, or of a failed run."""
         self.ahead[kind] -= rounds
         self.bar.update(rounds)
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line above the bar."""
         tqdm.write(text, file=sys.stderr)
 
     def left(self) -> float:
-        """Return the seconds until all is done; NaN before the first round."""
+        """Return the estimated seconds until all runs are finished; NaN before the first round."""
         paces = {kind: seconds / self.done[kind] for kind, seconds in self.seconds.items()}
         if not paces:
             return math.nan
@@ -94,10 +94,13 @@ class Progress(Callback):
         return sum(rounds * paces.get(kind, usual) for kind, rounds in self.ahead.items()) / self.at_once
 
     def step(self, kind: str, seconds: float, text: str, important: bool) -> None:
-        """Count one more round; `text` says which. An important one is said where others are passed over.
+        """Count a finished round and show it.
 
         Args:
-            seconds: since the round before of the same run.
+            kind: kind of its run.
+            seconds: time since the previous round of the same run.
+            text: the round in words.
+            important: print it in any case; without a terminal, other rounds are printed every `CALM` seconds at most.
         """
         self.done[kind] += 1
         self.ahead[kind] -= 1

@@ -1,4 +1,4 @@
-"""A round as plain numbers by name, as trackers take them."""
+"""Metrics of a round as numbers by name, for trackers."""
 
 from __future__ import annotations
 

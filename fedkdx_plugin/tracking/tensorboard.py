@@ -1,4 +1,4 @@
-"""`--track tensorboard`: metrics of each run as TensorBoard's scalars, while it runs."""
+"""`--track tensorboard`: metrics of each run as TensorBoard scalars, written during the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("tensorboard",)
 
 
 class Tracker(Callback):
-    """Writes each round into `tensorboard/` in the run folder."""
+    """Callback that writes each round into `tensorboard/` in the run folder."""
 
     def __init__(self) -> None:
         self._writers: dict[str, Any] = {}
@@ -23,7 +23,7 @@ class Tracker(Callback):
         if run.name not in self._writers:
             from torch.utils.tensorboard import SummaryWriter
 
-            # rounds that an interrupted run wrote, but did not save, are not shown any more
+            # hides rounds that an interrupted run wrote here, but did not save
             self._writers[run.name] = SummaryWriter(str(run.folder / FOLDER), purge_step=record.round)
         writer = self._writers[run.name]
         for name, value in scalars(record).items():

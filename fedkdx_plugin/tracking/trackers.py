@@ -1,4 +1,4 @@
-"""Trackers by name."""
+"""Trackers of `--track`, made by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from registry.interface import Round
 
 
 def trackers(names: Sequence[str]) -> list[Callback]:
-    """Make the trackers of `--track`. Raises UserError: a package is missing, or a service cannot be reached."""
+    """Return the trackers of `--track`. Raises UserError: a package is missing, or a service cannot be reached."""
     found: list[Callback] = []
     for name in dict.fromkeys(names):
         module = importlib.import_module(f"fedkdx_plugin.tracking.{name}")
@@ -29,7 +29,7 @@ def trackers(names: Sequence[str]) -> list[Callback]:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Raise a UserError that names the tracker for whatever its package raises: no login, no network, no disk."""
+    """Turn any exception of a tracker's package (no login, no network, no disk) into a UserError that names it."""
     try:
         yield
     except UserError:
@@ -40,7 +40,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 class _Named(Callback):
-    """A tracker whose errors name it."""
+    """Tracker whose exceptions are UserErrors that name it."""
 
     def __init__(self, name: str, tracker: Callback) -> None:
         self.name, self.tracker = name, tracker

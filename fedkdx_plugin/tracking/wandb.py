@@ -1,4 +1,4 @@
-"""`--track wandb`: each run as a run of Weights & Biases (WANDB_MODE=offline keeps it on this machine)."""
+"""`--track wandb`: each run as a run of Weights & Biases (with WANDB_MODE=offline, on this machine only)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ PROJECT = "fedkdx"
 
 
 class Tracker(Callback):
-    """Logs settings, and each round's metrics, to Weights & Biases. Runs may go on side by side."""
+    """Callback that logs options, and the metrics of each round, to Weights & Biases. Runs may go on in parallel."""
 
     def __init__(self) -> None:
         self._runs: dict[str, Any] = {}
 
     def on_run_start(self, run: RunInfo) -> None:
-        """Begin a run that holds the settings."""
+        """Start a run of Weights & Biases with the options."""
         import wandb
 
         config = {**run.settings, "folder": str(run.folder), "rounds done before": run.done}
@@ -30,6 +30,6 @@ class Tracker(Callback):
         self._runs[run.name].log(scalars(record), step=record.round)
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """End the run; an exit code of 1 marks one that did not come to its end."""
+        """End the run; an exit code of 1 marks one that is not complete."""
         if made := self._runs.pop(run.name, None):
             made.finish(exit_code=0 if error is None else 1)

@@ -20,7 +20,7 @@ from tests.fedkdx_plugin.watch_runs import CLASSES, shards_of
 
 RUNS = [
     *(("federated", name) for name in ("FedAvg", "Local", "FedKDX", "FedFomo", "FedFTL", "Centralised")),
-    *(("both", "FedKDX"), ("client", "FedAvg"), ("client", "FedKDX")),
+    *(("both", "FedKDX+"), ("client", "FedAvg"), ("client", "FedKDX")),
     *(("minmax", "FedAvg"), ("local batch norm", "FedAvg")),
 ]
 
@@ -58,7 +58,7 @@ def test_clients_of_personal_algorithms_have_models_of_their_own(watch):
 
 
 def test_both_networks_share_a_prediction(watch):
-    predictor = load_model(watch.run("both", "FedKDX"), 0)
+    predictor = load_model(watch.run("both", "FedKDX+"), 0)
     shares = predictor.network.serves
     assert sorted(shares) == ["student", "teacher"] and sum(shares.values()) == pytest.approx(1)
     x = shards_of(predictor.run).test[0].x
@@ -106,7 +106,7 @@ def test_the_shared_model_cannot_scale_where_every_client_has_its_own_way(watch)
 
 
 def test_networks_are_pytorchs_plain_ones(watch):
-    for part in load_model(watch.run("both", "FedKDX"), 0).network.modules():
+    for part in load_model(watch.run("both", "FedKDX+"), 0).network.modules():
         assert not any(isinstance(value, Chain) for value in vars(part).values())
         assert not part.training
 
@@ -123,7 +123,7 @@ def test_a_table_has_a_row_for_each_window(watch):
 
 
 def test_a_run_that_was_read_and_the_folder_of_a_single_one_will_do(watch):
-    folder = watch.run("both", "FedKDX")
+    folder = watch.run("both", "FedKDX+")
     by_run = load_model(runs.read(folder), 1)
     by_comparison = load_model(str(watch.comparison("both")), 1)
     assert by_comparison.run.folder == folder and by_run.round == by_comparison.round == 3
@@ -157,7 +157,7 @@ def test_folders_that_hold_no_run_or_several(watch, tmp_path):
 
 def test_runs_that_kept_no_model_or_did_not_finish(copied):
     (copied / "state.safetensors").unlink()
-    assert "the runs of an experiment keep no models" in wrong(copied)
+    assert "runs of a grid keep no state" in wrong(copied)
     (copied / "results.h5").unlink()
     assert "no finished run (unfinished: 3 of 3 rounds)" in wrong(copied)
 
@@ -173,7 +173,7 @@ def test_damaged_files(copied, name):
 
 def test_files_of_another_run(watch, copied):
     shutil.copy(watch.run("federated", "FedAvg") / "state.safetensors", copied)
-    assert "of another configuration, data or version" in wrong(copied)
+    assert "has another configuration, data or version" in wrong(copied)
     shutil.copy(watch.run("client", "FedAvg") / "manifest.json", copied)
     assert "of other data than the run's" in wrong(copied)
     (copied / "manifest.json").unlink()
@@ -190,7 +190,7 @@ def rewrite(folder, change) -> None:
 
 def test_a_state_of_another_round_shape_or_without_numbers(copied):
     rewrite(copied, lambda tensors, meta: meta.update(round=2))
-    assert "as of round 2, but results are of 3; fedkdx --resume" in wrong(copied)
+    assert "is of round 2, but the results of 3; run fedkdx resume" in wrong(copied)
     name = "client/0/kept/teacher.head.weight"
     rewrite(copied, lambda tensors, meta: (meta.update(round=3), tensors.update({name: tensors[name][:, :1]})))
     assert "does not fit FedKDX with model cnn_small" in wrong(copied)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of the newest PyTorch
 RUNS = [
-    *(("federated", "FedAvg", None), ("federated", "FedFTL", 1), ("both", "FedKDX", 1)),
+    *(("federated", "FedAvg", None), ("federated", "FedFTL", 1), ("both", "FedKDX+", 1)),
     *(("client", "FedKDX", 2), ("minmax", "FedAvg", 0), ("local batch norm", "FedAvg", 1)),
 ]
 

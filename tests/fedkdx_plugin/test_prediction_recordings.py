@@ -191,9 +191,7 @@ def wrong(ask, *arguments) -> str:
 def test_recordings_that_cannot_be_cut(tmp_path):
     cutter = cutter_of(tmp_path)
     assert "without a gap" in wrong(cutter.array, np.zeros((2, 49)), 50)
-    assert "is of 25 Hz, the run's data of 50 Hz, and they were not resampled" in wrong(
-        cutter.array, np.zeros((2, 100)), 25
-    )
+    assert "has 25 Hz, and the run's data 50 Hz without resampling" in wrong(cutter.array, np.zeros((2, 100)), 25)
     assert "shape (2, time), a row for each of ax, ay; not float64 of shape (100, 2)" in wrong(
         cutter.array, np.zeros((100, 2)), 50
     )
@@ -210,7 +208,7 @@ def test_recordings_that_cannot_be_cut(tmp_path):
 def test_files_have_their_own_rate_and_arrays_none(watch):
     predictor = load_model(watch.run("federated", "FedAvg"))
     assert "leave the rate out" in wrong(predictor.predict, watch.csv(0), 50)
-    assert "needs its rate" in wrong(predictor.predict, np.zeros((4, 200)))
+    assert "the rate of an array is missing" in wrong(predictor.predict, np.zeros((4, 200)))
 
 
 def test_data_whose_windows_are_not_cut_here(tmp_path, shard_folder):

@@ -29,7 +29,7 @@ DESCRIPTION = {
 FAST = ["-m", "cnn_small", "-gr", "3", "-jr", "0.7", "-ls", "3", "-lbs", "8", "-lr", "0.03", "-dev", "cpu"]
 COMPARISONS = {  # name -> options; each has a run folder for every algorithm
     "federated": ["-algo", "FedAvg,Local,FedKDX,FedFomo,FedFTL,Centralised"],
-    "both": ["-algo", "FedKDX", "--set", "FedKDX.serve=both"],
+    "both": ["-algo", "FedKDX+"],
     "client": ["-algo", "FedAvg,FedKDX", "--scale", "client"],
     "minmax": ["-algo", "FedAvg", "--scale", "minmax", "-m", "cnn_lstm", "-lr", "0.2"],
     "low-pass": ["-algo", "FedAvg", "--median", "0", "--gravity", "0"],

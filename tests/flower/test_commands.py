@@ -22,7 +22,7 @@ WRONG = {
     f"{SERVE} -data SPAR": "the sites' own",
     f"{SERVE} --dry-run": "unrecognized arguments: --dry-run",
     f"{SERVE} -gr 0": "-gr: 0 is out of range",
-    f"{SERVE} --resume nowhere": "no other option",
+    f"{SERVE} --resume nowhere": "uses the options in the folder; leave",
     "serve --sites 2 --insecure --resume nowhere": "no experiment there",
     "certificates keys --sites 2": "--host",
     "certificates keys --sites 0 --host localhost": "--sites: 0 is out of range",
