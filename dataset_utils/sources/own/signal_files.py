@@ -12,12 +12,14 @@ import numpy as np
 from dataset_utils import limits
 from dataset_utils.counts import some
 from dataset_utils.files import check_regular, parsing
+from dataset_utils.sources.own.annotation_file import parse
 from dataset_utils.sources.own.description import Dialect
 from dataset_utils.sources.own.table import Table, Wanted
 from registry.errors import UserError
 from registry.parameters import suggest
 
 FLOAT = 8  # bytes of a sample as wfdb reads it
+EDF = "EDF or BDF file"
 WFDB = "WFDB record"
 
 
@@ -75,13 +77,12 @@ def read_wfdb(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = F
 def wfdb_annotations(file: Path) -> Annotations:
     """Read the annotations of a WFDB record, such as 100.atr. Raises UserError."""
     wfdb = _wfdb(file)
-    name = str(file.with_suffix(""))
     check_regular(file)
     with parsing(file, "file of WFDB annotations"):
-        marks = wfdb.rdann(name, file.suffix[1:])
-        rate = float(marks.fs or _header(wfdb, file.with_suffix(".hea")).fs)
-        onset, labels = np.asarray(marks.sample, dtype=np.float64) / rate, [str(symbol) for symbol in marks.symbol]
-    return _checked(file, Annotations(onset, np.zeros(len(onset)), labels))
+        marks = parse(file.read_bytes(), {label.label_store: label.symbol for label in wfdb.io.annotation.ann_labels})
+        rate = marks.rate or float(_header(wfdb, file.with_suffix(".hea")).fs)
+        onset = np.asarray(marks.samples, dtype=np.float64) / rate
+    return _checked(file, Annotations(onset, np.zeros(len(onset)), marks.symbols))
 
 
 def _checked(file: Path, found: Annotations) -> Annotations:
@@ -126,6 +127,27 @@ def _place(file: Path, names: list[str], name: str) -> int:
     return names.index(name)
 
 
+def _announced(file: Path) -> int:
+    """Return the bytes that the header of an EDF or BDF file announces (www.edfplus.info, section "header record").
+
+    pyedflib checks them too, but prints what differs. Raises ValueError where the header holds no such numbers.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(256)
+        signals = _whole(head[252:256])
+        opened.seek(256 + signals * 216)  # after eight other fields of each signal
+        lengths = opened.read(signals * 8)
+    samples = sum(_whole(lengths[at : at + 8]) for at in range(0, signals * 8, 8))
+    width = 3 if head[:1] == b"\xff" else 2
+    return _whole(head[184:192]) + _whole(head[236:244]) * samples * width
+
+
+def _whole(field: bytes) -> int:
+    if not field.strip().isdigit():
+        raise ValueError(f"{field.decode('latin-1')!r} in its header where a number belongs")
+    return int(field)
+
+
 @contextmanager
 def _edf(file: Path) -> Iterator[Any]:
     """Open an EDF file. Raises UserError where it, or what the block reads of it, is damaged."""
@@ -133,8 +155,12 @@ def _edf(file: Path) -> Iterator[Any]:
         import pyedflib
     except ImportError as error:
         raise UserError(f"{file}: EDF files need pyedflib: pip install pyedflib") from error
-    check_regular(file)
-    with parsing(file, "EDF or BDF file"), pyedflib.EdfReader(str(file)) as reader:
+    size = check_regular(file)
+    with parsing(file, EDF):
+        announced = _announced(file)
+    if announced != size:
+        raise UserError(f"{file}: is damaged, its header announces {announced} bytes, but it holds {size}")
+    with parsing(file, EDF), pyedflib.EdfReader(str(file)) as reader:
         yield reader
 
 
