@@ -12,10 +12,11 @@ from dataset_utils.counts import Counts, many, some
 from dataset_utils.generate import find_source, resolve
 from dataset_utils.reading import Reading, read
 from dataset_utils.recording import Preprocessing, Source
-from dataset_utils.spec import Files, ShardSpec
+from dataset_utils.spec import Files, ShardSpec, shards_folder
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
+from registry.text import in_one_line
 
 SUBJECTS = 40
 """Most subjects that have a line each; further ones are only counted."""
@@ -31,8 +32,8 @@ def described(spec: ShardSpec, data_root: Path, raw: Path | None, download: bool
     Raises:
         UserError: its files are not found, or its description cannot be read.
     """
-    if Path(spec.data).is_dir():
-        return _made(Path(spec.data)), []
+    if (folder := shards_folder(spec.data)) is not None:
+        return _made(folder), []
     source = find_source(spec.data)
     settings = resolve(source.preprocessing, spec)
     path = source.find(raw, data_root, download)
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m dataset_utils
         return 2
     except KeyboardInterrupt:
         return 130
-    print("\n".join(lines), flush=True)
+    print("\n".join(map(in_one_line, lines)), flush=True)
     for text in errors:
         print(f"error: {text}", file=sys.stderr)
     return 2 if errors else 0

@@ -1,18 +1,27 @@
-"""Writing files so that they are either complete or absent."""
+"""Reading files that may hold anything, and writing files so that they are either complete or absent."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from dataset_utils import limits
 from registry.errors import UserError
+from registry.text import shown
+
+KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+# errors of the system itself; of others, parsers raise such on damaged files, too
+SYSTEM = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, BlockingIOError, InterruptedError)
 
 
 @contextmanager
@@ -36,6 +45,142 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
+def state_of(path: Path) -> os.stat_result | None:
+    """Return the state of a file or folder, or None where there is none.
+
+    Raises:
+        UserError: it may be there, but the way to it is barred, or the path is too long or holds a NUL character.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be the path of a file ({error})") from error
+
+
+def is_file(path: Path) -> bool:
+    """Return whether `path` is a regular file. Raises UserError as `state_of` does."""
+    state = state_of(path)
+    return state is not None and stat.S_ISREG(state.st_mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether `path` is a folder. Raises UserError as `state_of` does."""
+    state = state_of(path)
+    return state is not None and stat.S_ISDIR(state.st_mode)
+
+
+def check_listable(folder: Path) -> None:
+    """Raise UserError where the contents of a folder cannot be listed."""
+    try:
+        with os.scandir(folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{shown(folder)}: cannot be read ({error.strerror or error})") from error
+
+
+def check_regular(path: Path) -> int:
+    """Return the bytes of a regular file.
+
+    Raises:
+        UserError: there is no such file, its folder is barred, or it is a folder, pipe, socket or device, reading
+            which may never end.
+    """
+    state = state_of(path)
+    if state is None:
+        raise UserError(f"{path}: cannot be read (there is no such file)")
+    if not stat.S_ISREG(state.st_mode):
+        kind = KINDS.get(stat.S_IFMT(state.st_mode), "a folder")
+        raise UserError(f"{path}: is {kind}, not a file; give a file")
+    return state.st_size
+
+
+@contextmanager
+def parsing(where: object, what: str, advice: str = "") -> Iterator[None]:
+    """Turn every error that reading a damaged file raises in the block into a UserError.
+
+    Libraries that read files raise almost anything on damaged ones; the block should hold their calls only.
+
+    Args:
+        where: name of the file.
+        what: what it should be, such as '.mat file'.
+        advice: what to do about a damaged one.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or is too large or too deeply nested for this machine.
+    """
+    advice = f"; {advice}" if advice else ""
+    try:
+        yield
+    except UserError:
+        raise
+    except SYSTEM as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror or error})") from error
+    except (MemoryError, RecursionError) as error:
+        raise UserError(f"{where}: cannot be read: its contents are too large or nested too deeply{advice}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENAMETOOLONG, errno.ESTALE, errno.EMFILE):
+            raise UserError(f"{where}: cannot be read ({error.strerror or error})") from error
+        reason = shown(error, 160) or type(error).__name__
+        raise UserError(f"{where}: is no {what}, or a damaged one ({reason}){advice}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the values of a YAML file.
+
+    Raises:
+        UserError: the file cannot be read, is no YAML, is larger than `limits.YAML_BYTES`, or its aliases expand to
+            more than `limits.YAML_VALUES` values.
+    """
+    import yaml
+
+    size = check_regular(path)
+    if size > limits.YAML_BYTES:
+        raise UserError(f"{path}: has {size} bytes, at most {limits.YAML_BYTES} are read; is it a YAML file?")
+    with parsing(path, "YAML"):
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        try:
+            node = loader.get_single_node()
+            if expanded(node, _parts) > limits.YAML_VALUES:  # before values are made: merged keys expand in it
+                raise UserError(f"{path}: holds more than {limits.YAML_VALUES} values, with aliases written out")
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+
+
+def expanded(item: Any, parts: Callable[[Any], Iterable[Any]]) -> float:
+    """Return how many values there are in `item`, shared ones counted as often as they are referred to.
+
+    Args:
+        item: the root.
+        parts: gives the values directly in a value, none for a plain one.
+
+    Raises:
+        RecursionError: `item` is nested deeply, or holds itself.
+    """
+    known: dict[int, float] = {}
+
+    def count(own: Any) -> float:
+        if id(own) not in known:
+            known[id(own)] = 1.0 + sum(count(part) for part in parts(own))  # no int: doubling would make it long
+        return known[id(own)]
+
+    return count(item)
+
+
+def _parts(node: Any) -> Iterable[Any]:
+    """Return the nodes in a node of YAML. Raises ValueError for a whole number too long for what is done with it."""
+    value = getattr(node, "value", None)
+    if getattr(node, "tag", "").endswith(":int") and len(value) > limits.DIGITS:
+        raise ValueError(f"a whole number of {len(value)} digits")
+    if not isinstance(value, list):
+        return ()
+    return chain.from_iterable(value) if value and isinstance(value[0], tuple) else value
+
+
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as YAML, keeping its order. Raises UserError where it cannot be written."""
     import yaml
@@ -52,7 +197,8 @@ def unwritable(path: Path, error: OSError) -> UserError:
 
 
 def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read in pieces."""
+    """Return the hex SHA-256 of a file, read in pieces. Raises UserError where it is no regular file."""
+    check_regular(path)
     with path.open("rb") as file:
         if sys.version_info >= (3, 11):
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,18 +14,19 @@ import numpy as np
 
 from dataset_utils import preprocessing, scaling, shards
 from dataset_utils.consoles import safe_output
+from dataset_utils.files import is_folder, state_of
 from dataset_utils.interrupts import sigterm_as_ctrl_c
 from dataset_utils.origin import CACHE, Origin, plain
 from dataset_utils.partition import Partition, partition
 from dataset_utils.reading import read
 from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
-from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, window_samples
+from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, shards_folder, window_samples
 from dataset_utils.split import Split, gap, split
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
-from registry.text import is_plain_name
+from registry.text import in_one_line, is_plain_name, shown
 
 IMPORT = "import-pfllib"
 
@@ -52,6 +53,8 @@ def prepare(
         UserError: unknown data set, files not found or damaged, values out of range, or shards that were made
             from other files than these.
     """
+    if source is None and not is_own_data(spec.data) and is_folder(Path(spec.data)):
+        report(f"-data {spec.data} is the data set; the folder of that name is meant by ./{spec.data}")
     source = source or find_source(spec.data)
     settings = resolve(source.preprocessing, spec)
     try:
@@ -65,7 +68,7 @@ def prepare(
     origin = Origin.of(source, settings, path, data_root / CACHE)
     key = origin.key(spec)
     folder = data_root / source.name / f"{spec.folder_name()}-{key[:8]}"
-    if folder.exists():
+    if state_of(folder) is not None:
         if shards.read_manifest(folder).get("key") != key:
             raise UserError(f"{folder}: is not what its name says; remove it, so that it is made again")
         return folder
@@ -73,7 +76,7 @@ def prepare(
     reading = read(source, path, settings, report, spec.allow_missing)
     windows = reading.windows
     for line in reading.counts.lines():
-        report(line)
+        report(in_one_line(line))
     if windows is None:
         raise UserError(f"{path}: holds no recording of {source.name}; give the folder of its original files (--raw)")
     divided = split(windows, spec.test_fraction, spec.split, spec.seed)
@@ -141,9 +144,14 @@ def find_source(data: str) -> Source:
     else:
         from registry import catalog
 
-        source = catalog.load("datasets", data)()
+        try:
+            source = catalog.load("datasets", data)()
+        except UserError as error:
+            if is_folder(Path(data)) and shards_folder(data) is None:
+                raise UserError(f"{error}; a folder of shards is named with a separator: ./{data}") from error
+            raise
     if not is_plain_name(source.name):
-        raise UserError(f"-data {data}: its name {source.name!r} cannot be the name of a folder")
+        raise UserError(f"-data {data}: its name {shown(repr(source.name))} cannot be the name of a folder")
     return source
 
 

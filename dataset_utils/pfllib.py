@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from dataset_utils import shards
-from dataset_utils.files import sha256
+from dataset_utils import limits, shards
+from dataset_utils.files import check_listable, is_folder, parsing, sha256, state_of
 from dataset_utils.safe_pickle import load_npz
 from registry.errors import UserError
-from registry.text import is_plain_name
+from registry.text import is_plain_name, shown
 
-LARGEST_LABEL = 9999  # a damaged label must not lead to a list of billions of class names
+LARGEST_LABEL = limits.CLASSES - 1
 PAPER = "imported from PFLlib (https://github.com/TsingZ0/PFLlib)"
 
 
@@ -32,9 +32,9 @@ def import_folder(folder: Path, name: str, data_root: Path) -> Path:
         UserError: a file is missing, damaged or hostile, the shards exist already, or `name` is no name.
     """
     if not is_plain_name(name):
-        raise UserError(f"--name {name!r} cannot be the name of a folder")
+        raise UserError(f"--name {shown(repr(name))} cannot be the name of a folder")
     target = data_root / name / "pfllib"
-    if target.exists():
+    if state_of(target) is not None:
         raise UserError(f"{target} exists already; choose another --name or remove it")
     pairs = _files(folder)
     clients = [
@@ -61,6 +61,8 @@ def import_folder(folder: Path, name: str, data_root: Path) -> Path:
 
 def _files(folder: Path) -> list[tuple[Path, Path]]:
     """Return each client's train and test file, in the order of the clients."""
+    if is_folder(folder / "train"):
+        check_listable(folder / "train")
     numbers = sorted(int(file.stem) for file in (folder / "train").glob("*.npz") if file.stem.isdecimal())
     if not numbers:
         raise UserError(
@@ -70,7 +72,7 @@ def _files(folder: Path) -> list[tuple[Path, Path]]:
     for k in range(numbers[-1] + 1):
         pair = (folder / "train" / f"{k}.npz", folder / "test" / f"{k}.npz")
         for file in pair:
-            if not file.is_file():
+            if state_of(file) is None:
                 raise UserError(f"{file}: missing; clients 0 to {numbers[-1]} each need a file in train/ and test/")
         pairs.append(pair)
     return pairs
@@ -95,7 +97,8 @@ def _shard(path: Path) -> shards.Shard:
 
 
 def _array(path: Path, name: str, value: Any) -> np.ndarray:
-    array = np.asarray(value) if isinstance(value, np.ndarray | list) else np.empty(0)
+    with parsing(path, f"array '{name}'"):
+        array = np.asarray(value) if isinstance(value, np.ndarray | list) else np.empty(0)
     if array.dtype.kind not in "iuf" or not array.size:
         raise UserError(f"{path}: {name} should be an array of numbers")
     return array

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset_utils import time_axis
+from dataset_utils import limits, time_axis
 from dataset_utils.counts import Tally
 from dataset_utils.recording import UNLABELLED, Preprocessing, Recording
 from dataset_utils.resampling import resampled
 from registry.errors import UserError
+from registry.text import NAMES, can_be_shown, shown
 
+FARTHEST = 2.0**62  # position on the line of time, samples; those of larger ones are no longer told apart
 ORDER = 3  # order of the Butterworth filters
 
 
@@ -41,7 +43,9 @@ class Stretch(NamedTuple):
 
 
 def check(settings: Preprocessing) -> None:
-    """Raise UserError for a cutoff at or above half of the sampling rate."""
+    """Raise UserError for a cutoff at or above half of the sampling rate, or a median filter that takes for ever."""
+    if settings.median > limits.MEDIAN:
+        raise UserError(f"--median {shown(settings.median)}: at most {limits.MEDIAN} samples")
     for flag, cutoff in (("--lowpass", settings.lowpass), ("--gravity", settings.gravity)):
         if cutoff >= settings.rate / 2:
             raise UserError(
@@ -99,6 +103,8 @@ def stretches(
             if settings.resample and piece.rate != settings.rate:
                 values, marks = resampled(values, marks, piece.rate, settings)
             seconds = piece.first + a / piece.rate
+            if not abs(seconds * settings.rate) < FARTHEST:
+                raise UserError(f"{recording.where}: a time of {seconds:g} s; correct the times or their unit")
             start = round(seconds * settings.rate)
             clean = _filtered(values, columns, settings)
             yield Stretch(recording.subject, clean, marks, tally, start)
@@ -178,6 +184,12 @@ def check_recording(recording: Recording, channels: tuple[str, ...], num_classes
     """Raise UserError for a recording that does not fit its data set's description or holds an infinite value."""
     signals, labels, time = recording.signals, np.asarray(recording.labels), recording.time
     where = recording.where
+    if not can_be_shown(recording.subject):
+        raise UserError(f"{where}: {shown(repr(recording.subject))} cannot be the name of a subject: {NAMES}")
+    if recording.rate is not None and not 0 < recording.rate <= limits.RATE:
+        raise UserError(
+            f"{where}: states a rate of {recording.rate:g} Hz; it must lie above 0, at most {limits.RATE:g}"
+        )
     if signals.ndim != 2 or signals.shape[1] != len(channels):
         raise UserError(f"{where}: signals of shape {signals.shape}, but {len(channels)} channels are described")
     if labels.shape != signals.shape[:1] or not np.issubdtype(labels.dtype, np.integer):

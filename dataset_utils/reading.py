@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_utils import preprocessing
+from dataset_utils import limits, preprocessing
 from dataset_utils import windows as cutting
 from dataset_utils.counts import Counts, Tally, differing_in_case, some
 from dataset_utils.lines import Lines, reach
@@ -19,6 +19,7 @@ from dataset_utils.recording import UNLABELLED, Preprocessing, Recording, Source
 from dataset_utils.spec import OVERRIDES
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import in_one_line
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def read(
                 tally.failed = True
 
     classes = len(source.classes)  # may read the labels of every file: done while nothing else is in memory
+    limits.check_count(source.name, classes, limits.CLASSES, "classes", "list fewer")
+    limits.check_count(source.name, len(source.channels), limits.CHANNELS, "channels", "name fewer")
     counts = Counts(ignored=source.ignored(path), files=len(source.files(path)))
     channels = preprocessing.channel_names(source.channels, source.acceleration, settings.gravity)
     ready: list[Windows] = []
@@ -109,7 +112,7 @@ def read(
         windows = dataclasses.replace(windows, reach=reach(settings, _slowest(counts, settings)))
     ours = [warning for warning in raised if issubclass(warning.category, UserWarning)]  # others are the libraries' own
     for text in dict.fromkeys(str(warning.message) for warning in ours):
-        report(f"warning: {text}")
+        report(f"warning: {in_one_line(text)}")
     if ready:
         _refuse_overrides(source, settings)
         windows, copies = cutting.joined(ready)

@@ -8,25 +8,18 @@ state never reaches NumPy's own `__setstate__`.
 
 from __future__ import annotations
 
+import math
 import pickle
-import zipfile
-import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 
+from dataset_utils import limits
+from dataset_utils.arrays import read_header, read_npz
+from dataset_utils.files import check_regular, expanded, parsing
 from registry.errors import UserError
-
-_BROKEN = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    OverflowError,
-)
 
 
 def load_npy(path: Path) -> object:
@@ -35,63 +28,57 @@ def load_npy(path: Path) -> object:
     Raises:
         UserError: it is no .npy file, is damaged, or names anything but data.
     """
-    try:
-        with path.open("rb") as file:
-            return _read(file, str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    size = check_regular(path)
+    with parsing(path, ".npy file"), path.open("rb") as file:
+        return _read(file, size, str(path))
 
 
 def load_npz(path: Path) -> dict[str, object]:
     """Read the arrays of a .npz file by name, each as `load_npy` does. Raises UserError likewise."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            loaded = {}
-            for name in archive.namelist():
-                with archive.open(name) as file:
-                    loaded[name.removesuffix(".npy")] = _read(file, f"{path} ({name})")
-            return loaded
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:  # encrypted: RuntimeError
-        raise UserError(f"{path}: is no .npz file, or a damaged one ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    check_regular(path)
+    return read_npz(path, path, read=_read)
 
 
 def read_pickle(file: IO[bytes], where: str) -> object:
     """Read a pickle of arrays, dicts and the like, also one of Python 2. Raises UserError as `load_npy` does."""
-    try:
-        return _arrays(_Unpickler(file, where, encoding="latin1").load(), {})
-    except _BROKEN as error:
-        raise UserError(f"{where}: is no pickle of arrays, or a damaged one ({error})") from error
-    except (MemoryError, RecursionError) as error:
-        raise UserError(f"{where}: cannot be read: its contents are too large or nested too deeply") from error
+    with parsing(where, "pickle of arrays"):
+        return _load(file, where, "latin1")
 
 
-def _read(file: IO[bytes], where: str) -> object:
-    try:
-        major, _ = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
+def _read(file: IO[bytes], size: int, where: str) -> object:
+    with parsing(where, ".npy file"):
+        shape, dtype = read_header(file, size, where)
         if not dtype.hasobject:
             file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
-        loaded = _arrays(_Unpickler(file, where).load(), {})
-        if not isinstance(loaded, np.ndarray) or loaded.dtype != object or loaded.size != np.prod(shape, dtype=int):
+        loaded = _load(file, where)
+        if not isinstance(loaded, np.ndarray) or loaded.dtype != object or loaded.size != math.prod(shape):
             raise UserError(f"{where}: does not hold the array that its header announces")
         return loaded.reshape(shape) if shape else loaded.item()
-    except _BROKEN as error:
-        raise UserError(f"{where}: is no .npy file, or a damaged one ({error})") from error
-    except (MemoryError, RecursionError) as error:
-        raise UserError(f"{where}: cannot be read: its contents are too large or nested too deeply") from error
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler that gives the accepted names harmless meanings, and refuses all others."""
+def _load(file: IO[bytes], where: str, encoding: str = "ASCII") -> Any:
+    loaded = _Unpickler(file, where, encoding).load()
+    if expanded(loaded, _parts) > limits.PICKLED:  # such as lists of lists that share their parts
+        raise UserError(f"{where}: refused, it holds more than {limits.PICKLED} values")
+    return _arrays(loaded, {})
+
+
+def _parts(item: Any) -> Iterable[Any]:
+    """Return the values in a list, a dictionary or an array that are such themselves."""
+    if isinstance(item, _Array):
+        item = getattr(item, "contents", ())
+    if isinstance(item, dict):
+        return [*item, *item.values()]
+    return item if isinstance(item, list | tuple | set | frozenset) else ()
+
+
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+    """Unpickler that gives the accepted names harmless meanings, and refuses all others.
+
+    It is pickle's own in Python: the one in C takes 32 GB for a memo entry of a high number. Dictionaries and sets take
+    numbers and text only: hashing a tuple of tuples that share their parts may take for ever.
+    """
 
     def __init__(self, file: IO[bytes], where: str, encoding: str = "ASCII") -> None:
         super().__init__(file, encoding=encoding)
@@ -109,6 +96,48 @@ class _Unpickler(pickle.Unpickler):
             self.known[f"{core}.multiarray", "scalar"] = self.scalar
             self.known[f"{core}.numeric", "_frombuffer"] = self.frombuffer
 
+    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
+    def load_build(self) -> None:
+        """Give an array or a dtype its state; nothing else has one."""
+        if not isinstance(self.stack[-2], _Array | _Dtype):
+            raise ValueError("a state where there is no array")
+        super().load_build()
+
+    def load_setitems(self) -> None:
+        """Fill a dictionary."""
+        _check_plain(self.stack[::2])
+        super().load_setitems()
+
+    def load_setitem(self) -> None:
+        """Add one entry to a dictionary."""
+        _check_plain(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_dict(self) -> None:
+        """Make a dictionary, as protocol 0 does."""
+        _check_plain(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        """Fill a set."""
+        _check_plain(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        """Make a frozen set."""
+        _check_plain(self.stack)
+        super().load_frozenset()
+
+    dispatch |= {
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         """Return the meaning of a name in the pickle. Raises UserError for any that is not data."""
         if (module, name) not in self.known:
@@ -121,8 +150,8 @@ class _Unpickler(pickle.Unpickler):
 
     def encode(self, text: str, encoding: str) -> bytes:
         """Return the bytes that protocols 0 to 2 write as latin-1 text."""
-        if encoding != "latin1":
-            raise ValueError(f"bytes written as {encoding}")
+        if not isinstance(text, str) or encoding != "latin1":
+            raise ValueError("bytes written in an unusual encoding")
         return text.encode("latin1")
 
     def no_bytes(self) -> bytes:
@@ -145,11 +174,19 @@ class _Unpickler(pickle.Unpickler):
         return own
 
 
+def _check_plain(keys: Iterable[Any]) -> None:
+    """Raise ValueError where a key is not a number, text or nothing."""
+    if not all(key is None or isinstance(key, str | bytes | int | float | np.generic) for key in keys):
+        raise ValueError("a key that is neither text nor a number")
+
+
 class _Dtype:
     """A dtype being rebuilt: numbers, strings, times and objects; no fields, no sub-arrays."""
 
     def __init__(self, code: str) -> None:
-        self.value = np.dtype(str(code))
+        if not isinstance(code, str | bytes):
+            raise ValueError("a dtype without a name")
+        self.value = np.dtype(code if isinstance(code, str) else code.decode("ascii"))
         if self.value.names or self.value.subdtype or self.value.kind == "V":
             raise ValueError(f"dtype {code!r} is not supported")
 

@@ -17,8 +17,6 @@ import io
 import json
 import os
 import platform
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,27 +24,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset_utils.files import replacing
+from dataset_utils import limits
+from dataset_utils.arrays import read_npz
+from dataset_utils.files import check_regular, is_folder, parsing, replacing, state_of
 from dataset_utils.scaling import Statistics
 from dataset_utils.spec import EVALUATE_ON, LAYOUT, SCALES
 from registry import __version__
 from registry.errors import UserError
-from registry.text import LONGEST_NAME, is_plain_name
+from registry.text import can_be_shown, is_plain_name
 
 FORMAT = "fedkdx-shards"
 PARTS = ("train", "test")
+LARGEST = 2**53  # of a manifest's whole numbers: a larger one is no longer exact as a float
 UNKNOWN = "as they came"  # scaling of windows that were imported
-# errors that reading a damaged or foreign .npz raises
-UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    OSError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-)
 
 
 class Shard(NamedTuple):
@@ -218,16 +208,16 @@ def load_client(folder: Path, k: int) -> tuple[dict[str, Any], Shard, Shard]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a folder and validate its structure. Raises UserError."""
     path = folder / "manifest.json"
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: no such folder of shards")
-    if not path.is_file():
+    if state_of(path) is None:
         raise UserError(
             f"{path}: missing; this is not a folder of shards, or it is damaged: remove it and make it again"
         )
-    try:
+    if (size := check_regular(path)) > limits.MANIFEST_BYTES:
+        raise UserError(f"{path}: has {size} bytes, which no manifest of shards has")
+    with parsing(path, "readable JSON", f"remove {folder} and make it again"):
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); remove {folder} and make it again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not a manifest of shards (its 'format' should be '{FORMAT}')")
     if manifest.get("layout") != LAYOUT:
@@ -258,18 +248,19 @@ def _pack(shard: Shard) -> bytes:
 
 def _read(folder: Path, part: str, k: int, manifest: dict[str, Any]) -> Shard:
     path = folder / part / f"{k}.npz"
-    if not path.is_file():
-        raise UserError(f"{path}: missing; remove {folder} and make it again")
-    try:
+    again = f"remove {folder} and make it again"
+    if state_of(path) is None:
+        raise UserError(f"{path}: missing; {again}")
+    check_regular(path)
+    with parsing(path, "shard", again):
         content = path.read_bytes()
-        archive = np.load(io.BytesIO(content), allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile) or {"x", "y"} - set(archive.files):
-            raise ValueError("it should hold two arrays, x and y")
-        shard = Shard(archive["x"], archive["y"])
-    except UNREADABLE as error:
-        raise UserError(
-            f"{path}: not a readable shard ({_reason(error)}); remove {folder} and make it again"
-        ) from error
+    try:
+        arrays = read_npz(io.BytesIO(content), path)
+    except UserError as error:
+        raise UserError(f"{error}; {again}") from error
+    if {"x", "y"} - set(arrays):
+        raise UserError(f"{path}: not a shard, which holds two arrays, x and y; {again}")
+    shard = Shard(arrays["x"], arrays["y"])
     _check_shard(path, shard, manifest)
     shard = Shard(shard.x, shard.y.astype(np.int64, copy=False))
     expected = manifest["clients"][k][part]
@@ -279,11 +270,6 @@ def _read(folder: Path, part: str, k: int, manifest: dict[str, Any]) -> Shard:
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise UserError(f"{path}: changed since it was written (SHA-256 differs); remove {folder} and make it again")
     return shard
-
-
-def _reason(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return "it holds pickled objects" if "allow_pickle" in text or "pickled" in text else text
 
 
 def _check_shard(path: Path, shard: Shard, manifest: dict[str, Any]) -> None:
@@ -311,24 +297,24 @@ def _wrong_entry(manifest: dict[str, Any]) -> str:
     """Return the first entry that does not have the form that `load` relies on, or ''."""
 
     def is_whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
     def is_names(value: Any) -> bool:
-        return isinstance(value, list) and bool(value) and all(_is_shown(item) for item in value)
+        return isinstance(value, list) and bool(value) and all(can_be_shown(item) for item in value)
 
     shape, clients = manifest.get("shape"), manifest.get("clients")
     if not is_plain_name(manifest.get("name")):
         return "name"
     if not _is_spec(manifest.get("spec")):
         return "spec"
-    for key in ("classes", "channels"):
-        if not is_names(manifest.get(key)):
+    for key, most in (("classes", limits.CLASSES), ("channels", limits.CHANNELS)):
+        if not is_names(manifest.get(key)) or len(manifest[key]) > most:
             return key
     if not isinstance(shape, list) or len(shape) != 3 or not all(is_whole(n) for n in shape):
         return "shape"
     if shape[0] != len(manifest["channels"]):
         return "channels"
-    if not isinstance(clients, list) or not clients:
+    if not isinstance(clients, list) or not 0 < len(clients) <= limits.SUBJECTS:
         return "clients"
     for k, client in enumerate(clients):
         for name in PARTS:
@@ -344,7 +330,7 @@ def _wrong_entry(manifest: dict[str, Any]) -> str:
                 return f"clients/{k}/{name}/sha256"
         try:
             statistics_of(manifest, k)
-        except ValueError:
+        except (ValueError, OverflowError):
             return f"clients/{k}/statistics"
     if len({"statistics" in client for client in clients}) > 1:
         return "statistics"
@@ -361,11 +347,6 @@ def statistics_of(manifest: dict[str, Any], k: int) -> Statistics | None:
     if "statistics" not in client:
         return None
     return Statistics.from_dict(client["statistics"], channels, client["train"]["samples"] * time)
-
-
-def _is_shown(name: Any) -> bool:
-    """Return whether a value can be the name of a class or a channel."""
-    return isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable() and bool(name.strip())
 
 
 def _is_spec(spec: Any) -> bool:

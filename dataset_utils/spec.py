@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset_utils import limits
+from dataset_utils.files import is_folder
 from registry.errors import UserError
 from registry.parameters import Params, option
+from registry.text import shown
 
 PARTITIONS = ("subject", "iid", "dirichlet", "pathological")
 SPLITS = ("shuffled", "blocked", "loso", "given")
@@ -146,13 +150,15 @@ def window_samples(window: float | str, rate: float) -> int:
     """Return the samples of a window of `2.56` (seconds), '2.56 s' or '128 samples' at `rate` Hz.
 
     Raises:
-        ValueError: fewer than 2.
+        ValueError: fewer than 2, or more than `limits.WINDOW`.
     """
     length = _length(window)
-    samples = 0 if length is None else round(length[0] * (rate if length[1] == "s" else 1))
-    if samples < 2:
-        raise ValueError(f"{window!r} is no window of two samples or more at {rate:g} Hz")
-    return samples
+    samples = 0 if length is None else min(length[0] * (rate if length[1] == "s" else 1), limits.WINDOW + 1)
+    if round(samples) < 2:
+        raise ValueError(f"{shown(repr(window))} is no window of two samples or more at {rate:g} Hz")
+    if samples > limits.WINDOW:
+        raise ValueError(f"{shown(repr(window))} is more than {limits.WINDOW} samples at {rate:g} Hz")
+    return round(samples)
 
 
 def _length(window: Any) -> tuple[float, str] | None:
@@ -161,6 +167,17 @@ def _length(window: Any) -> tuple[float, str] | None:
         return None
     hit = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(s|samples)?\s*", str(window))
     return (float(hit[1]), hit[2] or "s") if hit and math.isfinite(float(hit[1])) and float(hit[1]) > 0 else None
+
+
+def shards_folder(data: str) -> Path | None:
+    """Return the folder of shards that `-data` names, or None where it is a data set's name or a YAML file.
+
+    A folder is named by a path with a separator (`./SPAR`): a folder in the working directory must not take the place
+    of the data set of its name. Raises UserError where the path cannot be looked up.
+    """
+    path = Path(data)
+    named = any(separator in data for separator in ("/", os.sep, os.altsep or os.sep)) or data in (".", "..")
+    return path if named and is_folder(path) else None
 
 
 def is_own_data(data: str) -> bool:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataset_utils import limits
 from dataset_utils.counts import Tally
 from dataset_utils.recording import UNLABELLED, Preprocessing, Recording
 from registry.errors import UserError
@@ -306,6 +307,7 @@ def _placed(
     whole = np.rint(steps).astype(np.int64)
     if (whole >= 1).all() and np.count_nonzero(np.abs(steps - whole) > 0.3) <= FEW * len(steps):
         place = np.concatenate([[0], np.cumsum(whole)])
+        _check_samples(float(place[-1]), signals, tally)
         tally.inserted += int(place[-1] + 1 - len(place))
         spread = np.full((int(place[-1]) + 1, signals.shape[1]), np.nan, dtype=signals.dtype)
         spread[place] = signals
@@ -318,6 +320,7 @@ def _placed(
     if even_rate is not None:  # the samples are even, only their times jitter
         return Piece(signals, labels, even_rate)
     tally.uneven = True
+    _check_samples(float((time[-1] - time[0]) * rate), signals, tally)
     grid = np.arange(int((time[-1] - time[0]) * rate + 1e-6) + 1) / rate + time[0]
     columns = [_interpolated(time, signals[:, i], grid, 1 / rate, settings) for i in range(signals.shape[1])]
     tally.inserted += max(0, len(grid) - len(time))
@@ -328,6 +331,12 @@ def _placed(
     else:
         marks = labels[_nearest(time, grid)]
     return Piece(np.stack(columns, axis=1), marks, rate)
+
+
+def _check_samples(samples: float, signals: np.ndarray, tally: Tally) -> None:
+    """Raise UserError where so many samples, missing ones among them, would not fit into memory."""
+    size = samples * signals.shape[1] * signals.itemsize
+    limits.check_memory(f"{tally.name}, with missing rows filled in,", size, "choose a smaller 'max_gap'")
 
 
 def _interpolated(

@@ -8,11 +8,13 @@ from hashlib import sha256
 
 import numpy as np
 
+from dataset_utils import limits
 from dataset_utils.preprocessing import Stretch
 from dataset_utils.recording import STRADDLES, UNLABELLED, Preprocessing, Windows
 from dataset_utils.time_axis import step_of
 from registry.errors import UserError
 
+FLOAT = 4  # bytes
 SOME = 512
 """Number of windows copied at a time."""
 
@@ -44,7 +46,10 @@ def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None
     pieces.sort(key=lambda piece: natural(piece[0].subject))
     subjects = tuple(dict.fromkeys(piece[0].subject for piece in pieces))
     number_of = {line: number for number, line in enumerate(dict.fromkeys(piece[4] for piece in pieces))}
+    limits.check_count("the recordings", len(subjects), limits.SUBJECTS, "subjects", "correct 'subject'")
     counts = [len(piece[3]) for piece in pieces]
+    size = sum(counts) * pieces[0][1].shape[1] * window * FLOAT
+    limits.check_memory(f"{sum(counts)} windows of {window} samples", size, "choose a smaller window or overlap")
     x = np.empty((sum(counts), pieces[0][1].shape[1], 1, window), dtype=np.float32)
     y = np.concatenate([piece[2] for piece in pieces])
     start = np.concatenate([piece[3] + piece[0].start for piece in pieces])

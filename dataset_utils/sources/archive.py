@@ -14,16 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO
 
-from dataset_utils.files import unwritable
+from dataset_utils import limits
+from dataset_utils.files import check_listable, check_regular, is_folder, parsing, unwritable
 from registry.errors import UserError
 
-MAX_BYTES = 50 << 30
-"""Largest unpacked size of a zip; no data set here is larger."""
-MAX_RATIO = 100
-"""Largest compression ratio, checked above `RATIO_FROM` bytes: sensor text shrinks 4 to 20 times, a zip bomb 1000."""
-RATIO_FROM = 1 << 30
-
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
+AGAIN = "fetch the file again"
 
 
 class Archive(ABC):
@@ -59,8 +55,8 @@ class Archive(ABC):
         try:
             with self._stream(name) as file:
                 yield file
-        except _DAMAGED as error:
-            raise UserError(f"{self.path}: '{name}' in it is damaged ({error}); fetch the file again") from error
+        except DAMAGED as error:
+            raise UserError(f"{self.path}: '{name}' in it is damaged ({error}); {AGAIN}") from error
         except OSError as error:
             raise UserError(f"{self.where(name)}: cannot be read ({error.strerror or error})") from error
 
@@ -80,6 +76,7 @@ class _Folder(Archive):
         return str(self._folder / name)
 
     def _stream(self, name: str) -> IO[bytes]:
+        check_regular(self._folder / name)
         return (self._folder / name).open("rb")
 
 
@@ -121,12 +118,13 @@ def open_archive(path: Path, key: str) -> Iterator[Archive]:
     Raises:
         UserError: it does not exist, is damaged or dangerous (see `check_zip`), or is another data set.
     """
-    if path.is_dir():
+    if is_folder(path):
         folder = _folder_root(path, key)
         if folder is None:
             raise UserError(f"{path}: no '{key}' in this folder")
         yield _Folder(path, folder)
         return
+    check_regular(path)
     with _open_zip(path, path) as outer:
         root = _zip_root(outer, key)
         if root is not None:
@@ -153,6 +151,8 @@ def check_zip(zipped: zipfile.ZipFile, path: Path) -> None:
     sizes in the directory are binding, as `zipfile` reads no further).
     """
     total = packed = 0
+    if len(zipped.infolist()) > limits.MEMBERS:
+        raise UserError(f"{path}: refused, it holds more than {limits.MEMBERS} files")
     for info in zipped.infolist():
         name = info.orig_filename
         if name.startswith("/") or "\\" in name or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
@@ -165,18 +165,13 @@ def check_zip(zipped: zipfile.ZipFile, path: Path) -> None:
             raise UserError(f"{path}: '{name}' in it is packed in an unusual way; unpack it and give the folder")
         total += info.file_size
         packed += info.compress_size
-    if total > MAX_BYTES or (total > RATIO_FROM and total > MAX_RATIO * packed):
-        raise UserError(f"{path}: refused, {packed} bytes in it would unpack to {total} (a zip bomb?)")
+    limits.check_unpacked(path, total, packed)
 
 
 @contextmanager
 def _open_zip(source: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
-    try:
+    with parsing(path, "zip", AGAIN):
         zipped = zipfile.ZipFile(source)
-    except (*_DAMAGED, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path}: is no zip, or a damaged one ({error}); fetch the file again") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     with zipped:
         check_zip(zipped, path)
         yield zipped
@@ -189,8 +184,8 @@ def _nested(path: Path, outer: zipfile.ZipFile, name: str) -> Iterator[zipfile.Z
         try:
             with outer.open(name) as inner:
                 shutil.copyfileobj(inner, copy, 1 << 20)
-        except _DAMAGED as error:
-            raise UserError(f"{path}: '{name}' in it is damaged ({error}); fetch the file again") from error
+        except DAMAGED as error:
+            raise UserError(f"{path}: '{name}' in it is damaged ({error}); {AGAIN}") from error
         except OSError as error:
             raise unwritable(Path(tempfile.gettempdir()), error) from error
         with _open_zip(copy, path) as zipped:
@@ -210,6 +205,7 @@ def _zip_root(zipped: zipfile.ZipFile, key: str) -> PurePosixPath | None:
 
 
 def _folder_root(folder: Path, key: str) -> Path | None:
+    check_listable(folder)
     depth = len(PurePosixPath(key).parts)
     for above in ("", "*/", "*/*/"):
         hits = sorted(folder.glob(above + key))

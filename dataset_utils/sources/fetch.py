@@ -63,9 +63,10 @@ class ArchiveSource(Source):
 def locate(name: str, place: Place, raw: Path | None, data_root: Path, download: bool) -> Path:
     """Return the folder or zip of the data set `name`; see `Source.find`."""
     folder = data_root / "raw" if raw is None else raw
-    if raw is not None and not raw.exists():
+    if raw is not None and files.state_of(raw) is None:
         raise UserError(f"{raw}: there is no such file or folder; {_advice(name, place)}")
-    if raw is not None and raw.is_file():
+    if raw is not None and not files.is_folder(raw):
+        files.check_regular(raw)
         return raw
     candidates = [folder / usual for usual in place.usual]
     if raw is not None:

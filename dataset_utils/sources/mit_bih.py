@@ -60,12 +60,15 @@ class MITBIH(ArchiveSource):
                 continue
             table = read_wfdb(root / name, Wanted((LEAD,), None, ()), Dialect())
             marks = wfdb_annotations((root / name).with_suffix(".atr"))
+            rate = table.rate or RATE
             labels = np.full(len(table.signals), UNLABELLED, dtype=np.int64)
             left_out: Counter[str] = Counter()
             for second, symbol in zip(marks.onset, marks.labels, strict=True):
+                if not 0 <= round(second * rate) < len(labels):
+                    raise UserError(f"{root / name}: a beat at {second:g} s, which is outside of the record")
                 kind = next((index for index, symbols in enumerate(KINDS.values()) if symbol in symbols), None)
                 if kind is not None:
-                    labels[round(second * table.rate)] = kind
+                    labels[round(second * rate)] = kind
                 elif symbol in UNKNOWN:
                     left_out["beats of class Q"] += 1
             yield Recording(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_utils.arrays import read_npy
 from dataset_utils.recording import Preprocessing, Recording
 from dataset_utils.sources.archive import Archive, open_archive
 from dataset_utils.sources.fetch import ArchiveSource, Place
@@ -49,10 +50,7 @@ def _read_file(archive: Archive, name: str) -> np.ndarray:
     """Read (samples, 5): time in µs, acceleration x, y, z in g, posture."""
     where = archive.where(name)
     with archive.open(name) as file:
-        try:
-            table = np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError as error:
-            raise UserError(f"{where}: is no .npy file of numbers, or a damaged one ({error})") from error
+        table = read_npy(file, archive.size(name), where)
     if table.ndim != 2 or table.shape[1] != 5 or table.dtype.kind != "f" or not len(table):
         raise UserError(f"{where}: has shape {table.shape}, type {table.dtype} instead of (samples, 5) floats")
     if not np.isfinite(table[:, 0]).all() or not np.isin(table[:, 4], np.arange(POSTURES)).all():

@@ -74,5 +74,6 @@ def _labels(onset: np.ndarray, duration: np.ndarray, stages: list[str], samples:
     labels = np.full(samples, UNLABELLED, dtype=np.int64)
     for start, seconds, stage in zip(onset, duration, stages, strict=True):
         if stage in STAGES:
-            labels[round(start * rate) : round((start + seconds) * rate)] = STAGES[stage]
+            first, last = np.clip(np.rint(np.array([start, start + seconds]) * rate), 0, samples).astype(np.int64)
+            labels[first:last] = STAGES[stage]
     return labels

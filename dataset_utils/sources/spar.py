@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset_utils.files import is_file, is_folder, parsing
 from dataset_utils.recording import Preprocessing, Recording, Source
 from dataset_utils.safe_pickle import load_npy
 from registry.errors import UserError
@@ -39,8 +40,8 @@ class SPAR(Source):
     def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
         """Find the file in the package seglearn, which is not imported; see `Source.find`."""
         if raw is not None:
-            path = raw / FILE if raw.is_dir() else raw
-            if not path.is_file():
+            path = raw / FILE if is_folder(raw) else raw
+            if not is_file(path):
                 raise UserError(f"{path}: there is no such file; SPAR is seglearn's '{FILE}' (pip install seglearn)")
             return path
         spec = importlib.util.find_spec("seglearn")
@@ -60,12 +61,14 @@ class SPAR(Source):
         data = load_npy(path)
         if not isinstance(data, dict) or not {"X", "y", "subject", "y_labels", "X_labels"} <= data.keys():
             raise UserError(f"{path}: is not seglearn's '{FILE}' (no dictionary with X, y, subject and their labels)")
-        signals, exercises, subjects = data["X"], np.asarray(data["y"]), np.asarray(data["subject"])
-        if list(data["y_labels"]) != LABELS or list(data["X_labels"]) != CHANNELS:
-            raise UserError(f"{path}: its labels or channels are not those of seglearn's '{FILE}'")
-        if not len(signals) == len(exercises) == len(subjects) or not set(exercises) <= set(range(len(LABELS))):
-            raise UserError(f"{path}: X, y and subject do not fit together")
-        for index in np.argsort(subjects, kind="stable"):
+        with parsing(path, f"file like seglearn's '{FILE}'"):
+            signals, exercises, subjects = data["X"], np.asarray(data["y"]), np.asarray(data["subject"])
+            if list(data["y_labels"]) != LABELS or list(data["X_labels"]) != CHANNELS:
+                raise UserError(f"{path}: its labels or channels are not those of seglearn's '{FILE}'")
+            if not len(signals) == len(exercises) == len(subjects) or not set(exercises) <= set(range(len(LABELS))):
+                raise UserError(f"{path}: X, y and subject do not fit together")
+            order = np.argsort(subjects, kind="stable")
+        for index in order:
             signal = np.asarray(signals[index])
             if signal.ndim != 2 or signal.shape[1] != len(CHANNELS) or signal.dtype.kind != "f":
                 raise UserError(f"{path}: recording {index} is not a float array of (samples, {len(CHANNELS)})")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset_utils.files import parsing
 from dataset_utils.recording import UNLABELLED, Preprocessing, Recording
 from dataset_utils.safe_pickle import read_pickle
 from dataset_utils.sources.archive import open_archive
@@ -51,12 +52,10 @@ class WESAD(ArchiveSource):
 
 def _chest(data: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     """Return signals (samples, 8), float32, and conditions (samples,)."""
-    try:
+    with parsing(where, "file of WESAD"):
         chest, condition = data["signal"]["chest"], np.asarray(data["label"]).ravel()
         columns = [np.asarray(chest[name]).reshape(len(condition), width) for name, width in SIGNALS.items()]
         signals = np.concatenate(columns, axis=1).astype(np.float32)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{where}: is no file of WESAD, or a damaged one ({error})") from error
     if not np.isin(condition, np.arange(8)).all():
         raise UserError(f"{where}: a condition that is none of 0 to 7")
     return signals, condition

@@ -236,13 +236,13 @@ def test_csv_without_rows_or_time(tmp_path):
         ({"x": np.zeros((4, 2)), "y": np.arange(3)}, r"y has shape \(3,\) instead of \(4,\)"),
         ({"x": np.zeros((4, 2)), "y": np.arange(4), "time": np.zeros(2)}, "time has shape"),
         ({"x": np.zeros((4, 2)), "y": np.arange(4), "time": np.full(4, "a")}, "time must be seconds"),
-        ({"x": np.zeros((4, 2)), "y": np.array([1, None, 2, 3])}, "is no .npz of plain arrays"),
+        ({"x": np.zeros((4, 2)), "y": np.array([1, None, 2, 3])}, "holds pickled objects"),
     ],
 )
 def test_npz_mistakes(tmp_path, arrays, message):
     path = describe(tmp_path)
     np.savez(tmp_path / "rec" / "a.npz", **arrays)
-    with pytest.raises(UserError, match=rf"a\.npz: {message}"):
+    with pytest.raises(UserError, match=rf"a\.npz.*: {message}"):
         load(path)
 
 
@@ -253,5 +253,5 @@ def test_damaged_npz(tmp_path):
     contents = file.read_bytes()
     for damaged in (b"", contents[:200], contents[:3000] + bytes(100) + contents[3100:]):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"a\.npz: is no \.npz"):
+        with pytest.raises(UserError, match=r"a\.npz.*: is no \.np"):
             load(path)

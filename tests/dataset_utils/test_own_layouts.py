@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dataset_utils import describe
+from dataset_utils import describe, limits
 from dataset_utils.reading import read
 from dataset_utils.recording import UNLABELLED
 from dataset_utils.sources.own import load_source
@@ -91,9 +91,7 @@ def test_packed_text(tmp_path, folder):
 
 
 def test_a_packed_bomb_is_refused(tmp_path, folder, monkeypatch):
-    from dataset_utils.sources.own import packed
-
-    monkeypatch.setattr(packed, "RATIO_FROM", 1 << 16)
+    monkeypatch.setattr(limits, "RATIO_FROM", 1 << 16)
     (folder / "s1.csv.gz").write_bytes(gzip.compress(b"t,ax,ay,activity\n" + b"0,1,2,a\n" * 1_000_000))
     with pytest.raises(UserError, match="refused, it unpacks to more than"):
         recordings(source_of(tmp_path))
@@ -167,7 +165,7 @@ def test_npy_tables(tmp_path, folder):
     with pytest.raises(UserError, match=r"has shape \(600, 4\), but dialect: \{header: \.\.\.\} names 3 columns"):
         recordings(source_of(tmp_path, dialect={"header": ["ax", "ay", "activity"]}))
     np.save(folder / "s1.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"s1\.npy: is no \.npy of numbers"):
+    with pytest.raises(UserError, match=r"s1\.npy: holds pickled objects"):
         recordings(source_of(tmp_path))
 
 

@@ -266,7 +266,7 @@ def test_own_edf_and_wfdb_files(tmp_path):
     with pytest.raises(UserError, match=r"s1\.edf: has no signal 'Oz'; it has: Fpz, Cz"):
         own(source_of(tmp_path, label={"table": "{file}.edf"}, files="*.edf", **(about | {"columns": ["Oz"]})))
     (tmp_path / "rec" / "s1.edf").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"s1\.edf: cannot be read"):
+    with pytest.raises(UserError, match=r"s1\.edf: is no EDF or BDF file"):
         own(source_of(tmp_path, label={"table": "{file}.edf"}, files="*.edf", classes=["a", "b"], **about))
 
 

@@ -112,9 +112,9 @@ NAN[4, 0, 0, 0] = -np.inf
     ("content", "text"),
     [
         (None, "missing"),
-        (b"", "not a readable shard"),
-        (b"hello", "not a readable shard"),
-        (pack(x=GOOD, y=LABELS)[:-100], "not a readable shard"),
+        (b"", r"is no \.npz file"),
+        (b"hello", r"is no \.npz file"),
+        (pack(x=GOOD, y=LABELS)[:-100], r"is no \.npz file"),
         (pack(x=GOOD), "two arrays, x and y"),
         (pack(x=OBJECTS, y=LABELS), "pickled objects"),
         (pack(x=GOOD, y=OBJECTS), "pickled objects"),
@@ -146,7 +146,7 @@ def test_a_damaged_shard_is_named(folder, content, text):
 def test_a_bare_array_is_no_shard(folder):
     np.save(folder / "test" / "2.npy", GOOD)
     (folder / "test" / "2.npy").rename(folder / "test" / "2.npz")
-    with pytest.raises(UserError, match=r"2\.npz: not a readable shard"):
+    with pytest.raises(UserError, match=r"2\.npz: is no \.npz file"):
         load(folder)
 
 

@@ -68,7 +68,7 @@ def test_not_there(tmp_path):
         (np.full((10, 5), np.nan), "a time is missing"),
         (np.full((10, 5), 12.0), "not one of 0 to 11"),
         (np.full((10, 5), 1.5), "not one of 0 to 11"),
-        (np.array([{}], dtype=object), r"no \.npy file of numbers"),
+        (np.array([{}], dtype=object), "holds pickled objects"),
     ],
 )
 def test_damaged_files(tmp_path, values, message):
@@ -81,7 +81,7 @@ def test_truncated_file(tmp_path):
     folder = save(tmp_path / "SLEEP", subject_03=table())
     path = folder / "subject_03.npy"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"subject_03\.npy: is no \.npy file"):
+    with pytest.raises(UserError, match=r"subject_03\.npy: is damaged, its header announces"):
         list(SLEEP().load(folder))
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import can_be_shown, shown
+
+LARGEST = 1e15
+"""Numbers lie below it, so that products of them are finite."""
+
+
+def quoted(value: Any) -> str:
+    """Return a value of a YAML file as messages quote it."""
+    return shown(repr(value))
 
 
 class Checked:
@@ -30,7 +38,8 @@ class Checked:
             raise self.error(f"must hold keys and values ({', '.join(known)}); see docs/datasets.md")
         for key in values:
             if key not in known:
-                raise self.error(f"unknown key '{key}'{suggest(str(key), known)}; it has: {', '.join(known)}")
+                name = quoted(key) if not isinstance(key, str) else shown(key)
+                raise self.error(f"unknown key '{name}'{suggest(name, known)}; it has: {', '.join(known)}")
         for key in required:
             if key not in values:
                 raise self.error(f"the key '{key}' is missing; it needs: {', '.join(required)}")
@@ -50,8 +59,8 @@ class Checked:
     def text(self, key: str, default: Any = ...) -> Any:
         """Return a word."""
         value = self.values.get(key, default)
-        if value is not default and not (isinstance(value, str) and value.strip()):
-            raise self.error(f"'{key}' must be a word, not {value!r}")
+        if value is not default and not (isinstance(value, str) and value.strip() and value.isprintable()):
+            raise self.error(f"'{key}' must be a word, not {quoted(value)}")
         return value
 
     def column(self, key: str, default: Any = ...) -> Any:
@@ -59,8 +68,8 @@ class Checked:
         value = self.values.get(key, default)
         if value is default:
             return value
-        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-            raise self.error(f"'{key}' must name a column, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, str | int) or not can_be_shown(str(value)):
+            raise self.error(f"'{key}' must name a column, not {quoted(value)}")
         return str(value)
 
     def names(self, key: str, default: Any = ...) -> Any:
@@ -68,25 +77,25 @@ class Checked:
         value = self.values.get(key, default)
         if value is default:
             return value
-        if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-            raise self.error(f"'{key}' must be a list of column names like [ax, ay, az], not {value!r}")
+        if not isinstance(value, list) or not value or not all(can_be_shown(item) for item in value):
+            raise self.error(f"'{key}' must be a list of column names like [ax, ay, az], not {quoted(value)}")
         if len(set(value)) < len(value):
             raise self.error(f"'{key}' names a column twice")
         return tuple(value)
 
-    def number(self, key: str, default: Any = ..., low: float = 0, high: float = math.inf) -> Any:
+    def number(self, key: str, default: Any = ..., low: float = 0, high: float = LARGEST) -> Any:
         """Return a number of at least `low` and below `high`."""
         value = self.values.get(key, default)
         if value is default:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < high:
-            limits = f"of at least {low:g}" + (f" and below {high:g}" if high < math.inf else "")
-            raise self.error(f"'{key}' must be a number {limits}, not {value!r}")
+            limits = f"of at least {low:g}" + (f" and below {high:g}" if high < LARGEST else "")
+            raise self.error(f"'{key}' must be a number {limits}, not {quoted(value)}")
         return float(value)
 
     def choice(self, key: str, choices: Sequence[str], default: Any = ...) -> Any:
         """Return one of several words."""
         value = self.values.get(key, default)
         if value is not default and value not in choices:
-            raise self.error(f"'{key}' must be one of {', '.join(choices)}, not {value!r}")
+            raise self.error(f"'{key}' must be one of {', '.join(choices)}, not {quoted(value)}")
         return value

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import re
-import zipfile
+import struct
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from dataset_utils import limits
+from dataset_utils.arrays import read_npy, read_npz
 from dataset_utils.counts import some
-from dataset_utils.sources.archive import check_zip
+from dataset_utils.files import check_regular, parsing
 from dataset_utils.sources.own.description import Dialect
 from dataset_utils.sources.own.labels import Text
-from dataset_utils.sources.own.packed import opened
+from dataset_utils.sources.own.packed import most_unpacked, opened
 from dataset_utils.sources.own.table import Table, Wanted, check_finite, is_dates, seconds
 from registry.errors import UserError
 from registry.parameters import suggest
@@ -24,7 +27,12 @@ PART = re.compile(r"(.+)\[([0-9]+)\]")
 """Name of a column: column 0 of an array `acc` of shape (samples, 3) is acc[0]."""
 SIGNALS, LABELS, TIME = "x", "y", "time"
 """Default names of arrays."""
-NUMPY = "is no .npz of plain arrays, or a damaged one"
+MAT = ".mat file"
+COMPRESSED = 15
+"""Number of the kind of compressed parts of .mat files."""
+DEFLATE = 1032
+"""Largest ratio of zlib's compression."""
+PIECE = 1 << 20
 
 Arrays = Mapping[str, Any]
 
@@ -140,26 +148,20 @@ def _check_length(file: Path, name: str, array: np.ndarray, rows: int) -> None:
 
 
 def _npz(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
-    try:
-        with zipfile.ZipFile(file) as zipped:
-            check_zip(zipped, file)
-        wanted = {*names, *(hit[1] for name in names if (hit := PART.fullmatch(name))), SIGNALS, LABELS, TIME}
-        with np.load(file, allow_pickle=False) as stored:
-            # an array that is not wanted need not be readable, but messages list its name
-            return {name: stored[name] if name in wanted else None for name in stored.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise UserError(f"{file}: {NUMPY} ({error})") from error
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+    # an array that is not wanted need not be readable, but messages list its name
+    check_regular(file)
+    return read_npz(file, file, _asked(names))
+
+
+def _asked(names: tuple[str, ...]) -> set[str]:
+    """Return the names of the arrays that hold the wanted columns."""
+    return {*names, *(hit[1] for name in names if (hit := PART.fullmatch(name))), SIGNALS, LABELS, TIME}
 
 
 def _npy(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
     """Read a table whose columns `dialect: {header: [...]}` names; else the array `x`."""
-    try:
-        with opened(file) as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
-        raise UserError(f"{file}: is no .npy of numbers, or a damaged one ({error})") from error
+    with opened(file) as stream:
+        array = read_npy(stream, most_unpacked(file), str(file))
     if array.dtype.names:
         return {name: array[name] for name in array.dtype.names}
     if dialect.header is None:
@@ -173,16 +175,37 @@ def _npy(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
 
 def _mat(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
+    from scipy.io.matlab import matfile_version
 
-    try:
-        with opened(file) as stream:
+    with opened(file) as stream, parsing(file, MAT):
+        if matfile_version(stream)[0] != 2:
+            _check_mat(stream, file)
+            stream.seek(0)
             loaded = loadmat(stream, simplify_cells=True)
-    except NotImplementedError:  # version 7.3, which is HDF5
-        return _hdf5(file, names, dialect)
-    except (ValueError, TypeError, EOFError, zlib.error, MatReadError, MemoryError) as error:
-        raise UserError(f"{file}: is no .mat file, or a damaged one ({' '.join(str(error).split())[:120]})") from error
-    return _flat({name: value for name, value in loaded.items() if not name.startswith("__")})
+            return _flat({name: value for name, value in loaded.items() if not name.startswith("__")})
+    return _hdf5(file, names, dialect)  # version 7.3
+
+
+def _check_mat(stream: IO[bytes], file: Path) -> None:
+    """Raise UserError for a .mat file (version 5) whose compressed parts unpack to far more than it holds."""
+    packed = check_regular(file)
+    if packed * DEFLATE < limits.RATIO_FROM:
+        return
+    stream.seek(126)
+    order = "<" if stream.read(2) == b"IM" else ">"
+    total = 0
+    while len(tag := stream.read(8)) == 8:
+        kind, left = struct.unpack(f"{order}II", tag)
+        if kind != COMPRESSED:
+            stream.seek(left, io.SEEK_CUR)
+            continue
+        unpacking = zlib.decompressobj()
+        while left > 0 and (piece := stream.read(min(left, PIECE))):
+            left -= len(piece)
+            while piece:
+                total += len(unpacking.decompress(piece, PIECE))
+                limits.check_unpacked(file, total, packed)
+                piece = unpacking.unconsumed_tail
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -197,17 +220,23 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _hdf5(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
-    """Read the wanted datasets by their path, such as 'chest/acc'; links to other files are not followed."""
+    """Read the wanted datasets by their path, such as 'chest/acc'; other files that it refers to are not read."""
     import h5py
 
-    try:
-        with h5py.File(file, "r") as stored:
-            held: dict[str, Any] = {}
-            stored.visititems(lambda name, item: held.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-            asked = {*names, *(hit[1] for name in names if (hit := PART.fullmatch(name))), SIGNALS, LABELS, TIME}
-            loaded = {name: item[()] if name in asked else None for name, item in held.items()}
-    except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:
-        raise UserError(f"{file}: is no HDF5 file, or a damaged one ({' '.join(str(error).split())[:120]})") from error
+    size, asked = check_regular(file), _asked(names)
+    loaded: dict[str, Any] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            loaded[name] = None
+            if name in asked:
+                if item.external or item.is_virtual:
+                    raise UserError(f"{file}: '{name}' in it lies in another file; save it in one")
+                limits.check_unpacked(f"{file} ({name})", item.size * max(1, item.dtype.itemsize), size)
+                loaded[name] = item[()]
+
+    with parsing(file, "HDF5 file"), h5py.File(file, "r") as stored:
+        stored.visititems(visit)
     matlab = {name: _from_matlab(array) for name, array in loaded.items()}
     return matlab if file.suffix.lower() == ".mat" else {k: _decoded(v) for k, v in loaded.items()}
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dataset_utils import limits
+from dataset_utils.files import read_yaml
 from dataset_utils.recording import Preprocessing
-from dataset_utils.sources.own.checked import Checked
+from dataset_utils.sources.own.checked import Checked, quoted
 from dataset_utils.sources.own.given import GivenRule
 from dataset_utils.sources.own.labels import label_text
 from dataset_utils.sources.own.naming import Rule
 from dataset_utils.spec import window_samples
 from dataset_utils.time_axis import UNITS
-from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import NAMES, can_be_shown
 
 REQUIRED = ("name", "folder", "window")
 OPTIONAL = (
@@ -158,16 +158,12 @@ def read_description(path: Path) -> Description:
     Raises:
         UserError: the file is missing or no YAML, a key is unknown or missing, or a value is invalid.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())})") from error
+    values = read_yaml(path)
     described = Checked(path, values, REQUIRED, OPTIONAL)
     label, column = _label(described)
     streams = _streams(described, column)
     channels = [channel for stream in streams for channel in stream.channels]
+    limits.check_count(path, len(channels), limits.CHANNELS, "channels", "name fewer in 'columns'")
     acceleration = described.names("acceleration", ())
     for channel in acceleration:
         if channel not in channels:
@@ -216,7 +212,7 @@ def _streams(described: Checked, label: str | None) -> tuple[Stream, ...]:
             Stream(
                 _patterns(described, files),
                 described.names("columns"),
-                described.number("rate", 0.0, 1e-3),
+                described.number("rate", 0.0, 1e-3, limits.RATE),
                 _time(described, described.get("time")),
                 label,
                 dialect,
@@ -232,7 +228,7 @@ def _streams(described: Checked, label: str | None) -> tuple[Stream, ...]:
     for number, values in enumerate(listed, start=1):
         one = Checked(described.path, values, ("files", "columns", "rate"), STREAM, f"stream {number}")
         time = _time(one, one.get("time"))
-        rate = one.number("rate", low=1e-3)
+        rate = one.number("rate", low=1e-3, high=limits.RATE)
         own = _dialect(one) if "dialect" in one else dialect
         streams.append(
             Stream(_patterns(one, one.get("files")), one.names("columns"), rate, time, one.column("label", None), own)
@@ -250,11 +246,13 @@ def _streams(described: Checked, label: str | None) -> tuple[Stream, ...]:
 
 def _patterns(described: Checked, files: Any) -> tuple[str, ...]:
     patterns = [files] if isinstance(files, str) else files
-    if not isinstance(patterns, list) or not all(isinstance(p, str) and p.strip() for p in patterns):
-        raise described.error(f"'files' must be a pattern like '**/*.csv', or a list of them, not {files!r}")
+    if not isinstance(patterns, list) or not all(
+        isinstance(p, str) and p.strip() and p.isprintable() for p in patterns
+    ):
+        raise described.error(f"'files' must be a pattern like '**/*.csv', or a list of them, not {quoted(files)}")
     for pattern in patterns:
         if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
-            raise described.error(f"files: {pattern!r} must lie below 'folder'")
+            raise described.error(f"files: {quoted(pattern)} must lie below 'folder'")
     return tuple(patterns)
 
 
@@ -264,7 +262,7 @@ def _time(described: Checked, value: Any) -> Time | None:
     if isinstance(value, str) and value.strip():
         return Time(value)
     if not isinstance(value, dict):
-        raise described.error(f"'time' must be a word, or {{column: ..., unit: ms}}, not {value!r}")
+        raise described.error(f"'time' must be a word, or {{column: ..., unit: ms}}, not {quoted(value)}")
     time = Checked(described.path, value, ("column",), ("unit", "timezone", "repeated"), "time")
     time.choice("repeated", ("average", "error"), None)
     return Time(time.column("column"), _unit(time), _timezone(time))
@@ -287,7 +285,7 @@ def _timezone(described: Checked) -> str | None:
         try:
             zoneinfo.ZoneInfo(name)
         except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError) as error:
-            raise described.error(f"'timezone' {name!r} is unknown; one is Europe/Berlin") from error
+            raise described.error(f"'timezone' {quoted(name)} is unknown; one is Europe/Berlin") from error
     return name
 
 
@@ -297,7 +295,7 @@ def _dialect(described: Checked) -> Dialect:
     given = Checked(described.path, described.get("dialect"), (), DIALECT, "dialect")
     separator = given.values.get("separator")
     if separator is not None and (not isinstance(separator, str) or len(separator) != 1):
-        raise given.error(f"'separator' must be one character, not {separator!r}")
+        raise given.error(f"'separator' must be one character, not {quoted(separator)}")
     encoding = given.text("encoding", None)
     if encoding is not None:
         try:
@@ -320,11 +318,12 @@ def _label(described: Checked) -> tuple[Rule | Marks | None, str | None]:
     """Return the rule or the marks that give the label, and the column that does."""
     value = described.get("label", "y")
     if isinstance(value, str | int) and not isinstance(value, bool):
-        return None, (str(value) if "label" in described or "streams" not in described else None)
+        column = described.column("label", "y")
+        return None, (column if "label" in described or "streams" not in described else None)
     if not isinstance(value, dict) or len(set(value) & {"column", "pattern", "from", "table", "events"}) != 1:
         raise described.error(
             "'label' must be a word, the name of a column, or one of {pattern: ...}, {from: file}, {from: folder}, "
-            f"{{table: ...}}, {{events: ...}}, not {value!r}"
+            f"{{table: ...}}, {{events: ...}}, not {quoted(value)}"
         )
     if "column" in value:
         return None, Checked(described.path, value, ("column",), (), "label").column("column")
@@ -363,8 +362,12 @@ def _classes(described: Checked) -> dict[str, str] | None:
             "YAML reads yes, no, on, off and null in 'classes' as true, false and nothing; quote them"
         )
     names = {label_text(str(label)): str(name) for label, name in pairs}
+    for name in names.values():
+        if not can_be_shown(name):
+            raise described.error(f"'classes': {quoted(name)} cannot be a name: {NAMES}")
     if len(set(names.values())) < 2:
         raise described.error("'classes' must list two or more labels, or map labels to names")
+    limits.check_count(described.path, len(names), limits.CLASSES, "classes", "list fewer")
     if len(names) < len(list(pairs)):
         raise described.error("'classes' lists a label twice (3, 3.0 and 03 are one)")
     return names
@@ -374,14 +377,14 @@ def _ignored(described: Checked) -> frozenset[str]:
     given = described.get("ignore", [])
     if not isinstance(given, list) or any(isinstance(label, bool | list | dict | None) for label in given):
         raise described.error(
-            f"'ignore' must be a list of labels to leave out, quoted where they are yes or no: {given!r}"
+            f"'ignore' must be a list of labels to leave out, quoted where they are yes or no: {quoted(given)}"
         )
     return frozenset(label_text(str(label)) for label in given)
 
 
 def _preprocessing(described: Checked, streams: tuple[Stream, ...], events: bool) -> Preprocessing:
-    recorded = described.number("rate", 0.0, 1e-3)
-    resample = described.number("resample", 0.0, 1e-3)
+    recorded = described.number("rate", 0.0, 1e-3, limits.RATE)
+    resample = described.number("resample", 0.0, 1e-3, limits.RATE)
     timed = all(stream.time is not None or stream.rate for stream in streams)
     if not recorded and not (resample and timed):
         raise described.error(
@@ -390,7 +393,7 @@ def _preprocessing(described: Checked, streams: tuple[Stream, ...], events: bool
         )
     rate = resample or recorded
     filters = Checked(described.path, described.get("filters", {}), (), FILTERS, "filters")
-    median = filters.number("median", 0.0)
+    median = filters.number("median", 0.0, 0, limits.MEDIAN + 1)
     if median != int(median) or (median and median % 2 == 0):
         raise described.error(f"'median' must be an odd number of samples, or 0, not {median:g}")
     time, label = described.get("time"), described.get("label")
@@ -407,7 +410,7 @@ def _preprocessing(described: Checked, streams: tuple[Stream, ...], events: bool
         median=int(median),
         lowpass=filters.number("lowpass", 0.0, 0, rate / 2),
         gravity=filters.number("gravity", 0.0, 0, rate / 2),
-        max_gap=described.number("max_gap", Preprocessing.max_gap),
+        max_gap=described.number("max_gap", Preprocessing.max_gap, 0, limits.MAX_GAP),
         resample=bool(resample),
         recorded=recorded if resample else 0.0,
         repeated=(time.get("repeated") or "") if isinstance(time, dict) else "",

@@ -79,8 +79,10 @@ def find(
             f"{file}: is not written in {encoding} ({error.reason}); say dialect: {{encoding: ...}}"
         ) from error
     lines = re.split(r"\r\n|\r|\n", text)
-    if len(head) >= HEAD and len(lines) > 1:
+    if len(head) >= HEAD:
         lines.pop()  # cut short
+        if not lines:
+            raise UserError(f"{file}: its first line has more than {HEAD} bytes; is it a table of text?")
     if not any(line.strip() for line in lines):
         raise UserError(f"{file}: is empty")
     if "\0" in text or not all(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset_utils.sources.own.checked import quoted
 from dataset_utils.sources.own.labels import Text, label_text
 from dataset_utils.sources.own.naming import stem
 from registry.errors import UserError
@@ -35,11 +36,11 @@ class GivenRule:
         self.path, self.folder = path, folder
         keys = set(rule) if isinstance(rule, dict) else set()
         if rule is not None and keys not in ({"subjects"}, {"files"}, {"column", "values"}):
-            raise UserError(f"{path}: 'test' must be {FORMS}, not {rule!r}")
+            raise UserError(f"{path}: 'test' must be {FORMS}, not {quoted(rule)}")
         given: dict[str, Any] = rule or {}
         column = given.get("column")
         if "column" in given and (isinstance(column, bool) or not isinstance(column, str | int)):
-            raise UserError(f"{path}: 'test': 'column' must be a word, not {column!r}")
+            raise UserError(f"{path}: 'test': 'column' must be a word, not {quoted(column)}")
         self.column = str(column) if "column" in given else None
         self._subjects, self._files, self._values = (self._texts(given, key) for key in ("subjects", "files", "values"))
         self._seen: dict[str, None] = {}
@@ -48,7 +49,7 @@ class GivenRule:
     def _texts(self, given: dict[str, Any], key: str) -> tuple[str, ...]:
         values = given.get(key)
         if key in given and (not isinstance(values, list) or not values):
-            raise UserError(f"{self.path}: 'test': '{key}' must be a list with something in it, not {values!r}")
+            raise UserError(f"{self.path}: 'test': '{key}' must be a list with something in it, not {quoted(values)}")
         if any(isinstance(value, bool) or value is None for value in values or ()):
             raise UserError(
                 f"{self.path}: YAML reads yes, no, on, off and null in 'test' as true, false and nothing; quote them"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dataset_utils.sources.own.description import Description, Marks, Stream
@@ -59,10 +60,13 @@ def ignored(description: Description, root: Path, read: Sequence[Path]) -> dict[
         description.path.resolve(),
     }
     patterns = any(stream.files for stream in description.streams)
-    for file in sorted(root.rglob("*")):
-        if not file.is_file() or file in taken or file.resolve() == description.path.resolve():
+    for file in sorted(_below(root, why)):
+        if file in taken or file.resolve() == description.path.resolve():
             continue
         name = file.relative_to(root).as_posix()
+        if not file.is_file():
+            why[name] = "is no regular file"
+            continue
         if _is_hidden(file, root):
             why[name] = "hidden"
         elif ending(file) not in READERS:
@@ -74,6 +78,16 @@ def ignored(description: Description, root: Path, read: Sequence[Path]) -> dict[
         else:
             why[name] = "may be notes; name it with 'files' if it is a recording"
     return why
+
+
+def _below(root: Path, why: dict[str, str]) -> Iterator[Path]:
+    """Yield the files below a folder; a folder that cannot be listed becomes an entry of `why`."""
+
+    def barred(error: OSError) -> None:
+        why[Path(error.filename).relative_to(root).as_posix()] = f"cannot be read ({error.strerror or error})"
+
+    for folder, _, names in os.walk(root, onerror=barred):
+        yield from (Path(folder) / name for name in names)
 
 
 def _is_hidden(file: Path, root: Path) -> bool:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dataset_utils import limits
 from dataset_utils.recording import UNLABELLED
 from registry.errors import UserError
+from registry.text import NAMES, can_be_shown, shown
 
 NUMBER = re.compile(r"[-+]?[0-9]+(\.0*)?")
 """Numbers that are the same label in any spelling: 3, 3.0, 03."""
@@ -77,8 +79,11 @@ def class_names(found: Iterable[str], ignore: frozenset[str], where: str) -> dic
         UserError: there are fewer than two, some differ in case only, or -1 is among them, which may mean 'no label'.
     """
     labels = {label_text(label) for label in found} - ignore - {""}
+    limits.check_count(where, len(labels), limits.CLASSES, "distinct labels", "is 'label' the right column?")
     folded: dict[str, list[str]] = defaultdict(list)
     for label in sorted(labels):
+        if not can_be_shown(label):
+            raise UserError(f"{where}: the label {shown(repr(label))} cannot be a class: {NAMES}")
         folded[label.casefold()].append(label)
     for same in folded.values():
         if len(same) > 1:
@@ -136,6 +141,7 @@ def indexed(text: Text, names: Mapping[str, str], classes: tuple[str, ...], igno
 
 def _numbers_first(text: str) -> tuple[float, str]:
     try:
-        return float(text), ""
+        number = float(text)
     except ValueError:
-        return math.inf, text
+        number = math.inf
+    return (number, text) if number == number else (math.inf, text)  # NaN has no place in an order

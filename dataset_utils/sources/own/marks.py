@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataset_utils.files import is_file
 from dataset_utils.sources.own import inventory
 from dataset_utils.sources.own.description import Description, Dialect, Marks, Time
 from dataset_utils.sources.own.labels import Text
@@ -49,13 +50,15 @@ def path_of(marks: Marks, file: Path, root: Path, subject: str, session: str) ->
     name = marks.file
     for word, value in words.items():
         name = name.replace(f"{{{word}}}", value)
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+        raise UserError(f"{file}: its labels would lie in '{name}', which is not below {root}")
     if "*" in name:
         hits = sorted(root.glob(name))
         if len(hits) != 1:
             raise UserError(f"{root}: {len(hits)} files fit '{name}', one should, with the labels of {file.name}")
         return hits[0]
     path = root / name
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: there is no such file, which should hold the labels of {file.name}; correct 'label'")
     return path
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_utils.sources.own.checked import Checked
+from dataset_utils.sources.own.checked import Checked, quoted
 from registry.errors import UserError
 
 PACKED = (".gz", ".zip")
@@ -51,18 +51,20 @@ class Rule:
         if value in ("file", "folder"):
             return Rule(value, "", where)
         if not isinstance(value, dict) or len(value) != 1 or not set(value) <= {"pattern", "column"}:
-            raise described.error(f"'{key}' must be file, folder, {{pattern: ...}} or {{column: ...}}, not {value!r}")
+            raise described.error(
+                f"'{key}' must be file, folder, {{pattern: ...}} or {{column: ...}}, not {quoted(value)}"
+            )
         ((kind, text),) = value.items()
         if isinstance(text, bool) or not isinstance(text, str | int) or not str(text).strip():
-            raise described.error(f"{key}: '{kind}' must be a word, not {text!r}")
+            raise described.error(f"{key}: '{kind}' must be a word, not {quoted(text)}")
         text = str(text)
         if kind == "pattern":
             try:
                 groups = re.compile(text).groups
             except re.error as error:
-                raise described.error(f"{key} pattern {text!r} is no regular expression ({error})") from error
+                raise described.error(f"{key} pattern {quoted(text)} is no regular expression ({error})") from error
             if groups != 1:
-                raise described.error(f"{key} pattern {text!r} needs one group in brackets, like 'S([0-9]+)_'")
+                raise described.error(f"{key} pattern {quoted(text)} needs one group in brackets, like 'S([0-9]+)_'")
         return Rule(kind, text, where)
 
     @property

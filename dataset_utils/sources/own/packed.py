@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from dataset_utils.sources.archive import MAX_RATIO, RATIO_FROM, check_zip
+from dataset_utils import limits
+from dataset_utils.files import check_regular
+from dataset_utils.sources.archive import check_zip
 from registry.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,9 +22,17 @@ if TYPE_CHECKING:
 DAMAGED = (zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError)
 
 
+def most_unpacked(file: Path) -> int:
+    """Return the bytes of a file; where it is compressed, the most that it may unpack to. Raises UserError."""
+    size = check_regular(file)
+    packed = file.suffix.lower() in (".gz", ".zip")
+    return max(limits.RATIO_FROM, limits.RATIO * size) if packed else size
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading bytes. Raises UserError: unreadable, damaged, or a zip of several files or none."""
+    check_regular(file)
     try:
         if file.suffix.lower() == ".gz":
             with file.open("rb") as raw, gzip.open(raw) as unpacked:
@@ -53,8 +63,8 @@ class _Bounded(io.RawIOBase):
     """Stream that raises UserError if it unpacks to far more than its file holds."""
 
     def __init__(self, stream: gzip.GzipFile, file: Path) -> None:
-        self.stream, self.file, self.read_so_far = stream, file, 0
-        self.most = max(RATIO_FROM, MAX_RATIO * file.stat().st_size)
+        self.stream, self.file = stream, file
+        self.most = most_unpacked(file)
 
     def readable(self) -> bool:
         return True
@@ -63,7 +73,12 @@ class _Bounded(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self.stream.seek(offset, whence)
+        if whence == io.SEEK_END:
+            while self.read(io.DEFAULT_BUFFER_SIZE):
+                pass
+        place = offset + (self.stream.tell() if whence != io.SEEK_SET else 0)
+        self._check(place)
+        return self.stream.seek(place)
 
     def tell(self) -> int:
         return self.stream.tell()
@@ -72,7 +87,9 @@ class _Bounded(io.RawIOBase):
         space = memoryview(buffer)
         piece = self.stream.read(len(space))
         space[: len(piece)] = piece
-        self.read_so_far += len(piece)
-        if self.read_so_far > self.most:
-            raise UserError(f"{self.file}: refused, it unpacks to more than {self.most} bytes (a bomb?)")
+        self._check(self.stream.tell())
         return len(piece)
+
+    def _check(self, place: int) -> None:
+        if place > self.most:
+            raise UserError(f"{self.file}: refused, it unpacks to more than {self.most} bytes (a zip bomb?)")

@@ -6,11 +6,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from dataset_utils.files import check_regular, parsing
 from dataset_utils.sources.archive import check_zip
 from dataset_utils.sources.own.containers import read_arrays
 from dataset_utils.sources.own.description import Dialect
 from dataset_utils.sources.own.naming import ending
-from dataset_utils.sources.own.packed import DAMAGED, only_member
+from dataset_utils.sources.own.packed import only_member
 from dataset_utils.sources.own.signal_files import read_edf, read_wfdb
 from dataset_utils.sources.own.table import Table, Wanted
 from dataset_utils.sources.own.text_files import read_parquet, read_text
@@ -54,6 +55,7 @@ def read(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False)
     kind = kind_of(file)
     if kind in UNPACKED_ONLY and file.suffix.lower() in (".gz", ".zip"):
         raise UserError(f"{file}: files of this kind are read unpacked only; unpack it")
+    check_regular(file)
     return READERS[kind](file, wanted, dialect, only_texts)
 
 
@@ -61,12 +63,10 @@ def kind_of(file: Path) -> str:
     """Return the ending that determines the reader. Raises UserError if there is none."""
     kind = ending(file)
     if file.suffix.lower() == ".zip" and kind not in READERS:
-        try:
-            with zipfile.ZipFile(file) as zipped:
-                check_zip(zipped, file)
-                kind = ending(Path(only_member(zipped, file)))
-        except DAMAGED as error:
-            raise UserError(f"{file}: is damaged ({error})") from error
+        check_regular(file)
+        with parsing(file, "zip"), zipfile.ZipFile(file) as zipped:
+            check_zip(zipped, file)
+            kind = ending(Path(only_member(zipped, file)))
     if kind not in READERS:
         raise UserError(f"{file}: its ending is none of {', '.join(READERS)}")
     return kind

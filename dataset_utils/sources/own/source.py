@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dataset_utils.counts import Tally
+from dataset_utils.files import check_listable, check_regular, is_file, is_folder, state_of
 from dataset_utils.recording import Recording, Source, Windows
 from dataset_utils.sources.own import inventory, marks, streams
 from dataset_utils.sources.own.cut import read_windows
@@ -43,7 +44,7 @@ class OwnData(Source):
         self.channels = description.channels
         self.acceleration = description.acceleration
         self.preprocessing = description.preprocessing
-        self.root = description.folder.parent if description.folder.is_file() else description.folder
+        self.root = description.folder.parent if is_file(description.folder) else description.folder
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]  # read-only: found out when first asked for
@@ -64,8 +65,12 @@ class OwnData(Source):
         if raw is not None:
             raise UserError(f"--raw {raw}: leave it out; {self.described.path} says where the data are ('folder')")
         folder = self.described.folder
-        if not folder.exists():
+        if state_of(folder) is None:
             raise UserError(f"{folder}: there is no such folder; correct 'folder' in {self.described.path}")
+        if is_folder(folder):
+            check_listable(folder)
+        else:
+            check_regular(folder)
         return folder
 
     def files(self, path: Path) -> list[Path]:

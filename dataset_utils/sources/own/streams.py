@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataset_utils import preprocessing, time_axis
+from dataset_utils import limits, preprocessing, time_axis
 from dataset_utils.counts import Tally
 from dataset_utils.recording import UNLABELLED, Preprocessing, Recording
 from dataset_utils.resampling import at_places, without_aliases
 from dataset_utils.time_axis import Piece
 from registry.errors import UserError
+
+FLOAT = 4  # bytes
 
 
 class Merged(NamedTuple):
@@ -55,6 +57,8 @@ def merge(
     starts = [min(piece.first for piece in parts) for parts in pieces]
     ends = [max(_end(piece) for piece in parts) for parts in pieces]
     first, last = max(starts), min(ends)
+    size = (last - first) * settings.rate * sum(parts[0].signals.shape[1] for parts in pieces) * FLOAT
+    limits.check_memory(f"the time that {recordings[0].where} shares with others", size, "correct the times")
     samples = int((last - first) * settings.rate + 1e-6) + 1
     if last <= first:
         late, early = recordings[int(np.argmax(starts))], recordings[int(np.argmin(ends))]

@@ -9,18 +9,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_utils import limits
+from dataset_utils.counts import some
+from dataset_utils.files import parsing
 from dataset_utils.growing import Growing
 from dataset_utils.sources.own import dialect as dialects
 from dataset_utils.sources.own.description import Dialect
 from dataset_utils.sources.own.labels import Text
-from dataset_utils.sources.own.packed import opened
+from dataset_utils.sources.own.packed import most_unpacked, opened
 from dataset_utils.sources.own.table import Table, Wanted, check_finite, is_date, is_dates, seconds
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
+NUMBER = 4  # bytes of a number in memory
 ROWS = 25_000
 """Number of rows held as a frame at a time."""
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "#N/A", "<NA>")
@@ -108,22 +113,20 @@ def read_parquet(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool 
         raise UserError(f"{file}: Parquet files need pyarrow: pip install pyarrow") from error
     needed = Wanted((), None, wanted.texts) if only_texts else wanted
     columns = _Columns(needed, file)
-    try:
-        with opened(file) as stream:
-            opened_file = parquet.ParquetFile(stream)
-            names = opened_file.schema_arrow.names
-            for name in wanted.names:
-                if name not in names:
-                    raise UserError(f"{file}: has no column '{name}'{suggest(name, names)}; it has: {', '.join(names)}")
-            before = 0
-            for batch in opened_file.iter_batches(ROWS, columns=list(needed.names)):
-                frame = pd.DataFrame({name: batch.column(name).to_pandas() for name in needed.names})
-                columns.add(frame, before)
-                before += len(frame)
-    except (ValueError, OSError, NotImplementedError) as error:  # pyarrow's errors are such
-        raise UserError(
-            f"{file}: is no Parquet file, or a damaged one ({' '.join(str(error).split())[:120]})"
-        ) from error
+    size = most_unpacked(file)
+    with opened(file) as stream, parsing(file, "Parquet file"):
+        opened_file = parquet.ParquetFile(stream)
+        names = opened_file.schema_arrow.names
+        for name in wanted.names:
+            if name not in names:
+                raise UserError(f"{file}: has no column '{name}'{suggest(name, names)}; it has: {some(names)}")
+        # runs of equal values take no space in the file, but do in memory
+        limits.check_unpacked(file, opened_file.metadata.num_rows * len(needed.names) * NUMBER, size)
+        before = 0
+        for batch in opened_file.iter_batches(ROWS, columns=list(needed.names)):
+            frame = pd.DataFrame({name: batch.column(name).to_pandas() for name in needed.names})
+            columns.add(frame, before)
+            before += len(frame)
     return columns.table()
 
 
@@ -171,7 +174,7 @@ def _frames(
                     yield found, frame, before
                     before += len(frame)
         except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-            raise UserError(f"{file}: its rows are not those of a table ({' '.join(str(error).split())})") from error
+            raise UserError(f"{file}: its rows are not those of a table ({shown(error)})") from error
         except UnicodeError as error:
             raise UserError(
                 f"{file}: is not written in {found.encoding} throughout ({getattr(error, 'reason', error)}); "
@@ -204,6 +207,8 @@ def _numbers(file: Path, column: pd.Series, name: str, before: int) -> np.ndarra
         return values
     if column.dtype.kind == "M":
         raise UserError(f"{file}: column '{name}' holds dates; it can be the 'time' only")
+    if column.dtype == object:  # whole numbers of hundreds of digits are Python's own, and too large for a float
+        column = column.map(lambda cell: str(cell) if isinstance(cell, int) else cell)
     numbers = pd.to_numeric(column, errors="coerce")
     wrong = np.flatnonzero(
         (numbers.isna() & column.notna()).to_numpy() | np.full(len(column), column.dtype.kind == "b")
