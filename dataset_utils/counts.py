@@ -1,4 +1,4 @@
-"""Count what became of everything that was read: nothing is lost without standing here."""
+"""Counts of everything that was read and of what became of it, so that nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from dataset_utils.recording import UNLABELLED, Recording, Windows
 
 TELLING = 6
-"""Names that a line lists before it only counts."""
+"""Most names that a line lists; further ones are only counted."""
 
 
 @dataclass
@@ -21,28 +21,29 @@ class Tally:
     """Counts of one recording.
 
     Attributes:
-        name, subject: which recording, and whose.
+        name: name of the recording.
+        subject: name of its subject.
         rows: samples read.
-        rate: measured where it has times, Hz; else as stated, or None.
-        timed: whether it has times, so that its rate was checked.
-        odd_rate: whether the measured rate is remarkably far from the stated one, though not too far.
-        unit: of its times, where it was found out.
+        rate: sampling rate, Hz: measured where the recording has times, else as stated, or None.
+        timed: whether the recording has times, so that its rate was checked.
+        odd_rate: whether the measured rate differs from the stated one by 1 to 5 % (see `time_axis`).
+        unit: unit of the times, where it was detected.
         unordered: rows that stood after later ones and were sorted.
-        restarts: places where the clock runs backwards and the recording is cut.
+        restarts: positions at which the clock runs backwards and the recording is cut.
         duplicates: rows equal to another of the same time, dropped.
         averaged: rows averaged with others of the same time.
-        uneven: whether its times were so irregular that its signals were interpolated onto an even grid.
+        uneven: whether the times were so irregular that the signals were interpolated onto an even grid.
         inserted: samples interpolated where rows were missing.
-        gaps: longer gaps that cut it.
+        gaps: gaps too long to interpolate, at which the recording is cut.
         missing: rows in which a channel has no value.
-        left_out: why samples are discarded -> how many.
-        possible: windows that an unbroken, wholly labelled recording of as many samples would give.
-        windows: windows that it gives.
+        left_out: reason for discarding samples -> number of samples.
+        possible: windows that a recording of as many samples without gaps and with all labels would give.
+        windows: windows that the recording gives.
         unlabelled: windows dropped as they touch an unlabelled sample.
         impure: windows dropped as too few of their samples have their label.
         mixed: windows kept that hold samples of another label.
-        failed: whether it was left out for an error, which was said.
-        same_as: a recording with the same samples, or ''.
+        failed: whether the recording was left out because of an error, which was reported.
+        same_as: name of another recording with the same samples, or ''.
         purity: sum over the kept windows of the share of samples that have the window's label.
     """
 
@@ -73,7 +74,12 @@ class Tally:
 
     @staticmethod
     def of(recording: Recording, events: bool = False) -> Tally:
-        """A new tally, with what the recording itself says; `events`: labels mark these, so most samples have none."""
+        """Return a new tally with the counts that the recording itself gives.
+
+        Args:
+            recording: the recording to count.
+            events: whether labels mark events, so that samples without a label are not counted as discarded.
+        """
         labels = np.asarray(recording.labels)
         left_out = {why: int(count) for why, count in recording.left_out.items() if count}
         rest = int(np.count_nonzero(labels == UNLABELLED)) - sum(left_out.values()) - sum(recording.unlisted.values())
@@ -82,16 +88,16 @@ class Tally:
         signals = recording.signals
         # a sum is NaN where an addend is, and takes no array as large as the signals
         missing = int(np.count_nonzero(np.isnan(signals.sum(axis=1)))) if signals.ndim == 2 else 0
-        rows = 0 if recording.streams else len(labels)  # those of its streams are counted
+        rows = 0 if recording.streams else len(labels)  # the rows of its streams are counted instead
         return Tally(recording.where, recording.subject, rows, recording.rate, missing=missing, left_out=left_out)
 
     @property
     def at_gaps(self) -> int:
-        """Windows lost to gaps, to missing values and to cuts."""
+        """Number of windows lost to gaps, to missing values and to cuts."""
         return max(0, self.possible - self.windows - self.unlabelled - self.impure)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what is not zero, for the manifest."""
+        """Return the counts that are not zero, for the manifest."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("purity", "failed")}
         values["at_gaps"] = self.at_gaps
         rate = values.pop("rate")
@@ -104,13 +110,13 @@ class Counts:
     """Counts of a data set.
 
     Attributes:
-        files: how many were read.
-        ignored: files that were not -> why.
-        recordings: one tally each.
-        unlisted: label that is neither a class nor to be left out -> rows.
-        found_out: what was found out about the files -> how many of them.
-        windows: subject -> windows of each class.
-        seen: SHA-256 of a recording's samples -> its name.
+        files: number of files read.
+        ignored: file that was not read -> reason.
+        recordings: one tally for each recording.
+        unlisted: label that is neither a class nor to be ignored -> number of rows.
+        found_out: property that was detected (see `Recording.found_out`) -> number of files.
+        windows: subject -> number of windows of each class.
+        seen: SHA-256 of a recording's samples -> name of the recording.
     """
 
     files: int = 0
@@ -122,7 +128,11 @@ class Counts:
     seen: dict[bytes, str] = field(default_factory=dict)
 
     def begin(self, recording: Recording, events: bool) -> tuple[Tally, bytes]:
-        """Count a recording; what becomes of it is added to the tally returned. With it comes its `digest_of`."""
+        """Count a recording.
+
+        Returns:
+            the recording's tally, to which later steps add, and its `digest_of`.
+        """
         tally = Tally.of(recording, events)
         self.recordings += [*recording.streams, tally]
         digest = digest_of(recording)
@@ -138,23 +148,23 @@ class Counts:
             self.windows[subject] = np.bincount(windows.y[windows.subject == index], minlength=classes).tolist()
 
     def total(self, name: str) -> int:
-        """Sum of a count over the recordings."""
+        """Return the sum of a count over the recordings."""
         return sum(getattr(tally, name) for tally in self.recordings)
 
     def left_out(self) -> Counter[str]:
-        """Why rows were discarded -> how many."""
+        """Return reason for discarding rows -> number of rows."""
         total: Counter[str] = Counter()
         for tally in self.recordings:
             total.update(tally.left_out)
         return total
 
     def purity(self) -> float | None:
-        """Mean share of a window's samples that have the window's label; None without windows cut here."""
+        """Return the mean share of a window's samples that have the window's label; None if no windows were cut."""
         kept = self.total("windows")
         return self.total("purity") / kept if kept else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, for the manifest."""
+        """Return all counts, for the manifest."""
         purity = self.purity()
         return {
             "files": self.files,
@@ -172,7 +182,7 @@ class Counts:
         }
 
     def lines(self) -> list[str]:
-        """Say what was mended, found out or lost, a line each; nothing where all was plain."""
+        """Return a line for each kind of repair, detection or loss; no lines where there was none."""
         lines = [f"found out: {what} (in {many(count, 'file')})" for what, count in self.found_out.items()]
         told = {
             "unordered": "rows were out of order and were sorted by time",
@@ -215,7 +225,7 @@ class Counts:
 
 
 def digest_of(recording: Recording) -> bytes:
-    """SHA-256 of a recording's samples, their number and type."""
+    """Return the SHA-256 of a recording's samples, their number and type."""
     signals = np.ascontiguousarray(recording.signals)
     content = sha256(repr((signals.shape, signals.dtype.str)).encode())
     content.update(signals.data if signals.size else b"")
@@ -223,18 +233,18 @@ def digest_of(recording: Recording) -> bytes:
 
 
 def many(count: int, what: str) -> str:
-    """'1 file', '2 files'."""
+    """Return a number with its noun: '1 file', '2 files'."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def some(names: Iterable[str]) -> str:
-    """The first few of several names, and how many there are."""
+    """Return the first `TELLING` of several names, and the number of further ones."""
     names = list(dict.fromkeys(names))
     text = ", ".join(names[:TELLING])
     return text if len(names) <= TELLING else f"{text} and {len(names) - TELLING} more"
 
 
 def differing_in_case(labels: Iterable[str], listed: Iterable[str]) -> Mapping[str, str]:
-    """Labels that a listed one equals but for upper and lower case -> that listed one."""
+    """Return label -> listed label that differs from it in upper and lower case only."""
     folded = {name.casefold(): name for name in listed}
     return {label: folded[label.casefold()] for label in labels if label.casefold() in folded}

@@ -18,15 +18,15 @@ from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
 
 SUBJECTS = 40
-"""Subjects of whom each has a line; the others are counted."""
+"""Most subjects that have a line each; further ones are only counted."""
 RECORDINGS = 12
 
 
 def described(spec: ShardSpec, data_root: Path, raw: Path | None, download: bool) -> tuple[list[str], list[str]]:
-    """A data set in words, read from its original files, and what is wrong with it.
+    """Describe a data set, read from its original files, and list what is wrong with it.
 
     Returns:
-        lines, and errors, each a line; without errors shards can be made.
+        lines of the description, and errors, one line each; shards can be made if there are no errors.
 
     Raises:
         UserError: its files are not found, or its description cannot be read.
@@ -68,13 +68,13 @@ def _files(counts: Counts) -> list[str]:
 
 
 def _rates(counts: Counts) -> list[str]:
-    timed = [tally for tally in counts.recordings if tally.timed and tally.rate]
+    timed = [(tally.rate, tally.name) for tally in counts.recordings if tally.timed and tally.rate]
     untimed = [tally.name for tally in counts.recordings if not tally.timed]
     lines = []
     if timed:
-        low, high = min(timed, key=lambda t: t.rate), max(timed, key=lambda t: t.rate)
+        low, high = min(timed, key=lambda pair: pair[0]), max(timed, key=lambda pair: pair[0])
         lines.append(
-            f"measured rate: {low.rate:.5g} Hz ({low.name}) to {high.rate:.5g} Hz ({high.name}), "
+            f"measured rate: {low[0]:.5g} Hz ({low[1]}) to {high[0]:.5g} Hz ({high[1]}), "
             f"{many(len(timed), 'recording')}"
         )
     if untimed:
@@ -87,8 +87,8 @@ def _windows(source: Source, reading: Reading) -> Iterator[str]:
     if reading.windows is None:
         yield "no windows"
         return
-    windows, subjects = many(len(reading.windows.y), "window"), many(len(counts.windows), "subject")
-    yield f"{windows} of {subjects} and {len(source.classes)} classes:"
+    subjects = many(len(counts.windows), "subject")
+    yield f"{many(len(reading.windows.y), 'window')} of {subjects} and {len(source.classes)} classes:"
     total = [sum(of_class) for of_class in zip(*counts.windows.values(), strict=True)]
     for name, count in zip(source.classes, total, strict=True):
         holders = sum(1 for windows in counts.windows.values() if windows[source.classes.index(name)])
@@ -108,7 +108,7 @@ def _windows(source: Source, reading: Reading) -> Iterator[str]:
 
 
 def _made(folder: Path) -> list[str]:
-    """Shards that are made already: what their manifest says."""
+    """Return the description of a folder of shards, from its manifest."""
     manifest = shards.read_manifest(folder)
     lines = [f"{folder}: shards of {manifest['name']}", f"channels: {', '.join(manifest['channels'])}"]
     for k, client in enumerate(manifest["clients"]):
@@ -119,9 +119,9 @@ def _made(folder: Path) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m dataset_utils.describe") -> int:
-    """The command line. Returns 0; 2 where something is wrong with the data set; 130 when interrupted."""
+    """Run the command line; return 0, 2 where something is wrong with the data set, 130 when interrupted."""
     safe_output()
-    parser = Parser(prog=prog, description="Say what is in a data set and what is wrong with it.")
+    parser = Parser(prog=prog, description="Describe a data set and list what is wrong with it.")
     parser.add_argument("data", metavar="DATA", help="the YAML file of your own data, a data set's name, or shards")
     add_flags(parser, ShardSpec, {"seed": "--seed"})
     add_flags(parser, Files)

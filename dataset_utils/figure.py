@@ -1,4 +1,4 @@
-"""How clients and classes are distributed, drawn from the manifest (after the paper's Figures 3 to 5)."""
+"""Plot of the windows of each client and class, from the manifest (after the paper's Figures 3 to 5)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 TRAIN, TEST = "#2b5c8a", "#e0913a"
 FORMATS = (".png", ".pdf")
-MANY = 60  # clients from which on gaps between bars or cells would be all one sees
-UNNAMED = 200  # clients from which on their numbers tell nobody anything: they are ordered by size
+MANY = 60  # most clients for which bars and cells are drawn with gaps between them
+UNNAMED = 200  # most clients that are drawn in the order of their numbers; more are ordered by size
 
 
 def draw(folder: Path, out: Path) -> None:
-    """Left: training and test windows of each client. Right: how many of each class.
+    """Draw the training and test windows of each client (left) and the windows of each class and client (right).
 
     Args:
-        folder: of shards; only its manifest is read.
-        out: .png or .pdf.
+        folder: folder of shards; only its manifest is read.
+        out: file to write, .png or .pdf.
 
     Raises:
-        UserError: another ending, no matplotlib, or a damaged manifest.
+        UserError: another file type, matplotlib is not installed, or the manifest is damaged.
     """
     if out.suffix.lower() not in FORMATS:
-        raise UserError(f"{out}: a figure ends in {' or '.join(FORMATS)}")
+        raise UserError(f"{out}: a plot's file name must end in {' or '.join(FORMATS)}")
     try:
-        from matplotlib.figure import (
-            Figure,
-        )  # no pyplot: no display, no state shared with the caller's figures
+        # not pyplot, which opens displays and shares state with the caller's own plots
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        raise UserError("figures need matplotlib: pip install matplotlib") from error
+        raise UserError("plots need matplotlib: pip install matplotlib") from error
     manifest = shards.read_manifest(folder)
     train, test = (np.array([client[part]["histogram"] for client in manifest["clients"]]).T for part in shards.PARTS)
     label = "client"
@@ -46,8 +46,7 @@ def draw(folder: Path, out: Path) -> None:
         order = np.argsort(-(train + test).sum(axis=0), kind="stable")
         train, test, label = train[:, order], test[:, order], "client, by number of windows"
     height = min(max(2.8, 1.2 + 0.2 * len(train)), 8.0)
-    figure = Figure(figsize=(9.5, height), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.04)
+    figure = Figure(figsize=(9.5, height), layout=ConstrainedLayoutEngine(wspace=0.04))
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     _sizes(left, train.sum(axis=0), test.sum(axis=0), shards.evaluated_on(manifest))
     _classes(figure, right, train + test, manifest["classes"])
@@ -59,7 +58,7 @@ def draw(folder: Path, out: Path) -> None:
 
 
 def _sizes(axes: Axes, train: np.ndarray, test: np.ndarray, name: str) -> None:
-    """Stacked bars, the test windows called `name`; one filled outline where bars would be thinner than a pixel."""
+    """Draw stacked bars, or a filled outline for many clients; `name` labels the test windows."""
     clients = np.arange(len(train))
     if len(train) <= MANY:
         axes.bar(clients, train, color=TRAIN, label="train")
@@ -74,7 +73,7 @@ def _sizes(axes: Axes, train: np.ndarray, test: np.ndarray, name: str) -> None:
 
 
 def _classes(figure: Figure, axes: Axes, counts: np.ndarray, names: list[str]) -> None:
-    """Heat map of counts (classes, clients); white where a client has none of a class."""
+    """Draw a heat map of counts (classes, clients); white where a client has no window of a class."""
     from matplotlib.colors import PowerNorm
 
     # the square root, because a few large cells would leave the many small ones without contrast

@@ -1,10 +1,11 @@
-"""Files that are either whole or not there."""
+"""Writing files so that they are either complete or absent."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from registry.errors import UserError
 
-LONGEST_NAME = 100  # letters; with a run's own ending it stays below what file systems take
+LONGEST_NAME = 100  # characters; with what a run appends it stays below the limit of file systems
 FORBIDDEN = set('/\\:*?"<>|')
 
 
@@ -47,23 +48,23 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def is_plain_name(name: object) -> bool:
-    """Tell if `name` can be part of a folder's name on any system: a short text, printable, no path, not hidden."""
+    """Return whether `name` can be part of a folder's name on any system: short, printable, no path, not hidden."""
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
         return False
     return name == name.strip(" .") and not FORBIDDEN & set(name)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """The one line for a write that failed."""
+    """Return the error for a write that failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; free some space and run the same command again")
     return UserError(f"{path}: cannot be written ({error.strerror or error})")
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Return the hex SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
-        if hasattr(hashlib, "file_digest"):  # Python 3.11
+        if sys.version_info >= (3, 11):
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256()
         while piece := file.read(1 << 20):

@@ -33,13 +33,14 @@ IMPORT = "import-pfllib"
 def prepare(
     spec: ShardSpec, data_root: Path, raw: Path | None, download: bool, report: Callable[[str], None] = print
 ) -> Path:
-    """The folder of the shards that `spec` describes, made first where it is missing.
+    """Return the folder of the shards that `spec` describes, after making it where it is missing.
 
     Args:
-        data_root: shards lie in `data_root`/NAME/`spec.folder_name()`.
-        raw: the original files, or None for the data set's usual place.
-        download: whether fetching them is allowed.
-        report: takes one line of text about what is being done.
+        spec: parameters of the shards.
+        data_root: shards are written to `data_root`/NAME/`spec.folder_name()`.
+        raw: the original files, or None for the data set's usual location.
+        download: whether the original files may be downloaded.
+        report: called with one line of text for each step.
 
     Raises:
         UserError: unknown data set, files not found or damaged, values out of range, or shards that were made
@@ -67,6 +68,8 @@ def prepare(
     windows = reading.windows
     for line in reading.counts.lines():
         report(line)
+    if windows is None:
+        raise UserError(f"{path}: holds no recording of {source.name}; give the folder of its original files (--raw)")
     divided = split(windows, spec.test_fraction, spec.split, spec.seed)
     parts = partition(spec, windows.y, windows.subject, divided.train, divided.test)
     parts = reduced(windows, parts, divided.test, spec, report)
@@ -92,14 +95,18 @@ def prepare(
     try:
         shards.write(folder, about, _clients(windows, parts, spec.scale))
     except UserError:
-        if not (folder / "manifest.json").exists():  # else another process made the same folder in the meantime
+        if not (folder / "manifest.json").exists():  # else another process has made the same folder in the meantime
             raise
     _report_losses(report, spec, windows, divided, parts)
     return folder
 
 
 def _made_before(source: Source, spec: ShardSpec, settings: Preprocessing, data_root: Path) -> Path | None:
-    """The shards of these parameters and this description, of whatever files. Raises UserError for several."""
+    """Return existing shards of these parameters and this description, made from any files; None if there are none.
+
+    Raises:
+        UserError: there are several.
+    """
     wanted = plain(source.description()), asdict(settings)
     found = []
     for folder in sorted((data_root / source.name).glob(f"{spec.folder_name()}-*")):
@@ -116,7 +123,11 @@ def _made_before(source: Source, spec: ShardSpec, settings: Preprocessing, data_
 
 
 def find_source(data: str) -> Source:
-    """The data set called `data`, or the user's own that the YAML file `data` describes. Raises UserError."""
+    """Return the data set called `data`, or the user's own data that the YAML file `data` describes.
+
+    Raises:
+        UserError: there is no such data set, or its name cannot be the name of a folder.
+    """
     if is_own_data(data):
         from dataset_utils.sources.own import load_source
 
@@ -131,7 +142,7 @@ def find_source(data: str) -> Source:
 
 
 def resolve(default: Preprocessing, spec: ShardSpec) -> Preprocessing:
-    """The data set's own preprocessing with the changes of `spec`. Raises UserError: impossible cutoff."""
+    """Return the data set's own preprocessing with the changes of `spec`. Raises UserError for an impossible cutoff."""
     changes = {key: getattr(spec, key) for key in OVERRIDES if getattr(spec, key) is not None}
     if "window" in changes:
         try:
@@ -160,8 +171,9 @@ def _clients(windows: Windows, parts: Partition, scale: str) -> Iterator[shards.
             about["statistics"] = scaling.statistics(train).to_dict()
         if scaled:
             train, test = scaled(train), scaled(test)
-        both = (shards.Shard(x, windows.y[pool]) for x, pool in zip((train, test), pools, strict=True))
-        yield shards.ClientData(*both, about)
+        yield shards.ClientData(
+            shards.Shard(train, windows.y[pools[0]]), shards.Shard(test, windows.y[pools[1]]), about
+        )
 
 
 def _report_losses(
@@ -192,13 +204,13 @@ def _report_losses(
 
 
 def _classes_of_subjects(windows: Windows, pool: np.ndarray) -> dict[tuple[int, int], int]:
-    """(subject, class) -> how many of these windows."""
+    """Return (subject, class) -> number of the pool's windows."""
     pairs, counts = np.unique(np.stack([windows.subject[pool], windows.y[pool]]), axis=1, return_counts=True)
     return {(int(subject), int(c)): int(n) for (subject, c), n in zip(pairs.T, counts, strict=True)}
 
 
 def summary(folder: Path) -> str:
-    """One line: where the shards are, how many clients and windows, the smallest and the largest client."""
+    """Return one line: the folder, the numbers of clients and windows, the smallest and the largest client."""
     manifest = shards.read_manifest(folder)
     clients = manifest["clients"]
     sizes = [client["train"]["samples"] for client in clients]
@@ -268,17 +280,17 @@ def _import_pfllib(argv: list[str], prog: str) -> int:
 
 
 def _draw(folder: Path) -> None:
-    """Draw the distribution beside the folder, whose bytes stay a function of data and parameters alone."""
+    """Draw the distribution beside the folder: the folder's bytes depend on data and parameters alone."""
     out = folder.with_name(f"{folder.name}.png")
     if out.exists():
         return
     if importlib.util.find_spec("matplotlib") is None:
-        print("no figure: it needs matplotlib")
+        print("no plot: it needs matplotlib (pip install matplotlib)")
         return
     from dataset_utils.figure import draw
 
     draw(folder, out)
-    print(f"figure: {out}")
+    print(f"plot: {out}")
 
 
 if __name__ == "__main__":

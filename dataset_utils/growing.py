@@ -6,21 +6,22 @@ import numpy as np
 
 
 class Growing:
-    """Rows appended to one array, so that memory does not hold pieces and whole at once."""
+    """Rows appended to one array, so that memory never holds both the pieces and the whole."""
 
     def __init__(self, rows: int, width: tuple[int, ...], kind: type) -> None:
-        """Take an empty array of (rows, *width); memory that nothing is written to costs nothing."""
-        self.buffer, self.rows = np.empty((rows, *width), dtype=kind), 0
+        """Allocate an array of (rows, *width); the system assigns memory only where something is written."""
+        self.buffer: np.ndarray = np.empty((rows, *width), dtype=kind)
+        self.rows = 0
 
     def add(self, block: np.ndarray) -> None:
         """Append rows."""
         end = self.rows + len(block)
         if end > len(self.buffer):
-            # in place where the system can move pages; nobody else has a view of the buffer yet
+            # in place where the system can move pages; there are no views of the buffer yet
             self.buffer.resize((max(end, len(self.buffer) * 5 // 4), *self.buffer.shape[1:]), refcheck=False)
         self.buffer[self.rows : end] = block
         self.rows = end
 
     def whole(self) -> np.ndarray:
-        """All rows."""
+        """Return all rows."""
         return self.buffer[: self.rows]

@@ -1,4 +1,4 @@
-"""SIGTERM, which is how a cluster or a container asks a program to end, does what Ctrl-C does."""
+"""Handling of SIGTERM, by which clusters and containers stop a program, like Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM within the block, where nobody else handles it."""
+    """Raise KeyboardInterrupt on SIGTERM within the block, unless another handler is installed."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     if ours:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Find out which recordings lie on one line of time, and how far filters carry something along it."""
+"""Lines of time that recordings share, and the distance over which filters spread a sample along them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataset_utils import resampling, time_axis
 from dataset_utils.preprocessing import lowpass
 from dataset_utils.recording import Preprocessing, Recording
 
-RESTARTED = 10.0  # seconds; a clock that begins nearer to 0 was set to 0 for this recording
-RINGS = 1e-3  # an impulse response is over when it stays below this share of its peak
+RESTARTED = 10.0  # seconds; a clock that begins nearer to 0 was reset for this recording
+RINGS = 1e-3  # an impulse response has ended when it stays below this share of its peak
 
 
 class Line(NamedTuple):
-    """The place of a recording.
+    """Position of a recording.
 
     Attributes:
-        number: of the line of time.
-        offset: samples to add to a place on the recording's own clock.
+        number: number of the line of time.
+        offset: samples to add to a position on the recording's own clock.
     """
 
     number: int
@@ -27,14 +27,15 @@ class Line(NamedTuple):
 
 
 class Lines:
-    """Tells which recordings touch or overlap in time, or are copies, which no split may put on both sides.
+    """Assignment of recordings to lines of time.
 
-    Recordings of one subject share a line where their clock goes on: it does not begin within `RESTARTED` seconds of 0.
-    A recording without times, or whose clock was set to 0, has a line of its own. A copy, sample for sample, lies where
-    the original lies, whoever it is said to be of.
+    A split must keep recordings together that touch or overlap in time or are copies of each other. Recordings of one
+    subject share a line if their clock continues, that is, does not begin within `RESTARTED` seconds of 0. A recording
+    without times, or with a reset clock, has a line of its own. A copy, sample for sample, gets the position of the
+    original, whatever its subject is said to be.
 
     Args:
-        settings: of the data set.
+        settings: preprocessing of the data set.
     """
 
     def __init__(self, settings: Preprocessing) -> None:
@@ -44,7 +45,7 @@ class Lines:
         self._seen: dict[bytes, tuple[Line, int]] = {}
 
     def place(self, recording: Recording, digest: bytes) -> Line:
-        """Where the next recording lies, of which `digest` tells the samples (`counts.digest_of`)."""
+        """Return the position of the next recording, whose samples have the given digest (`counts.digest_of`)."""
         begins = time_axis.begins(recording, self.settings)
         begin = 0 if begins is None else round(begins * self.settings.rate)
         if digest in self._seen:
@@ -54,7 +55,7 @@ class Lines:
             line = self._line(recording, begins)
             self._seen[digest] = line, begin
         if begins is not None:
-            self._clock[recording.subject] = line  # also of a copy: what goes on by its clock lies on its line
+            self._clock[recording.subject] = line  # also for a copy: what continues its clock is on its line
         return line
 
     def _line(self, recording: Recording, begins: float | None) -> Line:
@@ -65,13 +66,14 @@ class Lines:
 
 
 def reach(settings: Preprocessing, slowest: float) -> int:
-    """Samples, to either side, from which preprocessing carries something to a sample.
+    """Return how many samples to either side of a sample influence it in preprocessing.
 
-    The reaches of the median filter, of both low-pass filters, of the interpolation across missing values and of
-    resampling add up.
+    This is the sum over the median filter, both low-pass filters, the interpolation across missing values and
+    resampling.
 
     Args:
-        slowest: the lowest rate of what was brought to `settings.rate`, Hz.
+        settings: preprocessing of the data set.
+        slowest: the lowest rate among the recordings that were resampled to `settings.rate`, Hz.
     """
     cutoffs = [cutoff for cutoff in (settings.lowpass, settings.gravity) if cutoff]
     missing = int(settings.max_gap * settings.rate + 1e-6)
@@ -81,7 +83,7 @@ def reach(settings: Preprocessing, slowest: float) -> int:
 
 
 def ringing(cutoff: float, rate: float) -> int:
-    """Samples, to either side, after which `preprocessing.lowpass`, which runs both ways, has forgotten an impulse."""
+    """Return the number of samples to either side after which the response of `preprocessing.lowpass` has ended."""
     slowest = min(cutoff, rate / 2 - cutoff)  # a cutoff near half of the rate rings long, too
     half = int(np.ceil(10 * rate / slowest))
     impulse = np.zeros(2 * half + 1)

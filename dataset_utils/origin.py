@@ -1,4 +1,4 @@
-"""What shards are made from, told apart by contents: the key that stale shards do not have."""
+"""Identity of what shards are made from, by contents: shards of other contents have another key."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from dataset_utils.spec import LAYOUT, ShardSpec
 from registry.errors import UserError
 
 CACHE = "hashes.json"  # in the folder of all data
-LARGEST_CACHE = 64 << 20  # bytes; nothing that is larger is a cache of ours
-# A file changed within this time of being hashed may show the same times afterwards: clocks of file systems tick.
-TICK, COARSE_TICK = 50_000_000, 2_000_000_000  # ns; the coarse one is of file systems that keep whole seconds
+LARGEST_CACHE = 64 << 20  # bytes; a larger file is not a cache of this project
+# A file that changes within this time after being hashed may keep the same time stamps, whose resolution is limited.
+TICK, COARSE_TICK = 50_000_000, 2_000_000_000  # ns; the coarse one for file systems that store whole seconds
 
 
 @dataclass(frozen=True)
 class Origin:
-    """All that shards depend on besides the parameters in `ShardSpec`.
+    """Everything that shards depend on besides the parameters in `ShardSpec`.
 
     Attributes:
-        description: what the data set says of itself, plain: its classes and channels, or the user's whole YAML.
-        preprocessing: the settings, resolved.
-        files: name (relative to where they lie), size in bytes and SHA-256 of every original file.
+        description: `Source.description` as JSON values: classes and channels, or the user's whole YAML.
+        preprocessing: preprocessing after the changes of the command line.
+        files: name (relative to the data set's folder), size in bytes and SHA-256 of every original file.
     """
 
     description: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Origin:
 
     @staticmethod
     def of(source: Source, settings: Preprocessing, path: Path, cache: Path) -> Origin:
-        """The origin of a data set whose files lie in `path`. Raises UserError for a file that cannot be read."""
+        """Return the origin of a data set whose files are in `path`. Raises UserError for an unreadable file."""
         found = sorted(source.files(path))
         hashes = hashed(found, cache)
         folder = path if path.is_dir() else path.parent
@@ -53,15 +53,15 @@ class Origin:
         return Origin(plain(source.description()), asdict(settings), files)
 
     def key(self, spec: ShardSpec, seed: bool = True) -> str:
-        """Hex SHA-256 of everything that makes the shards; without the seed it is the same for every draw."""
+        """Return the hex SHA-256 of all that the shards depend on; without the seed it is equal for all seeds."""
         values = {name: value for name, value in spec.counted().items() if seed or name != "seed"}
         content = [LAYOUT, values, self.description, self.preprocessing, self.files]
-        # in the order given: that of the classes numbers them
+        # keys stay in the given order: the order of the classes numbers them
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: mappings keep their order, and what JSON does not know becomes text."""
+    """Return `value` as JSON values: mappings keep their order, and types that JSON lacks become text."""
     if isinstance(value, Mapping):
         return {str(name): plain(own) for name, own in value.items()}
     if isinstance(value, list | tuple):
@@ -71,10 +71,13 @@ def plain(value: Any) -> Any:
 
 
 def hashed(files: Iterable[Path], cache: Path) -> dict[Path, str]:
-    """Hex SHA-256 of each file; one whose path, size, times and inode are as at the last call is not read again.
+    """Return the hex SHA-256 of each file.
+
+    A file whose path, size, times and inode are as at the last call is not read again.
 
     Args:
-        cache: file that remembers them; a damaged one, or one that cannot be written, costs time alone.
+        files: the files to hash.
+        cache: file that stores the hashes; if it is damaged or cannot be written, files are hashed again.
 
     Raises:
         UserError: a file cannot be read, or changes while it is.
@@ -104,7 +107,7 @@ def _stamp(file: Path) -> list[int]:
 
 
 def _remembered(cache: Path) -> dict[str, dict[str, Any]]:
-    """Path -> stamp and hash, as far as they can be made out."""
+    """Return path -> stamp and hash, of the entries that can be read."""
     try:
         if cache.stat().st_size > LARGEST_CACHE:
             return {}
@@ -124,5 +127,5 @@ def _remember(cache: Path, known: Mapping[str, Any]) -> None:
     try:
         with replacing(cache) as part:
             part.write_text(json.dumps(known, indent=0), encoding="utf-8")
-    except UserError:  # then it is hashed again next time
+    except UserError:  # the files are hashed again next time
         return

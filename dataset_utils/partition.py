@@ -1,4 +1,4 @@
-"""Dividing train and test windows among clients."""
+"""Partition of train and test windows among clients."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ STREAM = 2  # separates these random numbers from the split's
 
 
 class Partition(NamedTuple):
-    """Who gets which windows.
+    """Windows of each client.
 
     Attributes:
-        train, test: a client's indices into the windows, ascending.
-        moved: train and test windows that went to another client than was drawn, to reach the minimum.
+        train, test: for each client, ascending indices into the windows.
+        moved: numbers of train and test windows that were moved to another client than drawn, to reach the minimum.
     """
 
     train: list[np.ndarray]
@@ -28,24 +28,27 @@ class Partition(NamedTuple):
 def partition(
     spec: ShardSpec, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> Partition:
-    """Divide both pools among the clients, every window to exactly one.
+    """Divide both pools among the clients; every window goes to exactly one.
 
-    - `subject`: a client a subject; fewer clients than subjects are the first ones. A subject that is tested on alone
-      is no client: its windows are divided equally among the clients, who each predict their part.
+    - `subject`: one client for each subject; with fewer clients than subjects, the first subjects. A subject with test
+      windows only is no client: its windows are divided equally among the clients, and each predicts its part.
     - `iid`: every client gets an equal share of each class.
     - `dirichlet`: each class is divided in proportions drawn from Dir(alpha) over the clients (Hsu et al.
       2019, https://arxiv.org/abs/1909.06335).
     - `pathological`: a client holds `classes_per_client` classes; each class is divided equally among its
       holders (after McMahan et al. 2017, https://arxiv.org/abs/1602.05629).
 
-    Train and test were split before, so what the split kept apart stays apart, and a client's test windows
-    follow the proportions of its training windows. Nothing is drawn anew when a client falls short of the
-    minimum: it is filled up from the largest clients, with the classes it was meant to hold most of. This always
-    ends, and the rest of the drawn partition stays as it is.
+    Train and test windows were split before, so the partition keeps them separate, and a client's test windows have
+    the class proportions of its training windows. If a client falls short of the minimum, nothing is drawn again:
+    windows are moved to it from the largest clients, first of the classes that it should hold most of. This always
+    terminates, and leaves the rest of the drawn partition unchanged.
 
     Args:
-        labels, subjects: (windows,), class and subject of every window.
-        train, test: indices of the windows of each pool.
+        spec: kind of partition and its parameters.
+        labels: (windows,), class of every window.
+        subjects: (windows,), subject of every window.
+        train: indices of the training pool.
+        test: indices of the test pool.
 
     Raises:
         UserError: more clients than subjects, or a minimum that cannot be met.
@@ -66,7 +69,7 @@ def partition(
             f"not every client can get {spec.min_samples} training windows of its "
             f"{spec.classes_per_client} classes; lower --min-samples or -nc, or raise --classes-per-client"
         )
-    # a class nobody trains on keeps the shares that were drawn
+    # a class without training windows keeps the shares that were drawn
     shares = np.where(amount > 0, counts / np.maximum(amount, 1), shares)
     test_drawn = apportion(test_amount, shares)
     test_counts = fill(test_drawn, test_amount * shares, 1)
@@ -83,21 +86,21 @@ def partition(
 
 
 def apportion(amount: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Whole numbers nearest to `amount * shares` that add up to `amount` (largest remainder).
+    """Round `amount * shares` to whole numbers that add up to `amount` (largest remainder method).
 
-    Among equal remainders, clients that have least so far come first, so equal shares give equal totals.
+    Among equal remainders, clients with the fewest windows so far come first, so that equal shares give equal totals.
 
     Args:
-        amount: (classes,), windows of each class.
+        amount: (classes,), number of windows of each class.
         shares: (clients, classes), every column adds up to 1.
 
     Returns:
         (clients, classes), int64.
     """
     exact = amount * shares
-    counts = np.floor(exact).astype(np.int64)
+    counts: np.ndarray = np.floor(exact).astype(np.int64)
     for c in range(len(amount)):
-        remainder = np.round(exact[:, c] - counts[:, c], 9)  # rounding errors must not tell equals apart
+        remainder = np.round(exact[:, c] - counts[:, c], 9)  # rounding errors must not break ties
         left = amount[c] - counts[:, c].sum()
         counts[np.lexsort((counts.sum(axis=1), -remainder))[:left], c] += 1
     return counts
@@ -106,14 +109,14 @@ def apportion(amount: np.ndarray, shares: np.ndarray) -> np.ndarray:
 def fill(counts: np.ndarray, wanted: np.ndarray, minimum: int) -> np.ndarray | None:
     """Move windows from the largest clients until each has `minimum`.
 
-    A client takes the class it wants most first, from the largest client that holds it and has more than the
-    minimum. Every step fills a client, or empties a giver of a class or of its surplus, so the steps are
-    bounded.
+    A client receives windows of the class with its largest `wanted` first, from the client with the largest surplus
+    over the minimum that holds this class. Every step fills the client, or uses up the giver's windows of the class or
+    its surplus, so the number of steps is bounded.
 
     Args:
-        counts: (clients, classes), windows each client holds.
-        wanted: (clients, classes), how much it should hold; it takes nothing of what is 0.
-        minimum: windows of a client.
+        counts: (clients, classes), number of windows that each client holds.
+        wanted: (clients, classes), number that it should hold; a client receives nothing of a class where this is 0.
+        minimum: windows that each client must hold.
 
     Returns:
         the new counts, or None where the minimum cannot be met.
@@ -161,7 +164,7 @@ def _by_subject(
                 f"client {k} has no test window; raise --test-fraction, name a recording of each subject where the "
                 "split is given, or choose another --partition"
             )
-    return Partition(*parts)
+    return Partition(parts[0], parts[1])
 
 
 def _check_amounts(spec: ShardSpec, clients: int, train: int, test: int) -> None:
@@ -177,18 +180,18 @@ def _check_amounts(spec: ShardSpec, clients: int, train: int, test: int) -> None
 
 
 def _shares(spec: ShardSpec, rng: np.random.Generator, amount: np.ndarray, clients: int) -> np.ndarray:
-    """(clients, classes): which share of each class a client gets; every column adds up to 1."""
+    """Return the share of each class that a client gets, (clients, classes); every column adds up to 1."""
     if spec.partition == "iid":
         return np.full((clients, len(amount)), 1 / clients)
     if spec.partition == "dirichlet":
         drawn = rng.dirichlet(np.full(clients, spec.alpha), size=len(amount)).T
-        # a tiny alpha underflows to 0, and who is given nothing at all could not be filled up
-        return np.maximum(drawn, np.finfo(float).tiny)
+        # a tiny alpha underflows to 0, and a client with share 0 in all classes could not be filled up
+        return np.asarray(np.maximum(drawn, np.finfo(float).tiny))
     return _pathological(spec.classes_per_client, rng, amount, clients)
 
 
 def _pathological(classes_per_client: int, rng: np.random.Generator, amount: np.ndarray, clients: int) -> np.ndarray:
-    """Each client takes the classes with most windows a holder so far, those nobody holds first."""
+    """Give each client the classes with most windows per holder so far; classes without a holder come first."""
     present = np.flatnonzero(amount)
     if classes_per_client > len(present):
         raise UserError(f"--classes-per-client {classes_per_client}: there are only {len(present)} classes")
@@ -203,11 +206,12 @@ def _pathological(classes_per_client: int, rng: np.random.Generator, amount: np.
         left = np.where(holders > 0, amount[present] / np.maximum(holders, 1), np.inf)
         chosen = np.lexsort((rng.random(len(present)), -left))[:classes_per_client]
         holds[k, present[chosen]] = True
-    return holds / np.maximum(holds.sum(axis=0), 1)
+    shares: np.ndarray = holds / np.maximum(holds.sum(axis=0), 1)
+    return shares
 
 
 def _deal(rng: np.random.Generator, labels: np.ndarray, pool: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    """Give each client its number of windows of each class, drawn at random, ascending."""
+    """Draw each client's number of windows of each class at random; return ascending indices."""
     hands: list[list[np.ndarray]] = [[] for _ in counts]
     for c in range(counts.shape[1]):
         shuffled = rng.permutation(pool[labels[pool] == c])

@@ -1,4 +1,4 @@
-"""Take over data sets that PFLlib generated: train/K.npz and test/K.npz, each one pickled dict of x and y."""
+"""Import of data sets that PFLlib generated: train/K.npz and test/K.npz, each a pickled dict of x and y."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dataset_utils.files import is_plain_name, sha256
 from dataset_utils.safe_pickle import load_npz
 from registry.errors import UserError
 
-LARGEST_LABEL = 9999  # a damaged label must not make a list of billions of class names
+LARGEST_LABEL = 9999  # a damaged label must not lead to a list of billions of class names
 PAPER = "imported from PFLlib (https://github.com/TsingZ0/PFLlib)"
 
 
 def import_folder(folder: Path, name: str, data_root: Path) -> Path:
     """Write the clients of a PFLlib folder as shards; nothing in its pickles is executed.
 
-    Windows stay as they are: not scaled again, and channels as PFLlib's generator laid them out (some of its
-        generators
-    reshape where they should transpose). Class names and sampling rate are not in its files.
+    Windows stay as they are: they are not scaled again, and channels keep the layout of PFLlib's generator (some of
+    its generators reshape where they should transpose). Class names and sampling rate are not in its files.
 
     Args:
         folder: holds `train/0.npz`, `train/1.npz`, ... and as many in `test/`.
-        name: what to call the data set; the shards lie in `data_root`/`name`/pfllib.
+        name: name of the data set.
+        data_root: shards are written to `data_root`/`name`/pfllib.
 
     Raises:
         UserError: a file is missing, damaged or hostile, the shards exist already, or `name` is no name.
@@ -37,7 +37,7 @@ def import_folder(folder: Path, name: str, data_root: Path) -> Path:
         raise UserError(f"{target} exists already; choose another --name or remove it")
     pairs = _files(folder)
     clients = [
-        shards.ClientData(*(_shard(file) for file in pair), {"subjects": None, "scaling": None}) for pair in pairs
+        shards.ClientData(_shard(train), _shard(test), {"subjects": None, "scaling": None}) for train, test in pairs
     ]
     classes = 1 + max(int(shard.y.max()) for client in clients for shard in (client.train, client.test))
     about = {
@@ -59,7 +59,7 @@ def import_folder(folder: Path, name: str, data_root: Path) -> Path:
 
 
 def _files(folder: Path) -> list[tuple[Path, Path]]:
-    """Each client's train and test file, in the order of the clients."""
+    """Return each client's train and test file, in the order of the clients."""
     numbers = sorted(int(file.stem) for file in (folder / "train").glob("*.npz") if file.stem.isdecimal())
     if not numbers:
         raise UserError(

@@ -1,4 +1,4 @@
-"""From a recording to clean, continuous stretches: gaps, median, low-pass, gravity (paper §4.2.1)."""
+"""Preprocessing of a recording into filtered stretches without gaps: median, low-pass, gravity (paper §4.2.1)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dataset_utils.recording import UNLABELLED, Preprocessing, Recording
 from dataset_utils.resampling import resampled
 from registry.errors import UserError
 
-ORDER = 3  # of the Butterworth filters
+ORDER = 3  # order of the Butterworth filters
 
 
 class Stretch(NamedTuple):
     """Filtered samples that follow each other without a gap.
 
     Attributes:
-        subject: whose they are.
+        subject: name of the subject.
         signals: (samples, channels), float32, finite.
-        labels: (samples,), int64, class index or UNLABELLED; `classes` more where the sample is to be tested on.
-        tally: of the recording they come from.
-        start: its first sample on its line of time: by the recording's clock where there is one.
-        line: which line of time it lies on; None: one of its own (see `lines.Lines`).
-        recording: number of its recording.
+        labels: (samples,), int64, class index or UNLABELLED; class index + `classes` for a sample to be tested on.
+        tally: tally of the recording.
+        start: position of the first sample on the line of time, by the recording's clock where there is one.
+        line: number of the line of time; None: a line of its own (see `lines.Lines`).
+        recording: number of the recording.
         classes: number of classes.
     """
 
@@ -41,7 +41,7 @@ class Stretch(NamedTuple):
 
 
 def check(settings: Preprocessing) -> None:
-    """Raises UserError for a cutoff at or above half of the sampling rate."""
+    """Raise UserError for a cutoff at or above half of the sampling rate."""
     for flag, cutoff in (("--lowpass", settings.lowpass), ("--gravity", settings.gravity)):
         if cutoff >= settings.rate / 2:
             raise UserError(
@@ -51,7 +51,7 @@ def check(settings: Preprocessing) -> None:
 
 
 def channel_names(channels: tuple[str, ...], acceleration: tuple[str, ...], gravity: float) -> tuple[str, ...]:
-    """The channels after filtering: `body_X` in the place of acceleration X, every `gravity_X` at the end."""
+    """Return the channels after filtering: `body_X` in place of acceleration X, every `gravity_X` at the end."""
     if not gravity:
         return channels
     body = tuple(f"body_{name}" if name in acceleration else name for name in channels)
@@ -65,16 +65,18 @@ def stretches(
     settings: Preprocessing,
     tally: Tally,
 ) -> Iterator[Stretch]:
-    """Cut a recording where it is broken, resample where asked, then filter each continuous stretch.
+    """Cut a recording at gaps, resample it where asked, then filter each stretch.
 
-    It is put onto its true time axis first (see `time_axis.even`), and cut where any channel misses more than
+    The recording is first put onto an even time axis (see `time_axis.even`), and cut where any channel lacks more than
     `max_gap` seconds. Shorter missing values are interpolated linearly; those at an end are cut off, never
     extrapolated. A stretch shorter than a window is dropped.
 
     Args:
+        recording: has passed `check_recording`.
         channels: names of the recording's channels.
-        acceleration: those of them that are split into body and gravity.
-        tally: takes the counts of what is done; see `check_recording` for what must hold before.
+        acceleration: channels that are split into body and gravity.
+        settings: preprocessing of the data set.
+        tally: receives the counts of what is done.
 
     Yields:
         stretches whose channels are `channel_names(channels, acceleration, settings.gravity)`.
@@ -103,7 +105,7 @@ def stretches(
 
 
 def _filtered(values: list[np.ndarray], columns: list[tuple[int, bool]], settings: Preprocessing) -> np.ndarray:
-    """Channels (samples,) as an array (samples, channels), float32, smoothed and split into body and gravity."""
+    """Return channels (samples,) as (samples, channels), float32, smoothed and split into body and gravity."""
     clean = np.empty((len(values[0]), len(columns) + sum(two for _, two in columns)), dtype=np.float32)
     last = len(columns)
     for i, two in columns:
@@ -118,25 +120,26 @@ def _filtered(values: list[np.ndarray], columns: list[tuple[int, bool]], setting
 
 
 def lowpass(signal: np.ndarray, cutoff: float, rate: float) -> np.ndarray:
-    """Zero-phase 3rd-order Butterworth low-pass filter.
+    """Apply a zero-phase 3rd-order Butterworth low-pass filter.
 
-    The ends are padded by mirroring over three periods of the cutoff: mirrored evenly, so that one noisy sample at
-    an end does not become the level of the padding, and so long because gravity at 0.3 Hz settles in seconds.
+    The ends are padded by mirroring over three periods of the cutoff. Mirroring is even, so that one noisy sample at an
+    end does not set the level of the padding; three periods are needed because gravity at 0.3 Hz settles in seconds.
 
     Args:
         signal: (samples,), at least 2.
         cutoff: Hz, below `rate` / 2.
-        rate: Hz.
+        rate: sampling rate, Hz.
     """
     from scipy.signal import butter, sosfiltfilt
 
     sections = butter(ORDER, cutoff, fs=rate, output="sos")
     padding = min(int(np.ceil(3 * rate / cutoff)), len(signal) - 1)
-    return sosfiltfilt(sections, signal, padtype="even", padlen=padding)
+    filtered: np.ndarray = sosfiltfilt(sections, signal, padtype="even", padlen=padding)
+    return filtered
 
 
 def _smoothed(signal: np.ndarray, settings: Preprocessing) -> np.ndarray:
-    """Median filter, then low-pass, each only where it is set."""
+    """Apply the median filter, then the low-pass filter, each only where it is set."""
     if settings.median > 1:
         from scipy.ndimage import median_filter
 
@@ -145,7 +148,7 @@ def _smoothed(signal: np.ndarray, settings: Preprocessing) -> np.ndarray:
 
 
 def interpolated(column: np.ndarray) -> np.ndarray:
-    """float64 copy whose NaNs lie on the line between their neighbours."""
+    """Return a float64 copy with NaNs interpolated linearly between their neighbours."""
     column = np.array(column, dtype=np.float64)
     missing = np.isnan(column)
     if missing.any():
@@ -155,7 +158,7 @@ def interpolated(column: np.ndarray) -> np.ndarray:
 
 
 def complete(signals: np.ndarray, rate: float, settings: Preprocessing) -> list[tuple[int, int]]:
-    """Ranges [a, b) in which every missing value has a neighbour on either side and near enough."""
+    """Return the ranges [a, b) in which missing values have neighbours near enough to be interpolated."""
     longest = int(settings.max_gap * rate + 1e-6)
     usable = np.ones(len(signals), dtype=bool)
     for i in range(signals.shape[1]):
@@ -166,13 +169,13 @@ def complete(signals: np.ndarray, rate: float, settings: Preprocessing) -> list[
 
 
 def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Ranges [a, b) in which `mask` is true."""
+    """Return the ranges [a, b) in which `mask` is true."""
     edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def check_recording(recording: Recording, channels: tuple[str, ...], num_classes: int) -> None:
-    """Raises UserError for a recording that does not fit its data set's description or holds an infinite value."""
+    """Raise UserError for a recording that does not fit its data set's description or holds an infinite value."""
     signals, labels, time = recording.signals, np.asarray(recording.labels), recording.time
     where = recording.where
     if signals.ndim != 2 or signals.shape[1] != len(channels):

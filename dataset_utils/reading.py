@@ -1,4 +1,4 @@
-"""From a data set's original files to windows, with an account of everything that was read."""
+"""Reading of a data set's original files into windows, with counts of everything that was read."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from registry.parameters import suggest
 
 @dataclass(frozen=True)
 class Reading:
-    """A data set, read.
+    """Result of reading a data set.
 
     Attributes:
-        windows: None where errors left nothing.
-        channels: of the windows.
-        counts: what became of everything.
-        errors: what is wrong with it; empty unless they were collected.
+        windows: the windows; None where errors left none.
+        channels: channel names of the windows.
+        counts: counts of everything that was read.
+        errors: what is wrong with the data set; empty unless errors were collected.
     """
 
     windows: Windows | None
@@ -49,9 +49,12 @@ def read(
     """Read a data set and cut it into windows.
 
     Args:
-        report: takes a line about each warning of the source.
-        allow_missing: go on where a subject or a class has no window.
-        collect: keep errors and go on, to name them all; otherwise the first one is raised.
+        source: the data set.
+        path: its original files, as `Source.find` gives them.
+        settings: preprocessing.
+        report: called with one line for each warning of the source.
+        allow_missing: whether a subject or a class without a window is accepted.
+        collect: whether to collect all errors and continue; otherwise the first one is raised.
 
     Raises:
         UserError: files are damaged or do not fit their description, a subject or a class has no window, or a label
@@ -70,7 +73,7 @@ def read(
             if tally is not None:
                 tally.failed = True
 
-    classes = len(source.classes)  # may read the labels of every file: now, while nothing else is in memory
+    classes = len(source.classes)  # may read the labels of every file: done while nothing else is in memory
     counts = Counts(ignored=source.ignored(path), files=len(source.files(path)))
     channels = preprocessing.channel_names(source.channels, source.acceleration, settings.gravity)
     ready: list[Windows] = []
@@ -104,7 +107,7 @@ def read(
         windows = cutting.cut(stretches(), settings)
     if windows is not None:
         windows = dataclasses.replace(windows, reach=reach(settings, _slowest(counts, settings)))
-    ours = [warning for warning in raised if issubclass(warning.category, UserWarning)]  # libraries' own are not ours
+    ours = [warning for warning in raised if issubclass(warning.category, UserWarning)]  # others are the libraries' own
     for text in dict.fromkeys(str(warning.message) for warning in ours):
         report(f"warning: {text}")
     if ready:
@@ -117,27 +120,27 @@ def read(
         counts.finish(windows, classes)
     wrong = _wrong(source, settings, counts, windows, allow_missing)
     if errors and windows is None:
-        wrong = []  # it is known why
+        wrong = []  # the errors say why
     if wrong and not collect:
         raise UserError("; ".join(wrong))
     return Reading(windows, channels, counts, tuple(dict.fromkeys(errors + wrong)))
 
 
 def _with_test(recording: Recording, classes: int) -> np.ndarray:
-    """A recording's labels, with `classes` added to those of samples that are to be tested on (see `Stretch`)."""
+    """Return a recording's labels, with `classes` added for samples that are to be tested on (see `Stretch`)."""
     labels = np.asarray(recording.labels, dtype=np.int64)
     return np.where((labels != UNLABELLED) & np.asarray(recording.test), labels + classes, labels)
 
 
 def _slowest(counts: Counts, settings: Preprocessing) -> float:
-    """The lowest rate of what was brought to the windows' rate, Hz."""
+    """Return the lowest rate among recordings and windows, Hz."""
     return min([settings.rate, *(tally.rate for tally in counts.recordings if tally.rate)])
 
 
 def _wrong(
     source: Source, settings: Preprocessing, counts: Counts, windows: Windows | None, allow_missing: bool
 ) -> list[str]:
-    """What is wrong with the whole of a data set."""
+    """Return what is wrong with a data set as a whole."""
     wrong = _unlisted(source, counts)
     if windows is None:
         if counts.recordings:
@@ -155,7 +158,7 @@ def _wrong(
     if absent:
         wrong.append(
             f"no window has {some(map(repr, absent))}, listed in the classes of {source.name}; correct the classes, or "
-            "go on without with --allow-missing"
+            "go on without them with --allow-missing"
         )
     subjects: dict[str, list[Tally]] = {}
     for tally in counts.recordings:
@@ -167,10 +170,10 @@ def _wrong(
 
 
 def _unlisted(source: Source, counts: Counts) -> list[str]:
-    """Labels in the files that are neither a class nor to be left out."""
+    """Return errors for labels in the files that are neither a class nor to be ignored."""
     same = differing_in_case(counts.unlisted, source.listed)
     wrong = [
-        f"label '{label}' ({counts.unlisted[label]} rows) is listed as '{same[label]}'; write it the same"
+        f"label '{label}' ({counts.unlisted[label]} rows) is listed as '{same[label]}'; write it the same way"
         for label in same
     ]
     others = [label for label in counts.unlisted if label not in same]
@@ -178,8 +181,8 @@ def _unlisted(source: Source, counts: Counts) -> list[str]:
         hint = suggest(others[0], source.listed)
         named = some(f"'{label}' ({counts.unlisted[label]} rows)" for label in others)
         wrong.append(
-            f"not listed in the classes of {source.name}: {named}{hint}; list what shall be learnt, and leave out the "
-            f"others with ignore: [{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}]"
+            f"not listed in the classes of {source.name}: {named}{hint}; list the labels to be learnt, and "
+            f"leave out the others with ignore: [{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}]"
         )
     return wrong
 
@@ -192,7 +195,7 @@ def _vanished(subject: str, tallies: list[Tally], settings: Preprocessing) -> st
         "no window is pure enough": sum(tally.impure for tally in tallies),
     }
     why = max(losses, key=losses.__getitem__) if any(losses.values()) else f"a window takes {settings.window} samples"
-    return f"subject {subject}: not one window of its {rows} rows ({why}); go on without it with --allow-missing"
+    return f"subject {subject}: not one window of its {rows} rows ({why}); --allow-missing goes on without it"
 
 
 def _refuse_overrides(source: Source, settings: Preprocessing) -> None:
@@ -202,7 +205,7 @@ def _refuse_overrides(source: Source, settings: Preprocessing) -> None:
 
 
 def _check_windows(source: Source, windows: Windows) -> None:
-    """Raises UserError when the windows do not fit the data set's own description."""
+    """Raise UserError where the windows do not fit the data set's own description."""
     shape, labels, classes = windows.x.shape, windows.y, len(source.classes)
     if len(shape) != 4 or shape[1:3] != (len(source.channels), 1) or not shape[0]:
         raise UserError(f"{source.name}: windows of shape {shape}, not (n, {len(source.channels)} channels, 1, time)")

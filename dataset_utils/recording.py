@@ -1,6 +1,6 @@
-"""What a data source gives: recordings, or windows where the original is already cut into them.
+"""Interface of data sources: they give recordings, or windows where the original is already cut into windows.
 
-A third-party data set is a subclass of `Source` named by an entry point of the group `fedkdx.datasets`.
+A third-party data set is a subclass of `Source` that an entry point of the group `fedkdx.datasets` names.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ STRADDLES = -1
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a recording becomes windows.
+    """Parameters of filtering and cutting a recording into windows.
 
     Attributes:
-        rate: sampling rate of the windows, Hz; that of the recordings too, unless they are resampled.
+        rate: sampling rate of the windows, Hz; also of the recordings, unless they are resampled.
         window: samples in a window.
         overlap: share of a window that the next one repeats, in [0, 1).
         median: width of the median filter in samples (odd); 0 leaves it out.
         lowpass: cutoff of the 3rd-order low-pass Butterworth filter, Hz; 0 leaves it out.
         gravity: cutoff of the low-pass filter that separates gravity from acceleration, Hz; 0 leaves it out.
-        max_gap: missing stretches of at most this many seconds are interpolated, longer ones cut the recording.
-        resample: whether recordings of another rate are brought to `rate`; otherwise they are an error.
-        recorded: rate of recordings without a time that are to be resampled, Hz; 0 where each says its own.
+        max_gap: gaps of at most this many seconds are interpolated; longer ones cut the recording.
+        resample: whether recordings of another rate are resampled to `rate`; otherwise they are an error.
+        recorded: rate of recordings without times that are to be resampled, Hz; 0 where each states its own.
         repeated: what to do with rows of one recording that share a time and differ: 'average', 'error', or '' for
-            an average where they are few and an error where they are many.
-        purity: share of a window's samples that must have its label; windows below are dropped.
-        before: where labels mark events, seconds from a window's first sample to its event; None slides windows.
+            an average where they are few (`time_axis.FEW`) and an error where they are many.
+        purity: share of a window's samples that must have its label; windows with less are dropped.
+        before: where labels mark events, seconds from a window's first sample to its event; None for sliding windows.
     """
 
     rate: float
@@ -53,22 +53,22 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Recording:
-    """What one subject's device wrote in one go.
+    """One continuous recording of one subject.
 
     Attributes:
         subject: the subject's name; a subject may have several recordings.
         signals: (samples, channels), float; NaN where a value is missing.
-        labels: (samples,), int; class index, or UNLABELLED for what is to be discarded.
-        time: (samples,), in `unit`, or None when the samples follow each other without gaps.
-        name: what messages and counts call it, such as its file; '' for the subject's name.
+        labels: (samples,), int; class index, or UNLABELLED for samples to be discarded.
+        time: (samples,), in `unit`, or None if the samples follow each other without gaps.
+        name: name in messages and counts, such as the file's; '' for the subject's name.
         rate: sampling rate that the file states, Hz; None where it states none.
-        unit: of `time`: 's', 'ms', 'us', 'ns', or None where the sampling rate shall tell.
-        left_out: why samples are UNLABELLED -> how many; the rest counts as 'no label'.
-        unlisted: label that is neither a class nor to be left out -> samples that have it.
-        found_out: what was found out about the file and not told, such as its separator.
-        streams: tallies (`counts.Tally`) of the files that were merged into it.
-        test: whether it is to be tested on, never trained on, where the split is 'given': all of it, or (samples,).
-        begins: when its first sample was taken, seconds on its subject's clock, where there are no times.
+        unit: unit of `time`: 's', 'ms', 'us', 'ns', or None to detect it by the sampling rate.
+        left_out: reason why samples are UNLABELLED -> number of samples; the rest counts as 'no label'.
+        unlisted: label that is neither a class nor to be ignored -> number of samples.
+        found_out: properties of the file that were detected rather than given, such as its separator.
+        streams: tallies (`counts.Tally`) of the files that were merged into the recording.
+        test: whether samples are tested on and never trained on where the split is 'given': one value, or (samples,).
+        begins: time of the first sample on the subject's clock, seconds, where `time` is None.
     """
 
     subject: str
@@ -87,25 +87,25 @@ class Recording:
 
     @property
     def where(self) -> str:
-        """How messages call it."""
+        """Name of the recording in messages."""
         return self.name or f"subject {self.subject}"
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Labelled windows of several subjects, each subject's in the order of time.
+    """Labelled windows of several subjects, each subject's ordered by time.
 
     Attributes:
         x: (n, channels, 1, time), float32.
         y: (n,), int64, class index.
         subject: (n,), int64, index into `subjects`.
-        stretch: (n,), int64, which line of time a window lies on; windows of two lines have nothing in common.
-        start: (n,), int64, the window's first sample on its line; two windows that share it hold the same.
+        stretch: (n,), int64, number of the window's line of time; windows of different lines share no samples.
+        start: (n,), int64, position of the window's first sample on its line; windows with the same position are equal.
         subjects: the subjects' names.
-        recording: (n,), int64, which recording a window is of, or None where that is not known.
-        test: (n,), int8: 1 for what is to be tested on where the split is 'given', 0 for what is not, and
-            `STRADDLES` for windows that hold samples of both; or None where nothing says so.
-        reach: samples across which filters carry something of one sample to another.
+        recording: (n,), int64, number of the window's recording, or None where it is not known.
+        test: (n,), int8: 1 for windows to be tested on where the split is 'given', 0 for others, `STRADDLES` for those
+            that hold samples of both; or None where the data set does not say.
+        reach: number of samples over which filters spread a sample (see `lines.reach`).
     """
 
     x: np.ndarray
@@ -123,15 +123,15 @@ class Source(ABC):
     """A data set in its original files.
 
     Class attributes:
-        name: what `-data` calls it.
+        name: name for `-data`.
         paper: citation with DOI or link.
         classes: class names, in label order.
         channels: channel names of `Recording.signals` (of the windows, where `load` gives Windows).
-        acceleration: names of the channels that gravity separation splits into body and gravity.
-        preprocessing: the defaults for this data set.
+        acceleration: names of the channels that are split into body and gravity.
+        preprocessing: default preprocessing of this data set.
     """
 
-    name: ClassVar[str]
+    name: str
     paper: ClassVar[str] = ""
     classes: tuple[str, ...]
     channels: tuple[str, ...]
@@ -140,38 +140,38 @@ class Source(ABC):
 
     @abstractmethod
     def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
-        """The original files: a folder, a zip or a file.
+        """Find the original files: a folder, a zip or a file.
 
         Args:
-            raw: where the user says they are, or None for the usual place under `data_root`/raw.
+            raw: path that the user gave, or None for the usual location under `data_root`/raw.
             data_root: the folder of all data (`data` by default).
-            download: the user allowed a download.
+            download: whether the user allowed a download.
 
         Raises:
-            UserError: not there; the text says what to fetch and where to put it.
+            UserError: they are not there; the text says what to fetch and where to put it.
         """
 
     @abstractmethod
     def files(self, path: Path) -> list[Path]:
-        """The files that `load` reads below `path`, sorted, to be hashed into the manifest (a zip counts as one)."""
+        """Return the files that `load` reads below `path`, sorted, to be hashed into the manifest (a zip is one)."""
 
     @abstractmethod
     def load(self, path: Path) -> Iterable[Recording] | Windows:
-        """Read what `find` found. Raises UserError for damaged or foreign files."""
+        """Read the files that `find` returned. Raises UserError for damaged files or files of another data set."""
 
     def description(self) -> Mapping[str, Any]:
-        """What makes the windows besides files and preprocessing: shards made from another description are others."""
+        """Return what the windows depend on besides files and preprocessing; it is part of the shards' identity."""
         return {"classes": self.classes, "channels": self.channels, "acceleration": self.acceleration}
 
     def parts(self, path: Path) -> Iterator[Callable[[], Iterable[Recording] | Windows]]:
-        """What `load` reads in pieces that can fail one by one, so that a description names every flaw."""
+        """Yield functions that read `load`'s result part by part, so that errors of all parts can be collected."""
         yield lambda: self.load(path)
 
     def ignored(self, path: Path) -> dict[str, str]:
-        """Files below `path` that are not read -> why."""
+        """Return file below `path` that is not read -> reason."""
         return {}
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """The labels in the files that are read as classes."""
+        """Labels in the files that are read as classes."""
         return tuple(self.classes)

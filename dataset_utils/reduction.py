@@ -1,4 +1,4 @@
-"""Less to train on: validation windows held out of the training windows, and a share of them kept."""
+"""Reduction of the training windows: validation windows are held out, and a share of the rest is kept."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from dataset_utils.spec import ShardSpec
 from dataset_utils.split import Split, draw, groups_of, nearer, split
 from registry.errors import UserError
 
-VALIDATION, THINNING = 3, 4  # separate these random numbers from each other and from split and partition
+VALIDATION, THINNING = 3, 4  # separate these random numbers from each other and from those of split and partition
 VALIDATION_FRACTION = 0.2
 
 
 def reduced(
     windows: Windows, parts: Partition, test: np.ndarray, spec: ShardSpec, report: Callable[[str], None]
 ) -> Partition:
-    """What is left of the partition for `--evaluate-on validation` and `--train-fraction`, in this order.
+    """Apply `--evaluate-on validation` and `--train-fraction` to a partition, in this order.
 
-    The validation windows come out of all training windows, so that little data leaves enough to validate on.
+    Validation windows are taken from all training windows, so that a small train fraction leaves enough of them.
 
     Args:
-        test: all windows that are tested on, with which no validation window shares a sample.
+        windows: all windows.
+        parts: the partition of `windows` among clients.
+        test: indices of all test windows; no validation window shares a sample with one of them.
+        spec: what to hold out and what to keep.
+        report: called with one line of text for each reduction.
 
     Raises:
-        UserError: a client has no window to validate on, or none left to train on.
+        UserError: a client has no validation window, or no training window left.
     """
     if spec.evaluate_on == "validation":
         train = parts.train
@@ -55,18 +59,21 @@ def reduced(
 
 
 def hold_out(windows: Windows, train: Sequence[np.ndarray], test: np.ndarray, how: str, seed: int) -> list[Split]:
-    """Each client's training windows, divided into training and validation ones.
+    """Divide each client's training windows into training and validation windows.
 
-    By the rules of `split`: `shuffled` where the test windows are drawn so, among those that share no sample with a
-    test window, as far as there are enough; else `blocked`, with the gap to every client's validation windows.
+    The rules are those of `split`: `shuffled` if the test windows were drawn by it, among the windows that share no
+    sample with a test window, as far as there are enough; else `blocked`, with the gap to all clients' validation
+    windows.
 
     Args:
-        train: each client's training windows, indices, ascending.
-        test: all windows that are tested on.
-        how: as `split`'s.
+        windows: all windows.
+        train: each client's training windows, ascending indices.
+        test: indices of all test windows.
+        how: the kind of split that made the test windows.
+        seed: seed of the random numbers.
 
     Returns:
-        a split a client, its `test` the validation windows; all are indices into `windows`.
+        a split for each client, whose `test` are the validation windows; all are indices into `windows`.
     """
     pool = np.concatenate(train)
     owner = np.repeat(np.arange(len(train)), [len(own) for own in train])
@@ -76,13 +83,17 @@ def hold_out(windows: Windows, train: Sequence[np.ndarray], test: np.ndarray, ho
 
 
 def thin(windows: Windows, train: Sequence[np.ndarray], fraction: float, how: str, seed: int) -> list[np.ndarray]:
-    """A share of each client's windows of each class: of n, round(n · fraction), at least one.
+    """Keep a share of each client's windows of each class: of n, round(n · fraction), at least one.
 
-    `shuffled` keeps them at random, every other split one run of consecutive windows, as of someone who recorded
-    little.
+    `shuffled` keeps windows at random; every other split keeps one run of consecutive windows, as a shorter recording
+    would give.
 
     Args:
-        train: each client's training windows, indices, ascending.
+        windows: all windows.
+        train: each client's training windows, ascending indices.
+        fraction: share to keep, in (0, 1].
+        how: the kind of split.
+        seed: seed of the random numbers.
     """
     kept = []
     for k, own in enumerate(train):
@@ -96,12 +107,12 @@ def thin(windows: Windows, train: Sequence[np.ndarray], fraction: float, how: st
 
 
 def _alike(how: str) -> str:
-    """How windows of one client are divided further."""
+    """Return the kind of split that divides the windows of one client further."""
     return "shuffled" if how == "shuffled" else "blocked"
 
 
 def _taken(windows: Windows, index: np.ndarray, owner: np.ndarray) -> Windows:
-    """Some of the windows, without their samples, and with their clients as subjects."""
+    """Return the windows at `index` without their samples, with their clients as subjects."""
     return replace(
         windows,
         x=windows.x[:0],

@@ -1,4 +1,4 @@
-"""From one sampling rate to another, without aliasing."""
+"""Resampling without aliasing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PASSED = 0.8
 
 
 SPLINE = 6
-"""Samples after which a cubic spline has forgotten another: each is worth 2 - √3 of the one before, 6 of them 4e-4."""
+"""Samples over which a cubic spline spreads a value: the weight falls by 2 - √3 with each, to 4e-4 after 6."""
 
 
 def resampled(
     values: Sequence[np.ndarray], labels: np.ndarray, rate: float, settings: Preprocessing
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Channels (samples,) and labels at `rate`, brought to `settings.rate`.
+    """Resample channels (samples,) and labels from `rate` to `settings.rate`.
 
-    A label becomes that of the nearest sample; where labels mark events, each event moves to its nearest sample.
+    A new sample has the label of the nearest old one; where they mark events, each event moves to the nearest new one.
     """
     step = rate / settings.rate
     places = np.arange(int((len(labels) - 1) / step + 1e-6) + 1) * step
@@ -36,10 +36,11 @@ def resampled(
 
 
 def without_aliases(signal: np.ndarray, rate: float, new: float) -> np.ndarray:
-    """The part of a finite signal (samples,) at `rate` Hz that a lower rate can hold; all of it for a higher one.
+    """Remove from a finite signal (samples,) at `rate` Hz the frequencies that a lower rate `new` cannot represent.
 
-    A linear-phase FIR filter (Kaiser window), its delay taken out: it passes frequencies up to 0.8 of half the new
-    rate to 0.1 %, and what lies above half the new rate shrinks to 0.1 %. The ends are continued point-symmetrically.
+    A linear-phase FIR filter (Kaiser window) without delay passes frequencies up to 0.8 of half the new rate to 0.1 %
+    and attenuates those above half the new rate to 0.1 %. The ends are continued point-symmetrically. For a higher
+    rate the signal is returned as it is.
     """
     if new >= rate * 0.999 or len(signal) < 2:
         return signal
@@ -49,17 +50,18 @@ def without_aliases(signal: np.ndarray, rate: float, new: float) -> np.ndarray:
     taps |= 1  # odd, so that the delay is whole samples
     weights = firwin(taps, (1 + PASSED) / 2 * new / 2, window=("kaiser", beta), fs=rate)
     padded = np.pad(np.asarray(signal, dtype=np.float64), taps // 2, mode="reflect", reflect_type="odd")
-    return oaconvolve(padded, weights, mode="valid")
+    filtered: np.ndarray = oaconvolve(padded, weights, mode="valid")
+    return filtered
 
 
 def reach(raised: float) -> int:
-    """Samples at the new rate, to either side, from which resampling carries something to a sample.
+    """Return how many samples at the new rate, to either side of a sample, influence it in resampling.
 
-    Half of the filter against aliases, which is as long in new samples for any two rates but for one sample, and
-    `SPLINE` of the old samples.
+    This is half of the filter against aliases, whose length in new samples is the same for any two rates but for one
+    sample, and `SPLINE` of the old samples.
 
     Args:
-        raised: new samples for an old one, where the rate is raised; else 1.
+        raised: new samples for each old one where the rate is raised; else 1.
     """
     from scipy.signal import kaiserord
 
@@ -69,9 +71,10 @@ def reach(raised: float) -> int:
 
 
 def at_places(signal: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Values of a finite signal (samples,) at fractional sample numbers, by a cubic spline."""
+    """Interpolate a finite signal (samples,) at fractional sample numbers by a cubic spline."""
     if len(signal) < 2:
         return np.repeat(signal, len(places))
     from scipy.interpolate import CubicSpline
 
-    return CubicSpline(np.arange(len(signal)), np.asarray(signal, dtype=np.float64))(places)
+    values: np.ndarray = CubicSpline(np.arange(len(signal)), np.asarray(signal, dtype=np.float64))(places)
+    return values

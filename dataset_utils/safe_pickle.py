@@ -1,9 +1,9 @@
-"""Object arrays that numpy pickled, read without unpickling anything but data.
+"""Reader for arrays that NumPy pickled, which unpickles nothing but data.
 
-`np.load(..., allow_pickle=True)` runs whatever a file tells it to. Some published data sets come as pickled
-arrays all the same. The reader here knows only what numpy writes: arrays, dtypes and scalars (by their names
-in numpy 1 and 2) and Python's own dict, list, tuple, str, bytes, numbers. It rebuilds the arrays itself from
-shape and bytes, so that a forged state never reaches numpy's own `__setstate__`.
+`np.load(..., allow_pickle=True)` runs any code that a file names, yet some published data sets come as pickled arrays.
+This reader accepts only what NumPy writes: arrays, dtypes and scalars (by their names in NumPy 1 and 2) and Python's
+own dict, list, tuple, str, bytes and numbers. It rebuilds the arrays itself from shape and bytes, so that a forged
+state never reaches NumPy's own `__setstate__`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pickle
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -30,10 +30,10 @@ _BROKEN = (
 
 
 def load_npy(path: Path) -> object:
-    """What a .npy file holds: an array, or the object itself where a single one was saved (0-d object array).
+    """Read a .npy file: an array, or the object itself where a single one was saved (0-d object array).
 
     Raises:
-        UserError: no .npy file, damaged, or asking for anything but data.
+        UserError: it is no .npy file, is damaged, or names anything but data.
     """
     try:
         with path.open("rb") as file:
@@ -43,7 +43,7 @@ def load_npy(path: Path) -> object:
 
 
 def load_npz(path: Path) -> dict[str, object]:
-    """The arrays of a .npz file by name, each read as `load_npy` does. Raises UserError likewise."""
+    """Read the arrays of a .npz file by name, each as `load_npy` does. Raises UserError likewise."""
     try:
         with zipfile.ZipFile(path) as archive:
             loaded = {}
@@ -62,8 +62,8 @@ def load_npz(path: Path) -> dict[str, object]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def read_pickle(file: BinaryIO, where: str) -> object:
-    """What a plain pickle of arrays, dicts and the like holds, also one of Python 2. Raises UserError as `load_npy`."""
+def read_pickle(file: IO[bytes], where: str) -> object:
+    """Read a pickle of arrays, dicts and the like, also one of Python 2. Raises UserError as `load_npy` does."""
     try:
         return _arrays(_Unpickler(file, where, encoding="latin1").load(), {})
     except _BROKEN as error:
@@ -72,7 +72,7 @@ def read_pickle(file: BinaryIO, where: str) -> object:
         raise UserError(f"{where}: cannot be read: its contents are too large or nested too deeply") from error
 
 
-def _read(file: BinaryIO, where: str) -> object:
+def _read(file: IO[bytes], where: str) -> object:
     try:
         major, _ = np.lib.format.read_magic(file)
         header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
@@ -91,12 +91,12 @@ def _read(file: BinaryIO, where: str) -> object:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Gives the names in a pickle our own harmless meanings, and knows no others."""
+    """Unpickler that gives the accepted names harmless meanings, and refuses all others."""
 
-    def __init__(self, file: BinaryIO, where: str, encoding: str = "ASCII") -> None:
+    def __init__(self, file: IO[bytes], where: str, encoding: str = "ASCII") -> None:
         super().__init__(file, encoding=encoding)
         self.where = where
-        self.known = {
+        self.known: dict[tuple[str, str], object] = {
             ("numpy", "ndarray"): "ndarray",
             ("numpy", "dtype"): self.dtype,
             ("_codecs", "encode"): self.encode,
@@ -110,47 +110,50 @@ class _Unpickler(pickle.Unpickler):
             self.known[f"{core}.numeric", "_frombuffer"] = self.frombuffer
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name in the pickle stands for. Raises UserError for any that is not data."""
+        """Return the meaning of a name in the pickle. Raises UserError for any that is not data."""
         if (module, name) not in self.known:
             raise UserError(f"{self.where}: refused, it asks for '{module}.{name}', which is not data")
         return self.known[module, name]
 
     def dtype(self, code: str, align: bool = False, copy: bool = True) -> _Dtype:
-        """numpy.dtype(code): its byte order follows as state."""
+        """Return a dtype for `numpy.dtype(code)`; its byte order follows as state."""
         return _Dtype(code)
 
     def encode(self, text: str, encoding: str) -> bytes:
-        """Protocols 0 to 2 write bytes as latin-1 text."""
+        """Return the bytes that protocols 0 to 2 write as latin-1 text."""
         if encoding != "latin1":
             raise ValueError(f"bytes written as {encoding}")
         return text.encode("latin1")
 
     def no_bytes(self) -> bytes:
-        """Protocols 0 to 2 write empty bytes as a call of `bytes`."""
+        """Return empty bytes, which protocols 0 to 2 write as a call of `bytes`."""
         return b""
 
     def reconstruct(self, kind: str, shape: tuple[int, ...], code: bytes) -> _Array:
-        """An empty array; its contents follow as state."""
+        """Return an empty array; its contents follow as state."""
         return _Array()
 
     def scalar(self, dtype: _Dtype, raw: bytes) -> np.generic:
-        """One number or string."""
-        return np.frombuffer(raw, dtype.plain())[0]
+        """Return one number or string."""
+        value: np.generic = np.frombuffer(raw, dtype.plain())[0]
+        return value
 
     def frombuffer(self, raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-        """Protocol 5 writes contiguous arrays so."""
-        return np.frombuffer(raw, dtype.plain()).reshape(shape, order="F" if order == "F" else "C").copy()
+        """Return a contiguous array, which protocol 5 writes in this way."""
+        flat = np.frombuffer(raw, dtype.plain())
+        own: np.ndarray = flat.reshape(shape, order="F" if order == "F" else "C").copy()
+        return own
 
 
 class _Dtype:
-    """A dtype in the making: numbers, strings, times and objects; no fields, no sub-arrays."""
+    """A dtype being rebuilt: numbers, strings, times and objects; no fields, no sub-arrays."""
 
     def __init__(self, code: str) -> None:
         self.value = np.dtype(str(code))
         if self.value.names or self.value.subdtype or self.value.kind == "V":
             raise ValueError(f"dtype {code!r} is not supported")
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         order, subarray, names, fields = state[1:5]
         if subarray or names or fields:
             raise ValueError("structured dtypes are not supported")
@@ -164,33 +167,37 @@ class _Dtype:
 
 
 class _Array:
-    """An array in the making."""
+    """An array being rebuilt."""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, contents = state
-        self.shape, self.order, self.contents = shape, "F" if fortran else "C", contents
-        self.dtype = dtype.value
+        self.shape: tuple[int, ...] = shape
+        self.order: Literal["F", "C"] = "F" if fortran else "C"
+        self.contents: Any = contents
+        self.dtype: np.dtype = dtype.value
 
     def build(self, made: dict[int, Any]) -> np.ndarray:
         if not self.dtype.hasobject:
             raw = self.contents.encode("latin1") if isinstance(self.contents, str) else self.contents  # Python 2: str
-            return np.frombuffer(raw, self.dtype).reshape(self.shape, order=self.order).copy()
-        flat = np.empty(len(self.contents), dtype=object)
+            values: np.ndarray = np.frombuffer(raw, self.dtype).reshape(self.shape, order=self.order).copy()
+            return values
+        flat: np.ndarray = np.empty(len(self.contents), dtype=object)
         for index, item in enumerate(self.contents):
             flat[index] = _arrays(item, made)
         return flat.reshape(self.shape, order=self.order)
 
 
 def _arrays(item: Any, made: dict[int, Any]) -> Any:
-    """`item` with every array in the making made.
+    """Return `item` with every `_Array` and `_Dtype` in it replaced by what it describes.
 
-    `made` holds what was converted, by id, so that what is shared stays shared and is walked once.
+    `made` holds converted objects by id, so that shared objects stay shared and are converted once.
     """
     if isinstance(item, _Dtype):
         return item.value
     if not isinstance(item, (_Array, dict, list, tuple, set, frozenset)):
         return item
     if id(item) not in made:
+        result: Any
         if isinstance(item, _Array):
             result = item.build(made)
         elif isinstance(item, dict):

@@ -1,4 +1,4 @@
-"""Scaling channels by what training windows are like: a client's own, or those of all clients together."""
+"""Scaling of channels by statistics of training windows: of a client's own, or of all clients together."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST = 2**53  # samples; beyond, float64 has no whole numbers
-LARGEST = float(np.finfo(np.float32).max)  # of a sample, and so of a mean
+MOST = 2**53  # samples; beyond, float64 does not represent every whole number
+LARGEST = float(np.finfo(np.float32).max)  # largest sample, and so largest mean
 
 
 class Statistics(NamedTuple):
-    """What a client says of its training windows: three numbers a channel.
+    """Statistics of a client's training windows: three numbers for each channel.
 
     Attributes:
-        count: (channels,), int64, samples; one that overlapping windows share counts in each.
+        count: (channels,), int64, number of samples; a sample that overlapping windows share counts in each.
         mean: (channels,), float64.
         variance: (channels,), float64, of the population (divided by the count).
     """
 
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     mean: np.ndarray
     variance: np.ndarray
 
     def to_dict(self) -> dict[str, list[float]]:
-        """As JSON holds it."""
+        """Return the statistics as JSON values."""
         return {name: values.tolist() for name, values in self._asdict().items()}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any], channels: int, samples: int | None = None) -> Statistics:
-        """What `to_dict` gave.
+        """Return the statistics that `to_dict` converted.
 
         Args:
-            samples: how many each channel has; None: that is not known.
+            values: result of `to_dict`, possibly from an untrusted source.
+            channels: number of channels.
+            samples: number of samples of each channel; None if it is not known.
 
         Raises:
             ValueError: these cannot be statistics of so many float32 samples.
@@ -57,13 +59,13 @@ class Statistics(NamedTuple):
         )
 
     def scaling(self) -> Scaling:
-        """To mean 0 and standard deviation 1."""
+        """Return the scaling to mean 0 and standard deviation 1."""
         deviation = np.sqrt(self.variance)
         return Scaling(self.mean, np.where(deviation > 0, deviation, 1.0))
 
 
 class Scaling(NamedTuple):
-    """x becomes (x - offset) / scale.
+    """Scaling of x to (x - offset) / scale.
 
     Attributes:
         offset, scale: (channels,), float64; a channel that is constant in the training windows has scale 1.
@@ -73,23 +75,24 @@ class Scaling(NamedTuple):
     scale: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Scaled copy of (n, channels, 1, time), float32."""
-        return ((x - self.offset[:, None, None]) / self.scale[:, None, None]).astype(np.float32)
+        """Return a scaled copy of (n, channels, 1, time), float32."""
+        scaled: np.ndarray = (x - self.offset[:, None, None]) / self.scale[:, None, None]
+        return scaled.astype(np.float32)
 
 
 def statistics(x: np.ndarray) -> Statistics:
-    """Of each channel of x (n, channels, 1, time), over all windows and samples."""
+    """Return the statistics of each channel of x (n, channels, 1, time), over all windows and samples."""
     low, high = _range(x)
     mean = x.mean(axis=(0, 2, 3), dtype=np.float64)
     variance = x.var(axis=(0, 2, 3), dtype=np.float64)
-    # by equality, because rounding leaves a constant channel a variance just above 0
+    # tested by equality, because rounding gives a constant channel a variance just above 0
     constant = low == high
     count = np.full(x.shape[1], x.size // x.shape[1], np.int64)
     return Statistics(count, np.where(constant, low, mean), np.where(constant, 0.0, variance))
 
 
 def pooled(parts: Iterable[Statistics]) -> Statistics:
-    """Statistics of all samples together, from those of the parts, in the order given.
+    """Pool statistics: those of all samples together, from those of the parts, added in the given order.
 
     Chan, Golub, LeVeque 1979 (Stanford report STAN-CS-79-773), in float64.
     """
@@ -105,7 +108,7 @@ def pooled(parts: Iterable[Statistics]) -> Statistics:
 
 
 def fit(x: np.ndarray, how: str) -> Scaling | None:
-    """The scaling by a client's own training windows x (n, channels, 1, time); None for 'federated' and 'none'.
+    """Return the scaling by a client's own training windows x (n, channels, 1, time); None for 'federated' and 'none'.
 
     `client` gives mean 0 and standard deviation 1, `minmax` the range 0 to 1.
     """

@@ -1,8 +1,8 @@
-"""Shards on disk: plain arrays a client and a manifest that says what they are and where they came from.
+"""Shards on disk: arrays for each client, and a manifest that describes them and their origin.
 
     folder/manifest.json
     folder/train/0.npz    x: (n, channels, 1, time), float32; y: (n,), int64
-    folder/test/0.npz     the same of client 0's test windows
+    folder/test/0.npz     the same for client 0's test windows
     ...
 
 The same data and parameters give the same bytes.
@@ -34,8 +34,8 @@ from registry.errors import UserError
 
 FORMAT = "fedkdx-shards"
 PARTS = ("train", "test")
-UNKNOWN = "as they came"  # how windows are scaled that were taken over from elsewhere
-# what reading a damaged or foreign .npz raises
+UNKNOWN = "as they came"  # scaling of windows that were imported
+# errors that reading a damaged or foreign .npz raises
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -61,11 +61,11 @@ class Shard(NamedTuple):
 
 
 class ClientData(NamedTuple):
-    """What `write` needs of a client.
+    """Windows of one client and their description, as `write` takes them.
 
     Attributes:
-        train, test: its windows.
-        about: further entries of its part of the manifest.
+        train, test: the client's windows.
+        about: further entries of the client's part of the manifest.
     """
 
     train: Shard
@@ -78,10 +78,10 @@ class ShardSet:
     """The loaded, validated shards of all clients.
 
     Attributes:
-        name: the data set's.
-        folder: where they lie.
+        name: name of the data set.
+        folder: folder of the shards.
         manifest: see `write`.
-        train, test: one shard a client.
+        train, test: one shard for each client.
     """
 
     name: str
@@ -92,25 +92,28 @@ class ShardSet:
 
     @property
     def num_clients(self) -> int:
+        """Number of clients."""
         return len(self.train)
 
     @property
     def num_classes(self) -> int:
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def evaluated_on(self) -> str:
-        """See `evaluated_on`."""
+        """'test' or 'validation' (see the function `evaluated_on`)."""
         return evaluated_on(self.manifest)
 
     @property
     def statistics(self) -> list[Statistics] | None:
-        """What each client says of its training windows, where the windows are still to be scaled by what all say."""
+        """Statistics of each client's training windows, if the windows are still to be scaled by pooled statistics."""
         found = [statistics_of(self.manifest, k) for k in range(self.num_clients)]
-        return None if found[0] is None else found
+        return [own for own in found if own is not None] or None  # all clients state theirs, or none does
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in label order."""
         return tuple(self.manifest["classes"])
 
     @property
@@ -120,7 +123,7 @@ class ShardSet:
         return channels, one, time
 
     def facts(self) -> dict[str, Any]:
-        """What the environment of a run says of its data."""
+        """Return the facts about the data that a run records with its environment."""
         return {
             "name": self.name,
             "folder": os.fspath(self.folder),
@@ -131,13 +134,13 @@ class ShardSet:
 
 
 def evaluated_on(manifest: dict[str, Any]) -> str:
-    """What `test/` holds: 'test', or 'validation' where those windows were held out of the training windows."""
+    """Return what `test/` holds: 'test', or 'validation' if these windows were held out of the training windows."""
     spec = manifest.get("spec")
     return spec.get("evaluate_on", "test") if isinstance(spec, dict) else "test"
 
 
 def scale_of(manifest: dict[str, Any]) -> str:
-    """How the windows are scaled: one of `spec.SCALES`, or `UNKNOWN`."""
+    """Return how the windows are scaled: one of `spec.SCALES`, or `UNKNOWN`."""
     spec = manifest.get("spec")
     return spec.get("scale", UNKNOWN) if isinstance(spec, dict) else UNKNOWN
 
@@ -146,13 +149,13 @@ def write(folder: Path, about: dict[str, Any], clients: Iterable[ClientData]) ->
     """Write shards and manifest; the folder appears whole or not at all.
 
     Args:
-        folder: must not exist yet.
-        about: entries of the manifest; `name`, `classes` and `channels` are needed. Added are format, layout,
-            shape, versions and, a client, its entries with samples, histogram and SHA-256 of both shards.
-        clients: one after the other, so that only one need be in memory.
+        folder: folder to make; it must not exist yet.
+        about: entries of the manifest; `name`, `classes` and `channels` are required. Format, layout, shape and
+            versions are added, and for each client its entries with samples, histogram and SHA-256 of both shards.
+        clients: the clients' windows, taken one after the other, so that only one client need be in memory.
 
     Raises:
-        UserError: the folder cannot be written, or what would be written could not be loaded.
+        UserError: the folder cannot be written, or the shards are such that they could not be loaded.
     """
     manifest = {
         "format": FORMAT,
@@ -181,7 +184,7 @@ def write(folder: Path, about: dict[str, Any], clients: Iterable[ClientData]) ->
                 }
             manifest["clients"].append(entry)
         if wrong := _wrong_entry(manifest):
-            raise UserError(f"{folder}: its manifest's '{wrong}' could not be read back")
+            raise UserError(f"{folder}: its manifest would be invalid ('{wrong}'); correct the data set's description")
         text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
         (part / "manifest.json").write_text(text + "\n", encoding="utf-8")
 
@@ -190,8 +193,7 @@ def load(folder: Path) -> ShardSet:
     """Read and validate every shard of a folder.
 
     Raises:
-        UserError: something is missing, damaged, not finite or disagrees with the manifest; the text names
-            the file.
+        UserError: a file is missing, damaged, not finite or disagrees with the manifest; the text names it.
     """
     manifest = read_manifest(folder)
     parts = {name: [_read(folder, name, k, manifest) for k in range(len(manifest["clients"]))] for name in PARTS}
@@ -199,7 +201,7 @@ def load(folder: Path) -> ShardSet:
 
 
 def load_client(folder: Path, k: int) -> tuple[dict[str, Any], Shard, Shard]:
-    """Manifest, training and test windows of one client, the only ones that are read.
+    """Read the manifest and one client's training and test windows; other clients' files are not read.
 
     Raises:
         UserError: as `load`, or there is no such client.
@@ -213,7 +215,7 @@ def load_client(folder: Path, k: int) -> tuple[dict[str, Any], Shard, Shard]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder, its structure validated. Raises UserError."""
+    """Read the manifest of a folder and validate its structure. Raises UserError."""
     path = folder / "manifest.json"
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of shards")
@@ -239,7 +241,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of what the bytes of shards depend on."""
+    """Return the versions of the software that the bytes of shards depend on."""
     found = {"python": platform.python_version()}
     for package in ("numpy", "scipy"):
         found[package] = importlib.metadata.version(package)
@@ -247,7 +249,7 @@ def versions() -> dict[str, str]:
 
 
 def _pack(shard: Shard) -> bytes:
-    """An uncompressed .npz; NumPy gives its entries a fixed date, so equal arrays are equal bytes."""
+    """Return an uncompressed .npz; NumPy gives its entries a fixed date, so equal arrays give equal bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, x=np.ascontiguousarray(shard.x), y=np.ascontiguousarray(shard.y, dtype=np.int64))
     return buffer.getvalue()
@@ -272,9 +274,9 @@ def _read(folder: Path, part: str, k: int, manifest: dict[str, Any]) -> Shard:
     expected = manifest["clients"][k][part]
     histogram = np.bincount(shard.y, minlength=len(manifest["classes"])).tolist()
     if len(shard.y) != expected["samples"] or histogram != expected["histogram"]:
-        raise UserError(f"{path}: its samples or classes are not those of the manifest; make the shards again")
+        raise UserError(f"{path}: its windows are not the manifest's; remove {folder} and make it again")
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise UserError(f"{path}: changed since it was written (SHA-256 differs from the manifest's); make it again")
+        raise UserError(f"{path}: changed since it was written (SHA-256 differs); remove {folder} and make it again")
     return shard
 
 
@@ -284,7 +286,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_shard(path: Path, shard: Shard, manifest: dict[str, Any]) -> None:
-    """Raises UserError unless x and y are what the manifest says and what training can use."""
+    """Raise UserError unless x and y match the manifest and can be trained on."""
     x, y = shard
     shape, classes = tuple(manifest["shape"]), len(manifest["classes"])
     if x.ndim != 4 or x.shape[1:] != shape or x.shape[2] != 1:
@@ -305,7 +307,7 @@ def _check_shard(path: Path, shard: Shard, manifest: dict[str, Any]) -> None:
 
 
 def _wrong_entry(manifest: dict[str, Any]) -> str:
-    """The first entry that is not what `load` relies on, or ''."""
+    """Return the first entry that does not have the form that `load` relies on, or ''."""
 
     def is_whole(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
@@ -349,10 +351,10 @@ def _wrong_entry(manifest: dict[str, Any]) -> str:
 
 
 def statistics_of(manifest: dict[str, Any], k: int) -> Statistics | None:
-    """What a client says of its training windows, where they are to be scaled by what all have in common.
+    """Return the statistics of a client's training windows; None if the windows are not to be scaled by pooled ones.
 
     Raises:
-        ValueError: it cannot be so of these windows.
+        ValueError: the manifest's entry cannot be statistics of these windows.
     """
     client, (channels, _, time) = manifest["clients"][k], manifest["shape"]
     if "statistics" not in client:
@@ -361,12 +363,12 @@ def statistics_of(manifest: dict[str, Any], k: int) -> Statistics | None:
 
 
 def _is_shown(name: Any) -> bool:
-    """Whether a class or a channel can be called so wherever it is shown."""
+    """Return whether a value can be the name of a class or a channel."""
     return isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable() and bool(name.strip())
 
 
 def _is_spec(spec: Any) -> bool:
-    """Whether what the manifest says of parameters is what others read of it."""
+    """Return whether the manifest's parameters have the form that readers rely on."""
     if spec is None:
         return True
     if not isinstance(spec, dict) or spec.get("evaluate_on", "test") not in EVALUATE_ON:

@@ -17,7 +17,7 @@ PARTITIONS = ("subject", "iid", "dirichlet", "pathological")
 SPLITS = ("shuffled", "blocked", "loso", "given")
 SCALES = ("federated", "client", "minmax", "none")
 EVALUATE_ON = ("test", "validation")
-LAYOUT = 2  # of the shards on disk and of the code that makes them; a new layout means new folders
+LAYOUT = 2  # number of the layout on disk and of the code that makes it; a new layout means new folders
 
 OVERRIDES = ("window", "overlap", "median", "lowpass", "gravity")
 OWN = "(default: the data set's own)"
@@ -25,7 +25,7 @@ OWN = "(default: the data set's own)"
 
 @dataclass(frozen=True)
 class ShardSpec(Params):
-    """Which data, cut into windows how, divided among how many clients how.
+    """Parameters of shards: the data, how they are cut into windows, split and divided among clients.
 
     Raises:
         UserError: a value of the wrong type or out of range.
@@ -92,10 +92,10 @@ class ShardSpec(Params):
             raise UserError(f"--median: {self.median} is even; it must be an odd number of samples, or 0 for no filter")
 
     def counted(self) -> dict[str, Any]:
-        """The parameters that matter, for telling shards apart.
+        """Return the parameters that the contents of shards depend on.
 
-        What does not matter is the data set's name or path, a parameter of another partition or split, and a reduction
-        that is not made.
+        Left out are the data set's name or path, parameters of another partition or split, and reductions that are not
+        made.
         """
         values = {key: value for key, value in asdict(self).items() if key != "data"}
         if self.partition != "dirichlet":
@@ -107,16 +107,16 @@ class ShardSpec(Params):
         if self.train_fraction == 1:
             del values["train_fraction"]
         if (length := _length(self.window)) is not None:
-            values["window"] = " ".join(map(str, length))  # however it was written
+            values["window"] = " ".join(map(str, length))  # independent of its spelling
         if self.evaluate_on == "test":
             del values["evaluate_on"]
         if not self.allow_missing:
             del values["allow_missing"]
-        # 1 and 1.0 are the same number and must give the same name
+        # 1 and 1.0 must give the same name
         return {k: float(v) if isinstance(v, int | float) else v for k, v in sorted(values.items())}
 
     def folder_name(self) -> str:
-        """A readable name that differs whenever a parameter that matters differs."""
+        """Return a readable name that differs if a parameter of `counted` differs."""
         text = json.dumps({"layout": LAYOUT, **self.counted()}, sort_keys=True)
         kind = {
             "dirichlet": f"dirichlet{self.alpha:g}",
@@ -143,7 +143,11 @@ class Files(Params):
 
 
 def window_samples(window: float | str, rate: float) -> int:
-    """Samples of a window of `2.56` (seconds), '2.56 s' or '128 samples' at `rate` Hz. Raises ValueError: below 2."""
+    """Return the samples of a window of `2.56` (seconds), '2.56 s' or '128 samples' at `rate` Hz.
+
+    Raises:
+        ValueError: fewer than 2.
+    """
     length = _length(window)
     samples = 0 if length is None else round(length[0] * (rate if length[1] == "s" else 1))
     if samples < 2:
@@ -152,7 +156,7 @@ def window_samples(window: float | str, rate: float) -> int:
 
 
 def _length(window: Any) -> tuple[float, str] | None:
-    """Number and unit, 's' or 'samples'; None where it is neither."""
+    """Return number and unit, 's' or 'samples'; None where it is neither."""
     if isinstance(window, bool) or not isinstance(window, int | float | str):
         return None
     hit = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*(s|samples)?\s*", str(window))
@@ -160,5 +164,5 @@ def _length(window: Any) -> tuple[float, str] | None:
 
 
 def is_own_data(data: str) -> bool:
-    """Whether `-data` is the YAML file of the user's own data rather than a data set's name."""
+    """Return whether `-data` is the YAML file of the user's own data rather than a data set's name."""
     return Path(data).suffix.lower() in (".yaml", ".yml")

@@ -1,4 +1,4 @@
-"""Which windows to train on and which to test on."""
+"""Split of windows into training and test windows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataset_utils.recording import Windows
 from registry.errors import UserError
 
 STREAM = 1  # separates these random numbers from those of the partition and the reduction
-TRIES = 10  # places for a run, until one leaves every class something to train on
-PIECES = 1 << 30  # in the place of a class
-MOST = 2  # times the share asked for: more than that, and a recording is cut rather than tested on as a whole
+TRIES = 10  # positions tried for a run, until one leaves training windows of every class
+PIECES = 1 << 30  # replaces the class in the key of these random numbers
+MOST = 2  # a recording is tested on as a whole up to this multiple of the share asked for; else it is cut
 
 
 class Split(NamedTuple):
     """Indices into the windows, ascending.
 
     Attributes:
-        train, test: what to train and test on.
-        dropped: windows left out because they lie too near to a test window.
+        train, test: windows to train and to test on.
+        dropped: windows left out because they are too near to a test window.
     """
 
     train: np.ndarray
@@ -34,30 +34,31 @@ def split(
     """Divide the windows into train and test.
 
     `shuffled` draws the test windows of each class of each subject at random, as the paper and its peers do.
-    Overlapping windows then fall on both sides, and near-copies of test windows are trained on: it flatters every
-    method.
+    Overlapping windows then fall on both sides, so that near-copies of test windows are trained on: results of every
+    method are too good.
 
-    `blocked` keeps the sides apart in time by a gap: one window's length, or the reach of the filters where that is
-    more. A subject's windows fall into pieces between which there is such a gap already. Where a class is in several
-    recordings of a subject, whole pieces are tested on, as near to the share as they allow; so are pieces of one
-    recording where that gives at most twice the share. Of a class that has no test window then, one run of consecutive
-    windows is tested on, at a random place, and what lies nearer to it than the gap is dropped. Copies of a window go
-    where it goes.
+    `blocked` separates the sides in time by a gap: one window's length, or the reach of the filters if that is more.
+    A subject's windows form pieces between which there is such a gap already. If a class is in several recordings of a
+    subject, whole pieces are tested on, as near to the share as they allow; so are pieces of one recording if that
+    gives at most twice the share. Of a class that still has no test window, one run of consecutive windows at a random
+    position is tested on, and windows nearer to it than the gap are dropped. Copies of a window are on the same side.
 
-    `loso` tests on all windows of one subject, number `seed` modulo the number of subjects; `given` on those the data
-    set says. Of the others, what lies nearer than the gap, and copies, are dropped.
+    `loso` tests on all windows of one subject, number `seed` modulo the number of subjects; `given` on the windows that
+    the data set names. Other windows nearer to these than the gap, and copies, are dropped.
 
-    Of n windows of a class of a subject, round(n · fraction) are to be tested on, at least one and at most n - 1; a
-    single window is trained on. So are the windows of a class that `blocked` would leave with nothing to train on.
+    Of n windows of a class of a subject, round(n · fraction) are tested on, at least one and at most n - 1; a single
+    window is trained on. So are the windows of a class of which `blocked` would leave no training window.
 
     Args:
-        fraction: share to test on, in (0, 1); `loso` and `given` do not ask.
+        windows: the windows.
+        fraction: share to test on, in (0, 1); not used by `loso` and `given`.
         how: 'shuffled', 'blocked', 'loso' or 'given'.
-        stream: of the random numbers.
-        barred: (n,), windows that may not be tested on, where `shuffled`.
+        seed: seed of the random numbers; for `loso` it selects the subject.
+        stream: number that separates these random numbers from others of the same seed.
+        barred: (n,), windows that `shuffled` may not test on.
 
     Raises:
-        UserError: the data set gives no test windows, or all are, or there is one subject only.
+        UserError: the data set names no test windows, or all windows; or it has one subject only.
     """
     if how == "shuffled":
         return _shuffled(windows, fraction, seed, stream, np.zeros(len(windows.y), bool) if barred is None else barred)
@@ -73,18 +74,19 @@ def split(
         tested = _left_out(windows, seed) if how == "loso" else _given(windows)
     test, rest = np.flatnonzero(tested), np.flatnonzero(~tested)
     near = nearer(windows, rest, test, gap(windows))
-    if how == "given":
-        near |= windows.test[rest] != 0  # holds samples to be tested on, though too few for a window
+    if windows.test is not None and how == "given":
+        near |= windows.test[rest] != 0  # windows that hold some samples to be tested on
     return Split(rest[~near], test, rest[near])
 
 
 def gap(windows: Windows) -> int:
-    """Samples that `blocked` leaves between training and test windows."""
-    return max(windows.x.shape[-1], windows.reach)
+    """Return the number of samples that `blocked` leaves between training and test windows."""
+    window: int = windows.x.shape[-1]
+    return max(window, windows.reach)
 
 
 def nearer(windows: Windows, others: np.ndarray, test: np.ndarray, apart: int) -> np.ndarray:
-    """Which of `others` lie on a test window's line with less than `apart` samples between; 0: which share a sample."""
+    """Return which of `others` lie less than `apart` samples from a test window; 0: which share a sample."""
     if not len(test) or not len(others):
         return np.zeros(len(others), dtype=bool)
     reach = windows.x.shape[-1] + apart  # from start to start
@@ -93,18 +95,19 @@ def nearer(windows: Windows, others: np.ndarray, test: np.ndarray, apart: int) -
     right = np.searchsorted(places, line[others])
     after = places[np.minimum(right, len(places) - 1)]
     before = places[np.maximum(right - 1, 0)]
-    return np.minimum(abs(line[others] - after), abs(line[others] - before)) < reach
+    near: np.ndarray = np.minimum(abs(line[others] - after), abs(line[others] - before)) < reach
+    return near
 
 
 def groups_of(windows: Windows) -> list[np.ndarray]:
-    """The windows of each class of each subject, in the order of time."""
+    """Return the windows of each class of each subject, ordered by time."""
     order = np.lexsort((windows.start, windows.stretch, windows.y, windows.subject))
     keys = np.stack([windows.subject[order], windows.y[order]])
     return np.split(order, np.flatnonzero(np.diff(keys).any(axis=0)) + 1)
 
 
 def draw(rng: np.random.Generator, group: np.ndarray, count: int, how: str) -> np.ndarray:
-    """`count` of a group: at random where `shuffled`, else one after the other from a random place on."""
+    """Draw `count` of a group: at random for `shuffled`, else consecutive ones from a random position."""
     if how == "shuffled":
         return rng.permutation(group)[:count]
     first = rng.integers(len(group) - count + 1)
@@ -112,7 +115,7 @@ def draw(rng: np.random.Generator, group: np.ndarray, count: int, how: str) -> n
 
 
 def _wanted(windows: int, fraction: float) -> int:
-    """How many of a class are to be tested on."""
+    """Return how many windows of a class are to be tested on."""
     return min(max(1, round(windows * fraction)), windows - 1)
 
 
@@ -129,29 +132,34 @@ def _left_out(windows: Windows, seed: int) -> np.ndarray:
     subjects = len(windows.subjects)
     if subjects < 2:
         raise UserError("--split loso leaves one subject out, but there is only one; choose another --split")
-    return windows.subject == seed % subjects
+    left_out: np.ndarray = windows.subject == seed % subjects
+    return left_out
 
 
 def _given(windows: Windows) -> np.ndarray:
-    """What is to be tested on; windows that hold samples of both lie too near to it to be trained on."""
+    """Return which windows are to be tested on; windows that hold samples of both are neither tested nor trained on."""
     if windows.test is None or not (windows.test == 1).any():
         raise UserError(
             "--split given: no window is to be tested on; name recordings under 'test' in the YAML of your own data "
             "(docs/datasets.md), each long enough for a window, or choose another --split"
         )
     if (windows.test != 0).all():
-        raise UserError("--split given: all windows are to be tested on, so that none is left to train on")
-    return windows.test == 1
+        raise UserError(
+            "--split given: all windows are to be tested on, so that none is left to train on; name fewer under 'test'"
+        )
+    tested: np.ndarray = windows.test == 1
+    return tested
 
 
 def _places(windows: Windows, beyond: int = 1) -> np.ndarray:
-    """(n,): where each window begins, on one axis on which different lines are at least `beyond` apart."""
-    start = windows.start - windows.start.min()
-    return windows.stretch * (int(start.max()) + beyond + 1) + start
+    """Return the begin of each window, (n,), on one axis on which different lines are at least `beyond` apart."""
+    start: np.ndarray = windows.start - windows.start.min()
+    places: np.ndarray = windows.stretch * (int(start.max()) + beyond + 1) + start
+    return places
 
 
 def _pieces(windows: Windows, own: np.ndarray) -> np.ndarray:
-    """(len(own),): the piece each of these windows is in; pieces have the gap between them already."""
+    """Return the number of each window's piece, (len(own),); between pieces there is the gap already."""
     reach = windows.x.shape[-1] + gap(windows)
     place = _places(windows, reach)[own]
     order = np.argsort(place, kind="stable")
@@ -161,9 +169,9 @@ def _pieces(windows: Windows, own: np.ndarray) -> np.ndarray:
 
 
 def _test_pieces(windows: Windows, own: np.ndarray, fraction: float, key: list[int], tested: np.ndarray) -> None:
-    """Mark whole pieces of one subject, in random order, as long as each class comes nearer to its share by them.
+    """Mark whole pieces of one subject, in random order, each if it brings the classes nearer to their shares.
 
-    Then, of a class that is still without test windows, the piece that takes the classes least far from their shares.
+    Then, for a class still without test windows, mark the piece after which the classes are nearest to their shares.
     """
     classes, y = np.unique(windows.y[own], return_inverse=True)
     piece = _pieces(windows, own)
@@ -177,7 +185,7 @@ def _test_pieces(windows: Windows, own: np.ndarray, fraction: float, key: list[i
     sums = np.zeros_like(total)  # of the chosen pieces
 
     def far(p: int) -> float:
-        """How far from the shares with one more piece; infinitely where a class would have nothing to train on."""
+        """Return the distance from the shares with one more piece; infinite if it leaves a class untrained."""
         more = sums + counts[p]
         return np.inf if (more >= total).any() else float(abs(more - target).sum())
 
@@ -196,7 +204,7 @@ def _test_pieces(windows: Windows, own: np.ndarray, fraction: float, key: list[i
 
 
 def _test_runs(windows: Windows, own: np.ndarray, fraction: float, key: list[int], tested: np.ndarray) -> None:
-    """Mark a run of each class of one subject that is without test windows, where something is left to train on."""
+    """Mark a run of each class of one subject that has no test windows, if training windows remain."""
     order = own[np.lexsort((windows.start[own], windows.stretch[own]))]
     classes = np.unique(windows.y[own])
     for c in classes:

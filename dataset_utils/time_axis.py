@@ -1,4 +1,4 @@
-"""From samples with times to samples on an even grid, checked against the sampling rate that was stated."""
+"""Conversion of samples with times to samples on an even grid, checked against the stated sampling rate."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from registry.errors import UserError
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 MISTAKEN = {"minutes": 60.0, "hours": 3600.0, "days": 86400.0}
-"""Units that no option reads, for messages."""
+"""Units that are not supported, for messages."""
 TOLERANCE = 0.05
-"""How far a measured rate may lie from the stated one: devices of nominal 50 Hz that give 48 or 52 are common."""
+"""Largest relative difference of measured and stated rate: devices of nominal 50 Hz that give 48 or 52 are common."""
 REMARKABLE = 0.01
-"""From which on it is said."""
+"""Relative difference above which it is reported."""
 FARTHEST = 20.0
-"""A recording to be resampled whose rate is this many times another is a wrong unit rather than another device."""
+"""Largest ratio of rates in resampling: a larger one means a wrong unit rather than another device."""
 FEWEST = 8
-"""Rows that it takes to measure a rate."""
+"""Fewest rows by which a rate is measured."""
 FEW = 0.01
-"""Share of rows that may be irregular before the whole is taken for so."""
+"""Largest share of irregular rows that is treated as an exception."""
 
 
 class Piece(NamedTuple):
@@ -45,25 +45,27 @@ class Piece(NamedTuple):
 
 
 def even(recording: Recording, settings: Preprocessing, tally: Tally) -> Iterator[Piece]:
-    """Put a recording onto its true time axis, cut where its clock restarts and at gaps longer than `max_gap`.
+    """Put a recording onto an even time axis, cut where its clock restarts and at gaps longer than `max_gap`.
 
     Rows out of order are sorted. Rows that repeat another one are dropped; rows that share a time and differ are
     averaged or an error (`settings.repeated`). Where rows are missing for at most `max_gap` seconds, samples of NaN
-    stand in their place, to be interpolated. Times that jitter by less than half a step leave the samples as they
-    are; where they are wilder, the signals are interpolated onto an even grid.
+    are inserted, to be interpolated later. If times jitter by less than half a step, the samples are left as they are;
+    if by more, the signals are interpolated onto an even grid.
 
     Args:
-        tally: what is done is counted there.
+        recording: the recording.
+        settings: preprocessing of the data set.
+        tally: receives the counts of what is done.
 
     Raises:
-        UserError: the times do not fit the rate that was stated, or rows share times.
+        UserError: the times do not fit the stated rate, or rows share times.
     """
     signals, labels = recording.signals, np.asarray(recording.labels, dtype=np.int64)
     if recording.time is None:
-        rate = recording.rate or settings.recorded or settings.rate
-        _check_rate(recording.where, rate, settings, "it is stated in the file; correct 'rate'")
-        tally.possible += _windows(len(labels), rate, settings)
-        yield Piece(signals, labels, rate, recording.begins or 0.0)
+        stated = recording.rate or settings.recorded or settings.rate
+        _check_rate(recording.where, stated, settings, "it is stated in the file; correct 'rate'")
+        tally.possible += _windows(len(labels), stated, settings)
+        yield Piece(signals, labels, stated, recording.begins or 0.0)
         return
     tally.timed = True
     if not len(labels):
@@ -98,7 +100,7 @@ def even(recording: Recording, settings: Preprocessing, tally: Tally) -> Iterato
 
 
 def begins(recording: Recording, settings: Preprocessing) -> float | None:
-    """When a recording begins on its clock, seconds; None where it has none."""
+    """Return the time at which a recording begins on its clock, seconds; None where it has no clock."""
     if recording.time is None or not len(recording.time):
         return recording.begins
     time = np.asarray(recording.time, dtype=np.float64)
@@ -107,11 +109,12 @@ def begins(recording: Recording, settings: Preprocessing) -> float | None:
 
 
 def measured(time: np.ndarray, longest: float = 1.5) -> float | None:
-    """Sampling rate of times in ascending order: 1 / mean of the steps near the median step.
+    """Measure the sampling rate of times in ascending order: 1 / mean of the steps near the median step.
 
-    The mean, because the median of times rounded to milliseconds is off by up to half a millisecond.
+    The mean is used because the median of times rounded to milliseconds is off by up to half a millisecond.
 
     Args:
+        time: (rows,), times in any unit.
         longest: steps of more than this many median steps count as gaps.
 
     Returns:
@@ -122,25 +125,25 @@ def measured(time: np.ndarray, longest: float = 1.5) -> float | None:
     if not len(steps):
         return None
     middle = np.median(steps)
-    near = steps[(steps > 0.4 * middle) & (steps < longest * middle)]  # none, where two lie far to either side
+    near = steps[(steps > 0.4 * middle) & (steps < longest * middle)]  # none if steps are far from each other
     return float(1 / near.mean()) if len(near) else None
 
 
 def _line(time: np.ndarray) -> float | None:
-    """The rate of times that lie within half a step of an even clock, whatever they jitter; else None."""
+    """Return the rate of times that all lie within half a step of an even clock; else None."""
     if len(time) < FEWEST or time[-1] <= time[0]:
         return None
     place = np.arange(len(time)) - (len(time) - 1) / 2
-    line = place @ (time - time.mean()) / (place @ place) * place  # the best one, as its ends jitter, too
+    line = place @ (time - time.mean()) / (place @ place) * place  # by least squares, as the ends jitter, too
     rate = 1 / (line[1] - line[0])
     return float(rate) if np.ptp(time - line) * rate < 1 else None
 
 
 def _rate_of(time: np.ndarray, settings: Preprocessing, unit: float = 1.0) -> float | None:
-    """The measured rate, Hz, of times in units of `unit` seconds.
+    """Return the measured rate, Hz, of times in units of `unit` seconds.
 
-    A step twice as long as most is a missing row, or the rounding of a rate such as 700 Hz to milliseconds: whichever
-    fits the stated rate.
+    A step twice as long as most is a missing row, or comes from rounding the times of a rate such as 700 Hz to
+    milliseconds; the reading that fits the stated rate is taken.
     """
     rates = [_line(time), measured(time), measured(time, 2.1)]
     rates = [rate / unit for rate in rates if rate is not None]
@@ -148,7 +151,7 @@ def _rate_of(time: np.ndarray, settings: Preprocessing, unit: float = 1.0) -> fl
 
 
 def _fits(rate: float | None, settings: Preprocessing) -> bool:
-    """Whether a measured rate is that of `settings`."""
+    """Return whether a measured rate fits that of `settings`."""
     if rate is None:
         return True
     if settings.resample:
@@ -157,7 +160,7 @@ def _fits(rate: float | None, settings: Preprocessing) -> bool:
 
 
 def likely_unit(time: np.ndarray, settings: Preprocessing) -> str:
-    """The unit that makes the times fit the rate; 's' where none does, so that the check of the rate speaks."""
+    """Return the unit in which the times fit the rate; 's' where none does: the check of the rate reports it."""
     for clock in (time, np.unique(time)):
         for unit, seconds in UNITS.items():
             rate = _rate_of(clock, settings, seconds)
@@ -167,7 +170,7 @@ def likely_unit(time: np.ndarray, settings: Preprocessing) -> str:
 
 
 def _hint(rate: float, unit: str | None, settings: Preprocessing) -> str:
-    """What is likely wrong where a rate does not fit, which was measured with times in `unit` (None: seconds)."""
+    """Return the likely mistake behind a rate that does not fit, measured with times in `unit` (None: seconds)."""
     used = UNITS[unit or "s"]
     for name, seconds in {**MISTAKEN, **{NAMES[other]: UNITS[other] for other in UNITS}}.items():
         if seconds != used and abs(rate * used / seconds / settings.rate - 1) <= TOLERANCE:
@@ -182,7 +185,7 @@ def _check_rate(where: str, rate: float, settings: Preprocessing, hint: str) -> 
 
 
 def _windows(samples: int, rate: float, settings: Preprocessing) -> int:
-    """Windows of an unbroken recording; those of events are counted where they are cut."""
+    """Return the number of windows without gaps; 0 for windows around events, which are counted when cut."""
     if settings.before is not None:
         return 0
     samples = int((samples - 1) * settings.rate / rate + 1e-6) + 1 if settings.resample else samples
@@ -190,19 +193,21 @@ def _windows(samples: int, rate: float, settings: Preprocessing) -> int:
 
 
 def step_of(window: int, overlap: float) -> int:
-    """Samples from a window to the next."""
+    """Return the samples from the start of a window to the start of the next."""
     return max(1, round(window * (1 - overlap)))
 
 
 def _is_gap(steps: np.ndarray, rate: float, settings: Preprocessing) -> np.ndarray:
-    """Which steps, in samples, leave more out than may be interpolated."""
-    return (np.rint(steps) - 1 > int(settings.max_gap * rate + 1e-6)) & (steps > 1.5)
+    """Return which steps, in samples, are too long to be interpolated."""
+    longest = int(settings.max_gap * rate + 1e-6)
+    gaps: np.ndarray = (np.rint(steps) - 1 > longest) & (steps > 1.5)
+    return gaps
 
 
 def _passes(
     time: np.ndarray, signals: np.ndarray, labels: np.ndarray, settings: Preprocessing, tally: Tally
 ) -> list[np.ndarray | slice]:
-    """The rows of the recording in order of time: all of them, or, where its clock restarts, a run each."""
+    """Return the rows in order of time: all of them, or one run for each part of a recording whose clock restarts."""
     back = np.flatnonzero(np.diff(time) < 0) + 1
     if not len(back):
         return [slice(None)]
@@ -217,13 +222,14 @@ def _passes(
 def _is_disorder(
     time: np.ndarray, signals: np.ndarray, labels: np.ndarray, order: np.ndarray, settings: Preprocessing
 ) -> bool:
-    """Whether sorting mends rows out of order, rather than to mingle recordings whose clocks all begin anew.
+    """Return whether rows are out of order and to be sorted, rather than of several recordings with restarted clocks.
 
-    It mends where the sorted times have the right rate and no two different rows share one.
+    They are out of order if the sorted times have the right rate and almost no two different rows share a time.
     """
     clock = time[order]
     rate = _rate_of(clock, settings)
-    if settings.resample:  # any rate will do: mingled recordings have a rate that none of them has
+    fits: bool | np.bool_
+    if settings.resample:  # any rate fits: but recordings sorted into each other have a higher rate than each
         alone = _rate_of(time, settings)
         fits = (
             rate is None or alone is None or rate < 1.5 * alone or np.count_nonzero(np.diff(time) < 0) > len(time) / 4
@@ -236,15 +242,16 @@ def _is_disorder(
 
 
 def _equal_rows(signals: np.ndarray, labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Which rows `first` hold the same as their partners in `second`."""
+    """Return which of the rows `first` equal their partners in `second`."""
     a, b = signals[first], signals[second]
-    return ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1) & (labels[first] == labels[second])
+    same: np.ndarray = ((a == b) | (np.isnan(a) & np.isnan(b))).all(axis=1) & (labels[first] == labels[second])
+    return same
 
 
 def _unrepeated(
     where: str, time: np.ndarray, signals: np.ndarray, labels: np.ndarray, settings: Preprocessing, tally: Tally
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same with one row for each time."""
+    """Return times, signals and labels with one row for each time."""
     same = np.diff(time) == 0
     if not same.any():
         return time, signals, labels
@@ -273,7 +280,7 @@ def _unrepeated(
 
 
 def _shared(where: str, time: np.ndarray, differing: int, settings: Preprocessing) -> str:
-    """The message about rows that share their times."""
+    """Return the message about rows that share their times."""
     each, rate = len(time) / len(np.unique(time)), _rate_of(time, settings)
     if not differing:
         return f"{where}: rows repeat others of the same time ({each:.2g} rows for each), and 'repeated' is 'error'"
@@ -292,7 +299,7 @@ def _shared(where: str, time: np.ndarray, differing: int, settings: Preprocessin
 def _placed(
     time: np.ndarray, signals: np.ndarray, labels: np.ndarray, rate: float, settings: Preprocessing, tally: Tally
 ) -> Piece:
-    """Rows without a long gap on an even grid of the rate measured."""
+    """Put rows without a long gap onto an even grid of the measured rate."""
     steps = np.diff(time) * rate
     if not (np.abs(steps - 1) > 0.5).any():
         return Piece(signals, labels, rate)
@@ -326,11 +333,12 @@ def _placed(
 def _interpolated(
     time: np.ndarray, column: np.ndarray, grid: np.ndarray, step: float, settings: Preprocessing
 ) -> np.ndarray:
-    """A channel on another grid: on the line between its neighbours, NaN where they are too far apart."""
+    """Interpolate a channel linearly onto another grid, with NaN where the neighbours are too far apart."""
     valid = np.flatnonzero(~np.isnan(column))
     if not len(valid):
         return np.full(len(grid), np.nan)
-    at, values = time[valid], np.interp(grid, time[valid], column[valid])
+    at = time[valid]
+    values: np.ndarray = np.interp(grid, at, column[valid])
     after = np.clip(np.searchsorted(at, grid), 0, len(at) - 1)
     before = np.maximum(after - 1, 0)
     apart = at[after] - at[before] > settings.max_gap + 1.5 * step
@@ -340,7 +348,7 @@ def _interpolated(
 
 
 def _nearest(places: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Index of the nearest of `places` (ascending) for each of `wanted`; of two as near, the first."""
+    """Return the index of the nearest of `places` (ascending) for each of `wanted`; of two equally near, the first."""
     after = np.clip(np.searchsorted(places, wanted), 0, len(places) - 1)
     before = np.maximum(after - 1, 0)
     return np.where(wanted - places[before] <= places[after] - wanted, before, after)

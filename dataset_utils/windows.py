@@ -1,4 +1,4 @@
-"""From continuous stretches to labelled windows."""
+"""Cutting of stretches into labelled windows."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from dataset_utils.time_axis import step_of
 from registry.errors import UserError
 
 SOME = 512
-"""Windows that are copied at a time."""
+"""Number of windows copied at a time."""
 
 
 def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None:
-    """Slide a window over each stretch; one that touches an unlabelled sample is dropped.
+    """Slide a window over each stretch; windows that hold an unlabelled sample are dropped.
 
-    A window's label is the class of most of its samples, the lowest such class on a tie; a window of which it has a
-    smaller share than `settings.purity` is dropped. Where labels mark events (`settings.before`), there is a window
-    around each event instead, with the event's label. x is (n, channels, 1, time) by transposing the (time,
-    channels) of a recording; reshaping would scramble the channels. What is dropped is counted in the tallies.
+    A window's label is the class of most of its samples, the lowest such class on a tie; a window in which this class
+    has a smaller share than `settings.purity` is dropped. Where labels mark events (`settings.before`), there is a
+    window around each event instead, with the event's label. x is (n, channels, 1, time) by transposing the (time,
+    channels) of a recording; reshaping would scramble the channels. Dropped windows are counted in the tallies.
 
     Returns:
-        windows in the natural order of their subjects ("2" before "10"), each subject's in the order given; None
-        where not one is left.
+        windows in the natural order of their subjects ("2" before "10"), each subject's in the given order; None if
+        there are none.
     """
     window, pieces = settings.window, []
     for number, stretch in enumerate(stretches):
-        found = _labelled(stretch, settings) if settings.before is None else _around(stretch, settings)
+        before = settings.before
+        found = _labelled(stretch, settings) if before is None else _around(stretch, settings, before)
         starts, labels, test = found
         stretch.tally.windows += len(starts)
         if len(starts):
             views = np.lib.stride_tricks.sliding_window_view(stretch.signals, window, axis=0)
-            line = ("alone", number) if stretch.line is None else ("line", stretch.line)
-            pieces.append((stretch, views, labels, starts, line, test))
+            own_line = ("alone", number) if stretch.line is None else ("line", stretch.line)
+            pieces.append((stretch, views, labels, starts, own_line, test))
     if not pieces:
         return None
     pieces.sort(key=lambda piece: natural(piece[0].subject))
@@ -57,7 +58,7 @@ def cut(stretches: Iterable[Stretch], settings: Preprocessing) -> Windows | None
         )
     )
     end = len(x)
-    while pieces:  # each is let go once it is copied
+    while pieces:  # each is freed once it is copied
         _, views, _, starts, *_ = pieces.pop()
         end -= len(starts)
         for first in range(0, len(starts), SOME):
@@ -70,16 +71,19 @@ def joined(parts: Sequence[Windows]) -> tuple[Windows, int]:
     """Join the windows of several files, in the natural order of their subjects.
 
     Returns:
-        the windows, and how many files hold the very windows of another: these lie where the other's lie.
+        the windows, and the number of files that equal another; their windows get the positions of the other's.
 
     Raises:
-        UserError: they are of several lengths.
+        UserError: windows have different lengths.
     """
     if len(parts) == 1:
         return parts[0], 0
     lengths = {part.x.shape[-1] for part in parts}
     if len(lengths) > 1:
-        raise UserError(f"windows of {' and '.join(map(str, sorted(lengths)))} samples cannot be trained on together")
+        raise UserError(
+            f"windows of {' and '.join(map(str, sorted(lengths)))} samples cannot be trained on together; "
+            "give all files one window length"
+        )
     subjects = tuple(sorted({name for part in parts for name in part.subjects}, key=natural))
     renumbered = [np.array([subjects.index(name) for name in part.subjects])[part.subject] for part in parts]
     first = np.cumsum([0, *(int(part.stretch.max()) + 1 for part in parts)])[:-1]
@@ -107,25 +111,26 @@ def joined(parts: Sequence[Windows]) -> tuple[Windows, int]:
 
 
 def _joined_parts(parts: Sequence[Windows], name: str, order: np.ndarray) -> np.ndarray | None:
-    """What is known of some parts' windows, if of all; recordings of two parts are two."""
+    """Join an attribute that all parts know, else None; recordings of different parts get different numbers."""
     values = [getattr(part, name) for part in parts]
     if any(value is None for value in values):
         return None
     if name == "recording":
         first = np.cumsum([0, *(int(value.max()) + 1 for value in values)])
         values = [value + offset for value, offset in zip(values, first[:-1], strict=True)]
-    return np.concatenate(values)[order]
+    ordered: np.ndarray = np.concatenate(values)[order]
+    return ordered
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """A sorting key that puts "subject2" before "subject10"."""
+    """Return a sorting key that puts "subject2" before "subject10"."""
     parts: list[str | int] = list(re.split(r"(\d+)", name))
     parts[1::2] = [int(digits) for digits in parts[1::2]]
     return parts, name
 
 
 def _labelled(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First samples, majority labels and `Windows.test` of the windows without unlabelled samples, pure enough."""
+    """Return first samples, majority labels and `Windows.test` of the labelled windows of sufficient purity."""
     window, tally = settings.window, stretch.tally
     starts = np.arange(0, len(stretch.labels) - window + 1, step_of(window, settings.overlap), dtype=np.int64)
     unlabelled = stretch.labels == UNLABELLED
@@ -144,13 +149,13 @@ def _labelled(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np
     tally.purity += float(most[pure].sum() / window)
     tested = _count(stretch.labels >= stretch.classes, starts, window)
     test = np.where((tested > 0) & (tested < window), STRADDLES, tested > 0).astype(np.int8)
-    return starts[pure], classes[counts.argmax(axis=0)][pure], test[pure]  # the lowest of classes as frequent
+    return starts[pure], classes[counts.argmax(axis=0)][pure], test[pure]  # on a tie the lowest class
 
 
-def _around(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First samples, labels and `Windows.test` of the windows around events that lie wholly within a stretch."""
+def _around(stretch: Stretch, settings: Preprocessing, before: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return first samples, labels and `Windows.test` of the windows around events that lie wholly in a stretch."""
     events = np.flatnonzero(stretch.labels != UNLABELLED)
-    starts = events - round(settings.before * settings.rate)
+    starts = events - round(before * settings.rate)
     inside = (starts >= 0) & (starts + settings.window <= len(stretch.labels))
     kept = int(np.count_nonzero(inside))
     stretch.tally.possible += len(events)
@@ -160,6 +165,7 @@ def _around(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.n
 
 
 def _count(mask: np.ndarray, starts: np.ndarray, window: int) -> np.ndarray:
-    """How many of `mask` are true in each window."""
+    """Count the true values of `mask` in each window."""
     total = np.concatenate([[0], np.cumsum(mask)])
-    return total[starts + window] - total[starts]
+    counts: np.ndarray = total[starts + window] - total[starts]
+    return counts

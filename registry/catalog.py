@@ -1,14 +1,13 @@
-"""Algorithms, models and data sets by name: the built-in ones and those of installed packages.
+"""Catalog of algorithms, models and data sets: the built-in ones and those of installed packages.
 
 Third-party packages add names through the entry-point groups `fedkdx.algorithms`, `fedkdx.models` and
-`fedkdx.datasets`. Names are found first, described without being imported, and loaded only when chosen, so that a
-broken plug-in harms nobody else and listing needs no torch.
+`fedkdx.datasets`. Names are found first, described without importing the package, and loaded only when chosen, so
+that a broken plug-in does not affect others and listing needs no torch.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import importlib
 import importlib.util
@@ -90,13 +89,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Description:
-    """What a listing shows of an entry, read from its source text.
+    """Description of an entry for listings, read from its source text.
 
     Attributes:
         summary: first line of the class's docstring.
-        paper: its citation, or ''.
-        sends: of an algorithm, what travels and who predicts, or ''.
-        broken: why it cannot be loaded, or ''.
+        paper: citation, or ''.
+        sends: for an algorithm, what is sent and which model predicts, or ''.
+        broken: reason why it cannot be loaded, or ''.
     """
 
     summary: str = ""
@@ -131,7 +130,7 @@ def register(kind: str, loaded: type, name: str = "") -> Entry:
 
 
 def entries(kind: str) -> list[Entry]:
-    """All entries of a kind, sorted by name; built-in ones first, those of this session last."""
+    """Return all entries of a kind: the built-in ones, then those of packages by name, then those of this session."""
     own = [
         Entry(kind, name, f"{loaded.__module__}:{loaded.__qualname__}", SESSION)
         for (its_kind, name), loaded in _registered.items()
@@ -147,21 +146,21 @@ def _permanent(kind: str) -> list[Entry]:
 
 def _plugins(kind: str) -> list[Entry]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of entry points that cannot be read: they name nothing
+        warnings.simplefilter("ignore")  # entry points that cannot be read are skipped
         points = entrypoints.get_group_all(f"fedkdx.{kind}")
     plugins = []
     for point in points:
-        # a distribution's folder spells its name with '_'
+        # a distribution's folder has '_' in its name
         origin = f"{point.distro.name.replace('_', '-')} {point.distro.version}" if point.distro else "unknown package"
         plugins.append(Entry(kind, point.name, f"{point.module_name}:{point.object_name}", origin))
     return sorted(set(plugins), key=lambda entry: (entry.name.lower(), entry.origin))
 
 
 def find(kind: str, name: str) -> Entry:
-    """The entry called `name`, whatever its case; or of a file's class, `path/to/file.py:Class`.
+    """Return the entry called `name`, in any case of letters; or of a file's class, `path/to/file.py:Class`.
 
     Raises:
-        UserError: nobody has that name, two packages have it, or there is no such file.
+        UserError: there is no such name or file, or two packages provide it.
     """
     path, _, attribute = name.rpartition(":")
     if path.endswith(".py"):
@@ -183,10 +182,11 @@ def find(kind: str, name: str) -> Entry:
 
 
 def load(kind: str, name: str) -> type:
-    """The class called `name`.
+    """Import and return the class called `name`.
 
     Raises:
-        UserError: unknown or ambiguous name, or a plug-in that cannot be loaded (naming its package and the reason).
+        UserError: the name is unknown or ambiguous, or the plug-in cannot be loaded (the text names its package and
+            the reason).
     """
     return load_entry(find(kind, name))
 
@@ -197,15 +197,16 @@ def load_entry(entry: Entry) -> type:
         return _registered[entry.kind, entry.name]
     module, _, attribute = entry.target.rpartition(":")
     try:
-        found = _from_file(Path(module)) if entry.word else importlib.import_module(module)
-        loaded = functools.reduce(getattr, attribute.split("."), found)
-    except Exception as error:  # whatever a stranger's module raises, its user needs the package's name
+        loaded: object = _from_file(Path(module)) if entry.word else importlib.import_module(module)
+        for part in attribute.split("."):
+            loaded = getattr(loaded, part)
+    except Exception as error:  # a third party's module may raise anything; the message names its package
         if entry.origin == OURS:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"'{entry.name}' from {entry.origin} cannot be loaded ({entry.target}): {reason}") from error
     problem = _misfit(entry.kind, loaded)
-    if problem:
+    if problem or not isinstance(loaded, type):
         raise UserError(f"'{entry.name}' from {entry.origin} ({entry.target}) {problem}")
     return loaded
 
@@ -229,9 +230,12 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _misfit(kind: str, loaded: object) -> str:
-    """Why a loaded object is not what its group promises, or ''."""
+    """Return why a loaded object does not have the type that its group requires, or ''."""
+    base: type
     if kind == "datasets":
-        from dataset_utils.recording import Source as base
+        from dataset_utils.recording import Source
+
+        base = Source
     else:
         from registry import interface
 
@@ -247,7 +251,7 @@ def _misfit(kind: str, loaded: object) -> str:
 
 
 def describe(entry: Entry) -> Description:
-    """What can be said of an entry without importing anything of its package."""
+    """Describe an entry without importing its package."""
     module, _, attribute = entry.target.partition(":")
     try:
         path = _source_file(module)
@@ -260,13 +264,13 @@ def describe(entry: Entry) -> Description:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             return Description(_first_line(node), _class_text(node, "paper"), _class_text(node, "sends"))
-    if attribute in _bound_names(tree):  # made by a call or imported from elsewhere: exists, but tells nothing here
+    if attribute in _bound_names(tree):  # made by a call or imported: it exists, but has no text here
         return Description()
     return Description(broken=f"{module} has no '{attribute}'")
 
 
 def _source_file(module: str) -> Path:
-    """Where a module's source lies. Unlike `importlib.util.find_spec`, imports no parent package."""
+    """Find a module's source file. Unlike `importlib.util.find_spec`, import no parent package."""
     top, *rest = module.split(".")
     spec: ModuleSpec | None = importlib.util.find_spec(top)
     name = top
@@ -283,7 +287,7 @@ def _source_file(module: str) -> Path:
 
 
 def _missing_imports(tree: ast.Module) -> str:
-    """The first top-level import whose package is not there, or ''."""
+    """Return the first package of a top-level import that is not installed, or ''."""
     for node in tree.body:
         names = []
         if isinstance(node, ast.Import):
@@ -303,7 +307,7 @@ def _first_line(node: ast.ClassDef) -> str:
 
 
 def _class_text(node: ast.ClassDef, name: str) -> str:
-    """The text that a class body assigns to `name`, or ''."""
+    """Return the text that a class body assigns to `name`, or ''."""
     for statement in node.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         value = getattr(statement, "value", None)
@@ -313,7 +317,7 @@ def _class_text(node: ast.ClassDef, name: str) -> str:
 
 
 def _bound_names(tree: ast.Module) -> set[str]:
-    """Names that a module's top level binds."""
+    """Return the names that a module's top level binds."""
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):

@@ -1,8 +1,8 @@
-"""The one error that a user caused and can mend."""
+"""The error for wrong input, which the user can correct."""
 
 
 class UserError(Exception):
     """Wrong input. The command line prints its text as one line and exits with code 2.
 
-    The text says what is wrong, where, and what would be right.
+    The text says what is wrong, where, and what to do.
     """

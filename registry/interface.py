@@ -1,7 +1,7 @@
-"""What an algorithm is: a Server and a Client that exchange Messages and share nothing else.
+"""Interface of algorithms: a Server and a Client that exchange Messages and share nothing else.
 
-The algorithm says what to optimise: the networks it trains, their losses, and what is sent. The engine says how to
-loop: epochs, batches, optimiser, clipping, schedule, devices, bytes. See docs/algorithm.md for a worked example.
+The algorithm defines what to optimise: the networks it trains, their losses, and what is sent. The engine defines how:
+epochs, batches, optimiser, clipping, schedule, devices, bytes. See docs/algorithm.md for a worked example.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from registry.messages import BadMessage, Message, check_state
-from registry.messages import NonFinite as NonFinite  # with the two above, what algorithms find here
+# re-exported for algorithms
+from registry.messages import BadMessage as BadMessage
+from registry.messages import Message as Message
+from registry.messages import NonFinite as NonFinite
+from registry.messages import check_state
 from registry.parameters import Params as _Params
 
 
 class Output(NamedTuple):
-    """What a model gives for a batch: features (n, feature_size) and logits (n, classes)."""
+    """Result of a model for a batch: features (n, feature_size) and logits (n, classes)."""
 
     features: Tensor
     logits: Tensor
 
 
 class Model(nn.Module):
-    """A network split into a feature extractor and a head.
+    """Network that consists of a feature extractor and a head.
 
     A model is built as `Class(shape, classes)`, sets `feature_size` and `head`, and names its `parts` or implements
     `features`.
 
     Class attributes:
         paper: citation with link.
-        parts: names of the layers that features are made by, one after the other, where that is all it takes.
+        parts: names of the layers that compute the features, applied one after the other; () if `features` is
+            implemented.
 
     Args:
         shape: (channels, 1, time) of one window.
@@ -54,11 +58,11 @@ class Model(nn.Module):
         self.shape, self.classes = tuple(shape), classes
 
     def sequence(self) -> list[nn.Module]:
-        """The layers named by `parts`."""
+        """Return the layers named by `parts`."""
         return [getattr(self, name) for name in self.parts]
 
     def features(self, x: Tensor) -> Tensor:
-        """(n, channels, 1, time) -> (n, feature_size)."""
+        """Compute the features of windows: (n, channels, 1, time) -> (n, feature_size)."""
         if not self.parts:
             raise NotImplementedError(f"{type(self).__name__}.features")
         for layer in self.sequence():
@@ -66,18 +70,18 @@ class Model(nn.Module):
         return x
 
     def forward(self, x: Tensor) -> Output:
-        """(n, channels, 1, time) -> features (n, feature_size) and logits (n, classes)."""
+        """Compute features (n, feature_size) and logits (n, classes) of windows (n, channels, 1, time)."""
         features = self.features(x)
         return Output(features, self.head(features))
 
 
 class Batch(NamedTuple):
-    """Some windows of one client.
+    """Batch of windows of one client.
 
     Attributes:
         x: (n, channels, 1, time).
         y: (n,), int64.
-        mask: (n,), bool, False for rows that only fill the batch up; None when all rows are real.
+        mask: (n,), bool, False for rows that only pad the batch; None if all rows are real.
     """
 
     x: Tensor
@@ -85,42 +89,43 @@ class Batch(NamedTuple):
     mask: Tensor | None = None
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of (n,) values over the real rows."""
+        """Return the mean of (n,) values over the real rows."""
         if self.mask is None:
             return values.mean()
         return torch.where(self.mask, values, 0).sum() / self.mask.sum().clamp(min=1)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (n, classes) over the real rows."""
+        """Return the mean cross-entropy of logits (n, classes) over the real rows."""
         if self.mask is None:
             return F.cross_entropy(logits, self.y)
         return self.mean(F.cross_entropy(logits, self.y, reduction="none"))
 
 
 class Round(NamedTuple):
-    """Which round it is: `index` counts from 1 to `total`; `share` of the clients are selected in each."""
+    """Number of a round: `index` counts from 1 to `total`; `share` is the join ratio, of clients selected in each."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     total: int
     share: float = 1.0
 
     @property
     def progress(self) -> float:
-        """ρ = t/R, in (0, 1]."""
+        """Progress of the run, ρ = t/R, in (0, 1]."""
         return self.index / self.total
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learnt, as every client and the server know it.
+    """Learning task, which all clients and the server know.
 
     Attributes:
         shape: (channels, 1, time) of a window.
         classes: number of classes.
-        model_class: makes a freshly initialised model of (shape, classes) (`-m`).
-        student_class: the same for the model to be shared where there are two (`-sm`; else as `-m`).
-        local_bn: batch-norm layers stay on the client (FedBN, arXiv:2102.07623) instead of being averaged.
-        seed: of what an algorithm draws itself; derive from it, the round and the client, never from call order.
+        model_class: makes a newly initialised model of (shape, classes) (`-m`).
+        student_class: makes the model to be shared where an algorithm has two (`-sm`; by default as `-m`).
+        local_bn: whether batch-norm layers stay on the client (FedBN, arXiv:2102.07623) instead of being averaged.
+        seed: seed for an algorithm's own random numbers; derive them from it, the round and the client, never from
+            call order.
     """
 
     shape: tuple[int, int, int]
@@ -131,35 +136,36 @@ class Task:
     seed: int = 0
 
     def model(self, shape: tuple[int, int, int] | None = None) -> Model:
-        """A freshly initialised model, for windows of another shape if one is given."""
+        """Return a newly initialised model, for windows of another shape if one is given."""
         return self.model_class(shape or self.shape, self.classes)
 
     def student(self) -> Model:
-        """A freshly initialised model to be shared."""
+        """Return a newly initialised model to be shared."""
         return self.student_class(self.shape, self.classes)
 
 
 class Client(ABC):
-    """One participant's side of an algorithm.
+    """Client side of an algorithm.
 
-    While a client works, the engine has put its networks into `nets`: initial weights, over them what this client
-    kept, and over that what `receive` installs. Afterwards the engine keeps what is declared below and nothing else.
+    While a client works, the engine has put its networks into `nets`: the initial state, replaced by what this client
+    kept, and then by what `receive` installs. Afterwards the engine keeps the state declared below and nothing else.
 
-    Class attributes (patterns as of `fnmatch`, on names such as `teacher.head.weight`):
-        private: state that never leaves the client; kept between rounds.
-        kept: state that may travel but also stays with the client between rounds.
+    Class attributes (patterns of `fnmatch` for names such as `teacher.head.weight`):
+        private: state that never leaves the client; it is kept between rounds.
+        kept: state that may be sent but also stays with the client between rounds.
         frozen: names of networks that the losses use but nothing trains: in evaluation mode, without gradients.
 
     Attributes:
-        id: the client's number.
-        task, params: see `Task`; an instance of the server's `Params`.
+        id: number of the client.
+        task: the learning task.
+        params: an instance of the server's `Params`.
         samples: number of training windows.
         nets: the networks by name, only while the client works.
         data: its training windows, only while it works.
-        validation: windows held out of them (see `holdout`); None where nothing is held out.
-        memory: further tensors to keep between rounds; never sent as they are.
-        learning_rate: of the present round.
-        trained: number of rounds this client has trained, the present one not counted.
+        validation: windows held out of them (see `holdout`); None if none are held out.
+        memory: further tensors to keep between rounds; the engine never sends them.
+        learning_rate: learning rate of the present round.
+        trained: number of earlier rounds in which this client has trained.
     """
 
     private: ClassVar[tuple[str, ...]] = ()
@@ -169,7 +175,7 @@ class Client(ABC):
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
         self.id, self.task, self.params, self.samples = id, task, params, samples
         self.nets: Mapping[str, nn.Module] = {}
-        self._looked_at: Mapping[str, nn.Module] | None = None  # the networks whose private names are known
+        self._looked_at: Mapping[str, nn.Module] | None = None  # the networks of which `_private` holds the names
         self._private: frozenset[str] = frozenset()
         self.data: Batch | None = None
         self.validation: Batch | None = None
@@ -179,60 +185,61 @@ class Client(ABC):
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
-        """The networks this algorithm trains, by name, freshly initialised."""
+        """Return the networks that this algorithm trains, by name, newly initialised."""
         return {"model": task.model()}
 
     @abstractmethod
     def losses(
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """The scalar losses to minimise, by name; the engine adds them up and calls backward once.
+        """Return the scalar losses to minimise, by name; the engine adds them up and calls backward once.
 
-        A network must not feel a loss that is not its own: detach there what is to be fixed. Reduce over the batch
-        with `batch.mean`. Use `nets` and `context`, never `self.nets`, so that several clients can be trained at once.
+        The gradient of each loss reaches every network in its graph: detach the outputs of networks that the loss
+        should not train. Reduce over the batch with `batch.mean`. Use `nets` and `context`, never `self.nets`, so that
+        several clients can be trained at once.
         """
 
     def holdout(self) -> float:
-        """Share of the training windows to hold out as `validation`, the same ones in every round; by default none."""
+        """Return the share of the training windows to hold out as `validation` in all rounds; by default 0."""
         return 0.0
 
     def receive(self, message: Message) -> None:
-        """Install what the server sent. By default: tensors named as in `state` replace the networks' own."""
+        """Install what the server sent. By default, tensors named as in `state` replace those of the networks."""
         self.load(message.tensors)
 
     def context(self) -> Mapping[str, Tensor]:
-        """Read-only tensors that `losses` needs, called once after `receive`; none by default."""
+        """Return read-only tensors that `losses` needs; called once after `receive`; none by default."""
         return {}
 
     @classmethod  # noqa: B027 (may be overridden, need not)
     def before_replies(cls, clients: Sequence[Client], states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Called once before `reply` where several clients were trained together, with what training made of each.
+        """Prepare the replies of several clients that were trained together; by default do nothing.
 
-        For work on the device that is better done for all at once, to be kept on the clients; by default none. A client
-        that is trained by itself is not asked, so `reply` must do without.
+        Called once before `reply`, for work on the device that is faster for all clients at once and whose results are
+        stored on the clients. It is not called for a client that is trained alone, so `reply` must not rely on it.
 
         Args:
-            clients: of this class, each after its training.
-            states: of each its `state`, in the same order.
+            clients: clients of this class, after training.
+            states: the `state` of each, in the same order.
         """
 
     def reply(self) -> Message:
-        """What goes back after training. By default: all state that is not private, and the number of samples."""
+        """Return the message to the server after training. By default, all state that is not private, and `samples`."""
         return Message(self.shared(), {"samples": self.samples})
 
     def serves(self) -> str | Mapping[str, float]:
-        """The network this client would use to predict, by name; by default the first one.
+        """Return the name of the network with which this client predicts; by default the first one.
 
-        Or several: name -> share in the mean of their probabilities, above 0, adding up to 1 (see `mixture`).
+        Or several: name -> weight in the mean of their probabilities, above 0, adding up to 1 (see `mixture`).
         """
         return next(iter(self.nets))
 
     def state(self) -> dict[str, Tensor]:
-        """All floating-point state of the networks by full name (`net.parameter`), not copied."""
+        """Return all floating-point state of the networks by full name (`net.parameter`), not copied."""
         return float_state(self.nets)
 
     def shared(self) -> dict[str, Tensor]:
-        """The part of `state` that is not private: what may travel."""
+        """Return the part of `state` that is not private and so may be sent."""
         if self._looked_at is not self.nets:
             self._looked_at, self._private = self.nets, private_names(type(self), self.task, self.nets)
         return {name: tensor for name, tensor in self.state().items() if name not in self._private}
@@ -243,19 +250,20 @@ class Client(ABC):
 
 
 class Server(ABC):
-    """The coordinating side of an algorithm; the class is what `-algo` names, its docstring's first line says what.
+    """Server side of an algorithm, which `-algo` names; listings show the first line of the class's docstring.
 
     Class attributes:
         paper: citation with link.
-        sends: one line for listings: what a selected client is sent and sends back, and which model predicts.
+        sends: one line for listings: what a selected client receives and sends, and which model predicts.
         Client: class of its clients.
-        Params: frozen dataclass of its hyper-parameters (`registry.parameters.hyper` declares one).
-        pools_data: client 0 trains on everybody's windows, which the others have uploaded: no federation at all.
-        accepts_partial_work: takes replies of clients that made fewer local epochs than the others (`--stragglers`);
-            else such a client's reply comes too late and is dropped.
+        Params: frozen dataclass of its hyper-parameters, declared with `registry.parameters.hyper`.
+        pools_data: whether client 0 trains on all clients' windows, which the others upload (no federation).
+        accepts_partial_work: whether replies of clients that made fewer local epochs than the others are accepted
+            (`--stragglers`); otherwise such a reply counts as too late and is dropped.
 
     Args:
-        task, params: see `Task`; an instance of `Params`.
+        task: the learning task.
+        params: an instance of `Params`.
         initial: initial values of all state that is not private, by full name.
     """
 
@@ -272,80 +280,81 @@ class Server(ABC):
 
     @classmethod  # noqa: B027 (may be overridden, need not)
     def check(cls, task: Task, params: Any) -> None:
-        """Raise `registry.errors.UserError` where models and hyper-parameters do not go together; by default never."""
+        """Raise `registry.errors.UserError` if models and hyper-parameters do not fit together; by default never."""
 
     def messages(self, clients: Sequence[int], round: Round) -> dict[int, Message]:
-        """`message` of all clients selected in a round; for servers that make several at once."""
+        """Return `message` of all clients selected in a round; override it to make several at once."""
         return {client: self.message(client, round) for client in clients}
 
     @abstractmethod
     def message(self, client: int, round: Round) -> Message:
-        """What `client` is sent at the start of `round`. Must not change the server."""
+        """Return the message to `client` at the start of `round`. Must not change the server."""
 
     def check_reply(self, client: int, reply: Message) -> None:
-        """Raise BadMessage where a reply is not what an honest client of this algorithm sends.
+        """Raise BadMessage if a reply does not have the form that a client of this algorithm sends.
 
-        It has come over a wire: nothing in it may be taken on trust but that it is a message. The engine asks before
-        `aggregate`, which never sees a reply that was refused, and drops it by name. Must not change the server.
+        The reply comes from outside: only that it is a message has been checked. The engine calls this before
+        `aggregate`, which never receives a refused reply, and reports the client. Must not change the server.
 
-        By default: state as in `self.weights` and `samples`, for clients that reply as `Client.reply` does. Override it
-        together with that: nothing is checked of the replies of clients that have one of their own.
+        By default, state as in `self.weights` and `samples` are required if clients use `Client.reply`. Override this
+        method together with `Client.reply`: replies of clients that override it are otherwise not checked.
         """
         if self.Client.reply is Client.reply:
             check_state(reply, self.weights)
 
     @abstractmethod
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
-        """Take in the round's replies, in the order of client ids; at least one, all checked and finite."""
+        """Aggregate the round's replies, in the order of client ids; at least one, all checked and finite."""
 
     def networks(self) -> Mapping[str, Tensor]:
-        """The shared state that every client would use now, by full name; what a client keeps is not in it."""
+        """Return the shared state that every client would use now, by full name, without what clients keep."""
         return self.weights
 
     def figures(self) -> Mapping[str, float]:
-        """Figures of the last `aggregate` worth recording, by name (letters, digits, '_'); by default none.
+        """Return values of the last `aggregate` to record, by name (letters, digits, '_'); by default none.
 
-        Asked once after each `aggregate`; the names must be the same before the first one, when the values are NaN.
+        Called once after each `aggregate`; before the first one the names must be the same and the values NaN.
         """
         return {}
 
     def save(self) -> Message:
-        """All that this server must remember to go on after a restart; override together with `restore`."""
+        """Return all state that this server needs to continue after a restart; override together with `restore`."""
         return Message(self.weights)
 
     def restore(self, saved: Message) -> None:
-        """Become the server that `save` described."""
+        """Restore the state that `save` returned."""
         self.weights = dict(saved.tensors)
 
 
 class Networks(dict[str, nn.Module]):
-    """Networks by name, some of which an engine may be able to ask in one pass."""
+    """Networks by name; an engine may override `outputs` to evaluate several of them in one pass."""
 
     def outputs(self, x: Tensor, *names: str) -> list[Output]:
-        """As the function `outputs`."""
+        """Return the outputs of several models; see the function `outputs`."""
         return [self[name](x) for name in names]
 
 
 def outputs(nets: Mapping[str, Callable[[Tensor], Output]], x: Tensor, *names: str) -> list[Output]:
-    """Ask several models about the same windows, in one pass where the engine can and they are of one architecture.
+    """Return the outputs of several models for the same windows.
 
-    For `Client.losses`: `teacher, student = outputs(nets, batch.x, "teacher", "student")` gives what `nets["teacher"]`
-    and `nets["student"]` do, up to rounding; on a GPU it takes half as many operations.
+    For use in `Client.losses`: `teacher, student = outputs(nets, batch.x, "teacher", "student")` gives the results of
+    `nets["teacher"]` and `nets["student"]` up to rounding. If both have the same architecture, the engine can evaluate
+    them in one pass, with half as many operations on a GPU.
 
     Args:
-        nets: as `losses` was given them.
+        nets: the networks, as `losses` receives them.
         x: (n, channels, 1, time).
-        names: which models.
+        names: names of the models.
     """
     return nets.outputs(x, *names) if isinstance(nets, Networks) else [nets[name](x) for name in names]
 
 
 def mixture(logits: Mapping[str, Tensor], serves: str | Mapping[str, float]) -> Tensor:
-    """What a client predicts: (n, classes), of which a softmax gives the probabilities.
+    """Return the logits of a client's prediction, (n, classes), whose softmax are the probabilities.
 
     Args:
-        logits: (n, classes) of each network.
-        serves: as `Client.serves` says.
+        logits: logits (n, classes) of each network.
+        serves: result of `Client.serves`.
     """
     if isinstance(serves, str):
         return logits[serves]
@@ -354,7 +363,7 @@ def mixture(logits: Mapping[str, Tensor], serves: str | Mapping[str, float]) -> 
 
 
 def float_state(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Parameters and floating-point buffers by full name, not copied. Counters of whole numbers are left out."""
+    """Return parameters and floating-point buffers by full name, not copied; integer buffers are left out."""
     return {
         f"{net}.{name}": tensor
         for net, module in nets.items()
@@ -364,7 +373,7 @@ def float_state(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def copy_state(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into networks by full name. Raises BadMessage, before anything is copied, for a wrong one."""
+    """Copy tensors into networks by full name. Raises BadMessage for a wrong one, before anything is copied."""
     state = float_state(nets)
     for name, tensor in tensors.items():
         if name not in state:
@@ -376,12 +385,12 @@ def copy_state(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> 
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a full name matches one of the patterns."""
+    """Return whether a full name matches one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def private_names(client: type[Client], task: Task, nets: Mapping[str, nn.Module]) -> frozenset[str]:
-    """Full names of the state that never leaves a client: what its class declares, and local batch norm."""
+    """Return the full names of the state that never leaves a client: what its class declares, and local batch norm."""
     batch_norm = tuple(
         f"{net}.{path}." for net, module in nets.items() for path, part in module.named_modules() if _is_bn(part)
     )

@@ -1,4 +1,4 @@
-"""What travels between server and client, and how a server makes sure of what it was sent."""
+"""Messages between server and clients, and checks of what a server receives."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ import torch
 from torch import Tensor
 
 from registry.tensors import copied
-from registry.tensors import first_nonfinite as first_nonfinite  # with what else a reply is checked by
+from registry.tensors import first_nonfinite as first_nonfinite  # belongs to the checks of a reply
 
-LENGTH = 8  # bytes that say how long a message's header is, which is a multiple of them
+LENGTH = 8  # bytes of the field that holds the header's length; the header is padded to a multiple of it
 
 
 class BadMessage(ValueError):
-    """Bytes or contents that are no message of this protocol; the text says what is wrong."""
+    """Bytes or contents that are not a valid message; the text says what is wrong."""
 
 
 class NonFinite(ValueError):
-    """A tensor holds NaN or infinity; the text names it. The engine drops the client's work of this round."""
+    """A tensor holds NaN or infinity; the text names it. The engine drops the client's update of this round."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """Named tensors and plain metadata: all that a server and a client know of each other.
+    """Named tensors and metadata, the only information that a server and a client exchange.
 
     Attributes:
         tensors: name -> tensor.
-        meta: name -> what JSON can say (numbers, text, booleans, lists, dicts with text keys).
+        meta: name -> JSON value (numbers, text, booleans, lists, dicts with text keys).
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """The message as it travels: safetensors, the metadata as JSON in its header. No pickle."""
+        """Serialise the message as safetensors, with the metadata as JSON in the header. No pickle."""
         tensors, storages = {}, set()
         for name, tensor in self.tensors.items():
             tensor = tensor.detach().cpu().contiguous()
@@ -51,7 +51,7 @@ class Message:
 
     @staticmethod
     def from_bytes(data: bytes, device: torch.device | str = "cpu") -> Message:
-        """The message that `to_bytes` wrote. Raises BadMessage."""
+        """Deserialise the message that `to_bytes` wrote. Raises BadMessage."""
         try:
             tensors = safetensors.torch.load(data)
             header = json.loads(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")])
@@ -63,7 +63,7 @@ class Message:
         return Message({name: tensors[name].to(device) for name in sorted(tensors)}, meta)
 
     def size(self) -> int:
-        """Number of bytes that `to_bytes` gives, without making them: nothing is fetched from a device."""
+        """Compute the number of bytes of `to_bytes` without making them; nothing is fetched from a device."""
         meta = json.dumps(self._meta_text(), ensure_ascii=False).encode()
         kinds = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(self.tensors.items()))
         header = _header_size(kinds) + len(meta) - len('""')
@@ -71,7 +71,7 @@ class Message:
         return LENGTH + header + -header % LENGTH + data
 
     def copy(self, device: torch.device | str) -> Message:
-        """Make a message as the other side would read it, on a device, in memory of its own: a piece for each type."""
+        """Copy the message, as the other side would read it, to a device; see `copied` for the memory."""
         tensors = copied(self.tensors, device)
         return Message({name: tensors[name] for name in sorted(tensors)}, json.loads(self._meta_text()))
 
@@ -81,18 +81,18 @@ class Message:
 
 @lru_cache(maxsize=4096)
 def _header_size(kinds: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> int:
-    """Bytes of a message's header without metadata, before it is filled up to a multiple of `LENGTH`.
+    """Return the bytes of a message's header without metadata, before it is padded to a multiple of `LENGTH`.
 
     Args:
-        kinds: name, shape and type of each tensor.
+        kinds: name, shape and dtype of each tensor.
     """
-    # the library itself is asked, as the order of tensors, and so the digits of their places, is its own
+    # measured with the library, which decides the order of tensors and so the number of digits of their offsets
     data = safetensors.torch.save({name: torch.zeros(shape, dtype=kind) for name, shape, kind in kinds}, {"meta": ""})
     return len(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")].rstrip(b" "))
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise BadMessage unless tensors have the expected ones' names, shapes and types."""
+    """Raise BadMessage unless tensors have the names, shapes and dtypes of the expected ones."""
     for name, like in expected.items():
         tensor = tensors.get(name)
         if tensor is None:
@@ -105,7 +105,7 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def check_samples(reply: Message) -> int:
-    """The number of samples that a reply states. Raises BadMessage where it is missing or not positive."""
+    """Return the number of samples that a reply states. Raises BadMessage if it is missing or not positive."""
     samples = reply.meta.get("samples")
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise BadMessage(f"'samples' must be a positive whole number, not {samples!r}")
@@ -113,6 +113,6 @@ def check_samples(reply: Message) -> int:
 
 
 def check_state(reply: Message, expected: Mapping[str, Tensor]) -> None:
-    """Raise BadMessage unless a reply holds state like the expected one, and `samples`."""
+    """Raise BadMessage unless a reply holds state of the expected form, and `samples`."""
     check_tensors(reply.tensors, expected)
     check_samples(reply)

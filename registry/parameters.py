@@ -57,7 +57,7 @@ class Params:
     converted to the type of its field and must lie in the field's range (see `option`).
 
     Raises:
-        UserError: a value of the wrong type or out of range.
+        UserError: a value has the wrong type or is out of range.
     """
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ def parse(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
         where: what the values belong to, for error messages; '' names each by its flag.
 
     Raises:
-        UserError: unknown name, wrong type or value out of range.
+        UserError: a name is unknown, or a value has the wrong type or is out of range.
     """
     hints = get_type_hints(cls)
     fields = {key_of(f): f for f in dataclasses.fields(cls)}
@@ -150,7 +150,7 @@ def _number(value: Any, kind: type, where: str) -> int | float:
             raise UserError(f"{where}: {value!r} is not {noun}") from None
     if not math.isfinite(number) or (kind is int and number != int(number)):
         raise UserError(f"{where}: {value!r} is not {noun}")
-    return kind(number)
+    return int(number) if kind is int else number
 
 
 def check(value: Any, metadata: Mapping[str, Any], where: str) -> None:
@@ -186,7 +186,7 @@ def _bounds(metadata: Mapping[str, Any]) -> list[tuple[str, Callable[[float], bo
 
 
 def suggest(word: str, known: Any) -> str:
-    """' (did you mean X?)', or nothing where no known name is close; case does not count."""
+    """Return ' (did you mean X?)', or '' if no known name is close; upper and lower case are equal."""
     by_lower = {str(name).lower(): str(name) for name in known}
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
     return f" (did you mean {by_lower[close[0]]}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Work on many named tensors at once: on a GPU each operation that is asked for costs more than what it does."""
+"""Operations on many named tensors at once: on a GPU, dispatch overhead exceeds the time of a small operation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 def copied(tensors: Mapping[str, Tensor], device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """Copy tensors into memory of their own; off the CPU one piece for each type of numbers, of which they are views.
+    """Copy tensors into new memory; on other devices than a CPU, as views of one piece for each dtype.
 
     Args:
-        device: where to; None: where the first of a type is.
+        tensors: name -> tensor.
+        device: target device; None: the device of the first tensor of each dtype.
     """
     if not any(_packed(torch.device(device or tensor.device)) for tensor in tensors.values()):
         return {
@@ -22,7 +23,7 @@ def copied(tensors: Mapping[str, Tensor], device: torch.device | str | None = No
     names: dict[torch.dtype, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(tensor.dtype, []).append(name)
-    copies = {}
+    copies: dict[str, Tensor] = {}
     for own in names.values():
         to = tensors[own[0]].device if device is None else device
         parts = [tensors[name].detach().to(to) for name in own]
@@ -33,17 +34,20 @@ def copied(tensors: Mapping[str, Tensor], device: torch.device | str | None = No
 
 
 def _packed(device: torch.device) -> bool:
-    """Whether tensors are copied in one piece: where asking costs more than that who keeps one holds on to all."""
+    """Return whether tensors are copied in one piece.
+
+    This saves dispatch overhead on a GPU; its price is that keeping one tensor keeps the whole piece.
+    """
     return device.type != "cpu"
 
 
 def first_nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name the first floating-point tensor that holds NaN or infinity, None where there is none; asks the device once.
+    """Return the name of the first floating-point tensor that holds NaN or infinity, or None; synchronise once.
 
-    By least and greatest values, which let NaN through: `isfinite` of a large tensor takes twenty times as long.
+    Minima and maxima are checked, which propagate NaN: `isfinite` of a large tensor takes twenty times as long.
     """
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
-    # PyTorch knows of no order, and no infinity, in types of one byte
+    # PyTorch implements neither comparison nor isfinite for types of one byte
     wide = {name: t.detach() if t.itemsize > 1 else t.detach().float() for name, t in floats.items()}
     alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in wide.values():

@@ -47,9 +47,8 @@ def test_compare_makes_the_runs_of_the_command_line(shard_folder, capsys):
         assert states[0] == states[1]
     assert [run.name for run in results.runs] == ["Local", "FedAvg", "Local", "FedAvg"]
     assert "| FedAvg " in repr(results)
-    tables = [
-        found.table.sort_index() for found in (results, fedkdx.load_runs(results.folder), fedkdx.load_runs(typed))
-    ]
+    everyone = (results, fedkdx.load_runs(results.folder), fedkdx.load_runs(typed))
+    tables = [found.table.sort_index() for found in everyone]
     first, *others = (table.drop(columns=[name for name in table if "seconds" in name]) for table in tables)
     assert all(first.equals(other) for other in others)
 

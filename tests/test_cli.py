@@ -311,6 +311,27 @@ def test_wrong_input_gets_one_line_and_exit_code_2(data, capsys, argv, says):
     assert says in line
 
 
+def test_an_unknown_command_is_named(capsys):
+    assert "unknown command 'rezume' (did you mean resume?); commands: run, experiment" in fails(capsys, "rezume", "x")
+
+
+def test_snake_case_is_kebab_case():
+    assert resolved("-data", "SPAR", "--join_ratio=0.3", "--min_samples", "4") == resolved(
+        "-data", "SPAR", "--join-ratio", "0.3", "--min-samples=4"
+    )
+
+
+def test_words_and_flags_are_the_same_commands(data, capsys):
+    for command in (["list"], ["--list"]):
+        assert main(command) == 0
+    first, second = (part for part in capsys.readouterr().out.split("algorithms:\n") if part)
+    assert first == second
+    assert main(["run", "-data", str(data), "-algo", "Local", *RUN]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert main(["-gr", "3", "--resume", str(folder)]) == 0
+    assert len((folder / "Local-seed0" / "metrics.csv").read_text().splitlines()) == 1 + 3
+
+
 def test_no_data_named(capsys):
     assert "which data?" in fails(capsys, "-algo", "FedAvg")
 

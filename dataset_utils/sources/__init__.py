@@ -1,1 +1,1 @@
-"""Where data comes from: one file a data set, and `own` for the user's own recordings."""
+"""Data sources: one module for each data set, and `own` for the user's own recordings."""

@@ -1,4 +1,4 @@
-"""The files of a data set, read alike from a folder and from a zip, which is never unpacked."""
+"""Access to the files of a data set in a folder or in a zip, which is never unpacked."""
 
 from __future__ import annotations
 
@@ -8,63 +8,100 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO
 
 from dataset_utils.files import unwritable
 from registry.errors import UserError
 
 MAX_BYTES = 50 << 30
-"""More than this in one zip is no data set of ours."""
+"""Largest unpacked size of a zip; no data set here is larger."""
 MAX_RATIO = 100
-"""Sensor text shrinks 4 to 20 times; a zip bomb 1000 times. Looked at above RATIO_FROM bytes only."""
+"""Largest compression ratio, checked above `RATIO_FROM` bytes: sensor text shrinks 4 to 20 times, a zip bomb 1000."""
 RATIO_FROM = 1 << 30
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
 
 
-class Archive:
+class Archive(ABC):
     """Read-only view of a data set's folder, on disk or inside a zip.
 
     Attributes:
         path: the folder or zip it was opened from, for messages.
-        root: the data set's folder (for a zip: its path inside).
+        root: the data set's folder (in a zip: its path in the zip).
     """
 
-    def __init__(self, path: Path, root: Path | PurePosixPath, zipped: zipfile.ZipFile | None) -> None:
-        self.path = path
-        self.root = root
-        self._zip = zipped
+    def __init__(self, path: Path, root: PurePath) -> None:
+        self.path, self.root = path, root
 
+    @abstractmethod
     def match(self, pattern: str) -> list[str]:
-        """Files below `root` whose relative path fits `pattern` (`*` within one part), sorted."""
-        if self._zip is None:
-            return sorted(found.relative_to(self.root).as_posix() for found in self.root.glob(pattern))
-        depth = len(self.root.parts)
-        inside = [PurePosixPath(*p.parts[depth:]) for p in _members(self._zip) if p.is_relative_to(self.root)]
-        parts = len(PurePosixPath(pattern).parts)
-        return sorted(str(name) for name in inside if len(name.parts) == parts and name.match(pattern))
+        """Return the files below `root` whose relative path fits `pattern` (`*` within one part), sorted."""
 
+    @abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of a file."""
-        return (self.root / name).stat().st_size if self._zip is None else self._info(name).file_size
+        """Return the size of a file in bytes."""
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """Return a file's name for messages."""
+
+    @abstractmethod
+    def _stream(self, name: str) -> IO[bytes]:
+        """Open a file; errors are left to `open`."""
 
     @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file below `root`, to be read as bytes. Raises UserError where it is missing or damaged."""
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file below `root` for reading bytes. Raises UserError where it is missing or damaged."""
         try:
-            with (self.root / name).open("rb") if self._zip is None else self._zip.open(self._info(name)) as file:
+            with self._stream(name) as file:
                 yield file
         except _DAMAGED as error:
             raise UserError(f"{self.path}: '{name}' in it is damaged ({error}); fetch the file again") from error
         except OSError as error:
             raise UserError(f"{self.where(name)}: cannot be read ({error.strerror or error})") from error
 
+
+class _Folder(Archive):
+    def __init__(self, path: Path, root: Path) -> None:
+        super().__init__(path, root)
+        self._folder = root
+
+    def match(self, pattern: str) -> list[str]:
+        return sorted(found.relative_to(self._folder).as_posix() for found in self._folder.glob(pattern))
+
+    def size(self, name: str) -> int:
+        return (self._folder / name).stat().st_size
+
     def where(self, name: str) -> str:
-        """How a message calls a file."""
-        return str(self.root / name) if self._zip is None else f"{self.path} ({name})"
+        return str(self._folder / name)
+
+    def _stream(self, name: str) -> IO[bytes]:
+        return (self._folder / name).open("rb")
+
+
+class _Zipped(Archive):
+    def __init__(self, path: Path, root: PurePosixPath, zipped: zipfile.ZipFile) -> None:
+        super().__init__(path, root)
+        self._zip = zipped
+
+    def match(self, pattern: str) -> list[str]:
+        depth = len(self.root.parts)
+        inside = [PurePosixPath(*p.parts[depth:]) for p in _members(self._zip) if p.is_relative_to(self.root)]
+        parts = len(PurePosixPath(pattern).parts)
+        return sorted(str(name) for name in inside if len(name.parts) == parts and name.match(pattern))
+
+    def size(self, name: str) -> int:
+        return self._info(name).file_size
+
+    def where(self, name: str) -> str:
+        return f"{self.path} ({name})"
+
+    def _stream(self, name: str) -> IO[bytes]:
+        return self._zip.open(self._info(name))
 
     def _info(self, name: str) -> zipfile.ZipInfo:
         try:
@@ -79,41 +116,41 @@ def open_archive(path: Path, key: str) -> Iterator[Archive]:
 
     Args:
         path: the folder or zip.
-        key: relative path of a file of this data set alone (`*` allowed); tells where its folder begins.
+        key: relative path of a file that only this data set has (`*` allowed), by which its folder is found.
 
     Raises:
-        UserError: nothing there, damaged, dangerous (see `check_zip`), or another data set.
+        UserError: it does not exist, is damaged or dangerous (see `check_zip`), or is another data set.
     """
     if path.is_dir():
-        root = _folder_root(path, key)
-        if root is None:
+        folder = _folder_root(path, key)
+        if folder is None:
             raise UserError(f"{path}: no '{key}' in this folder")
-        yield Archive(path, root, None)
+        yield _Folder(path, folder)
         return
     with _open_zip(path, path) as outer:
         root = _zip_root(outer, key)
         if root is not None:
-            yield Archive(path, root, outer)
+            yield _Zipped(path, root, outer)
             return
         for inner in (str(name) for name in _members(outer) if name.suffix.lower() == ".zip"):
             with _nested(path, outer, inner) as zipped:
                 root = _zip_root(zipped, key)
                 if root is not None:
-                    yield Archive(path, root, zipped)
+                    yield _Zipped(path, root, zipped)
                     return
     raise UserError(f"{path}: no '{key}' in this zip")
 
 
 def holds(folder: Path, key: str) -> bool:
-    """Whether the data set's files lie in `folder`, at most two levels down."""
+    """Return whether the data set's files are in `folder`, at most two levels down."""
     return _folder_root(folder, key) is not None
 
 
 def check_zip(zipped: zipfile.ZipFile, path: Path) -> None:
-    """Raise UserError for a zip that no honest data set needs.
+    """Raise UserError for a dangerous zip.
 
-    That is: absolute paths, `..`, drive letters, backslashes, symbolic links, encrypted members and zip
-    bombs (the sizes in the directory are binding: `zipfile` reads no further).
+    Refused are absolute paths, `..`, drive letters, backslashes, symbolic links, encrypted members and zip bombs (the
+    sizes in the directory are binding, as `zipfile` reads no further).
     """
     total = packed = 0
     for info in zipped.infolist():
@@ -133,7 +170,7 @@ def check_zip(zipped: zipfile.ZipFile, path: Path) -> None:
 
 
 @contextmanager
-def _open_zip(source: Path | BinaryIO, path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_zip(source: Path | IO[bytes], path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         zipped = zipfile.ZipFile(source)
     except (*_DAMAGED, ValueError, NotImplementedError) as error:
@@ -147,7 +184,7 @@ def _open_zip(source: Path | BinaryIO, path: Path) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def _nested(path: Path, outer: zipfile.ZipFile, name: str) -> Iterator[zipfile.ZipFile]:
-    """A zip inside a zip, copied to an unnamed temporary file, as seeking in packed data is slow."""
+    """Open a zip inside a zip from a temporary copy, as seeking in compressed data is slow."""
     with tempfile.TemporaryFile() as copy:
         try:
             with outer.open(name) as inner:
@@ -161,7 +198,7 @@ def _nested(path: Path, outer: zipfile.ZipFile, name: str) -> Iterator[zipfile.Z
 
 
 def _members(zipped: zipfile.ZipFile) -> list[PurePosixPath]:
-    """The files in a zip, without what macOS adds."""
+    """Return the files in a zip, without those that macOS adds."""
     names = (info.filename for info in zipped.infolist() if not info.is_dir())
     return sorted(PurePosixPath(name) for name in names if not name.startswith("__MACOSX/"))
 

@@ -1,4 +1,4 @@
-"""Finding a data set's original files on this machine, and downloading them where the user allows it."""
+"""Locating a data set's original files on this machine, and downloading them if the user allows it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from dataset_utils.sources.archive import holds, open_archive
 from registry.errors import UserError
 
 TIMEOUT = 60
-"""Seconds without a byte after which a connection counts as cut."""
+"""Seconds without data after which a connection counts as lost."""
 PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a data set's files lie and come from.
+    """Location and origin of a data set's files.
 
     Attributes:
         key: relative path of a file that only this data set has (`*` allowed).
-        usual: names under `raw` that it usually has; a download gets the first one that ends in .zip.
-        link: the page that tells a person how to get it.
-        url: the zip itself, or '' where there is nothing to download.
+        usual: its usual names under `raw`; a download is stored under the first one that ends in .zip.
+        link: page that says how to get it.
+        url: address of the zip, or '' if it cannot be downloaded.
     """
 
     key: str
@@ -41,7 +41,7 @@ class ArchiveSource(Source):
     """A source whose originals are a folder or a zip.
 
     Class attributes:
-        place: where it lies and comes from.
+        place: location and origin of the files.
         members: patterns of the files that `load` reads, relative to the data set's folder.
     """
 
@@ -49,19 +49,19 @@ class ArchiveSource(Source):
     members: ClassVar[tuple[str, ...]]
 
     def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
-        """See `Source.find`; a folder may hold the zip or the files."""
+        """Find the folder or zip; see `Source.find`. A given folder may hold the zip or the files."""
         return locate(self.name, self.place, raw, data_root, download)
 
     def files(self, path: Path) -> list[Path]:
-        """See `Source.files`."""
+        """Return the zip, or the files that `members` names; see `Source.files`."""
         if path.is_file():
             return [path]
         with open_archive(path, self.place.key) as archive:
-            return sorted(archive.root / name for pattern in self.members for name in archive.match(pattern))
+            return sorted(Path(archive.root) / name for pattern in self.members for name in archive.match(pattern))
 
 
 def locate(name: str, place: Place, raw: Path | None, data_root: Path, download: bool) -> Path:
-    """The folder or zip of the data set `name`; see `Source.find`."""
+    """Return the folder or zip of the data set `name`; see `Source.find`."""
     folder = data_root / "raw" if raw is None else raw
     if raw is not None and not raw.exists():
         raise UserError(f"{raw}: there is no such file or folder; {_advice(name, place)}")
@@ -98,17 +98,19 @@ def _download_archive(name: str, place: Place, folder: Path) -> Path:
 
 
 def download(url: str, target: Path, size: int | None = None, sha256: str | None = None) -> None:
-    """Fetch `url` to `target`, going on where an earlier try left `target`.part.
+    """Download `url` to `target`, continuing an earlier attempt in `target`.part.
 
-    Progress is shown on stderr where that is a terminal. A cut connection is taken up again as long as each
-    try brings new bytes. `target` appears only when complete.
+    Progress is shown on stderr if that is a terminal. A lost connection is opened again as long as each attempt brings
+    new bytes. `target` appears only when it is complete.
 
     Args:
-        size: expected bytes.
-        sha256: expected hex digest.
+        url: address of the file.
+        target: file to write.
+        size: expected number of bytes; None if it is not known.
+        sha256: expected hex digest; None if it is not known.
 
     Raises:
-        UserError: no connection, a refusal, or other contents than expected.
+        UserError: there is no connection, the server refuses, or the contents differ from what is expected.
     """
     part = target.with_name(target.name + ".part")
     try:
@@ -122,7 +124,7 @@ def download(url: str, target: Path, size: int | None = None, sha256: str | None
             _fetch(url, part, size)
             break
         except (OSError, http.client.HTTPException) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise files.unwritable(part, error) from error
             held = part.stat().st_size
             if held <= most:
@@ -139,7 +141,7 @@ def download(url: str, target: Path, size: int | None = None, sha256: str | None
 
 
 def _fetch(url: str, part: Path, size: int | None) -> None:
-    """One try. Raises OSError (urllib's errors are such) or HTTPException."""
+    """Make one attempt. Raises OSError (urllib's errors are subclasses) or HTTPException."""
     held = part.stat().st_size
     if size is not None and held == size:
         return
@@ -149,11 +151,11 @@ def _fetch(url: str, part: Path, size: int | None) -> None:
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not held:
             raise
-        part.write_bytes(b"")  # what we hold is no beginning of what the server has
+        part.write_bytes(b"")  # the stored bytes are not the beginning of the server's file
         return _fetch(url, part, size)
     with reply, part.open("ab") as file:
         if reply.status != http.client.PARTIAL_CONTENT:
-            file.truncate(0)  # the server knows no ranges
+            file.truncate(0)  # the server does not support ranges
             held = 0
         elif not reply.headers.get("Content-Range", "").startswith(f"bytes {held}-"):
             raise ConnectionError("the server sent another range than asked for")
@@ -165,7 +167,7 @@ def _fetch(url: str, part: Path, size: int | None) -> None:
 
 
 def _copy(reply: BinaryIO, file: BinaryIO, name: str, held: int, total: int | None) -> int:
-    """Write what the server sends; the number of bytes."""
+    """Write what the server sends; return the number of bytes."""
     from tqdm import tqdm
 
     got = 0

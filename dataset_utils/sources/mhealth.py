@@ -39,7 +39,7 @@ class MHEALTH(ArchiveSource):
     members = ("mHealth_subject*.log",)
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording a subject; its last column is the activity, 1 to 12, or 0 for none of them."""
+        """Yield one recording for each subject; the last column is the activity, 1 to 12, or 0 for none of them."""
         from dataset_utils.sources.text import read_numbers
 
         with open_archive(path, self.place.key) as archive:

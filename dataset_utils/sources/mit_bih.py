@@ -20,12 +20,12 @@ from registry.errors import UserError
 RATE = 360.0
 LEAD = "MLII"
 KINDS = {"N": "NLRej", "S": "AaJS", "V": "VE", "F": "F"}
-"""Classes of ANSI/AAMI EC57 and the symbols of beats that belong to them; the fifth, Q, is hardly a class."""
+"""Classes of ANSI/AAMI EC57 and the symbols of their beats; the fifth, Q (unknown beats), is left out."""
 UNKNOWN = "/fQ"
 PACED = ("102", "104", "107", "217")
 """Records of patients with pacemakers, which EC57 leaves out."""
 TWICE = {"202": "201"}
-"""Records of one patient."""
+"""Records of the same patient."""
 
 
 class MITBIH(ArchiveSource):
@@ -46,10 +46,9 @@ class MITBIH(ArchiveSource):
     members = ("[0-9]*.atr", "[0-9]*.dat", "[0-9]*.hea")
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording a record: a window of 0.7 s around each beat, from 0.25 s before it."""
-
+        """Yield one recording for each record, whose labels mark beats; a window of 0.7 s begins 0.25 s before each."""
         if path.is_file():
-            raise UserError(f"{path}: unpack it; its records are read from a folder only")
+            raise UserError(f"{path}: records are read from a folder only; unpack the zip and name the folder")
         with open_archive(path, self.place.key) as archive:
             names, root = archive.match("[0-9]*.hea"), Path(archive.root)
         left = [Path(name).stem for name in names if Path(name).stem in PACED]

@@ -29,7 +29,7 @@ class MotionSense(ArchiveSource):
     name = "MotionSense"
     paper = "Malekzadeh et al. 2019, IoTDI, doi:10.1145/3302505.3310068"
     classes = tuple(TRIALS.values())
-    channels = tuple(name.replace(".", "_") for name in COLUMNS)  # g, rad/s, g: gravity is apart already
+    channels = tuple(name.replace(".", "_") for name in COLUMNS)  # g, rad/s, g: gravity is separated already
     preprocessing = Preprocessing(rate=50.0, window=128, overlap=0.5, median=3, lowpass=20.0, gravity=0.0)
     place = Place(
         key="dws_1/sub_1.csv",
@@ -39,7 +39,7 @@ class MotionSense(ArchiveSource):
     members = tuple(f"{trial}_*/sub_*.csv" for trial in TRIALS)
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording a file; the folder tells the activity, the file the subject."""
+        """Yield one recording for each file; its folder names the activity, its name the subject."""
         import pandas as pd
 
         with open_archive(path, self.place.key) as archive:

@@ -16,9 +16,9 @@ from registry.errors import UserError
 
 COLUMNS = 54
 UNITS = {"hand": 3, "chest": 20, "ankle": 37}
-"""First of a unit's 17 columns: temperature, acceleration ±16 g, the same ±6 g, gyroscope, magnetometer."""
+"""First of a unit's 17 columns, which are temperature, acceleration ±16 g, the same ±6 g, gyroscope, magnetometer."""
 SENSORS = {"acc": 1, "gyro": 7, "mag": 10}
-"""First of a sensor's three columns within the unit; acceleration is the ±16 g one, as ±6 g saturates."""
+"""First of a sensor's three columns within the unit; acceleration is taken at ±16 g, as ±6 g saturates."""
 ACTIVITIES = {
     1: "lying",
     2: "sitting",
@@ -33,7 +33,7 @@ ACTIVITIES = {
     17: "ironing",
     24: "rope jumping",
 }
-"""The protocol's activities by id; 0 is transient, the others are those of a few subjects only."""
+"""Activities of the protocol by id; 0 is transient, and other ids are of a few subjects only."""
 
 ORIGINALS = {
     "Optional/subject101.dat": (
@@ -78,7 +78,7 @@ ORIGINALS = {
     ),
     "Protocol/subject109.dat": (3891140, "5109d5cd8334769566b4ae602adf3e5f4bb7b9ee8ca678f0c481d333114b07c7"),
 }
-"""Bytes and SHA-256 of the original files."""
+"""Size in bytes and SHA-256 of the original files."""
 
 
 class PAMAP2(ArchiveSource):
@@ -100,7 +100,7 @@ class PAMAP2(ArchiveSource):
     members = ("Optional/subject*.dat", "Protocol/subject*.dat")
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording a file, read when its turn comes; a subject's optional file follows its protocol."""
+        """Yield one recording for each file, when its turn comes; a subject's optional file follows its protocol."""
         with open_archive(path, self.place.key) as archive:
             names = [name for pattern in self.members for name in archive.match(pattern)]
             for name in sorted(names, key=lambda name: (_subject(name), name.startswith("Optional"))):
@@ -109,7 +109,7 @@ class PAMAP2(ArchiveSource):
 
 
 def _subject(name: str) -> str:
-    """'101' of 'Protocol/subject101.dat'."""
+    """Return the subject: '101' of 'Protocol/subject101.dat'."""
     return Path(name).stem.removeprefix("subject")
 
 
@@ -129,7 +129,7 @@ def _read_file(archive: Archive, name: str) -> Recording:
 
 
 def _check_original(archive: Archive, name: str) -> None:
-    """Warn where a file with an original's name is not that original."""
+    """Warn if a file has the name of an original file but other contents."""
     if name not in ORIGINALS:
         return
     size, digest = ORIGINALS[name]

@@ -20,11 +20,11 @@ class SLEEP(ArchiveSource):
 
     name = "SLEEP"
     paper = "FedKDX, section 4.1; code and data: https://github.com/phamdinhdat-ai/Fed_2024"
-    # The authors publish numbers, no names of the postures.
+    # The authors publish numbers, but no names of the postures.
     classes = tuple(f"posture {number}" for number in range(POSTURES))
     channels = ("acc_x", "acc_y", "acc_z")  # g
     acceleration = ("acc_x", "acc_y", "acc_z")
-    # The paper filters the two activity sets only: lying still is all gravity.
+    # The paper filters the two activity data sets only: lying still is all gravity.
     preprocessing = Preprocessing(rate=50.0, window=100, overlap=0.4, median=0, lowpass=0.0, gravity=0.0)
     place = Place(
         key="subject_*.npy",
@@ -34,7 +34,7 @@ class SLEEP(ArchiveSource):
     members = ("subject_*.npy",)
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording a posture, as each was a file of its own; also cut where the clock runs backwards."""
+        """Yield one recording for each posture (once a file of its own), cut where the clock runs backwards."""
         with open_archive(path, self.place.key) as archive:
             for name in archive.match(self.members[0]):
                 table = _read_file(archive, name)
@@ -46,7 +46,7 @@ class SLEEP(ArchiveSource):
 
 
 def _read_file(archive: Archive, name: str) -> np.ndarray:
-    """(samples, 5): time in µs, acceleration x, y, z in g, posture."""
+    """Read (samples, 5): time in µs, acceleration x, y, z in g, posture."""
     where = archive.where(name)
     with archive.open(name) as file:
         try:

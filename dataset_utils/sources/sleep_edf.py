@@ -25,7 +25,7 @@ STAGES = {
 }
 SIGNALS = ("EEG Fpz-Cz", "EEG Pz-Oz", "EOG horizontal")
 AWAKE = 1800.0
-"""Seconds of being awake that are kept before the first and after the last sleep; the recordings run all day."""
+"""Seconds awake that are kept before the first and after the last sleep; the recordings last a whole day."""
 
 
 class SleepEDF(ArchiveSource):
@@ -44,10 +44,9 @@ class SleepEDF(ArchiveSource):
     members = ("SC4*-Hypnogram.edf", "SC4*-PSG.edf")
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording a night; SC4ssN: subject ss, night N."""
-
+        """Yield one recording for each night; file names are SC4ssN: subject ss, night N."""
         if path.is_file():
-            raise UserError(f"{path}: unpack it; its files are read from a folder only")
+            raise UserError(f"{path}: files are read from a folder only; unpack the zip and name the folder")
         with open_archive(path, self.place.key) as archive:
             names, root = archive.match(self.members[1]), Path(archive.root)
         for name in names:
@@ -56,11 +55,12 @@ class SleepEDF(ArchiveSource):
                 raise UserError(f"{root / name}: {len(stages)} files {name[:6]}*-Hypnogram.edf beside it, not one")
             marks: Annotations = edf_annotations(stages[0])
             table = read_edf(root / name, Wanted(SIGNALS, None, ()), Dialect())
-            labels = _labels(marks.onset, marks.duration, marks.labels, len(table.signals), table.rate or 0.0)
+            rate = table.rate or self.preprocessing.rate
+            labels = _labels(marks.onset, marks.duration, marks.labels, len(table.signals), rate)
             asleep = np.flatnonzero(labels > 0)
             if not len(asleep):
                 raise UserError(f"{stages[0]}: holds no stage of sleep")
-            keep = int(AWAKE * table.rate)
+            keep = int(AWAKE * rate)
             first = max(0, (asleep[0] - keep) // 3000 * 3000)  # whole epochs
             awake = labels == 0
             awake[first : asleep[-1] + 1 + keep] = False
@@ -70,7 +70,7 @@ class SleepEDF(ArchiveSource):
 
 
 def _labels(onset: np.ndarray, duration: np.ndarray, stages: list[str], samples: int, rate: float) -> np.ndarray:
-    """The stage of each sample; movement and unscored time are unlabelled."""
+    """Return the stage of each sample; movement and unscored time are unlabelled."""
     labels = np.full(samples, UNLABELLED, dtype=np.int64)
     for start, seconds, stage in zip(onset, duration, stages, strict=True):
         if stage in STAGES:

@@ -37,7 +37,7 @@ class SPAR(Source):
     preprocessing = Preprocessing(rate=50.0, window=128, overlap=0.5)
 
     def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
-        """See `Source.find`. The file is looked for in seglearn, which is not imported."""
+        """Find the file in the package seglearn, which is not imported; see `Source.find`."""
         if raw is not None:
             path = raw / FILE if raw.is_dir() else raw
             if not path.is_file():
@@ -52,11 +52,11 @@ class SPAR(Source):
         raise UserError(f"SPAR comes with the package seglearn: pip install seglearn (or --raw path/to/{FILE})")
 
     def files(self, path: Path) -> list[Path]:
-        """See `Source.files`."""
+        """Return the one file; see `Source.files`."""
         return [path]
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording an exercise and side, in the order of subjects."""
+        """Yield one recording for each exercise and side, in the order of subjects."""
         data = load_npy(path)
         if not isinstance(data, dict) or not {"X", "y", "subject", "y_labels", "X_labels"} <= data.keys():
             raise UserError(f"{path}: is not seglearn's '{FILE}' (no dictionary with X, y, subject and their labels)")

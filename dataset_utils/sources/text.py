@@ -1,4 +1,4 @@
-"""Tables of numbers in text files, read fast; where one is damaged, the line is named."""
+"""Fast reading of tables of numbers in text files; errors name the damaged line."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from registry.errors import UserError
 
 
 def read_numbers(archive: Archive, name: str, columns: int, wide: tuple[int, ...] = ()) -> pd.DataFrame:
-    """A table of numbers apart by blanks; a missing one is written `NaN`.
+    """Read a table of numbers separated by blanks; a missing one is written `NaN`.
 
     Args:
+        archive: the data set's files.
         name: the file in `archive`.
-        columns: how many a line must have.
-        wide: columns to be read as float64; the others become float32.
+        columns: number of columns of each line.
+        wide: columns to read as float64; the others become float32.
 
     Returns:
-        Frame with columns 0 to `columns` - 1.
+        frame with columns 0 to `columns` - 1.
 
     Raises:
         UserError: no rows, a line with more or fewer columns, or text where a number belongs.
@@ -39,7 +40,7 @@ def read_numbers(archive: Archive, name: str, columns: int, wide: tuple[int, ...
                 keep_default_na=False,
                 engine="c",
             )
-        except ValueError as error:  # pandas' ParserError and EmptyDataError, and UnicodeDecodeError, are ValueErrors
+        except ValueError as error:  # ParserError, EmptyDataError and UnicodeDecodeError are subclasses
             table, reason = None, str(error).partition("\n")[0]
     if table is None or table.shape[1] != columns:
         with archive.open(name) as file:
@@ -48,7 +49,7 @@ def read_numbers(archive: Archive, name: str, columns: int, wide: tuple[int, ...
 
 
 def _first_fault(lines: Iterable[bytes], columns: int) -> str:
-    """What is wrong with the first line that is, or ''."""
+    """Return what is wrong with the first damaged line, or ''."""
     number = 0
     for number, line in enumerate(lines, start=1):
         cells = line.split()

@@ -36,11 +36,11 @@ class UCIHAR(ArchiveSource):
     )
 
     def load(self, path: Path) -> Windows:
-        """All windows, training and test part together, a subject's stretches one after the other.
+        """Read all windows, training and test part together, a subject's stretches one after the other.
 
-        A stretch is a chain of windows of which each begins with the second half of the one before, so two
-        windows that share samples are always in one stretch, whatever the order of the rows. The test part is what
-        `--split given` tests on.
+        A stretch is a chain of windows, each of which begins with the second half of the previous one, so that windows
+        that share samples are always in one stretch, whatever the order of the rows. `--split given` tests on the test
+        part.
         """
         with open_archive(path, self.place.key) as archive:
             parts = [_read_part(archive, part) for part in ("train", "test")]
@@ -61,14 +61,14 @@ class UCIHAR(ArchiveSource):
 
 
 def chains(x: np.ndarray, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which windows follow each other, told by their samples.
+    """Find out by their samples which windows follow each other.
 
-    Every half window is a node and every window an edge from its first half to its second. A stretch is a
-    connected component; a window starts as far into it as its first half is from the component's beginning.
+    Every half window is a node and every window an edge from its first half to its second. A stretch is a connected
+    component; a window's start is the distance of its first half from the component's beginning.
 
     Args:
         x: (n, channels, time), windows that overlap by half.
-        subject: (n,), whose window it is.
+        subject: (n,), subject of each window.
 
     Returns:
         stretch: (n,), int64, numbered in the order of their first rows.
@@ -92,7 +92,7 @@ def chains(x: np.ndarray, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     depth = np.full(len(number), -1)
     frontier, level = np.setdiff1d(first, second), 0  # halves that no window ends with
     while (unplaced := depth[first] < 0).any():
-        if not len(frontier):  # a ring (constant signals) has no beginning: its first row is taken for it
+        if not len(frontier):  # a ring (constant signals) has no beginning: the first row is taken
             frontier, level = first[unplaced][:1], 0
         depth[frontier] = level
         reached = second[np.isin(first, frontier)]
@@ -101,7 +101,7 @@ def chains(x: np.ndarray, subject: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_part(archive: Archive, part: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x (n, 9, 128) float32, y (n,) and subject (n,) of 'train' or 'test'."""
+    """Read x (n, 9, 128) float32, y (n,) and subject (n,) of 'train' or 'test'."""
     from dataset_utils.sources.text import read_numbers
 
     subject = read_numbers(archive, f"{part}/subject_{part}.txt", 1).to_numpy(np.int64)[:, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class WESAD(ArchiveSource):
     members = ("S*/S*.pkl",)
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """One recording a subject; its pickle is read by a reader that builds arrays and runs nothing."""
+        """Yield one recording for each subject; its pickle is read by `safe_pickle`, which executes nothing."""
         with open_archive(path, self.place.key) as archive:
             for name in archive.match(self.members[0]):
                 where = archive.where(name)
@@ -48,8 +49,8 @@ class WESAD(ArchiveSource):
                 yield Recording(Path(name).stem, signals, labels, name=name, rate=RATE, left_out=left_out)
 
 
-def _chest(data: object, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Signals (samples, 8), float32, and conditions (samples,)."""
+def _chest(data: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return signals (samples, 8), float32, and conditions (samples,)."""
     try:
         chest, condition = data["signal"]["chest"], np.asarray(data["label"]).ravel()
         columns = [np.asarray(chest[name]).reshape(len(condition), width) for name, width in SIGNALS.items()]

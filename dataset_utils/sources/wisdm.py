@@ -16,7 +16,7 @@ from registry.errors import UserError
 FILE = "WISDM_ar_v1.1_raw.txt"
 ACTIVITIES = ("Walking", "Jogging", "Upstairs", "Downstairs", "Sitting", "Standing")
 PAUSE = 2e9
-"""Nanoseconds between two rows from which on they are of two recordings."""
+"""Nanoseconds; rows farther apart belong to different recordings."""
 
 
 class WISDM(ArchiveSource):
@@ -34,11 +34,11 @@ class WISDM(ArchiveSource):
     members = (FILE,)
 
     def load(self, path: Path) -> Iterator[Recording]:
-        """A recording for each run of a subject's rows of one activity, cut at pauses.
+        """Yield a recording for each run of a subject's rows of one activity, cut at pauses.
 
-        The times in the file are no even clock (they repeat, and some are 0), so they tell pauses only; rows follow
-        each other at the 20 Hz that its authors state. A record ends in a semicolon; some lines hold two records,
-        some records lack a value. What is no record of six cells is left out with a warning.
+        The times in the file are irregular (they repeat, and some are 0), so they are used for pauses only; rows follow
+        each other at the 20 Hz that the authors state. A record ends in a semicolon; some lines hold two records, and
+        some records lack a value. Records without six cells are left out with a warning.
         """
         with open_archive(path, self.place.key) as archive, archive.open(FILE) as file:
             users, activities, times, signals, broken = _records(file)
@@ -59,8 +59,12 @@ class WISDM(ArchiveSource):
 
 
 def _records(file: Iterable[bytes]) -> tuple[list[str], list[str], list[float], list[tuple[float, ...]], int]:
-    """Users, activities, times and signals of all whole records, and how many are not."""
-    users, activities, times, signals, broken = [], [], [], [], 0
+    """Return users, activities, times and signals of all complete records, and the number of other records."""
+    users: list[str] = []
+    activities: list[str] = []
+    times: list[float] = []
+    signals: list[tuple[float, ...]] = []
+    broken = 0
     for line in file:
         for record in line.decode("utf-8", "replace").split(";"):
             cells = [cell.strip() for cell in record.split(",")]

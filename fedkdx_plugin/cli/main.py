@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataset_utils.consoles import safe_output
 from dataset_utils.interrupts import sigterm_as_ctrl_c
 from registry.errors import UserError
+from registry.parameters import suggest
 
 COMMANDS = {
     "run": "fedkdx_plugin.cli.run",
@@ -55,6 +56,8 @@ def _command(words: Sequence[str]) -> tuple[str, list[str]]:
     """Return a command's name and its words; without a name, what `run` is given, or the flag that stands for one."""
     if words and words[0] in COMMANDS:
         return words[0], list(words[1:])
+    if words and not words[0].startswith("-"):
+        raise UserError(f"unknown command '{words[0]}'{suggest(words[0], COMMANDS)}; commands: {', '.join(COMMANDS)}")
     for name in AS_FLAGS:
         for place, word in enumerate(words):
             flag, equals, value = word.partition("=")

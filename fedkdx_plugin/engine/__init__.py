@@ -1,1 +1,1 @@
-"""How rounds are run: the loop, sampling, backends, transport, evaluation, results."""
+"""The engine: round loop, client sampling, local training, backends, transport, evaluation."""

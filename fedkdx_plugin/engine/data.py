@@ -1,4 +1,4 @@
-"""The shards on the device, for the whole run."""
+"""The shards on the device, loaded once for a whole run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Channels last on a CPU, where convolution and pooling are faster by it (benchmarks/layout.py); else as usual."""
+    """Return channels last for a CPU, where convolution and pooling are faster by it (benchmarks/layout.py)."""
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
@@ -24,15 +24,16 @@ class DeviceData:
     """Every client's windows on the device.
 
     Attributes:
-        train_x, train_y: one tensor a client: (n_k, channels, 1, time) float32 and (n_k,) int64; on the device, or in
-            the host's memory, from where a client's windows are fetched when it trains.
+        train_x, train_y: one tensor for each client, (n_k, channels, 1, time) float32 and (n_k,) int64; on the device,
+            or in host memory, from which a client's windows are fetched when it trains.
         test_x, test_y: all clients' test windows, one client after the other, unseen clients last.
-        test_client: (N,), the client of each test window.
-        test_slices: where each client's test windows lie.
-        evaluated_on: what the test windows are: 'test', or 'validation'.
-        unseen: clients nobody trains on; all their windows are test windows.
-        statistics: of each client's training windows (None: not known), where windows are still to be scaled by them.
-        scaled: kept by `scaling.apply`.
+        test_client: (N,), client of each test window.
+        test_slices: position of each client's test windows.
+        evaluated_on: kind of the test windows: 'test' or 'validation'.
+        unseen: clients that never train; all their windows are test windows.
+        statistics: statistics of each client's training windows (None: not known) if the windows are still to be scaled
+            by pooled statistics; else None.
+        scaled: cache of `scaling.apply`.
     """
 
     train_x: list[Tensor]
@@ -43,20 +44,21 @@ class DeviceData:
     test_slices: list[slice]
     evaluated_on: str = "test"
     unseen: tuple[int, ...] = ()
-    statistics: list[Statistics | None] | None = None
+    statistics: Sequence[Statistics | None] | None = None
     scaled: dict[bytes, DeviceData] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def clients(self) -> int:
+        """Number of clients."""
         return len(self.train_y)
 
     @property
     def seen_windows(self) -> int:
-        """How many test windows, the first ones, are of clients that are not unseen."""
+        """Number of test windows of clients that are not unseen; these come first."""
         return min((self.test_slices[id].start for id in self.unseen), default=len(self.test_y))
 
     def leave_out(self, unseen: Sequence[int]) -> DeviceData:
-        """The same, but nobody trains on these clients' windows: all of them become test windows, after the others'."""
+        """Return data in which these clients are unseen: all their windows are test windows, after the others'."""
         test = {id: (self.test_x[place], self.test_y[place]) for id, place in enumerate(self.test_slices)}
         for id in unseen:
             x, y = test.pop(id)
@@ -71,7 +73,7 @@ class DeviceData:
         )
 
     def pooled(self) -> DeviceData:
-        """The same with all training windows at client 0."""
+        """Return data with all training windows at client 0."""
         empty = [slice(0)] * (self.clients - 1)
         return replace(
             self,
@@ -81,7 +83,7 @@ class DeviceData:
 
     @staticmethod
     def from_shards(shards: ShardSet, device: torch.device, training_windows: torch.device | None = None) -> DeviceData:
-        """Copy all shards to the device, or the training windows to another one."""
+        """Copy all shards to the device; the training windows to another device if one is given."""
 
         def windows(shard: Shard, to: torch.device = device) -> tuple[Tensor, Tensor]:
             x = torch.from_numpy(shard.x).to(to, memory_format=memory_format(device))
@@ -99,7 +101,7 @@ class DeviceData:
 
 
 def _test_fields(test: Mapping[int, tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """`test_x` to `test_slices` of `DeviceData`, from each client's test windows in the order they are to lie in."""
+    """Return `test_x` to `test_slices` of `DeviceData` from each client's test windows, in the order of storage."""
     x, y = (torch.cat(part) for part in zip(*test.values(), strict=True))
     places, end = {}, 0
     for id, (_, own) in test.items():

@@ -1,4 +1,4 @@
-"""Every client's test set, through every network it could predict with."""
+"""Evaluation of every client's test windows with every network that it may predict with."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedkdx_plugin.engine.workspace import Workspace
 from registry.interface import Model, copy_state, float_state, mixture
 
 SERVED = "served"
-CHUNK = 256  # windows in a forward pass on a CPU: large enough to fill a core, small enough for its cache
-GPU_CHUNK = 4096  # on a GPU
+CHUNK = 256  # windows in a forward pass on a CPU: enough to use a core fully, few enough for its cache
+GPU_CHUNK = 4096  # windows in a forward pass on a GPU
 
 
 class Prediction(NamedTuple):
-    """A forward pass to be made: a network's state by full name, on some of the test windows."""
+    """A forward pass to make: the network's state by full name, and the test windows."""
 
     state: Mapping[str, Tensor]
     windows: slice
@@ -32,10 +32,12 @@ Predict = Callable[[str, Sequence[Prediction]], list[Tensor]]
 class Evaluator:
     """Metrics on all clients' test windows, round after round.
 
-    What a client's network said last time is kept, and asked again only where one of its tensors was replaced: the
-    networks of clients that did not train say the same as before.
+    The logits of a client's network are kept, and computed again only if one of its tensors was replaced: networks of
+    clients that did not train give the same logits as before.
 
     Args:
+        workspace: the networks and every client's state.
+        data: the shards on the device.
         predict: makes several forward passes of one network (`Backend.predict`).
     """
 
@@ -48,10 +50,10 @@ class Evaluator:
         self._seen: dict[tuple[str, int | None], list[Tensor]] = {}
 
     def __call__(self, shared: Mapping[str, Tensor]) -> dict[str, metrics.Metrics]:
-        """View -> figures, for each of `views`.
+        """Return view -> metrics, for each of `views`.
 
         Args:
-            shared: what the server would give every client now (`Server.networks`).
+            shared: shared state that every client would use now (`Server.networks`).
         """
         for net in self._names:
             if _is_common(net, self.workspace, shared):
@@ -72,29 +74,29 @@ class Evaluator:
         return {view: found[view] for view in names}
 
     def _ask(self, net: str, states: Mapping[int | None, tuple[Mapping[str, Tensor], slice]]) -> None:
-        """Bring the logits of a network up to date, for each client's state or (key None) the state of all."""
+        """Update the logits of a network, for each client's state or (key None) the common state of all."""
         wanted = []
         for id, (state, windows) in states.items():
             tensors = [state[name] for name in self._names[net]]
             seen = self._seen.get((net, id), [])
             if len(seen) != len(tensors) or any(old is not new for old, new in zip(seen, tensors, strict=True)):
                 wanted.append(Prediction({name: state[name] for name in self._names[net]}, windows))
-            self._seen[net, id] = tensors  # holding on to the tensors, so that none is mistaken for a later one
+            self._seen[net, id] = tensors  # kept alive, so that no later tensor has the same identity
         for prediction, logits in zip(wanted, self.predict(net, wanted), strict=True):
             self._logits[net][prediction.windows] = logits
 
 
 def predictors(workspace: Workspace) -> dict[str, Model]:
-    """The networks that predict: models that are trained."""
+    """Return the networks that predict: models that are trained."""
     frozen = workspace.clients[0].frozen
     return {name: net for name, net in workspace.nets.items() if isinstance(net, Model) and name not in frozen}
 
 
 def views(workspace: Workspace, shared: Mapping[str, Tensor], data: DeviceData) -> list[str]:
-    """'served'; where there are several networks that predict, each by its name; 'unseen' where there is such a view.
+    """Return the names of the views: 'served'; each network that predicts, if there are several; 'unseen'.
 
-    'unseen' is what the unseen clients would predict with, where that is the same for all who never trained. They
-    stand for the test set, so that choosing hyper-parameters on validation windows must not see them.
+    'unseen' evaluates unseen clients, if all clients that never trained would predict with the same network. It is left
+    out on validation windows, as hyper-parameters must not be chosen by unseen clients.
     """
     nets = predictors(workspace)
     names = [SERVED, *(nets if len(nets) > 1 else ())]
@@ -104,7 +106,7 @@ def views(workspace: Workspace, shared: Mapping[str, Tensor], data: DeviceData) 
 
 
 def _newcomer_is_served(id: int, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
-    """Whether a client that never trained predicts with networks that all have in common."""
+    """Return whether a client that never trained predicts with networks that all clients share."""
     client = workspace.clients[id]
     client.nets = workspace.nets
     serves = client.serves()
@@ -112,13 +114,13 @@ def _newcomer_is_served(id: int, workspace: Workspace, shared: Mapping[str, Tens
 
 
 def _is_common(net: str, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
-    """Whether all clients would use the very same network."""
+    """Return whether all clients would use the same network."""
     names = float_state({net: workspace.nets[net]}).keys()
     return names <= shared.keys() and not names & workspace.private
 
 
 def _figures(logits: Mapping[str, Tensor], part: slice, data: DeviceData) -> dict[str, metrics.Metrics]:
-    """Figures of several views on a part of the test windows."""
+    """Return the metrics of several views on a part of the test windows."""
     own = [logits[view][part] for view in logits]
     found = metrics.evaluate_views(own, data.test_y[part], data.test_client[part], data.clients)
     return dict(zip(logits, found, strict=True))
@@ -126,7 +128,7 @@ def _figures(logits: Mapping[str, Tensor], part: slice, data: DeviceData) -> dic
 
 @torch.inference_mode()
 def predict(workspace: Workspace, x: Tensor, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
-    """Logits (n, classes) of each prediction, one after the other, on windows of `x`."""
+    """Return the logits (n, classes) of each prediction, computed one after the other on windows of `x`."""
     model, results = workspace.nets[net], []
     at_once = CHUNK if x.device.type == "cpu" else GPU_CHUNK
     model.eval()

@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: clients that drop out, that are too slow, whose replies arrive damaged."""
+"""Injected faults: clients that drop out, that are too slow, whose replies arrive damaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from registry.errors import UserError
 from registry.messages import Message
 
 DROPOUT, STRAGGLER = "dropout", "straggler"
-# a NaN in a tensor, a dimension too many, a tensor left out, a tensor or message of another algorithm, random bytes
+# a NaN in a tensor, an additional dimension, a missing tensor, a tensor or message of another algorithm, random bytes
 KINDS = ("nan", "shape", "missing", "foreign tensor", "foreign message", "noise")
 FOREIGN = {"foreign": torch.zeros(3)}
 Damage = Callable[[bytes], bytes]
@@ -21,12 +21,12 @@ Damage = Callable[[bytes], bytes]
 
 @dataclass(frozen=True)
 class Faults:
-    """How often what goes wrong, each drawn from (seed, round, client): the same for every algorithm.
+    """Probabilities of faults, drawn from (seed, round, client): the same for every algorithm.
 
     Attributes:
-        dropout: probability that a selected client is never heard of again in this round; it does no work.
-        stragglers: probability that it is slow, with time for 1 to all local epochs, each as likely (FedProx,
-            arXiv:1812.06127, section 5.2).
+        dropout: probability that a selected client drops out of the round; it does no work.
+        stragglers: probability that a selected client is slow, with time for 1 to all local epochs, each equally likely
+            (FedProx, arXiv:1812.06127, section 5.2).
         corrupt: probability that its reply arrives damaged.
     """
 
@@ -35,31 +35,31 @@ class Faults:
     corrupt: float = 0.0
 
     def check(self) -> None:
-        """Raise UserError where nobody's work would ever count."""
+        """Raise UserError for a probability outside [0, 1)."""
         for field in fields(self):
             value = getattr(self, field.name)
             if not 0 <= value < 1:
                 raise UserError(
                     f"--{field.name} {value:g}: the probability must be at least 0 and below 1, "
-                    "or nobody's work would ever count"
+                    "or no client's work would ever count"
                 )
 
     def drops(self, seed: int, round: int, client: int) -> bool:
-        """Whether the client is not heard of again."""
+        """Return whether the client drops out."""
         return uniform(seed, "fault", DROPOUT, round, client) < self.dropout
 
     def slows(self, seed: int, round: int, client: int) -> bool:
-        """Whether the client is a straggler."""
+        """Return whether the client is a straggler."""
         return uniform(seed, "fault", STRAGGLER, round, client) < self.stragglers
 
     def epochs(self, seed: int, round: int, client: int, planned: int) -> int:
-        """How many of the planned local epochs the client has time for."""
+        """Return how many of the planned local epochs the client has time for."""
         if not self.slows(seed, round, client):
             return planned
         return 1 + int(uniform(seed, "fault", "epochs", round, client) * planned)
 
     def damage(self, seed: int, round: int, client: int) -> Damage | None:
-        """What the wire does to the client's reply; None where it arrives as it was sent."""
+        """Return the damage to the client's reply; None if it arrives as it was sent."""
         if uniform(seed, "fault", "corrupt", round, client) >= self.corrupt:
             return None
         rng = np.random.default_rng(derive(seed, "fault", "damage", round, client))
@@ -68,9 +68,9 @@ class Faults:
 
 
 def damaged(data: bytes, kind: str, rng: np.random.Generator) -> bytes:
-    """A message's bytes after damage of a kind of `KINDS`, at a drawn place.
+    """Return a message's bytes after damage of a kind of `KINDS` at a random position.
 
-    A message without a tensor of floats, in which most kinds have no place, gets a foreign tensor instead.
+    A message without floating-point tensors, to which most kinds do not apply, gets a foreign tensor instead.
     """
     if kind == "noise":
         return rng.bytes(len(data))

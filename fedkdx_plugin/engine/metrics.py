@@ -1,4 +1,4 @@
-"""Test figures of all clients at once, from their logits."""
+"""Test metrics of all clients at once, from their logits."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FIGURES = ("samples", "accuracy", "f1", "recall", "auc", "auc_macro", "loss")  # of a client: `Metrics.client_...`
+FIGURES = ("samples", "accuracy", "f1", "recall", "auc", "auc_macro", "loss")  # as `Metrics.client_...`
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """How well the clients' models do on the clients' own test sets.
+    """Metrics of the clients' models on the clients' own test windows.
 
-    Shares are in [0, 1]. Clients without test samples are NaN in the arrays and count in no mean; a figure
-    that is defined nowhere is NaN. A sample with a NaN or infinite logit counts as wrong for every class: it
-    is never predicted right, all its probabilities are taken as 0, and the losses it enters are NaN.
+    Shares are in [0, 1]. Clients without test samples are NaN in the arrays and count in no mean; a metric that is
+    defined for no client is NaN. A sample with a NaN or infinite logit counts as wrong for every class: its prediction
+    is wrong, all its probabilities are taken as 0, and losses that include it are NaN.
 
     Attributes:
         accuracy: over all test samples.
@@ -32,8 +32,7 @@ class Metrics:
             over the clients that have such a class.
         loss: cross-entropy, mean over all test samples.
         accuracy_std: standard deviation of accuracy over clients (of the population, ddof 0).
-        accuracy_worst, worst_client: the lowest accuracy of a client, and who it is (the first such; -1 for
-            nobody).
+        accuracy_worst, worst_client: the lowest accuracy of a client, and its id (the first such; -1 for none).
         nonfinite: samples with a NaN or infinite logit.
         client_samples: (clients,), int64, test samples.
         client_accuracy, client_f1, client_recall, client_auc, client_auc_macro, client_loss: (clients,),
@@ -62,27 +61,27 @@ class Metrics:
     confusion: np.ndarray
 
     def accuracy_of(self, clients: Sequence[int]) -> float:
-        """Accuracy over all test samples of some clients; NaN where they have none."""
+        """Return the accuracy over all test samples of some clients; NaN if they have none."""
         ids = [id for id in clients if self.client_samples[id]]
         return _mean(self.client_accuracy[ids], self.client_samples[ids])
 
 
 def evaluate(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> Metrics:
-    """All figures of `Metrics`, computed where the logits are and fetched from there together.
+    """Compute all `Metrics` on the device of the logits, and fetch them together.
 
     Args:
         logits: (n, classes), each row by the model that its client would use.
         y: (n,), int64, true classes in [0, classes).
-        client: (n,), int64, whose test sample a row is, in [0, clients), in any order.
+        client: (n,), int64, client of each row, in [0, clients), in any order.
         clients: number of clients.
     """
     return evaluate_views([logits], y, client, clients)[0]
 
 
 def evaluate_views(views: Sequence[Tensor], y: Tensor, client: Tensor, clients: int) -> list[Metrics]:
-    """As `evaluate`, of several models' logits on the same samples, computed and fetched together.
+    """Compute the `Metrics` of several models' logits on the same samples together (see `evaluate`).
 
-    Each view's clients count as clients of their own until the figures are taken apart.
+    The clients of each view are treated as separate clients until the results are divided by view.
     """
     count = len(views)
     logits, y = torch.cat(list(views)), y.repeat(count)
@@ -97,7 +96,7 @@ def evaluate_views(views: Sequence[Tensor], y: Tensor, client: Tensor, clients: 
 
 
 def _tables(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The clients' own figures, as `summary` takes them, and of each its samples with a NaN or infinite logit."""
+    """Return each client's metrics, confusion, and number of samples with a non-finite logit (see `summary`)."""
     classes = logits.shape[1]
     finite = logits.isfinite().all(1)
     known = torch.where(finite.unsqueeze(1), logits, 0).double()
@@ -106,14 +105,14 @@ def _tables(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> tuple[np
     support = _count(own_class, clients * classes).view(clients, classes)
     samples = support.sum(1)
     cells = own_class * classes + known.argmax(1)
-    confusion = _count(cells, clients * classes**2, finite).view(clients, classes, classes)
-    hits = confusion.diagonal(dim1=1, dim2=2).double()
-    seen = support + confusion.sum(1)  # in labels and in predictions
+    pairs = _count(cells, clients * classes**2, finite).view(clients, classes, classes)
+    hits = pairs.diagonal(dim1=1, dim2=2).double()
+    seen = support + pairs.sum(1)  # in labels and predictions
     present = (seen > 0).sum(1)
     f1 = (2 * hits / seen.clamp(min=1)).sum(1) / present
     recall = (hits / support.clamp(min=1)).sum(1) / present
 
-    # Single precision, as the field's tables are made: two probabilities that round to 1 tie.
+    # Single precision, as in published tables: two probabilities that round to 1 tie.
     score = torch.where(finite.unsqueeze(1), known.softmax(1), 0).float()
     of_client = client.unsqueeze(1).expand(-1, classes)
     auc = _auc(score, y, of_client, clients)
@@ -122,21 +121,21 @@ def _tables(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> tuple[np
 
     losses = torch.where(finite, F.cross_entropy(known, y, reduction="none"), torch.nan)
 
-    # All is fetched here. Losses are added up in the order of samples, as index_add on a GPU would not do.
+    # Everything is fetched here. Losses are summed in the order of samples, which index_add on a GPU does not keep.
     columns = (samples.double(), hits.sum(1) / samples, f1, recall, auc, auc_macro)
     table = torch.stack(columns).cpu().numpy()
-    whose, losses = torch.stack([client.double(), losses]).cpu().numpy()
-    loss = np.bincount(whose.astype(np.int64), losses, clients)
+    whose, of_samples = torch.stack([client.double(), losses]).cpu().numpy()
+    loss = np.bincount(whose.astype(np.int64), of_samples, clients)
     loss = np.divide(loss, table[0], out=np.full(clients, np.nan), where=table[0] > 0)
-    confusion = confusion.cpu().numpy()
+    confusion: np.ndarray = pairs.cpu().numpy()
     return np.vstack([table, loss]), confusion, table[0].astype(np.int64) - confusion.sum((1, 2))
 
 
 def summary(table: np.ndarray, confusion: np.ndarray, nonfinite: int) -> Metrics:
-    """Overall figures from the clients' own.
+    """Summarise the clients' metrics.
 
     Args:
-        table: (figures, clients), float64, a row for each of `FIGURES`; a client without samples has 0 and NaN.
+        table: (metrics, clients), float64, a row for each of `FIGURES`; a client without samples has 0 and NaN.
         confusion: (clients, classes, classes).
         nonfinite: samples with a NaN or infinite logit.
     """
@@ -167,15 +166,15 @@ def summary(table: np.ndarray, confusion: np.ndarray, nonfinite: int) -> Metrics
 
 
 def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """(Weighted) mean; NaN of nothing."""
+    """Return the (weighted) mean; NaN if there are no values."""
     return float(np.average(values, weights=weights)) if len(values) else float("nan")
 
 
 def _auc(score: Tensor, y: Tensor, segment: Tensor, segments: int) -> Tensor:
-    """Area under the ROC curve within each segment, NaN where positives or negatives are missing.
+    """Compute the area under the ROC curve within each segment, NaN where positives or negatives are missing.
 
-    It is the Mann-Whitney statistic: the share of (positive, negative) pairs in the right order, ties
-    counting half.
+    It is the Mann-Whitney statistic: the share of (positive, negative) pairs in the right order, with ties counted
+    half.
 
     Args:
         score: (n, classes), float32, at least 0; (i, y[i]) are the positives, all others the negatives.
@@ -185,7 +184,7 @@ def _auc(score: Tensor, y: Tensor, segment: Tensor, segments: int) -> Tensor:
     Returns:
         (segments,), float64.
     """
-    # The bits of floats that are not negative sort as the floats do: one sort orders by segment, then score.
+    # The bits of non-negative floats sort like the floats: one sort orders by segment, then score.
     key = (segment << 32) + score.view(torch.int32)
     ordered = key.flatten().sort().values
     size = _count(segment.flatten(), segments)
@@ -197,11 +196,11 @@ def _auc(score: Tensor, y: Tensor, segment: Tensor, segments: int) -> Tensor:
     twice_below = _count(own_segment, segments, twice_below - 2 * start[own_segment])
     positives = _count(own_segment, segments)
     negatives = size - positives
-    # Among the positives themselves, all pairs and ties together come to positives² of the doubled count.
+    # Pairs and ties among the positives themselves contribute positives² to the doubled count.
     return (twice_below - positives**2).double() / (2 * positives * negatives)
 
 
 def _count(index: Tensor, length: int, weight: Tensor | None = None) -> Tensor:
-    """How often each of 0 ... length - 1 occurs, int64; unlike `bincount`, never waits for the device."""
+    """Count how often each of 0 ... length - 1 occurs, int64; unlike `bincount`, without waiting for the device."""
     weight = torch.ones_like(index) if weight is None else weight.to(index.dtype)
     return torch.zeros(length, dtype=index.dtype, device=index.device).index_add(0, index, weight)

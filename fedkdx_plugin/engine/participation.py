@@ -1,4 +1,4 @@
-"""Who can be selected when: clients that never take part, that join late, that are rarely reached."""
+"""Availability of clients for selection: unseen clients never take part, others join late or are rarely reached."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ UNSEEN, LATE, RARE = "unseen", "late", "rare"
 
 @dataclass(frozen=True)
 class Participation:
-    """What keeps clients from being selected; by default nothing.
+    """Restrictions of which clients can be selected; by default none.
 
     Attributes:
-        unseen: clients that never are: a number of them, or a share below 1.
-        late: share of the other clients that can be selected from a round on, and that round.
-        rare: share of them that is reached in a round only with a probability, and that probability.
+        unseen: clients that are never selected: their number, or a share below 1.
+        late: share of the other clients that can be selected only from a round on, and that round.
+        rare: share of the other clients that is reached in a round only with a probability, and that probability.
     """
 
     unseen: float = 0.0
@@ -29,7 +29,7 @@ class Participation:
 
     @staticmethod
     def parse(unseen: float, late: str | None, rare: str | None, rounds: int) -> Participation:
-        """From `--unseen`, `--late SHARE@ROUND` and `--rare SHARE@PROBABILITY`. Raises UserError."""
+        """Parse `--unseen`, `--late SHARE@ROUND` and `--rare SHARE@PROBABILITY`. Raises UserError."""
         if unseen > 1 and unseen != int(unseen):
             raise UserError(f"--unseen {unseen:g}: neither a whole number of clients nor a share below 1")
         joins = _pair("--late", late, "SHARE@ROUND, such as 0.3@50")
@@ -41,12 +41,12 @@ class Participation:
         return Participation(unseen, joins and (joins[0], int(joins[1])), reached)
 
     def groups(self, clients: int, seed: int) -> dict[str, list[int]]:
-        """The ids, ascending, of the groups that there are: the same for every algorithm.
+        """Return group name -> ascending ids of its clients: the same for every algorithm.
 
         Late and rare clients are drawn independently, so that a client may be both.
 
         Raises:
-            UserError: nobody would be left to train.
+            UserError: no client would be left to train.
         """
         groups: dict[str, list[int]] = {}
         if self.unseen:
@@ -60,11 +60,11 @@ class Participation:
                 groups[name] = _draw(seen, max(1, round(option[0] * len(seen))), seed, name)
         if self.late and len(groups[LATE]) == len(seen):
             share, joins = self.late
-            raise UserError(f"--late {share:g}@{joins}: all {len(seen)} clients would be late, and nobody train before")
+            raise UserError(f"--late {share:g}@{joins}: all {len(seen)} clients would be late; lower the share")
         return groups
 
     def reachable(self, groups: Mapping[str, list[int]], clients: int, round: int, seed: int) -> list[int]:
-        """The ids, ascending, of the clients that can be selected in a round: the same for every algorithm."""
+        """Return the ascending ids of the clients that can be selected in a round: the same for every algorithm."""
         away = set(groups.get(UNSEEN, ()))
         if self.late and round < self.late[1]:
             away.update(groups[LATE])
@@ -79,7 +79,7 @@ def _draw(ids: Iterable[int], count: int, seed: int, name: str) -> list[int]:
 
 
 def _pair(flag: str, text: str | None, form: str) -> tuple[float, float] | None:
-    """SHARE@VALUE as two numbers, the first of which is a share in (0, 1]."""
+    """Parse SHARE@VALUE as two numbers, the first of which is a share in (0, 1]."""
     if text is None:
         return None
     try:

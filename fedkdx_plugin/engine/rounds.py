@@ -24,20 +24,20 @@ from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 
-LONGEST_REASON = 200  # letters
+LONGEST_REASON = 200  # characters
 
 MakeBackend = Callable[[Workspace, DeviceData, Settings], Backend]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many rounds, with whom, and when to evaluate.
+    """Number of rounds, selection of clients, and times of evaluation.
 
     Attributes:
         rounds: number of communication rounds.
-        join_ratio: share of the clients selected in a round.
-        eval_gap: evaluate every so many rounds, and after the last.
-        participation: who cannot be selected, and when; the join ratio is of those who can.
+        join_ratio: share of the available clients that is selected in a round.
+        eval_gap: number of rounds between evaluations; the last round is always evaluated.
+        participation: restrictions of which clients are available in a round.
     """
 
     rounds: int
@@ -48,18 +48,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What a round was.
+    """Record of one round.
 
     Attributes:
-        round: its index, from 1.
-        selected: ids of the clients that were asked.
-        rejected: id -> reason, of those whose work was dropped.
-        lost: id -> 'dropout' or 'straggler', of those whose reply never came (see `Faults`).
+        round: index of the round, from 1.
+        selected: ids of the selected clients.
+        rejected: id -> reason, for clients whose update was dropped.
+        lost: id -> 'dropout' or 'straggler', for clients whose reply never arrived (see `Faults`).
         train_loss: mean over the clients that trained, weighted by samples; NaN if none did.
-        bytes_up, bytes_down: as serialised, all clients together.
+        bytes_up, bytes_down: serialised bytes of all clients together.
         seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
-        metrics: see `evaluation.evaluate`; empty in rounds without evaluation.
-        server: see `Server.figures`; empty in rounds without aggregation, and without what is NaN.
+        metrics: result of `evaluation.Evaluator`; empty in rounds without evaluation.
+        server: result of `Server.figures` without NaN; empty in rounds without aggregation.
     """
 
     round: int
@@ -91,13 +91,15 @@ class Federation:
         algorithm: the server class.
         task, params: see `registry.interface`.
         data: the shards on the device.
-        settings, schedule: local training; rounds.
-        backend: a name of `selection.NAMES`; 'auto' chooses by device and algorithm. Or what makes one.
-        client_memory: where clients' state lies between rounds, 'device' or 'host', with a backend given by name.
+        settings: local training.
+        schedule: rounds.
+        backend: a name of `selection.NAMES`, of which 'auto' chooses by device and algorithm; or a function that makes
+            a backend.
+        client_memory: memory that holds client state between rounds, 'device' or 'host', for a backend given by name.
 
     Attributes:
-        groups: clients set apart, 'unseen', 'late' or 'rare' -> ids (see `Participation.groups`).
-        agreed: what all windows are scaled by; None where the shards are scaled already.
+        groups: 'unseen', 'late' or 'rare' -> ids of these clients (see `Participation.groups`).
+        agreed: the statistics by which all windows are scaled; None if the shards are scaled already.
 
     Raises:
         UserError: the backend cannot run this algorithm, model or device.
@@ -115,7 +117,7 @@ class Federation:
         client_memory: str = "device",
     ) -> None:
         settings.faults.check()
-        if algorithm.pools_data:  # no network that anything could go wrong in
+        if algorithm.pools_data:  # there is no network in which faults could happen
             settings = replace(settings, faults=Faults())
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
@@ -144,7 +146,7 @@ class Federation:
 
     @property
     def views(self) -> list[str]:
-        """Names of the views that an evaluation gives."""
+        """Names of the views of an evaluation."""
         return views(self.workspace, self.server.networks(), self.data)
 
     def run(self, observers: Sequence[Observer] = (), done: int = 0) -> None:
@@ -158,7 +160,7 @@ class Federation:
                 observer.on_round_end(record)
 
     def round(self, round: Round) -> RoundRecord:
-        """One communication round: select, send, train, collect, aggregate, evaluate."""
+        """Run one communication round: select, send, train, collect, aggregate, evaluate."""
         clock = _Clock(self.data.test_x.device)
         server, transport = self.server, self.transport
         transport.start_round()
@@ -180,7 +182,8 @@ class Federation:
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(server.networks()) if due else {}
-        loss = self._train_loss({id: results[id].loss for id in replies})
+        losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
+        loss = self._train_loss({id: losses[id] for id in replies})
         clock.lap("evaluate")
         return RoundRecord(
             round=round.index,
@@ -196,16 +199,16 @@ class Federation:
         )
 
     def reachable(self, round: Round) -> list[int]:
-        """Ids, ascending, of the clients that can be selected in a round."""
+        """Return the ascending ids of the clients that can be selected in a round."""
         participation = self.schedule.participation
         return participation.reachable(self.groups, self.data.clients, round.index, self.settings.seed)
 
     def _agree(self) -> scaling.Agreement | None:
-        """What windows are scaled by, where they are still to be. Who pools all data sends no statistics beside."""
+        """Agree on the statistics to scale by, if windows are not scaled yet; free of bytes if all data are pooled."""
         away = self.groups.get(UNSEEN, [])
         seen = [id for id in range(self.data.clients) if id not in away]
-        total, share = self.schedule.rounds, self.schedule.join_ratio
-        rounds = (Round(index, total, share) for index in range(1, total + 1))
+        total, join_ratio = self.schedule.rounds, self.schedule.join_ratio
+        rounds = (Round(index, total, join_ratio) for index in range(1, total + 1))
         there = (lambda _: seen) if self.pools_data else self.reachable
         agreed = scaling.agree(self.data.statistics, rounds, there, len(seen))
         return replace(agreed, up=0, down=0) if agreed and self.pools_data else agreed
@@ -216,14 +219,15 @@ class Federation:
             return [
                 there[i] for i in sample_clients(self.settings.seed, round.index, len(there), self.schedule.join_ratio)
             ]
-        if round.index == 1:  # what it takes to have all data in one place
+        if round.index == 1:  # the upload of all data
             self.transport.up += sum(len(Message({"x": x, "y": y}).to_bytes()) for x, y in self.uploads)
         return [0]
 
     def _lost(self, selected: Sequence[int], round: Round) -> dict[int, str]:
-        """Whose replies never come, and why: who drops out, and who is too slow for an algorithm that wants all epochs.
+        """Return the clients whose replies never arrive, and why.
 
-        They stay as if they had not been asked, but that they were sent the message.
+        They drop out, or are stragglers of an algorithm that does not accept partial work. Their state stays as if they
+        had not been selected; the message to them is counted.
         """
         faults, seed = self.settings.faults, self.settings.seed
         late = (
@@ -237,7 +241,7 @@ class Federation:
     def _collect(
         self, results: Mapping[int, Trained | NonFinite], round: Round
     ) -> tuple[dict[int, Message], dict[int, str]]:
-        """The replies that the server can take, and why the others are dropped, in the order of ids."""
+        """Return the replies that the server accepts, and why the others are dropped, in the order of ids."""
         replies, rejected = {}, {}
         for id, result in sorted(results.items()):
             try:
@@ -252,11 +256,11 @@ class Federation:
         return replies, rejected
 
     def close(self) -> None:
-        """End what the backend started; the federation cannot train any more."""
+        """Stop what the backend started; the federation cannot train afterwards."""
         self.backend.close()
 
     def save(self) -> Message:
-        """All state of server and clients: `server/...`, `client/<id>/kept/...`, `client/<id>/memory/...`."""
+        """Return all state of server and clients: `server/...`, `client/<id>/kept/...`, `client/<id>/memory/...`."""
         server, clients = self.server.save(), self.workspace.clients
         tensors = {f"server/{name}": tensor for name, tensor in server.tensors.items()}
         for client, kept in zip(clients, self.workspace.kept, strict=True):
@@ -265,7 +269,7 @@ class Federation:
         return Message(tensors, {"server": dict(server.meta), "trained": [client.trained for client in clients]})
 
     def restore(self, saved: Message) -> None:
-        """Become the federation that `save` described.
+        """Restore the state that `save` returned.
 
         Raises:
             KeyError or ValueError: `saved` is of another algorithm or another number of clients.
@@ -288,12 +292,12 @@ class Federation:
         total = sum(samples.values())
         if not losses:
             return float("nan")
-        values = torch.stack(list(losses.values())).tolist()
-        return sum(value * samples[id] / total for id, value in zip(losses, values, strict=True))
+        values: list[float] = torch.stack(list(losses.values())).tolist()
+        return float(sum(value * samples[id] / total for id, value in zip(losses, values, strict=True)))
 
 
 def _reason(client: int, error: Exception) -> str:
-    """One line that names the client and can be shown, whatever a message from outside made of it."""
+    """Return a printable line that names the client, whatever text a message from outside put into the error."""
     text = "".join(letter if letter.isprintable() else "?" for letter in str(error))
     if len(text) > LONGEST_REASON:
         text = f"{text[:LONGEST_REASON]}..."
@@ -301,10 +305,11 @@ def _reason(client: int, error: Exception) -> str:
 
 
 class _Clock:
-    """Wall time by name; waits for the device at each lap, so that work is booked where it was done."""
+    """Wall time by name; each lap synchronises the device, so that its work is counted in the right lap."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.seconds, self.last = device, {}, time.perf_counter()
+        self.device, self.last = device, time.perf_counter()
+        self.seconds: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
         if self.device.type == "cuda":

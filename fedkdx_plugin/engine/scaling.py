@@ -1,4 +1,4 @@
-"""Scaling by what the clients' windows have in common: agreed once, in the first round in which anybody can train."""
+"""Scaling by pooled statistics of the clients' windows, exchanged once, in the first round with a reachable client."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dataset_utils.scaling import Scaling, Statistics, pooled
 from fedkdx_plugin.engine.data import DeviceData
 from registry.interface import BadMessage, Message, Round
 
-CHUNK = 4096  # windows scaled at once: what it takes in float64 stays small
+CHUNK = 4096  # windows scaled at once, to bound the memory of float64
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the server has made of the clients' statistics.
+    """Pooled statistics and the cost of exchanging them.
 
     Attributes:
-        pooled: over all training windows of those who were there.
-        round: the one in which it is exchanged.
-        up, down: bytes of that, as serialised, all clients together.
+        pooled: statistics over all training windows of the clients that contributed.
+        round: index of the round of the exchange.
+        up, down: serialised bytes of the exchange, all clients together.
     """
 
     pooled: Statistics
@@ -39,14 +39,17 @@ def agree(
 ) -> Agreement | None:
     """Pool the statistics of the clients that can be selected in the first round in which there are any.
 
-    Each of them sends its own, and every client that takes part gets the pooled ones, once.
+    Each of them sends its own statistics, and every participating client receives the pooled ones, once.
 
     Args:
-        statistics: of each client, where it said; None: the windows are as they are to be.
-        reachable: who can be selected in a round.
-        receivers: how many clients take part.
+        statistics: statistics of each client, None where not known; None as a whole if windows are scaled already.
+        rounds: the rounds of the run.
+        reachable: returns the clients that can be selected in a round.
+        receivers: number of participating clients.
     """
-    for round in rounds if statistics is not None else ():
+    if statistics is None:
+        return None
+    for round in rounds:
         there = [own for id in reachable(round) if (own := statistics[id]) is not None]
         if there:
             common = pooled(there)
@@ -56,9 +59,9 @@ def agree(
 
 
 def apply(data: DeviceData, common: Statistics) -> DeviceData:
-    """Every client's windows scaled by the pooled statistics, those of clients that did not contribute, too.
+    """Scale every client's windows by the pooled statistics, also those of clients that did not contribute.
 
-    The last result is kept with the data: runs of one comparison share it.
+    The last result is cached with the data, for the runs of a comparison.
     """
     key = to_message(common).to_bytes()
     if key not in data.scaled:
@@ -75,12 +78,12 @@ def apply(data: DeviceData, common: Statistics) -> DeviceData:
 
 
 def to_message(statistics: Statistics) -> Message:
-    """As it travels, either way."""
+    """Return the message that carries statistics, in either direction."""
     return Message({name: torch.from_numpy(values) for name, values in statistics._asdict().items()}, {})
 
 
 def from_tensors(tensors: dict[str, Tensor], channels: int, samples: int | None = None) -> Statistics:
-    """What came over a wire; see `Statistics.from_dict`. Raises BadMessage."""
+    """Return statistics from a received message; see `Statistics.from_dict`. Raises BadMessage."""
     try:
         return Statistics.from_dict({name: tensor.tolist() for name, tensor in tensors.items()}, channels, samples)
     except ValueError as error:
@@ -88,7 +91,7 @@ def from_tensors(tensors: dict[str, Tensor], channels: int, samples: int | None 
 
 
 def _scaled(x: Tensor, scaling: Scaling) -> Tensor:
-    """As `Scaling.__call__`, in float64 and rounded once, so that it is the same bits on every device."""
+    """Scale as `Scaling.__call__` does, in float64 and rounded once, so that the bits are equal on every device."""
     offset, scale = (torch.from_numpy(values).to(x.device)[:, None, None] for values in scaling)
     result = torch.empty_like(x)
     for part, place in zip(x.split(CHUNK), result.split(CHUNK), strict=True):

@@ -20,16 +20,16 @@ from registry.interface import Batch, Client, NonFinite, Round
 
 @dataclass(frozen=True)
 class Settings:
-    """How clients train; the defaults are the paper's protocol.
+    """Options of local training; the defaults are the paper's protocol.
 
     Attributes:
         batch_size: windows in a batch; the last one of an epoch may be smaller.
         local_epochs: passes over a client's windows in a round.
-        learning_rate: of plain SGD.
-        decay: factor on a client's learning rate each time it has trained (1: none).
+        learning_rate: learning rate of plain SGD.
+        decay: factor on a client's learning rate after each round in which it trained (1: none).
         clip_norm: bound on the norm of each network's gradient (0: none).
-        seed: of everything random.
-        faults: what goes wrong on purpose.
+        seed: seed of all random numbers.
+        faults: probabilities of injected faults.
     """
 
     batch_size: int = 32
@@ -41,24 +41,26 @@ class Settings:
     faults: Faults = field(default_factory=Faults)
 
     def epochs(self, round: Round, client: int) -> int:
-        """Passes of a client over its windows in this round: `local_epochs`, or what a straggler has time for."""
+        """Return a client's number of epochs in this round: `local_epochs`, or fewer for a straggler."""
         return self.faults.epochs(self.seed, round.index, client, self.local_epochs)
 
 
 def train(client: Client, round: Round, settings: Settings) -> Tensor:
-    """Train `client.nets`, but for the frozen ones, on `client.data`.
+    """Train `client.nets`, except frozen ones, on `client.data`.
 
     Args:
-        client: with its networks and data in place and the server's message received.
+        client: a client with its networks and data in place that has received the server's message.
+        round: the round.
+        settings: options of local training.
 
     Returns:
-        Mean over the round's windows of the summed losses: a scalar on the device, not synchronised.
+        mean over the round's windows of the summed losses: a scalar on the device, not synchronised.
     """
     context = client.context()
     trained = {name: net for name, net in client.nets.items() if name not in client.frozen}
     parameters = {name: list(net.parameters()) for name, net in trained.items()}
     move = mover(list(parameters.values()), client.learning_rate, settings.clip_norm)
-    x, y, _ = client.data
+    x, y, _ = windows_of(client)
     sums: list[Tensor] = []
     rows: list[int] = []
     for name, net in client.nets.items():
@@ -78,13 +80,24 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     return losses_of_batches @ weights / weights.sum()
 
 
+def windows_of(client: Client) -> Batch:
+    """Return the training windows of a client at work.
+
+    Raises:
+        RuntimeError: it is not at work, so that none are in place.
+    """
+    if client.data is None:
+        raise RuntimeError(f"client {client.id}: its windows are in place only while it works")
+    return client.data
+
+
 class ClientError(RuntimeError):
-    """An algorithm failed at a client; the text says which client, where, and with what."""
+    """An algorithm failed at a client; the text names the client, the step and the error."""
 
 
 @contextmanager
 def named(where: str) -> Iterator[None]:
-    """Say in every error where it was; what is already told to the user, or named, passes as it is."""
+    """Add the position to every error of a block; errors with their own message for the user pass unchanged."""
     try:
         yield
     except (NonFinite, UserError, ClientError, torch.cuda.OutOfMemoryError):
@@ -100,15 +113,15 @@ def permutations(n: int, round: Round, client: int, settings: Settings) -> Tenso
 
 
 def batches(n: int, round: Round, client: int, settings: Settings, device: torch.device) -> Iterator[Tensor]:
-    """Yield the index tensors of a round's batches: one permutation an epoch."""
+    """Yield the index tensors of a round's batches: one permutation for each epoch."""
     for order in permutations(n, round, client, settings).to(device):
         yield from order.split(settings.batch_size)
 
 
 def hold_out(data: Batch, share: float, client: int, seed: int) -> tuple[Batch, Batch | None]:
-    """A client's windows as (training, validation), the same split in every round.
+    """Divide a client's windows into (training, validation), in the same way in every round.
 
-    At least one window is held out and one left; a client with a single one trains and validates on it.
+    At least one window is held out and one left; a client with a single window trains and validates on it.
     """
     count = len(data.y)
     if share <= 0:
@@ -123,12 +136,12 @@ def hold_out(data: Batch, share: float, client: int, seed: int) -> tuple[Batch, 
 
 
 def mover(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> Callable[[], None]:
-    """What moves several networks' parameters by their gradients, which are then forgotten: plain SGD.
+    """Return a function that makes a step of plain SGD for several networks and clears the gradients.
 
     Args:
         groups: each network's parameters.
         rate: learning rate.
-        bound: on the norm of each network's gradient (0: none).
+        bound: bound on the norm of each network's gradient (0: none).
     """
     everything = [parameter for group in groups for parameter in group]
     make = ClipAndMove if ClipAndMove.takes(everything) else clip_and_move

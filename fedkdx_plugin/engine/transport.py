@@ -1,6 +1,8 @@
-"""The wire between objects of one process: every message is counted as serialised, checked, and copied."""
+"""Transport of messages within one process: each is copied, checked, and counted by its serialised size."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
@@ -10,14 +12,14 @@ from registry.messages import first_nonfinite
 
 
 class Transport:
-    """Carries messages and counts their bytes.
+    """Transport that counts the bytes of messages.
 
     Args:
-        device: where received tensors are put.
+        device: device of received tensors.
         private: full names that must never be in a message.
 
     Attributes:
-        up, down: bytes of the present round, clients to server and server to clients.
+        up, down: bytes of the present round, from clients to server and from server to clients.
     """
 
     def __init__(self, device: torch.device, private: frozenset[str]) -> None:
@@ -31,17 +33,24 @@ class Transport:
         self._last = None
 
     def send_down(self, message: Message) -> Message:
-        """To a client. A message that goes to many is copied once and counted every time."""
+        """Send a message to a client; one that many clients receive is copied once and counted every time."""
         if self._last is None or not _same(self._last[0], message):
             self._last = message, message.copy(self.device), message.size()
         self.down += self._last[2]
         return self._last[1]
 
     def send_up(self, client: int, message: Message, damage: Damage | None = None) -> Message:
-        """To the server. Raises BadMessage or, naming client and tensor, NonFinite before the server sees the message.
+        """Send a reply to the server.
 
         Args:
-            damage: what happens to its bytes on the way; they are counted as they were sent.
+            client: id of the sender.
+            message: the reply.
+            damage: damage to its bytes on the way; they are counted as they were sent.
+
+        Raises:
+            BadMessage: the bytes that arrive are no message.
+            NonFinite: a tensor holds NaN or infinity; the text names client and tensor.
+            RuntimeError: the reply holds private state.
         """
         leak = self.private & message.tensors.keys()
         if leak:
@@ -53,7 +62,7 @@ class Transport:
 
 
 def _same(one: Message, other: Message) -> bool:
-    """Whether two messages hold the very same tensors and equal metadata."""
+    """Return whether two messages hold the same tensor objects and equal metadata."""
     return (
         one.meta == other.meta
         and one.tensors.keys() == other.tensors.keys()
@@ -61,7 +70,7 @@ def _same(one: Message, other: Message) -> bool:
     )
 
 
-def check_finite(client: int, tensors: dict[str, torch.Tensor]) -> None:
-    """Raise NonFinite, naming client and tensor, where a tensor holds NaN or infinity. One sync for all tensors."""
+def check_finite(client: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise NonFinite, naming client and tensor, if a tensor holds NaN or infinity. Synchronises once."""
     if (name := first_nonfinite(tensors)) is not None:
         raise NonFinite(f"client {client}: {name} holds NaN or infinity")

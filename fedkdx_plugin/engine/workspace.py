@@ -1,4 +1,4 @@
-"""One set of networks, into which the client at work is put; what a client keeps lies in plain dictionaries."""
+"""One set of networks, which the working client uses in turn, and the client state kept between rounds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Workspace:
 
     Attributes:
         nets: the networks by name, on the device.
-        initial: their initial state by full name, the same for all clients.
+        initial: initial state by full name, the same for all clients.
         private: full names of the state that never leaves a client.
         clients: the clients in the order of their ids.
-        keeps: full names of what a client keeps of its networks between rounds.
-        kept: what each client keeps, by full name; empty until it has trained.
+        keeps: full names of the state that clients keep between rounds.
+        kept: the state that each client keeps, by full name; empty until it has trained.
     """
 
     def __init__(
@@ -31,7 +31,9 @@ class Workspace:
     ) -> None:
         with seeded(seed, "initial weights"):
             nets = algorithm.Client.build(task)
-        self.nets = Networks({name: net.to(device, memory_format=memory_format(device)) for name, net in nets.items()})
+        layout = memory_format(device)
+        # PyTorch's types do not know a memory format beside a device
+        self.nets = Networks({name: net.to(device, memory_format=layout) for name, net in nets.items()})  # type: ignore[call-overload]
         if device.type == "cpu":
             fuse(self.nets)
         for name in algorithm.Client.frozen:
@@ -43,7 +45,7 @@ class Workspace:
         self.kept: MutableSequence[dict[str, Tensor]] = [{} for _ in samples]
 
     def enter(self, id: int) -> Client:
-        """Put a client's networks in place: initial state, over it what the client kept."""
+        """Give a client its networks, with the initial state replaced by what the client kept."""
         client = self.clients[id]
         copy_state(self.nets, self.initial | self.kept[id])
         client.nets = self.nets
@@ -51,18 +53,18 @@ class Workspace:
         return client
 
     def keep(self, client: Client) -> None:
-        """Remember what the client declares to keep of its networks."""
+        """Store the state that the client declares to keep."""
         state = float_state(self.nets)
         self.kept[client.id] = {name: state[name].clone() for name in self.keeps}
 
     def state_for_evaluation(self, id: int, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a client would predict with: its private state, else the server's, else what it kept."""
+        """Return the state that a client predicts with: its private state, else the server's, else what it kept."""
         own = {name: tensor for name, tensor in self.kept[id].items() if name in self.private or name not in shared}
         return self.initial | dict(shared) | own
 
 
 def fresh(client: Client) -> None:
-    """Bring a client's networks into the mode they work in, without gradients of whoever used them before."""
+    """Set a client's networks to their training mode and clear gradients of their previous user."""
     for name, net in client.nets.items():
         net.train(name not in client.frozen)
         net.zero_grad()

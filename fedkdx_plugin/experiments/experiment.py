@@ -157,7 +157,7 @@ class Experiment:
         if not path.is_file():
             older = (folder / "config.yaml").is_file() and not (folder / "environment.json").is_file()
             reason = "made by an earlier version, whose runs cannot go on" if older else "no experiment there"
-            raise UserError(f"--resume {folder}: {reason} (it should hold {FILE}); a report reads its finished runs")
+            raise UserError(f"{folder}: {reason} (it should hold {FILE}); a report reads its finished runs")
         content = read_yaml(path)
         if content.get("format") != FORMAT:
             found = content.get("format")
@@ -233,8 +233,7 @@ def find(name: str) -> Path:
     known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
     if name not in known:
         raise UserError(
-            f"--experiment {name}: no such experiment{suggest(name, known)}; choose {', '.join(sorted(known))}, "
-            "or name a YAML file"
+            f"{name}: no such experiment{suggest(name, known)}; choose {', '.join(sorted(known))}, or name a YAML file"
         )
     return known[name]
 

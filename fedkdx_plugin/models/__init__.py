@@ -1,1 +1,1 @@
-"""Built-in models: a feature extractor and a head each (`registry.interface.Model`)."""
+"""Built-in models, each with a feature extractor and a head (`registry.interface.Model`)."""

@@ -10,17 +10,16 @@ from registry.errors import UserError
 from registry.interface import Model
 
 KERNEL = 9
-SHORTEST_VALID = 28  # samples of which two valid 1×9 convolutions, each pooled by two, leave one
-SHORTEST = 4  # samples of which one pooling leaves two: batch norm needs them in a batch of one
-LARGEST = 100_000  # beyond this the first layers alone take gigabytes: surely a mistake
+SHORTEST_VALID = 28  # samples; two valid 1×9 convolutions, each pooled by two, leave one
+SHORTEST = 4  # samples; one pooling leaves two, which batch norm needs in a batch of one
+LARGEST = 100_000  # above this the first layers alone take gigabytes
 
 
 class CNN(Model):
     """Two 1×9 convolutions (32, 64 filters) with max pooling, fully connected layers (256, 128 neurons).
 
-    Each convolution is followed by batch norm and ReLU. They are valid, except for windows of fewer than 28
-    samples, which would vanish: those are padded with zeros to keep their length. Features are the 128
-    values before the output layer.
+    Each convolution is followed by batch norm and ReLU. Convolutions are valid, except for windows of fewer than 28
+    samples, which are padded with zeros to keep their length. Features are the 128 values before the output layer.
 
     Args:
         shape: (channels, 1, time) of one window.
@@ -59,7 +58,7 @@ class CNNSmall(CNN):
 
 
 def check_sizes(shape: tuple[int, int, int], classes: int) -> None:
-    """Raise UserError for a window or a number of classes that makes no sense."""
+    """Raise UserError for a window or a number of classes that the models cannot take."""
     if len(shape) != 3 or not all(isinstance(size, int) for size in (*shape, classes)):
         raise UserError(f"model: windows of shape {shape}, {classes} classes; whole numbers would be right")
     channels, height, time = shape
@@ -73,17 +72,17 @@ def check_sizes(shape: tuple[int, int, int], classes: int) -> None:
 
 
 def padding_for(time: int) -> int:
-    """Zeros on either side before a convolution: none, or what keeps the length of a short window."""
+    """Return the number of zeros on either side before a convolution: 0, or what keeps a short window's length."""
     return 0 if time >= SHORTEST_VALID else KERNEL // 2
 
 
 def pooled_length(time: int, padding: int) -> int:
-    """Samples that `conv_block` leaves of `time`."""
+    """Return the number of samples that `conv_block` leaves of `time`."""
     return (time + 2 * padding - KERNEL + 1) // 2
 
 
 def conv_block(inputs: int, filters: int, padding: int) -> nn.Sequential:
-    """1×9 convolution, batch norm, ReLU, 1×2 max pooling: (n, inputs, 1, time) -> (n, filters, 1, ...)."""
+    """Return 1×9 convolution, batch norm, ReLU, 1×2 max pooling: (n, inputs, 1, time) -> (n, filters, 1, ...)."""
     return nn.Sequential(
         nn.Conv2d(inputs, filters, (1, KERNEL), padding=(0, padding)),
         nn.BatchNorm2d(filters),
@@ -93,6 +92,6 @@ def conv_block(inputs: int, filters: int, padding: int) -> nn.Sequential:
 
 
 def dense_layers(inputs: int, neurons: tuple[int, int]) -> nn.Sequential:
-    """Two fully connected layers with ReLU: (n, inputs) -> (n, neurons[1])."""
+    """Return two fully connected layers with ReLU: (n, inputs) -> (n, neurons[1])."""
     first, second = neurons
     return nn.Sequential(nn.Linear(inputs, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU())

@@ -15,7 +15,7 @@ class CNNLSTM(Model):
 
     The paper gives the layers but not their sizes. The convolution block and the fully connected layers are
     as in `CNN`, and so is the padding of windows of fewer than 28 samples. The hidden states of all time
-    steps go on: with the last one alone, or their mean, the network learns far more slowly at the paper's
+    steps are used: with the last one alone, or their mean, the network learns far more slowly at the paper's
     learning rate.
 
     Args:
@@ -43,7 +43,8 @@ class CNNLSTM(Model):
         self.head = nn.Linear(self.feature_size, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(n, channels, 1, time) -> (n, feature_size)."""
+        """Compute the features of windows: (n, channels, 1, time) -> (n, feature_size)."""
         steps = self.convolution(x).squeeze(2).transpose(1, 2)  # (n, time, filters)
         hidden, _ = self.lstm(steps)
-        return self.dense(hidden.flatten(1))
+        features: Tensor = self.dense(hidden.flatten(1))
+        return features

@@ -1,4 +1,4 @@
 """Operations of a training step on a CPU, compiled from C on first use.
 
-Each stands for PyTorch's operations, and is used only where it has been found to agree with them (`twin`).
+Each replaces operations of PyTorch, and is used only after a check that it agrees with them (`twin`).
 """

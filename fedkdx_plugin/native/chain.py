@@ -1,4 +1,4 @@
-"""Layers one after the other as one operation."""
+"""Chains of layers as one operation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ctypes
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ from fedkdx_plugin.native import library, twin
 from registry.interface import Model, Output
 
 VECTOR = 16  # numbers of inputs and filters are multiples of it, as in vectors.h
-HELD = 1 << 24  # values that a thread holds on to for the next call, 64 MB
-THREADS = 2  # from three on, PyTorch's operations, which divide the work among threads, may be faster
+HELD = 1 << 24  # most values that a thread keeps for the next call, 64 MB
+THREADS = 2  # most threads: with more, PyTorch's operations, which divide the work among them, may be faster
 CONVOLUTION_BLOCK, FLATTEN, DENSE, DENSE_RELU = range(4)  # `enum kind` of chain.c
 LAYER = struct.Struct("@4n2d7P")  # `struct layer` of chain.c
 HOOKS = (
@@ -29,9 +29,10 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )  # a chain would not call them
-WINDOWS = 3  # on which both ways are compared
+WINDOWS = 3  # windows on which both implementations are compared
 
-Slot = tuple[dict[str, Tensor], str]  # a module's own dictionary, as tensors are asked for at every step, and a name
+# a module's own dictionary, as tensors are looked up at every step, and a name
+Slot = tuple[Mapping[str, Tensor | None], str]
 
 
 class Layer(NamedTuple):
@@ -39,8 +40,8 @@ class Layer(NamedTuple):
 
     Attributes:
         kind: as in chain.c.
-        inputs, outputs: channels, filters or neurons.
-        taps: of a convolution.
+        inputs, outputs: numbers of channels, filters or neurons.
+        taps: kernel size of a convolution.
         main: the convolution or linear layer.
         norm: batch norm of a block.
     """
@@ -53,36 +54,36 @@ class Layer(NamedTuple):
     norm: nn.BatchNorm2d | None = None
 
     def parameters(self) -> list[Slot]:
-        """Where its parameters are found, in the order of chain.c."""
+        """Return the slots of the parameters, in the order of chain.c."""
         modules = [module for module in (self.main, self.norm) if module is not None]
         return [(module._parameters, name) for module in modules for name in ("weight", "bias")]
 
     def statistics(self) -> list[Slot]:
-        """The same of what a block's norm keeps."""
+        """Return the slots of the statistics of a block's batch norm."""
         names = ("running_mean", "running_var", "num_batches_tracked")
         return [] if self.norm is None else [(self.norm._buffers, name) for name in names]
 
     def shapes(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-        """Of its parameters, and of its statistics."""
+        """Return the shapes of the parameters, and of the statistics."""
         weight, each = (self.outputs, self.inputs), (self.outputs,)
         if self.kind == CONVOLUTION_BLOCK:
             return [(*weight, 1, self.taps), each, each, each], [each, each, ()]
         return [] if self.main is None else [weight, each], []
 
     def packed(self, pointers: Sequence[int] = ()) -> bytes:
-        """As `struct layer`, its tensors at these places."""
+        """Return the bytes of `struct layer`, with tensors at these addresses."""
         rates = (0.0, 0.0) if self.norm is None else (self.norm.eps, self.norm.momentum)
         sizes = self.kind, self.inputs, self.outputs, self.taps
         return LAYER.pack(*sizes, *rates, *pointers, *[0] * (7 - len(pointers)))
 
 
 class Layout(NamedTuple):
-    """What a chain makes of windows of a certain shape.
+    """Sizes of a chain's results for windows of one shape.
 
     Attributes:
-        n, time: windows and their samples.
-        kept, scratch: values to have room for: until backward, and while either way is at work.
-        shapes: of each layer's result.
+        n, time: number of windows and their samples.
+        kept, scratch: numbers of values to allocate: until backward, and during either pass.
+        shapes: shape of each layer's result.
     """
 
     n: int
@@ -93,7 +94,7 @@ class Layout(NamedTuple):
 
     @staticmethod
     def of(layers: Sequence[Layer], shape: Sequence[int]) -> Layout | None:
-        """None where windows of this shape do not fit."""
+        """Return the layout for windows of a shape; None if they do not fit."""
         n, inputs, *rest = shape
         flat = layers[0].kind != CONVOLUTION_BLOCK
         if n < 1 or (rest != [] if flat else len(rest) != 2 or rest[0] != 1):
@@ -112,7 +113,7 @@ class Layout(NamedTuple):
             shapes.append((n, inputs, 1, time) if layer.kind == CONVOLUTION_BLOCK else (n, inputs))
         kept, scratch = ctypes.c_ssize_t(), ctypes.c_ssize_t()
         unset = b"".join(layer.packed() for layer in layers)
-        library.operations().chain_sizes(unset, len(layers), n, samples, ctypes.byref(kept), ctypes.byref(scratch))
+        library.required().chain_sizes(unset, len(layers), n, samples, ctypes.byref(kept), ctypes.byref(scratch))
         return Layout(n, samples, kept.value, scratch.value, shapes)
 
 
@@ -123,14 +124,14 @@ class Chained(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, packed: bytes, layout: Layout, inner: int, *parameters: Tensor
     ) -> tuple[Tensor | None, Tensor]:
-        """The results of layer `inner` (-1: of none) and of the last one. Running statistics are updated.
+        """Compute the results of layer `inner` (-1: of none) and of the last one, and update running statistics.
 
         `packed` are the layers, `parameters` all of theirs.
         """
         x, count = _laid_out(x), len(packed) // LAYER.size
         kept, scratch, out = x.new_empty(layout.kept), _scratch(layout.scratch), _empty(x, layout.shapes[-1])
         between = None if inner < 0 else _empty(x, layout.shapes[inner])
-        library.operations().chain_forward(
+        library.required().chain_forward(
             *(packed, count, x.data_ptr(), layout.n, layout.time),
             *(kept.data_ptr(), scratch.data_ptr()),
             *(inner, _place(between), out.data_ptr()),
@@ -143,13 +144,14 @@ class Chained(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_inner: Tensor | None, by_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Compute the gradients by the windows, where needed, and by all parameters."""
         x, kept, between, out, *parameters = ctx.saved_tensors
         packed, count, layout, inner = ctx.rest
         scratch, by_out = _scratch(layout.scratch), torch.zeros_like(out) if by_out is None else _laid_out(by_out)
         by_inner = None if by_inner is None else _laid_out(by_inner)
         by_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         by = [torch.empty_like(parameter) for parameter in parameters]
-        library.operations().chain_backward(
+        library.required().chain_backward(
             *(packed, count, x.data_ptr(), layout.n, layout.time),
             *(kept.data_ptr(), scratch.data_ptr()),
             *(inner, _place(between), _place(by_inner), out.data_ptr(), by_out.data_ptr()),
@@ -162,12 +164,13 @@ _own = threading.local()
 
 
 def _scratch(values: int) -> Tensor:
-    """At least so many values, for one call: the same memory every time, which is in the cache, unless it is much."""
+    """Return memory for at least so many values, for one call; small memory is reused, as it is in the cache."""
     if values > HELD:
         return torch.empty(values, dtype=torch.float32)
     if not hasattr(_own, "scratch") or len(_own.scratch) < values:
         _own.scratch = torch.empty(values, dtype=torch.float32)
-    return _own.scratch
+    scratch: Tensor = _own.scratch
+    return scratch
 
 
 def _place(tensor: Tensor | None) -> int | None:
@@ -179,12 +182,12 @@ def _format(tensor: Tensor) -> torch.memory_format:
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
-    """Without gaps in memory, channels innermost."""
+    """Return a tensor without gaps in memory, channels innermost."""
     return tensor.contiguous(memory_format=_format(tensor))
 
 
 def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Of the type of x, so laid out."""
+    """Return an empty tensor with the dtype of x and channels innermost."""
     if len(shape) == 2:
         return x.new_empty(shape)
     _, channels, _, time = shape
@@ -192,11 +195,11 @@ def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 class Plan(NamedTuple):
-    """What a chain computes.
+    """Computation of a chain.
 
     Attributes:
-        layers: one after the other.
-        inner: the layer whose result is given beside the last one's; -1: none.
+        layers: the layers, in order.
+        inner: index of the layer whose result is returned besides the last one's; -1: none.
     """
 
     layers: list[Layer]
@@ -204,22 +207,22 @@ class Plan(NamedTuple):
 
 
 class Chain:
-    """What takes the place of a module's method where the layers it asks are trained in float32 on a CPU.
+    """Replacement of a module's method, used when its layers are trained in float32 on a CPU.
 
-    It stands for the method of the module's class as it is at every call: where layers were replaced or changed, the
-    plan is made anew, and where functions are other ones, both ways are compared anew (`twin`).
+    It follows the method of the module's class at every call: if layers were replaced or changed, the plan is made
+    again, and if functions were replaced, both implementations are compared again (`twin`).
 
     Args:
-        module: that it belongs to.
-        name: of the method.
-        plan: finds what the method does with the module; None where no chain does that.
+        module: the module.
+        name: name of the method.
+        plan: returns the layers that the method applies; None if they are no chain.
     """
 
     def __init__(self, module: nn.Module, name: str, plan: Callable[[nn.Module], Plan | None]) -> None:
         self.module, self.name, self.plan = module, name, plan
-        self._attributes: list[dict[str, Any]] = []  # of the module and all within, and of each its modules by name
-        self._as_planned: list[dict[str, Any]] = []  # the same when the plan was made
-        self._functions: list[Any] = []  # when both ways were last compared
+        self._attributes: list[dict[str, Any]] = []  # attributes and submodules of all modules
+        self._as_planned: list[dict[str, Any]] = []  # copies of them when the plan was made
+        self._functions: list[Any] = []  # at the last comparison
         self._agrees: dict[torch.Size, bool] = {}  # by the shape of a window
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Chain:
@@ -231,15 +234,16 @@ class Chain:
             return method(self.module, x)
         if self._may_stand(x):
             return self._run(x, *prepared)
-        with library.left_out():  # also of what the method asks
+        with library.left_out():  # also in modules that the method calls
             return method(self.module, x)
 
-    def _run(self, x: Tensor, packed: bytes, layout: Layout, parameters: Sequence[Tensor]) -> Any:
-        between, out = Chained.apply(x, packed, layout, self.inner, *parameters)
+    def _run(self, x: Tensor, packed: bytes, layout: Layout, parameters: Sequence[Tensor | None]) -> Any:
+        inputs = (x, packed, layout, self.inner, *parameters)
+        between, out = Chained.apply(*inputs)  # type: ignore[no-untyped-call]  # PyTorch gives it none
         return out if between is None else Output(between, out)
 
-    def _prepared(self, x: Tensor) -> tuple[bytes, Layout, Sequence[Tensor]] | None:
-        """What it takes to compute; None where PyTorch's operations are to be used."""
+    def _prepared(self, x: Tensor) -> tuple[bytes, Layout, Sequence[Tensor | None]] | None:
+        """Return the arguments of the operation; None if PyTorch's operations are to be used."""
         if not self.module.training or library.operations() is None or torch.get_num_threads() > THREADS:
             return None
         self._look()
@@ -251,10 +255,10 @@ class Chain:
         return None if packed is None else (packed, layout, parameters)
 
     def _look(self) -> None:
-        """Make the plan anew where a module within, or what it is set to, is not as it was."""
+        """Make the plan again if a module within, or one of its attributes, has changed."""
         try:
             same = self._attributes and self._attributes == self._as_planned
-        except (RuntimeError, ValueError):  # an array among them is another one
+        except (RuntimeError, ValueError):  # an array among them has changed
             same = False
         if same:
             return
@@ -272,12 +276,14 @@ class Chain:
         self._statistics = [slot for layer in self.layers for slot in layer.statistics()]
         self._shapes = [shape for own in (0, 1) for layer in self.layers for shape in layer.shapes()[own]]
         self._layouts: dict[torch.Size, Layout | None] = {}
-        self._known: list[float] = []  # what was packed: where in memory the layers' tensors are, and norms' rates
-        self._packed: bytes | None = None  # None where some tensor does not fit
+        self._known: list[
+            float | None
+        ] = []  # what was packed: addresses of the layers' tensors, and rates of batch norms
+        self._packed: bytes | None = None  # None if some tensor does not fit
         self._functions = []
 
     def _layout(self, x: Tensor) -> Layout | None:
-        """None where there is no plan, hooks would not be called, norms are not trained, or windows do not fit."""
+        """Return the layout; None if there is no plan, hooks exist, norms are not trained, or windows do not fit."""
         if not self.layers or any(self._hooks) or not all(norm.training for norm in self._norms):
             return None
         if x.dtype != torch.float32 or not x.is_cpu or (x.requires_grad and self.layers[0].inputs % VECTOR):
@@ -287,12 +293,14 @@ class Chain:
         return self._layouts[x.shape]
 
     def _pack(self, parameters: Sequence[Tensor | None]) -> bytes | None:
-        """The layers; nothing is looked at again as long as all tensors are where they were."""
-        tensors = [*parameters, *(held.get(name) for held, name in self._statistics)]
-        if any(tensor is None for tensor in tensors):
+        """Return the packed layers; they are packed again only if a tensor has moved."""
+        found = [*parameters, *(held.get(name) for held, name in self._statistics)]
+        tensors = [tensor for tensor in found if tensor is not None]
+        if len(tensors) < len(found):
             return None
         places = [tensor.data_ptr() for tensor in tensors]
-        known = places + [rate for norm in self._norms for rate in (norm.eps, norm.momentum)]
+        known: list[float | None] = [*places]
+        known += [rate for norm in self._norms for rate in (norm.eps, norm.momentum)]
         if known != self._known:
             self._known, self._packed = known, None
             if all(map(_fits, tensors, self._shapes)):
@@ -304,8 +312,8 @@ class Chain:
         return self._packed
 
     def _may_stand(self, x: Tensor) -> bool:
-        """Whether the compiled layers give what the method gives; known for as long as no function is another one."""
-        operations, window = library.operations(), x.shape[1:]
+        """Return whether the compiled layers agree with the method; known as long as no function is replaced."""
+        operations, window = library.required(), x.shape[1:]
         methods = [getattr(kind, name) for kind, name in self._methods]
         functions = [
             *(Chained.forward, Chained.backward, operations.chain_forward, operations.chain_backward),
@@ -323,15 +331,16 @@ class Chain:
         return twin.agrees(name, (*structure, self.inner, *window), self._functions, lambda: self._reasons(window))
 
     def _reasons(self, window: torch.Size) -> list[str]:
-        """What speaks against it.
+        """Return the reasons against the compiled layers.
 
-        A gradient jumps where a value is cut off or two are equal. That rounding decides so on two batches is unlikely.
+        A gradient is discontinuous where ReLU cuts off a value or two pooled values are equal. That rounding decides
+        such a case in two batches is unlikely.
         """
         differences = self._difference(window, seed=0) and self._difference(window, seed=1)
         return [reason for kind, name in self._methods for reason in _replaced(kind, name)] + differences
 
     def _difference(self, window: torch.Size, seed: int) -> list[str]:
-        """What differs on a few windows, the layers' weights drawn at random."""
+        """Return the differences on a few windows, with random weights."""
         ours = copy.deepcopy(self.module).requires_grad_()
         _draw(ours, seed)
         theirs, x = copy.deepcopy(ours).double(), 1 + twin.random(WINDOWS, *window, seed=seed)
@@ -350,14 +359,14 @@ class Chain:
 
 
 def _replaced(kind: type, name: str) -> list[str]:
-    """Whether a class's method is another one than the file of the class has."""
+    """Return messages if a class's method is not the one in the file of the class."""
     owner = next(each for each in kind.__mro__ if name in vars(each))
-    module = sys.modules.get(owner.__module__)  # none where a file was run by other means than an import
+    module = sys.modules.get(owner.__module__)  # none if a file was run by other means than an import
     return twin.replaced(owner.__name__, vars(owner), [name], vars(module)) if module else []
 
 
 def _draw(net: nn.Module, seed: int) -> None:
-    """Draw parameters and statistics at random, so that results of every layer are of about the same size."""
+    """Draw parameters and statistics at random, scaled so that the results of all layers are of similar size."""
     tensors = [tensor for tensor in (*net.parameters(), *net.buffers()) if tensor.is_floating_point()]
     with torch.no_grad():
         for number, tensor in enumerate(tensors):
@@ -367,7 +376,7 @@ def _draw(net: nn.Module, seed: int) -> None:
 
 
 def _side(net: nn.Module, ask: Callable[[Tensor], Any], x: Tensor, by_x: bool) -> twin.Side:
-    """A network's results, its statistics afterwards, and all gradients."""
+    """Return a network's results, its statistics afterwards, and all gradients as a side to compare."""
     before = [buffer.clone() for buffer in net.buffers()]
     by = {"the windows": x.requires_grad_()} if by_x else {}
 

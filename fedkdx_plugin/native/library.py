@@ -1,7 +1,7 @@
 """The library of compiled operations.
 
-It takes a C compiler (`CC`, or `cc`), once a machine and for about three seconds; what it made is kept in the user's
-cache folder. Without a compiler, or with FEDKDX_FUSED=0, PyTorch's own operations do the same.
+A C compiler (`CC`, or `cc`) makes it once on each machine, in about three seconds; it is kept in the user's cache
+folder. Without a compiler, or with FEDKDX_FUSED=0, PyTorch's own operations are used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 SWITCH = "FEDKDX_FUSED"
 FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 OF_THIS_PROCESSOR = "-march=native"
-SECONDS = 60  # for a compiler: one that takes longer hangs
+SECONDS = 60  # time limit of the compiler
 
 POINTER, SIZE, DOUBLE = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_double
 SIGNATURES = {
@@ -39,13 +39,25 @@ _left_out = False
 
 
 def operations() -> ctypes.CDLL | None:
-    """The compiled operations; None where they are switched off or cannot be had."""
+    """Return the compiled operations; None if they are switched off or cannot be made."""
     return None if _left_out else _library()
+
+
+def required() -> ctypes.CDLL:
+    """Return the compiled operations where `operations` has been found to give some.
+
+    Raises:
+        RuntimeError: there are none.
+    """
+    found = operations()
+    if found is None:
+        raise RuntimeError("the compiled operations are switched off or cannot be made; ask `operations` first")
+    return found
 
 
 @contextmanager
 def left_out() -> Iterator[None]:
-    """Within, there are no compiled operations: `torch.vmap` cannot look into them."""
+    """Disable the compiled operations in the block, as `torch.vmap` cannot transform them."""
     global _left_out
     before, _left_out = _left_out, True
     try:
@@ -65,7 +77,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def opened(path: Path) -> ctypes.CDLL:
-    """The library at a path. Raises OSError where it is none."""
+    """Open the library at a path. Raises OSError if it is none."""
     found = ctypes.CDLL(str(path))
     for name, arguments in SIGNATURES.items():
         function = getattr(found, name)
@@ -74,7 +86,7 @@ def opened(path: Path) -> ctypes.CDLL:
 
 
 def _compiled() -> Path:
-    """Where the library is, made if it is not there. Raises OSError or SubprocessError where it cannot be made."""
+    """Return the path of the library, after making it if it is missing. Raises OSError or SubprocessError."""
     compiler = os.environ.get("CC") or shutil.which("cc")
     if not compiler:
         raise FileNotFoundError("no C compiler")
@@ -88,14 +100,14 @@ def _compiled() -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             make(compiler, path)
-        except OSError:  # nothing can be kept there: made anew for this process
+        except OSError:  # the folder is not writable: made for this process only
             path = Path(tempfile.mkdtemp(prefix="fedkdx-")) / path.name
             make(compiler, path)
     return path
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept from one run to the next."""
+    """Return the folder that keeps compiled code between runs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedkdx"
 
 
@@ -103,9 +115,9 @@ def make(compiler: str, path: Path, processors: Sequence[Sequence[str]] = ([OF_T
     """Compile the library.
 
     Args:
-        compiler: the command.
-        path: where to.
-        processors: options that name the processor, tried one after the other: some compilers do not know the first.
+        compiler: command of the compiler.
+        path: file to write.
+        processors: options for the processor, tried one after the other, as some compilers do not know the first.
 
     Raises:
         OSError or SubprocessError: it cannot be made.
@@ -124,7 +136,7 @@ def make(compiler: str, path: Path, processors: Sequence[Sequence[str]] = ([OF_T
 
 
 def _processor() -> str:
-    """What the instructions in the library depend on: a cache folder may be seen by several machines."""
+    """Return what the library's instructions depend on, as several machines may share a cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""FedKDX's losses and their gradients as one operation: some hundred of PyTorch's on a few numbers each."""
+"""FedKDX's losses and their gradients as one operation, instead of about a hundred small ones of PyTorch."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch.nn import functional as F
 from fedkdx_plugin.native import library, twin
 from registry.interface import Batch, Output
 
-# of the module of the paper's equations: what the compiled losses stand for
+# functions of the paper's equations that the compiled losses replace
 FUNCTIONS = ("soften", "apart", "kd", "nkd", "contrastive", "unit", "_equation_8")
-FEWEST, MOST = 8, 64  # windows of the batch on which both are compared: one of each class, within these bounds
-# of every eight windows, powers of two, which round nothing:
+FEWEST, MOST = 8, 64  # windows of the batch on which both are compared: one for each class, within these bounds
+# factors for every eight windows, powers of two, which cause no rounding:
 SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of the features: one is short, one too short
-SPREADS = (1.0, 1.0, 1.0, 1.0, 4.0, 16.0, 64.0, 0.0)  # of the logits: some are certain, one says nothing
+SPREADS = (1.0, 1.0, 1.0, 1.0, 4.0, 16.0, 64.0, 0.0)  # of the logits: some are certain, one is uniform
 
 Losses = Callable[[Any, Output, Output, Batch], dict[str, Tensor]]
 
 
 class Terms(NamedTuple):
-    """What is minimised beside cross-entropy: temperatures, γ, and weights; a term whose weight is 0 is left out.
+    """Parameters of the terms besides cross-entropy: temperatures, γ, and weights; a term with weight 0 is left out.
 
-    Features shorter than `shortest` have no direction.
+    Features shorter than `shortest` are treated as having no direction.
     """
 
     tau: float
@@ -41,13 +41,13 @@ class Terms(NamedTuple):
 
 
 def compiled(equations: ModuleType) -> Callable[[Losses], Losses]:
-    """Let `mutual` stand for a client's method where it takes the batch and gives the same as the method (see `twin`).
+    """Decorate a client's method: `mutual` replaces it where it takes the batch and gives the same (see `twin`).
 
-    A method that overrides the decorated one has no such twin. The client has `params`, and `terms()`, which gives them
-    as `Terms`, or None where `mutual` does not do what they ask for.
+    A method that overrides the decorated one is not replaced. The client has `params`, and `terms()`, which returns
+    them as `Terms`, or None if `mutual` does not support them.
 
     Args:
-        equations: the module that the method takes `FUNCTIONS` from.
+        equations: the module of `FUNCTIONS`, which the method uses.
     """
 
     def decorate(method: Losses) -> Losses:
@@ -65,8 +65,8 @@ def compiled(equations: ModuleType) -> Callable[[Losses], Losses]:
 
 
 def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
-    """Whether `mutual` gives what the method does for a client with such parameters and networks of such sizes."""
-    operations, variables = library.operations(), vars(equations)
+    """Return whether `mutual` agrees with the method for these parameters and sizes of networks."""
+    operations, variables = library.required(), vars(equations)
     classes, size = teacher.logits.shape[1], teacher.features.shape[1]
     ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
     theirs = (*twin.made_of(variables, FUNCTIONS), method, method.__code__, F.cross_entropy, Batch.mean)
@@ -88,7 +88,7 @@ def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output,
 
 
 def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dtype: torch.dtype) -> twin.Side:
-    """Losses on the batch, the same numbers in either precision."""
+    """Return losses on a trial batch as a side to compare; the batch has the same numbers in either precision."""
     rows = min(max(FEWEST, classes), MOST)
     spreads, scales = (
         torch.tensor(each, dtype=dtype, device="cpu").repeat(MOST)[:rows, None] for each in (SPREADS, SCALES)
@@ -110,7 +110,7 @@ def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dty
 
 
 def fits(teacher: Output, student: Output, batch: Batch) -> bool:
-    """Whether `mutual` takes these: float32, on a CPU, all rows real, classes int64."""
+    """Return whether `mutual` takes these: float32, on a CPU, all rows real, classes int64."""
     tensors = (*teacher, *student)
     of_a_kind = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
     whole = batch.mask is None and batch.y.dtype == torch.int64
@@ -118,31 +118,34 @@ def fits(teacher: Output, student: Output, batch: Batch) -> bool:
 
 
 def mutual(teacher: Output, student: Output, y: Tensor, terms: Terms) -> tuple[Tensor, Tensor]:
-    """Means over the batch of what teacher and student minimise; the gradient of each reaches its own side alone.
+    """Compute the mean losses of teacher and student over the batch; the gradient of each reaches its own side alone.
 
     Args:
         teacher, student: logits (n, classes) and features (n, size), of the same size.
         y: (n,), int64, true classes.
-        terms: NKD of the teacher is the mutual one.
+        terms: parameters of the terms; NKD of the teacher is the mutual one.
 
     Returns:
-        Two scalars.
+        two scalars.
     """
-    return Mutual.apply(teacher.logits, student.logits, teacher.features, student.features, y, terms)
+    inputs = (teacher.logits, student.logits, teacher.features, student.features, y, terms)
+    losses: tuple[Tensor, Tensor] = Mutual.apply(*inputs)  # type: ignore[no-untyped-call]  # PyTorch gives it none
+    return losses
 
 
 class Mutual(torch.autograd.Function):
-    """See `mutual`."""
+    """The operation of `mutual`."""
 
     @staticmethod
     def forward(
         ctx: Any, z_t: Tensor, z_s: Tensor, h_t: Tensor, h_s: Tensor, y: Tensor, terms: Terms
     ) -> tuple[Tensor, Tensor]:
+        """Compute both losses, and their gradients by logits and features for `backward`."""
         z_t, z_s, y = z_t.contiguous(), z_s.contiguous(), y.contiguous()
         n, classes = z_t.shape
         room = torch.empty(8, classes, dtype=torch.float64)
         values, by = z_t.new_empty(2), [torch.empty_like(z_t), torch.empty_like(z_s)]
-        library.operations().mutual_losses(
+        library.required().mutual_losses(
             *(z_t.data_ptr(), z_s.data_ptr(), y.data_ptr()),
             *(n, classes),
             *(terms.tau, terms.gamma, terms.kd, terms.nkd),
@@ -153,7 +156,7 @@ class Mutual(torch.autograd.Function):
             n, size = h_t.shape
             by += [torch.empty_like(h_t), torch.empty_like(h_s)]
             room = h_t.new_empty(n * (2 * size + n + 2))
-            values += terms.ctl * library.operations().contrastive_loss(
+            values += terms.ctl * library.required().contrastive_loss(
                 *(h_t.data_ptr(), h_s.data_ptr()),
                 *(n, size, terms.tau_ctl, terms.shortest),
                 *(room.data_ptr(), *(tensor.data_ptr() for tensor in by[2:])),
@@ -165,6 +168,7 @@ class Mutual(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_t: Tensor, by_s: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the stored gradients by those of the two losses."""
         logits, features = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
         by = [own * arrives for own, arrives in zip(logits, (by_t, by_s), strict=True)]
         if features:

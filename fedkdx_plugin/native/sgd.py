@@ -1,4 +1,4 @@
-"""Clipping and plain SGD as one operation."""
+"""Gradient clipping and plain SGD as one operation."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from fedkdx_plugin.native import library, twin
 from fedkdx_plugin.native.library import POINTER, SIZE
 
-SHAPES = ((16, 3, 1, 9), (7, 33))  # of a network's parameters on which both ways are compared
+SHAPES = ((16, 3, 1, 9), (7, 33))  # of a network's parameters on which both implementations are compared
 RATE = 0.5
-BOUNDS = (0.0, 1.0, 1e6)  # of the gradient's norm: none, one that changes the gradient, one that does not
+BOUNDS = (0.0, 1.0, 1e6)  # on the gradient's norm: none, one that changes the gradient, one that does not
 
 
 def clip_and_move(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> Callable[[], None]:
-    """What moves several networks' parameters by their gradients, which are then forgotten: plain SGD, by PyTorch.
+    """Return a function that makes a step of plain SGD for several networks by PyTorch and clears the gradients.
 
     Args:
         groups: each network's parameters.
         rate: learning rate.
-        bound: on the norm of each network's gradient (0: none).
+        bound: bound on the norm of each network's gradient (0: none).
     """
 
     @torch.no_grad()
@@ -30,9 +30,9 @@ def clip_and_move(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: 
         for group in groups:
             if bound > 0:
                 nn.utils.clip_grad_norm_(group, bound)
-            moved = [parameter for parameter in group if parameter.grad is not None]
+            moved: list[Tensor] = [parameter for parameter in group if parameter.grad is not None]
             if moved:
-                torch._foreach_sub_(moved, [parameter.grad for parameter in moved], alpha=rate)
+                torch._foreach_sub_(moved, [p.grad for p in moved if p.grad is not None], alpha=rate)
             for parameter in moved:
                 parameter.grad = None
 
@@ -40,21 +40,21 @@ def clip_and_move(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: 
 
 
 class ClipAndMove:
-    """The same as one compiled operation.
+    """The step of `clip_and_move` as one compiled operation.
 
     Args:
         groups: each network's parameters: float32, on a CPU, without gaps in memory.
-        rate, bound: as of `clip_and_move`.
+        rate, bound: see `clip_and_move`.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> None:
         self.rate, self.bound = rate, bound
-        self._operation = library.operations().clip_and_move
+        self._operation = library.required().clip_and_move
         self._groups = [(list(group), _pointers(group), _sizes(group)) for group in groups]
 
     @staticmethod
     def takes(parameters: Sequence[nn.Parameter]) -> bool:
-        """Whether these can be moved so, with the same result as by PyTorch."""
+        """Return whether the operation can be used for these parameters and agrees with PyTorch."""
         fit = library.operations() is not None and all(
             p.dtype == torch.float32 and p.device.type == "cpu" and p.untyped_storage().nbytes() == p.nbytes
             for p in parameters
@@ -62,7 +62,7 @@ class ClipAndMove:
         return fit and _agrees()
 
     def __call__(self) -> None:
-        """Move all parameters that have a gradient, and forget it."""
+        """Move all parameters that have a gradient, and clear it."""
         for parameters, places, sizes in self._groups:
             gradients = [_alike(p.grad, p) for p in parameters]
             self._operation(len(parameters), places, _pointers(gradients), sizes, self.bound, self.rate)
@@ -71,8 +71,8 @@ class ClipAndMove:
 
 
 def _agrees() -> bool:
-    """Whether both ways move parameters by the same, clipped and not."""
-    ours = (ClipAndMove.__init__, ClipAndMove.__call__, library.operations().clip_and_move)
+    """Return whether both implementations move parameters equally, clipped and not."""
+    ours = (ClipAndMove.__init__, ClipAndMove.__call__, library.required().clip_and_move)
     theirs = (*twin.made_of(globals(), ["clip_and_move"]), nn.utils.clip_grad_norm_)
     return twin.agrees("clipping and SGD", None, [*ours, *theirs], _reasons)
 
@@ -85,7 +85,7 @@ def _reasons() -> list[str]:
 
 
 def _side(mover: Callable[..., Callable[[], None]], dtype: torch.dtype) -> twin.Side:
-    """Where the parameters of two networks are after a step; the last one's has no gradient."""
+    """Return the parameters of two networks after a step as a side to compare; the last one has no gradient."""
 
     def values() -> dict[str, Tensor]:
         moved: dict[str, Tensor] = {}
@@ -103,15 +103,15 @@ def _side(mover: Callable[..., Callable[[], None]], dtype: torch.dtype) -> twin.
 
 
 def _alike(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """A gradient laid out in memory as its parameter; autograd makes nearly all of them so."""
+    """Return a gradient in the memory layout of its parameter; autograd makes nearly all of them in it."""
     if gradient is None or gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
 
 
-def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
     return (POINTER * len(tensors))(*[None if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
-def _sizes(tensors: Sequence[Tensor]) -> ctypes.Array:
+def _sizes(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_ssize_t]:
     return (SIZE * len(tensors))(*[tensor.numel() for tensor in tensors])

@@ -1,7 +1,7 @@
-"""Let a compiled operation run only where it gives what PyTorch's operations give, which people read and edit.
+"""Check that a compiled operation gives the results of the PyTorch operations that it replaces.
 
-Before first use in a process both are asked for values and gradients on a small random batch. Where they differ, or
-where a function was replaced at run time, PyTorch's are used and a line on standard error says so.
+Before first use in a process, values and gradients of both are compared on a small random batch. If they differ, or if
+a function was replaced at run time, PyTorch's operations are used and a line on standard error says so.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.overrides import TorchFunctionMode
 UNIT = 2.0**-24  # unit roundoff of float32
 CERTAINTY = 4  # λ of `roundoff`
 LONGEST = 200  # characters of an error
-TRIALS = 8  # of one operation, before it is given up
-Results = Mapping[str, Tensor]  # values and gradients by what they are called in a message
+TRIALS = 8  # checks of one operation before it is no longer used
+Results = Mapping[str, Tensor]  # values and gradients by their names in messages
 
 
 class _Verdict(NamedTuple):
-    """What was found out, and of what: these objects must live for as long as their ids are compared."""
+    """Result of a check, and the objects checked, which must stay alive as long as their ids are compared."""
 
     agrees: bool
     functions: Sequence[object]
@@ -44,21 +44,22 @@ def agrees(
     reasons: Callable[[], list[str]],
     variables: Sequence[object] = (),
 ) -> bool:
-    """Whether a compiled operation is to be used: found out once a process, and again where functions are other ones.
+    """Return whether a compiled operation is to be used; checked once in a process, and again if functions change.
 
     Args:
-        name: of the operation, for the message.
-        kind: settings and sizes that its result depends on.
-        functions: that both sides are made of; a verdict is on these very objects.
-        reasons: finds out what speaks against it (`replaced`, `difference`). An error is a reason. Random numbers of
-            the caller are left as they are.
-        variables: that the functions may look up. Where one is another object, what agreed must do so again.
+        name: name of the operation, for the message.
+        kind: options and sizes that its result depends on.
+        functions: functions of both sides; the verdict is valid for these objects.
+        reasons: returns reasons against the operation (`replaced`, `difference`). An error is a reason. The caller's
+            random numbers are not affected.
+        variables: variables that the functions may look up. If one is replaced, an operation that agreed is checked
+            again.
     """
     key = (name, kind, *map(id, functions))
     known = _verdicts.get(key)
     if known is None or (known.agrees and list(map(id, known.variables)) != list(map(id, variables))):
         trials = 1 + (known.trials if known else 0)
-        against = _found(reasons) if trials <= TRIALS else ["what it stands for changes again and again"]
+        against = _found(reasons) if trials <= TRIALS else ["what it replaces changes again and again"]
         if against:
             _say(f"compiled {name}: {', '.join(against)}; PyTorch's operations are used instead")
         _verdicts[key] = known = _Verdict(not against, functions, variables, trials)
@@ -69,18 +70,19 @@ def _found(reasons: Callable[[], list[str]]) -> list[str]:
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             return reasons()
-    except Exception as error:  # of whatever somebody has written: where it is used, it comes up by itself
+    except Exception as error:  # user code may raise anything; where it is used, the error is raised itself
         return [f"cannot be compared ({' '.join(f'{type(error).__name__}: {error}'.split())[:LONGEST]})"]
 
 
 def replaced(where: str, namespace: Mapping[str, object], names: Sequence[str], own: Mapping[str, object]) -> list[str]:
-    """Say which of the names have another function than a module's file gives them: wrapped, patched, or gone.
+    """Return messages for names whose function is not the one in the module's file: wrapped, patched, or missing.
 
-    However alike the values on a batch may be, such a function may do something else besides, or do so later.
+    Even if its values on a batch are equal, such a function may have other effects, or other values later.
 
     Args:
-        where: what to call the namespace in the message.
-        namespace: where the functions are looked up: of the module, or of a class in it.
+        where: name of the namespace in messages.
+        namespace: variables of the module, or of a class in it.
+        names: names of the functions.
         own: the module's variables.
     """
     foreign = [name for name in names if getattr(namespace.get(name), "__globals__", None) is not own]
@@ -88,28 +90,28 @@ def replaced(where: str, namespace: Mapping[str, object], names: Sequence[str], 
 
 
 def made_of(namespace: Mapping[str, object], names: Sequence[str]) -> list[object]:
-    """The functions, and what may be changed within them: code and defaults."""
+    """Return the functions, and the parts of them that can be changed: code and defaults."""
     functions = [namespace.get(name) for name in names]
     code = [getattr(function, "__code__", None) for function in functions]
     return [*functions, *code, *(getattr(function, "__defaults__", None) for function in functions)]
 
 
 class Side(NamedTuple):
-    """One of the two sides.
+    """One side of a comparison.
 
     Attributes:
-        values: gives them by what they are called in a message.
-        by: the tensors, likewise, by which gradients of the values are compared; none where values have none.
+        values: returns the values by their names in messages.
+        by: tensors, likewise, by which gradients of the values are compared; empty if the values have none.
     """
 
     values: Callable[[], Results]
     by: Results
 
-    def results(self, rounding: AbstractContextManager | None = None) -> dict[str, Tensor]:
-        """The values, and the gradients of a weighted sum of them."""
+    def results(self, rounding: AbstractContextManager[object] | None = None) -> dict[str, Tensor]:
+        """Return the values, and the gradients of a weighted sum of them."""
         with rounding or nullcontext():
             values = self.values()
-        found = values | self._gradients(values)
+        found = {**values, **self._gradients(values)}
         return {name: tensor.detach().to(torch.float64, copy=True) for name, tensor in found.items()}
 
     def _gradients(self, values: Results) -> dict[str, Tensor]:
@@ -117,24 +119,25 @@ class Side(NamedTuple):
             return {}
         weights = [2 + random(*value.shape, seed=seed).to(value.dtype) for seed, value in enumerate(values.values())]
         loss = sum((weight * value).sum() for weight, value in zip(weights, values.values(), strict=True))
+        assert isinstance(loss, Tensor)  # there is a value at least
         gradients = torch.autograd.grad(loss, list(self.by.values()), allow_unused=True, materialize_grads=True)
         return {f"the gradient by {name}": gradient for name, gradient in zip(self.by, gradients, strict=True)}
 
 
 def random(*shape: int, seed: int) -> Tensor:
-    """Normal numbers in float32 on the CPU, whatever the global generator and defaults are."""
+    """Draw normal numbers in float32 on the CPU, independent of the global generator and defaults."""
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=rng, dtype=torch.float32, device="cpu")
 
 
 def difference(pytorchs: Side, compiled: Side, terms: int) -> list[str]:
-    """Say what differs most between the two sides, if anything does.
+    """Return a message about the largest difference between the two sides, if there is one.
 
     Args:
-        pytorchs: PyTorch's operations on float64.
+        pytorchs: PyTorch's operations in float64.
         compiled: the compiled operation on the same numbers in float32.
-        terms: of the longest sum in it. A result may be as far off as PyTorch's moves where each of its operations, on
-            the way back too, is off by up to the bound of float32's rounding error for such a sum.
+        terms: number of terms of the longest sum in it. A result may differ as much as PyTorch's result changes if each
+            of its operations, in the backward pass too, has an error up to float32's rounding bound for such a sum.
     """
     bound = roundoff(terms)
     exact, found = pytorchs.results(), compiled.results()
@@ -153,20 +156,20 @@ def _norm(tensor: Tensor) -> float:
 
 
 def roundoff(terms: int) -> float:
-    """λ √n u: what the relative error of a float32 sum of n products is below in all likelihood.
+    """Return λ √n u, a probabilistic bound on the relative error of a float32 sum of n products.
 
     Higham and Mary, A new approach to probabilistic rounding error analysis, 2019: with probability 1 - 2 exp(-λ²/2).
     """
-    return CERTAINTY * terms**0.5 * UNIT
+    return CERTAINTY * math.sqrt(terms) * UNIT
 
 
 class Rounding(TorchFunctionMode):
-    """Within, all that gradients go back through is off by a random relative error, and so are the gradients.
+    """Context in which all differentiable results, and so their gradients, get a random relative error.
 
-    Monte Carlo arithmetic (Parker 1997): how far final results move is what rounding may do to them.
+    Monte Carlo arithmetic (Parker 1997): the change of the final results shows the possible effect of rounding.
 
     Args:
-        size: of the largest error.
+        size: largest relative error.
     """
 
     def __init__(self, size: float) -> None:
@@ -195,7 +198,7 @@ def _say(line: str) -> None:
 
 @contextmanager
 def collected() -> Iterator[list[str]]:
-    """Within, messages are put into the list: in a worker process, whose parent says them (`pass_on`)."""
+    """Collect messages of the block in a list, in a worker process whose parent prints them (`pass_on`)."""
     global _collected
     before, _collected = _collected, []
     try:
@@ -205,7 +208,7 @@ def collected() -> Iterator[list[str]]:
 
 
 def pass_on(lines: Sequence[str]) -> None:
-    """Say what workers have found out, each line once, as all of them find out the same."""
+    """Print the messages of workers, each line once, as all workers find the same."""
     for line in lines:
         if line not in _passed_on:
             _passed_on.add(line)

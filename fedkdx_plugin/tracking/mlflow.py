@@ -46,7 +46,8 @@ class Tracker(Callback):
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
         """End the run as finished, failed or killed."""
         status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        self.client.set_terminated(self._ids.pop(run.name), status)
+        if run.name in self._ids:
+            self.client.set_terminated(self._ids.pop(run.name), status)
 
 
 def _text(value: Any) -> str:

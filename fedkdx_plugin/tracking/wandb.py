@@ -31,4 +31,5 @@ class Tracker(Callback):
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
         """End the run; an exit code of 1 marks one that did not come to its end."""
-        self._runs.pop(run.name).finish(exit_code=0 if error is None else 1)
+        if made := self._runs.pop(run.name, None):
+            made.finish(exit_code=0 if error is None else 1)

@@ -125,7 +125,7 @@ def test_subject_from_a_column(tmp_path):
         ({"columns": []}, "'columns' must be a list"),
         ({"columns": "ax"}, "'columns' must be a list"),
         ({"columns": ["ax", "ax"]}, "names a column twice"),
-        ({"acceleration": ["aX"]}, "acceleration 'aX' is none of columns.*ax"),
+        ({"acceleration": ["aX"]}, "acceleration 'aX' is not in 'columns'.*ax"),
         ({"filters": {"lowpas": 3}}, "filters: unknown key 'lowpas'.*lowpass"),
         ({"filters": {"lowpass": 25}}, "'lowpass' must be a number of at least 0 and below 25"),
         ({"filters": {"median": 4}}, "'median' must be an odd number"),

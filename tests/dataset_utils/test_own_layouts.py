@@ -269,7 +269,7 @@ def test_labels_from_a_table_each_with_rows_between(tmp_path, folder):
     ("text", "message"),
     [
         ("start,end,label\n0,4,a\n3,8,b\n", "'a' and 'b' overlap at 3 s"),
-        ("start,end,label\n0,4,a\n8,5,b\n", "a stretch ends at 5, before or at its start 8"),
+        ("start,end,label\n0,4,a\n8,5,b\n", "an interval ends at 5, before or at its start 8"),
         (
             "start,end,label\n1.7e9,1.8e9,a\n1.8e9,1.9e9,b\n",
             "none of its 2 marks lies within s1.csv, whose times go from 0",

@@ -137,7 +137,7 @@ def test_an_error_that_only_a_worker_has_is_shown_with_its_trace():
         if os.getpid() != here:
             raise MemoryError("too little")
 
-    with pytest.raises(RuntimeError, match=r"failed in a worker process alone(.|\n)*MemoryError: too little"):
+    with pytest.raises(RuntimeError, match=r"failed in a worker process, but not here(.|\n)*MemoryError: too little"):
         run(failing(fail))
 
 

@@ -133,7 +133,9 @@ def test_half_as_many_clients_are_trained_where_memory_runs_out(monkeypatch, cap
         halved = run(catalog.load("algorithms", "FedKDX"))
     assert halved[0].backend._at_once == 2
     assert_alike(whole, halved, 1e-3)
-    assert capsys.readouterr().err.splitlines() == ["stacked: out of GPU memory with 4 clients at once; goes on with 2"]
+    assert capsys.readouterr().err.splitlines() == [
+        "stacked: out of GPU memory with 4 clients at once; continues with 2"
+    ]
 
     def never(*_):
         raise torch.cuda.OutOfMemoryError("Tried to allocate 9 GiB")

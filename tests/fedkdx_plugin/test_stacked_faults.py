@@ -142,7 +142,7 @@ def test_wherever_memory_runs_out_each_client_trains_once(where, double, monkeyp
     records = [federation.round(Round(index, 2)) for index in (1, 2)]
     assert [client.trained for client in federation.workspace.clients] == [2] * 5
     assert_alike(reference, (federation, records), 1e-9)
-    assert "out of GPU memory with 5 clients at once; goes on with 2" in capsys.readouterr().err
+    assert "out of GPU memory with 5 clients at once; continues with 2" in capsys.readouterr().err
 
 
 def test_where_memory_runs_out_in_evaluation_fewer_windows_are_asked(double, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Values of a YAML file, each fetched with its check."""
+"""Checked access to the values of a YAML file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Checked:
     Attributes:
         path: the file, for messages.
         values: the mapping.
-        within: the key that the mapping is the value of; '' for the whole file.
+        within: key whose value the mapping is; '' for the whole file.
     """
 
     def __init__(
         self, path: Path, values: Any, required: Sequence[str], optional: Sequence[str] = (), within: str = ""
     ) -> None:
-        """Raises UserError for no mapping, an unknown key or a missing one."""
+        """Raise UserError if `values` is no mapping, has an unknown key or lacks a required one."""
         self.path, self.values, self.within = path, values, within
         known = (*required, *optional)
         if not isinstance(values, Mapping):
@@ -36,26 +36,26 @@ class Checked:
                 raise self.error(f"the key '{key}' is missing; it needs: {', '.join(required)}")
 
     def error(self, text: str) -> UserError:
-        """What is wrong, with where."""
+        """Return an error that names the file and the key."""
         return UserError(f"{self.path}: {f'{self.within}: ' if self.within else ''}{text}")
 
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value as it stands; `default` where it is left out or empty."""
+        """Return the value unchecked; `default` where it is left out or empty."""
         value = self.values.get(key)
         return default if value is None else value
 
     def text(self, key: str, default: Any = ...) -> Any:
-        """A word."""
+        """Return a word."""
         value = self.values.get(key, default)
         if value is not default and not (isinstance(value, str) and value.strip()):
             raise self.error(f"'{key}' must be a word, not {value!r}")
         return value
 
     def column(self, key: str, default: Any = ...) -> Any:
-        """The name of a column, which may look like a number."""
+        """Return the name of a column, which may look like a number."""
         value = self.values.get(key, default)
         if value is default:
             return value
@@ -64,7 +64,7 @@ class Checked:
         return str(value)
 
     def names(self, key: str, default: Any = ...) -> Any:
-        """A tuple of distinct names."""
+        """Return a tuple of distinct names."""
         value = self.values.get(key, default)
         if value is default:
             return value
@@ -75,7 +75,7 @@ class Checked:
         return tuple(value)
 
     def number(self, key: str, default: Any = ..., low: float = 0, high: float = math.inf) -> Any:
-        """A number of at least `low` and below `high`."""
+        """Return a number of at least `low` and below `high`."""
         value = self.values.get(key, default)
         if value is default:
             return value
@@ -85,7 +85,7 @@ class Checked:
         return float(value)
 
     def choice(self, key: str, choices: Sequence[str], default: Any = ...) -> Any:
-        """One of several words."""
+        """Return one of several words."""
         value = self.values.get(key, default)
         if value is not default and value not in choices:
             raise self.error(f"'{key}' must be one of {', '.join(choices)}, not {value!r}")

@@ -1,4 +1,4 @@
-"""Files of named arrays: .npz, .npy, .mat, .h5."""
+"""Readers of files of named arrays: .npz, .npy, .mat, .h5."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from registry.errors import UserError
 from registry.parameters import suggest
 
 PART = re.compile(r"(.+)\[([0-9]+)\]")
-"""Column 0 of an array `acc` of shape (samples, 3) is called acc[0]."""
+"""Name of a column: column 0 of an array `acc` of shape (samples, 3) is acc[0]."""
 SIGNALS, LABELS, TIME = "x", "y", "time"
-"""Names that arrays have by custom."""
+"""Default names of arrays."""
 NUMPY = "is no .npz of plain arrays, or a damaged one"
 
 Arrays = Mapping[str, Any]
 
 
 def read_arrays(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False) -> Table:
-    """Read a recording. Raises UserError for a damaged file or one without the wanted arrays.
+    """Read a recording. Raises UserError if the file is damaged or lacks a wanted array.
 
-    A channel is an array of its own (samples,), a column of one, or a column of `x` (samples, channels).
+    A channel is an array (samples,), a column of an array, or a column of `x` (samples, channels).
     """
     arrays = open_arrays(file, wanted.names, dialect)
     texts = {}
@@ -54,7 +54,7 @@ def read_arrays(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool =
 
 
 def open_arrays(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
-    """The arrays of a file by name. Raises UserError."""
+    """Read the arrays of a file by name. Raises UserError."""
     from dataset_utils.sources.own.naming import ending
 
     openers: dict[str, Callable[..., Arrays]] = {".npz": _npz, ".npy": _npy, ".mat": _mat}
@@ -62,7 +62,7 @@ def open_arrays(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
 
 
 def as_text(file: Path, name: str, array: np.ndarray) -> Text:
-    """An array of labels or names as text."""
+    """Convert an array of labels or names to text."""
     if array.dtype == object:  # cells of MATLAB
         array = np.array(["" if np.size(cell) == 0 else str(np.ravel(cell)[0]) for cell in array.ravel()])
     if array.ndim != 1 or array.dtype.kind not in "fiubUSM":
@@ -73,7 +73,7 @@ def as_text(file: Path, name: str, array: np.ndarray) -> Text:
 
 
 def _signals(file: Path, arrays: Arrays, channels: tuple[str, ...]) -> np.ndarray:
-    """(samples, channels), float32."""
+    """Return the signals (samples, channels), float32."""
     if SIGNALS in arrays and not any(_holds(arrays, name) for name in channels):
         x = np.asarray(arrays[SIGNALS])
         if x.ndim != 2 or x.shape[1] != len(channels) or x.dtype.kind not in "fiu":
@@ -96,7 +96,8 @@ def _signals(file: Path, arrays: Arrays, channels: tuple[str, ...]) -> np.ndarra
 
 
 def _time(file: Path, arrays: Arrays, wanted: Wanted) -> tuple[np.ndarray | None, str | None]:
-    """Times and their unit; the array `time` is used where none is named, and is in seconds."""
+    """Return times and their unit; where no time is described, the array `time` is used, in seconds."""
+    unit: str | None
     if wanted.time is None:
         if TIME not in arrays:
             return None, None
@@ -144,7 +145,7 @@ def _npz(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
             check_zip(zipped, file)
         wanted = {*names, *(hit[1] for name in names if (hit := PART.fullmatch(name))), SIGNALS, LABELS, TIME}
         with np.load(file, allow_pickle=False) as stored:
-            # an array that is not asked for need not be readable, but its name stands in messages
+            # an array that is not wanted need not be readable, but messages list its name
             return {name: stored[name] if name in wanted else None for name in stored.files}
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise UserError(f"{file}: {NUMPY} ({error})") from error
@@ -153,7 +154,7 @@ def _npz(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
 
 
 def _npy(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
-    """A table whose columns are named by dialect: {header: [...]}; else `x`."""
+    """Read a table whose columns `dialect: {header: [...]}` names; else the array `x`."""
     try:
         with opened(file) as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
@@ -185,7 +186,7 @@ def _mat(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Structs within structs as one level: 'data.acc'."""
+    """Return nested structs as one level: 'data.acc'."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -196,7 +197,7 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _hdf5(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
-    """The wanted datasets by their path, such as 'chest/acc'; links to other files are not followed."""
+    """Read the wanted datasets by their path, such as 'chest/acc'; links to other files are not followed."""
     import h5py
 
     try:
@@ -212,12 +213,12 @@ def _hdf5(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
 
 
 def _decoded(array: Any) -> Any:
-    """Strings of HDF5, which come as bytes, as text."""
+    """Decode strings of HDF5, which are read as bytes."""
     if isinstance(array, np.ndarray) and array.dtype == object:
         return np.array([v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in array.ravel()])
     return array
 
 
 def _from_matlab(array: Any) -> Any:
-    """MATLAB stores arrays transposed."""
+    """Transpose an array, as MATLAB stores them transposed."""
     return array.T if isinstance(array, np.ndarray) else array

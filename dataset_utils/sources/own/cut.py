@@ -1,4 +1,4 @@
-"""Windows that are cut already."""
+"""Reading of recordings that are already cut into windows."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from registry.errors import UserError
 def read_windows(
     file: Path, root: Path, described: Description, names: Mapping[str, str], classes: tuple[str, ...]
 ) -> Windows:
-    """The windows of an .npz, .npy, .mat or .h5 file: `x` of three axes, a label and a subject each.
+    """Read the windows of an .npz, .npy, .mat or .h5 file: `x` of three axes, and a label and a subject for each.
 
-    Windows of a subject in a file follow each other at the `overlap` described, so that a split in time can tell
-    which of them share samples.
+    Windows of a subject in a file are taken to follow each other at the described `overlap`, so that a split in time
+    knows which of them share samples.
 
     Raises:
-        UserError: damaged, another shape, a missing or unlisted label, or a missing subject.
+        UserError: the file is damaged, or a shape, label or subject is missing or does not fit the description.
     """
     (stream,) = described.streams
     arrays = open_arrays(file, tuple(filter(None, (stream.label, described.subject.column))), stream.dialect)
@@ -78,7 +78,7 @@ def read_windows(
 def _text(
     rule: object, column: str | None, file: Path, root: Path, arrays: Mapping[str, object], rows: int, what: str
 ) -> Text:
-    """The label or the subject of each window."""
+    """Return the label or the subject of each window."""
     if column is None:
         assert isinstance(rule, Rule)
         return Text.constant(rule.of(file, root), rows)

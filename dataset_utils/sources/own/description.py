@@ -1,4 +1,4 @@
-"""What a YAML file says of the user's own recordings."""
+"""Description of the user's own recordings in a YAML file."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ AXES = ("channels first", "time first")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How text files are written; None is to be found out.
+    """Format of text files; None is detected.
 
     Attributes:
-        separator: between cells; ' ' stands for any blanks.
-        decimal: '.' or ','.
-        encoding: of the text.
-        skip: lines before the header, or before the first row where there is none.
-        header: names of the columns of files that have no header.
+        separator: character between cells; ' ' stands for any number of blanks.
+        decimal: decimal mark, '.' or ','.
+        encoding: encoding of the text.
+        skip: number of lines before the header, or before the first row of files without a header.
+        header: column names of files without a header.
     """
 
     separator: str | None = None
@@ -55,9 +55,9 @@ class Time:
     """A column of times.
 
     Attributes:
-        column: its name.
-        unit: 's', 'ms', 'us', 'ns', 'iso', a pattern of dates such as '%d.%m.%Y %H:%M:%S', or None: to be found out.
-        timezone: of dates that name none.
+        column: name of the column.
+        unit: 's', 'ms', 'us', 'ns', 'iso', a pattern of dates such as '%d.%m.%Y %H:%M:%S', or None to detect it.
+        timezone: time zone of dates that name none.
     """
 
     column: str
@@ -67,15 +67,15 @@ class Time:
 
 @dataclass(frozen=True)
 class Stream:
-    """Files of one sensor, or of all.
+    """Files of one sensor, or of all sensors.
 
     Attributes:
-        files: patterns of their paths below the folder; () takes all that can be read.
+        files: patterns of the files' paths below the folder; () for all readable files.
         channels: columns of the signals.
-        rate: Hz; 0 where the times tell.
-        time: None where rows follow each other without gaps.
+        rate: sampling rate, Hz; 0 to measure it by the times.
+        time: column of times; None if rows follow each other without gaps.
         label: column of the labels, or None.
-        dialect: of text files.
+        dialect: format of text files.
     """
 
     files: tuple[str, ...]
@@ -91,12 +91,11 @@ class Marks:
     """A file of labelled intervals or of events.
 
     Attributes:
-        file: its path below the folder; {file}, {folder}, {subject} and {session} stand for the recording's.
-        start, end: columns of times; `end` is None for events.
-        label: column.
-        subject: column that says whose they are, or None.
-        unit: of the times; None: that of the recording.
-        dialect: of a text file.
+        file: path below the folder; {file}, {folder}, {subject} and {session} stand for those of the recording.
+        start, end: columns of times, in the recording's unit where `start` has none; `end` is None for events.
+        label: column of the labels.
+        subject: column of the subjects, or None.
+        dialect: format of a text file.
     """
 
     file: str
@@ -108,28 +107,28 @@ class Marks:
 
     @property
     def of_part(self) -> bool:
-        """Whether each subject or session of a file has marks of its own, rather than the file."""
+        """Whether marks belong to a subject or session in a file rather than to the whole file."""
         return self.subject is not None or "{subject}" in self.file or "{session}" in self.file
 
 
 @dataclass(frozen=True)
 class Description:
-    """All of it.
+    """Contents of a YAML file.
 
     Attributes:
         path: the YAML file.
-        name: of the data set.
-        folder: of the recordings, or one file.
+        name: name of the data set.
+        folder: folder of the recordings, or one file.
         streams: one, or several that are merged by time.
-        subject, session: where they stand.
-        label: a rule of the file's name, marks, or None where a column of a stream says it.
-        classes: label -> class name, in order; None takes all labels found.
+        subject, session: rules that give subject and session.
+        label: rule for the file's name, marks, or None if a column of a stream holds the labels.
+        classes: label -> class name, in order; None for all labels found.
         ignore: labels to leave out.
         acceleration: channels that are split into body and gravity.
-        preprocessing: see there.
-        cut_already: the order of axes of windows that are cut already, or None.
-        test: which recordings are to be tested on where the split is 'given'.
-        values: the YAML itself.
+        preprocessing: parameters of filtering and cutting.
+        cut_already: order of axes of files that hold windows, or None.
+        test: rule for the recordings to be tested on where the split is 'given'.
+        values: the YAML's values.
     """
 
     path: Path
@@ -149,15 +148,15 @@ class Description:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Those of all streams."""
+        """Channels of all streams."""
         return tuple(channel for stream in self.streams for channel in stream.channels)
 
 
 def read_description(path: Path) -> Description:
-    """What a YAML file says.
+    """Read and check a YAML file.
 
     Raises:
-        UserError: no such file, no YAML, an unknown or missing key, or a value that makes no sense.
+        UserError: the file is missing or no YAML, a key is unknown or missing, or a value is invalid.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -172,7 +171,7 @@ def read_description(path: Path) -> Description:
     acceleration = described.names("acceleration", ())
     for channel in acceleration:
         if channel not in channels:
-            raise described.error(f"acceleration '{channel}' is none of columns{suggest(channel, channels)}")
+            raise described.error(f"acceleration '{channel}' is not in 'columns'{suggest(channel, channels)}")
     subject = Rule.read(described, "subject", described.get("subject", "file"))
     session = Rule.read(described, "session", described.values["session"]) if "session" in described else None
     if len(streams) > 1:
@@ -272,7 +271,7 @@ def _time(described: Checked, value: Any) -> Time | None:
 
 
 def _unit(described: Checked) -> str | None:
-    unit = described.text("unit", None)
+    unit: str | None = described.text("unit", None)
     if unit is not None and unit not in (*UNITS, "iso") and "%" not in unit:
         raise described.error(
             f"'unit' must be one of {', '.join(UNITS)}, iso, or a pattern like '%d.%m.%Y %H:%M:%S', not {unit!r}"
@@ -281,7 +280,7 @@ def _unit(described: Checked) -> str | None:
 
 
 def _timezone(described: Checked) -> str | None:
-    name = described.text("timezone", None)
+    name: str | None = described.text("timezone", None)
     if name is not None:
         import zoneinfo
 
@@ -318,7 +317,7 @@ def _dialect(described: Checked) -> Dialect:
 
 
 def _label(described: Checked) -> tuple[Rule | Marks | None, str | None]:
-    """The rule or the marks that give the label, or the column that does."""
+    """Return the rule or the marks that give the label, and the column that does."""
     value = described.get("label", "y")
     if isinstance(value, str | int) and not isinstance(value, bool):
         return None, (str(value) if "label" in described or "streams" not in described else None)
@@ -354,7 +353,7 @@ def _label(described: Checked) -> tuple[Rule | Marks | None, str | None]:
 
 
 def _classes(described: Checked) -> dict[str, str] | None:
-    """Label -> class name, in the order of classes; None where the data shall tell."""
+    """Return label -> class name, in the order of classes; None to take all labels found."""
     given = described.get("classes")
     if given is None:
         return None
@@ -418,14 +417,14 @@ def _preprocessing(described: Checked, streams: tuple[Stream, ...], events: bool
 
 
 def _purity(described: Checked) -> float:
-    value = described.number("purity", 0.0)
+    value: float = described.number("purity", 0.0)
     if value > 1:
         raise described.error(f"'purity' is a share, at most 1, not {value:g}")
     return value
 
 
 def _window(described: Checked, rate: float) -> int:
-    """Samples of a window; see `window_samples`."""
+    """Return the samples of a window; see `window_samples`."""
     value = described.get("window")
     try:
         return window_samples(value, rate)

@@ -1,4 +1,4 @@
-"""How a text file is written: encoding, separator, decimal mark, where its header stands; found out where plain."""
+"""Detection of a text file's format: encoding, separator, decimal mark and position of the header."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from registry.errors import UserError
 from registry.parameters import suggest
 
 HEAD = 1 << 18
-"""Bytes that are looked at."""
+"""Number of bytes that are examined."""
 LINES = 200
-"""Lines among which the header must be."""
+"""Number of lines among which the header must be."""
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -28,7 +28,7 @@ MARKS = (
 SEPARATORS = (",", ";", "\t", "|", " ")
 CALLED = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 CLOCKS = ("t", "time", "timestamp", "times", "datetime", "seconds")
-"""Names of columns that are times."""
+"""Usual names of columns of times."""
 BLANKS = dict.fromkeys(map(ord, "\t\f\ufeff"))
 COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+([eE][-+]?[0-9]+)?")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|nan", re.IGNORECASE)
@@ -36,14 +36,13 @@ NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|nan", re
 
 @dataclass(frozen=True)
 class Found:
-    """How a file is written.
+    """Detected format of a file.
 
     Attributes:
         encoding, separator, decimal: see `Dialect`.
-        skip: lines before the first row.
-        columns: a name for every cell of a row; those without a name are ''.
-        plain: whether it is what everybody expects: UTF-8, commas, points, the header on the first line.
-        told: what is not, in words.
+        skip: number of lines before the first row.
+        columns: a name for every cell of a row; '' for cells without a name.
+        told: in words, what differs from the usual format: UTF-8, commas, points, the header on the first line.
     """
 
     encoding: str
@@ -57,18 +56,20 @@ class Found:
 def find(
     head: bytes, wanted: Sequence[str], numbers: Sequence[str], given: Dialect, file: Path, timed: bool = False
 ) -> Found:
-    """How a text file is written that begins with `head`.
+    """Detect the format of a text file that begins with `head`.
 
-    The header is the first line that holds all wanted columns, whatever separates them.
+    The header is the first line that holds all wanted columns, with any separator.
 
     Args:
-        wanted: columns that it must have.
-        numbers: those of them that hold numbers.
-        given: what the user says of it.
+        head: first `HEAD` bytes of the file.
+        wanted: columns that the file must have.
+        numbers: wanted columns that hold numbers.
+        given: what the user states about the format.
+        file: the file, for messages.
         timed: whether the time is among the wanted columns.
 
     Raises:
-        UserError: empty, no such header, or rows with more cells than columns.
+        UserError: the file is empty, has no such header, or has rows with more cells than columns.
     """
     encoding = given.encoding or encoding_of(head)
     try:
@@ -117,7 +118,7 @@ def find(
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding, by its mark, by the zeros of UTF-16, or as it can be decoded; Latin-1 as the last resort."""
+    """Detect the encoding by its mark, by the zeros of UTF-16, or by decoding; Latin-1 is the last resort."""
     for mark, name in MARKS:
         if head.startswith(mark):
             return name
@@ -135,7 +136,7 @@ def encoding_of(head: bytes) -> str:
 
 
 def cells(line: str, separator: str) -> list[str]:
-    """The cells of a line."""
+    """Split a line into its cells."""
     if separator == " ":
         return line.split()
     return next(csv.reader([line], delimiter=separator), [])
@@ -143,7 +144,7 @@ def cells(line: str, separator: str) -> list[str]:
 
 def _names(line: str, separator: str) -> list[str]:
     found = [cell.strip().strip("\"'").strip() for cell in cells(line, separator)]
-    if found and found[0].startswith("#"):  # as numpy.savetxt comments its header
+    if found and found[0].startswith("#"):  # numpy.savetxt writes its header as a comment
         found[0] = found[0].lstrip("# ")
         if not found[0]:
             found.pop(0)
@@ -151,7 +152,7 @@ def _names(line: str, separator: str) -> list[str]:
 
 
 def _candidates(lines: list[str], given: Dialect) -> tuple[str, ...]:
-    """Separators to try; the one of a line such as 'sep=;' first."""
+    """Return the separators to try; that of a line such as 'sep=;' comes first."""
     if given.separator is not None:
         return (given.separator,)
     hit = re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\ufeff \r\n"), re.IGNORECASE) or re.fullmatch(
@@ -161,7 +162,7 @@ def _candidates(lines: list[str], given: Dialect) -> tuple[str, ...]:
 
 
 def _header(lines: list[str], wanted: Sequence[str], given: Dialect, file: Path) -> tuple[str, tuple[str, ...], int]:
-    """Separator, columns and number of lines up to the header's end."""
+    """Return separator, columns and number of lines up to the header's end."""
     best: tuple[int, str, list[str], int] = (0, "", [], 0)
     numbered = list(enumerate(lines[:LINES]))
     if given.skip is not None:
@@ -201,7 +202,7 @@ def _header(lines: list[str], wanted: Sequence[str], given: Dialect, file: Path)
 def _first_row(
     lines: list[str], given: Dialect, numbers: Sequence[str], file: Path
 ) -> tuple[str, tuple[str, ...], int]:
-    """Separator, columns and number of lines before the first row, of a file without header."""
+    """Return separator, columns and number of lines before the first row of a file without a header."""
     columns = tuple(given.header or ())
     places = [columns.index(name) for name in numbers if name in columns]
     numbered = list(enumerate(lines[:LINES]))[given.skip or 0 :]
@@ -223,7 +224,7 @@ def _first_row(
 
 
 def _widened(columns: tuple[str, ...], rows: list[list[str]], skip: int, file: Path) -> tuple[tuple[str, ...], bool]:
-    """The columns, with nameless ones for what separators at the ends of rows add, and whether there are any."""
+    """Return the columns, with nameless ones added for separators at the ends of rows, and whether there are any."""
     widest = max((len(row) for row in rows), default=len(columns))
     if widest <= len(columns):
         return columns, False
@@ -237,10 +238,10 @@ def _widened(columns: tuple[str, ...], rows: list[list[str]], skip: int, file: P
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is plainly a number."""
+    """Return whether a cell is certainly a number."""
     return bool(NUMBER.fullmatch(cell.strip()) or COMMA.fullmatch(cell.strip()))
 
 
 def _commas(values: list[str]) -> bool:
-    """Whether numbers are written with decimal commas: some are, and none with a point."""
+    """Return whether numbers have decimal commas: some have one, and none has a point."""
     return any(COMMA.fullmatch(value) for value in values) and not any("." in value for value in values)

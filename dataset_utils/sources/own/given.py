@@ -1,4 +1,4 @@
-"""Which of the user's own recordings are to be tested on, where the split is 'given'."""
+"""Rule for which of the user's own recordings are tested on where the split is 'given'."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class GivenRule:
     """The key `test` of a description.
 
     Args:
-        path: of the YAML file, for messages.
-        folder: of the recordings.
-        rule: the key's value; None where it is missing.
+        path: the YAML file, for messages.
+        folder: folder of the recordings.
+        rule: value of the key; None where it is missing.
 
     Attributes:
         column: CSV column or .npz array whose values tell test rows from others, or None.
 
     Raises:
-        UserError: it has none of the forms that there are.
+        UserError: the value has none of `FORMS`.
     """
 
     def __init__(self, path: Path, folder: Path, rule: Any) -> None:
@@ -56,7 +56,7 @@ class GivenRule:
         return tuple(label_text(str(value)) if key == "values" else str(value).strip() for value in values or ())
 
     def check_files(self, files: Sequence[Path]) -> None:
-        """Raises UserError for a name of no file, or of several."""
+        """Raise UserError for a name of no file, or of several."""
         for name in self._files:
             named = [file for file in files if name in self._names(file)]
             if not named:
@@ -69,25 +69,26 @@ class GivenRule:
                 raise UserError(f"{self.path}: 'test' names the file '{name}', which {paths} are; write the path")
 
     def rows(self, file: Path, parts: Text | None, rows: int) -> np.ndarray:
-        """(rows,), bool: which rows of a file its name or the column say are to be tested on."""
+        """Return which rows of a file are to be tested on by its name or by the column, (rows,), bool."""
         if parts is None:
             return np.full(rows, any(name in self._files for name in self._names(file)))
         values = [label_text(value) for value in parts.values]
         self._values_seen.update(dict.fromkeys(values))
-        return np.isin(np.array(values, dtype=str), self._values)[parts.codes]
+        tested: np.ndarray = np.isin(np.array(values, dtype=str), self._values)[parts.codes]
+        return tested
 
     def _names(self, file: Path) -> tuple[str, ...]:
-        """What a file may be called: its path below the folder and its name, with endings and without."""
+        """Return the names of a file: its path below the folder and its name, each with and without endings."""
         path = file.relative_to(self.folder) if self.folder in file.parents else Path(file.name)
         return path.as_posix(), path.with_name(stem(file)).as_posix(), file.name, stem(file)
 
     def names(self, subject: str) -> bool:
-        """Whether all of a subject is to be tested on."""
+        """Return whether all recordings of a subject are to be tested on."""
         self._seen.setdefault(subject)
         return subject in self._subjects
 
     def check_seen(self) -> tuple[()]:
-        """Nothing. Raises UserError for a subject or a value that is named, but of which nothing was read."""
+        """Raise UserError for a named subject or value of which nothing was read; return nothing."""
         for name in self._subjects:
             if name not in self._seen:
                 raise UserError(f"{self.path}: 'test' names the subject '{name}', of whom there is no recording")

@@ -1,4 +1,4 @@
-"""Which files are read, and which are not and why."""
+"""Lists of the files that are read, and of those that are not, with the reason."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from registry.errors import UserError
 
 
 def files_of(stream: Stream, description: Description, root: Path) -> list[Path]:
-    """The files of a stream, sorted.
+    """Return the files of a stream, sorted.
 
-    Without patterns these are all that can be read in the folder itself; .txt and the like, which may be notes, only
-    where there are no others.
+    Without patterns these are all readable files in the folder itself; .txt and the like, which may be notes, only if
+    there are no others.
 
     Raises:
-        UserError: none, or a recording that is there twice.
+        UserError: there are none, or a recording is there twice.
     """
     if description.folder.is_file():
         return [description.folder]
@@ -48,7 +48,7 @@ def files_of(stream: Stream, description: Description, root: Path) -> list[Path]
 
 
 def ignored(description: Description, root: Path, read: Sequence[Path]) -> dict[str, str]:
-    """Files below `root` that are not read -> why."""
+    """Return file below `root` that is not read -> reason."""
     if description.folder.is_file():
         return {}
     why: dict[str, str] = {}
@@ -66,7 +66,7 @@ def ignored(description: Description, root: Path, read: Sequence[Path]) -> dict[
         if _is_hidden(file, root):
             why[name] = "hidden"
         elif ending(file) not in READERS:
-            why[name] = f"the ending '{file.suffix}' is none that is read"
+            why[name] = f"the ending '{file.suffix}' is not supported"
         elif patterns:
             why[name] = "does not fit 'files'"
         elif file.parent != root:
@@ -81,14 +81,14 @@ def _is_hidden(file: Path, root: Path) -> bool:
 
 
 def companions(file: Path) -> list[Path]:
-    """Files that are read with a file: the signals of a WFDB record lie beside its header."""
+    """Return the files that are read with a file: the signals of a WFDB record are beside its header."""
     if ending(file) != ".hea":
         return []
     return sorted(other for other in file.parent.glob(f"{stem(file)}.dat") if other.is_file())
 
 
 def label_files(description: Description, root: Path) -> list[Path]:
-    """Files that hold the labels, sorted."""
+    """Return the files that hold the labels, sorted."""
     if not isinstance(description.label, Marks):
         return []
     pattern = description.label.file.replace("{folder}", "**")  # a folder may lie in others

@@ -1,4 +1,4 @@
-"""Labels as they stand in files, and the classes that they are."""
+"""Labels in files, and their classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataset_utils.recording import UNLABELLED
 from registry.errors import UserError
 
 NUMBER = re.compile(r"[-+]?[0-9]+(\.0*)?")
-"""Numbers that are one label however they are written: 3, 3.0, 03."""
+"""Numbers that are the same label in any spelling: 3, 3.0, 03."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Text:
 
     Attributes:
         codes: (rows,), int, index into `values`.
-        values: the distinct texts, without blanks around; '' where a cell is empty.
+        values: the distinct texts, without surrounding blanks; '' for empty cells.
     """
 
     codes: np.ndarray
@@ -31,13 +31,13 @@ class Text:
 
     @staticmethod
     def of(values: Iterable[str]) -> Text:
-        """Of one text a row."""
+        """Return a column of these texts, one for each row."""
         names, codes = np.unique(np.asarray([str(value).strip() for value in values], dtype=str), return_inverse=True)
         return Text(codes.astype(np.int32), tuple(str(name) for name in names))
 
     @staticmethod
     def of_array(array: np.ndarray) -> Text:
-        """Of an array of text or numbers; NaN is empty."""
+        """Return a column of an array of text or numbers; NaN counts as empty."""
         if array.dtype.kind == "f":
             names, codes = np.unique(array, return_inverse=True)
             texts = ["" if math.isnan(name) else label_text(repr(float(name))) for name in names]
@@ -48,11 +48,11 @@ class Text:
 
     @staticmethod
     def constant(value: str, rows: int) -> Text:
-        """The same text in every row."""
+        """Return a column with the same text in every row."""
         return Text(np.zeros(rows, dtype=np.int32), (value,))
 
     def counts(self) -> dict[str, int]:
-        """Text -> rows that have it."""
+        """Return text -> number of rows."""
         total: Counter[str] = Counter()
         for value, count in zip(self.values, np.bincount(self.codes, minlength=len(self.values)), strict=True):
             if count:
@@ -60,21 +60,21 @@ class Text:
         return dict(total)
 
     def take(self, rows: np.ndarray | slice) -> Text:
-        """Some rows."""
+        """Return some of the rows."""
         return Text(self.codes[rows], self.values)
 
 
 def label_text(text: str) -> str:
-    """A label as it is compared: 3, 3.0 and 03 are one, blanks around do not count."""
+    """Return the form in which labels are compared: 3, 3.0 and 03 are equal, surrounding blanks do not count."""
     text = text.strip()
     return str(int(float(text))) if NUMBER.fullmatch(text) and len(text) < 16 else text
 
 
 def class_names(found: Iterable[str], ignore: frozenset[str], where: str) -> dict[str, str]:
-    """Label -> class name, the same, of the labels found where none are listed; numbers in their order.
+    """Return label -> class name (the same) of the labels found where no classes are listed, numbers in order.
 
     Raises:
-        UserError: fewer than two, some differ in case only, or -1, of which nobody knows whether it is a class.
+        UserError: there are fewer than two, some differ in case only, or -1 is among them, which may mean 'no label'.
     """
     labels = {label_text(label) for label in found} - ignore - {""}
     folded: dict[str, list[str]] = defaultdict(list)
@@ -88,22 +88,22 @@ def class_names(found: Iterable[str], ignore: frozenset[str], where: str) -> dic
             )
     if "-1" in labels:
         raise UserError(
-            f"{where}: the label -1 is a class to some and 'no label' to others; list the 'classes', or say "
-            "ignore: [-1]"
+            f"{where}: the label -1 may be a class or mean 'no label'; list the 'classes', or say ignore: [-1]"
         )
     if len(labels) < 2:
-        raise UserError(f"{where}: fewer than two distinct labels ({', '.join(map(repr, sorted(labels))) or 'none'})")
+        found_ones = ", ".join(map(repr, sorted(labels))) or "none"
+        raise UserError(f"{where}: fewer than two distinct labels ({found_ones}); correct 'label' or 'ignore'")
     return {label: label for label in sorted(labels, key=_numbers_first)}
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """Class indices of labels, and what is none.
+    """Class indices of labels, and counts of labels that are no class.
 
     Attributes:
         labels: (rows,), int64, class index or UNLABELLED.
-        left_out: why rows are UNLABELLED -> how many.
-        unlisted: label that is neither listed nor ignored -> rows.
+        left_out: reason why rows are UNLABELLED -> number of rows.
+        unlisted: label that is neither listed nor ignored -> number of rows.
     """
 
     labels: np.ndarray
@@ -112,7 +112,7 @@ class Indexed:
 
 
 def indexed(text: Text, names: Mapping[str, str], classes: tuple[str, ...], ignore: frozenset[str]) -> Indexed:
-    """The class index of each row of labels."""
+    """Return the class index of each row."""
     number = {name: index for index, name in enumerate(classes)}
     table = np.full(len(text.values), UNLABELLED, dtype=np.int64)
     for code, value in enumerate(text.values):

@@ -1,4 +1,4 @@
-"""Labels from a file of their own: a table of start, end and label, or events."""
+"""Labels from a separate file: a table of start, end and label, or events."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset_utils.sources.own import inventory
-from dataset_utils.sources.own.description import Description, Marks
+from dataset_utils.sources.own.description import Description, Dialect, Marks, Time
 from dataset_utils.sources.own.labels import Text
 from dataset_utils.sources.own.naming import ending, stem
 from dataset_utils.sources.own.reading import read
 from dataset_utils.sources.own.signal_files import edf_annotations, wfdb_annotations
-from dataset_utils.sources.own.table import Wanted
+from dataset_utils.sources.own.table import Table, Wanted
 from dataset_utils.time_axis import UNITS
 from registry.errors import UserError
 
 TABLES = (".csv", ".tsv", ".txt", ".parquet")
-"""Endings of marks that are tables; .edf and .bdf hold annotations, and any other is an annotator of WFDB."""
+"""Endings of tables; .edf and .bdf files hold annotations, and any other ending is an annotator of WFDB."""
 OUTSIDE = "event outside of the recording"
 
 
 class Places(NamedTuple):
-    """Labelled places on the time axis.
+    """Labelled intervals on the time axis.
 
     Attributes:
         start, end: (n,), seconds; equal for events.
-        label: a text each.
-        file: where they stand.
+        label: (n,), the labels.
+        file: the file that holds them.
     """
 
     start: np.ndarray
@@ -39,7 +39,7 @@ class Places(NamedTuple):
 
 
 def path_of(marks: Marks, file: Path, root: Path, subject: str, session: str) -> Path:
-    """The file of the marks of a recording. Raises UserError: it is not there."""
+    """Return the file of a recording's marks. Raises UserError if it is not there."""
     words = {
         "file": stem(file),
         "folder": file.parent.relative_to(root).as_posix(),
@@ -52,50 +52,62 @@ def path_of(marks: Marks, file: Path, root: Path, subject: str, session: str) ->
     if "*" in name:
         hits = sorted(root.glob(name))
         if len(hits) != 1:
-            raise UserError(f"{root}: {len(hits)} files fit '{name}', where the labels of {file.name} should stand")
+            raise UserError(f"{root}: {len(hits)} files fit '{name}', one should, with the labels of {file.name}")
         return hits[0]
     path = root / name
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file; the labels of {file.name} should stand there")
+        raise UserError(f"{path}: there is no such file, which should hold the labels of {file.name}; correct 'label'")
     return path
 
 
 def read_marks(path: Path, marks: Marks, subject: str | None, unit: str) -> Places:
-    """The marks in a file, of one subject where there is a column that says whose they are.
+    """Read the marks in a file, of one subject if there is a column of subjects.
 
     Args:
-        subject: whose; None takes all, as where only their labels are wanted.
-        unit: of the recording's times, where the marks name none of their own.
+        path: the file.
+        marks: its description.
+        subject: the subject; None for all, if only the labels are wanted.
+        unit: unit of the recording's times, used where the description gives none.
 
     Raises:
-        UserError: damaged, an end before its start, or stretches of different labels that overlap.
+        UserError: the file is damaged.
     """
     if ending(path) not in TABLES:
         found = edf_annotations(path) if ending(path) in (".edf", ".bdf") else wfdb_annotations(path)
-        end = found.onset + (0 if marks.end is None else found.duration)
+        end = found.onset if marks.end is None else found.onset + found.duration
         return Places(found.onset, end, Text.of(found.labels), path)
     texts = (marks.label, *([marks.subject] if marks.subject else []))
-    table = read(path, Wanted((), marks.start, texts), marks.dialect)
+    table, time = _read_timed(path, marks.start, texts, marks.dialect)
     scale = UNITS[table.unit or unit]
-    start, rows = table.time * scale, np.ones(len(table.time), dtype=bool)
-    end = start
+    start: np.ndarray = time * scale
+    rows, end = np.ones(len(time), dtype=bool), start
     if marks.end is not None:
-        until = read(path, Wanted((), dataclasses.replace(marks.start, column=marks.end), texts), marks.dialect)
-        end = until.time * scale
+        _, until = _read_timed(path, dataclasses.replace(marks.start, column=marks.end), texts, marks.dialect)
+        end = until * scale
     if marks.subject and subject is not None:
         whose = table.texts[marks.subject]
         rows = np.array([value == subject for value in whose.values])[whose.codes]
     return Places(start[rows], end[rows], table.texts[marks.label].take(rows), path)
 
 
+def _read_timed(path: Path, time: Time, texts: tuple[str, ...], dialect: Dialect) -> tuple[Table, np.ndarray]:
+    table = read(path, Wanted((), time, texts), dialect)
+    assert table.time is not None  # a table read with a column of times has them
+    return table, table.time
+
+
 def place(places: Places, seconds: np.ndarray, marks: Marks, name: str) -> tuple[Text, int]:
-    """The label of each sample, '' where there is none, and how many events lie outside of the recording.
+    """Return the label of each sample, '' where there is none, and the number of events outside the recording.
 
     Args:
-        seconds: (samples,), times, in ascending order where the marks are events.
+        places: the labelled intervals or events.
+        seconds: (samples,), times of the samples, ascending where the marks are events.
+        marks: description of the marks.
+        name: name of the recording, for messages.
 
     Raises:
-        UserError: see `read_marks`; or none of the marks lies in the recording.
+        UserError: an interval ends before it starts, intervals of different labels overlap, or none of the marks lies
+            in the recording.
     """
     values = ("", *places.label.values)
     codes = np.zeros(len(seconds), dtype=np.int32)
@@ -115,12 +127,12 @@ def place(places: Places, seconds: np.ndarray, marks: Marks, name: str) -> tuple
         wrong = np.flatnonzero(end <= start)
         if len(wrong):
             raise UserError(
-                f"{places.file}: a stretch ends at {end[wrong[0]]:g}, before or at its start {start[wrong[0]]:g}"
+                f"{places.file}: an interval ends at {end[wrong[0]]:g}, before or at its start {start[wrong[0]]:g}"
             )
         clash = np.flatnonzero((start[1:] < end[:-1] - 1e-9) & (label[1:] != label[:-1]))
         if len(clash):
             one, two = (values[label[clash[0] + k]] for k in (0, 1))
-            raise UserError(f"{places.file}: '{one}' and '{two}' overlap at {start[clash[0] + 1]:g} s")
+            raise UserError(f"{places.file}: '{one}' and '{two}' overlap at {start[clash[0] + 1]:g} s; correct them")
         last = np.searchsorted(start, seconds + 1e-9, side="right") - 1
         covered = (last >= 0) & (seconds < end[last] - 1e-9)
         codes[covered] = label[last[covered]]
@@ -134,9 +146,10 @@ def place(places: Places, seconds: np.ndarray, marks: Marks, name: str) -> tuple
 
 
 def labels_of(description: Description, root: Path) -> set[str]:
-    """All labels in files of marks."""
-    marks: Marks = description.label
+    """Return all labels in files of marks."""
+    marks = description.label
+    assert isinstance(marks, Marks)
     paths = inventory.label_files(description, root)
     if not paths:
-        raise UserError(f"{root}: holds no '{marks.file}', where the labels should stand")
+        raise UserError(f"{root}: holds no '{marks.file}', which should hold the labels; correct 'label'")
     return {value for path in paths for value in read_marks(path, marks, None, "s").label.values}

@@ -1,4 +1,4 @@
-"""What a file is called and what its name says: subject, session, label."""
+"""Names of files, and rules that read subject, session and label from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKED = (".gz", ".zip")
 
 
 def ending(file: Path) -> str:
-    """The ending of a file's name in lower case, without what packs it: '.csv' of 'S1.CSV.gz'."""
+    """Return the ending of a file's name in lower case, without that of its compression: '.csv' of 'S1.CSV.gz'."""
     name = file.name.lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -22,7 +22,7 @@ def ending(file: Path) -> str:
 
 
 def stem(file: Path) -> str:
-    """A file's name without endings: 'S1' of 'S1.CSV.gz'."""
+    """Return a file's name without endings: 'S1' of 'S1.CSV.gz'."""
     name = file.name
     for suffix in (*PACKED, ending(file)):
         if suffix and name.lower().endswith(suffix):
@@ -32,12 +32,12 @@ def stem(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """How something is found out of a file.
+    """Rule by which a value is read from a file.
 
     Attributes:
-        kind: 'file' (its name), 'folder' (the name of its folder), 'pattern' or 'column'.
+        kind: 'file' (the file's name), 'folder' (the name of its folder), 'pattern' or 'column'.
         value: the regular expression, or the column.
-        where: of which key in which YAML, for messages.
+        where: the key and the YAML file, for messages.
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Rule:
 
     @staticmethod
     def read(described: Checked, key: str, value: Any) -> Rule:
-        """Check what a YAML says: file, folder, {pattern: ...} or {column: ...}. Raises UserError."""
+        """Check a value of the YAML: file, folder, {pattern: ...} or {column: ...}. Raises UserError."""
         where = f"the {key} pattern in {described.path}"
         if value in ("file", "folder"):
             return Rule(value, "", where)
@@ -67,13 +67,13 @@ class Rule:
 
     @property
     def column(self) -> str | None:
-        """The column that says it, or None where the file's name does."""
+        """The column that holds the value, or None if the file's name does."""
         return self.value if self.kind == "column" else None
 
     def of(self, file: Path, root: Path) -> str:
-        """What the name of a file below `root` says. Raises UserError: it does not fit the pattern.
+        """Return the value in the name of a file below `root`. Raises UserError if it does not fit the pattern.
 
-        A pattern with a slash is searched in the path below `root`, without ending; another one in the name.
+        A pattern with a slash is searched in the path below `root`, without ending; any other one in the name.
         """
         if self.kind == "file":
             return stem(file)

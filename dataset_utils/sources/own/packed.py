@@ -1,4 +1,4 @@
-"""Files as they are and packed ones (.gz, .zip of one file), opened alike."""
+"""Opening of files that may be compressed (.gz, .zip of one file)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, TYPE_CHECKING
 
 from dataset_utils.sources.archive import MAX_RATIO, RATIO_FROM, check_zip
 from registry.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, NotImplementedError)
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[BinaryIO]:
-    """The contents of a file. Raises UserError: unreadable, damaged, or a zip of several files or none."""
+def opened(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading bytes. Raises UserError: unreadable, damaged, or a zip of several files or none."""
     try:
         if file.suffix.lower() == ".gz":
             with file.open("rb") as raw, gzip.open(raw) as unpacked:
@@ -27,8 +30,8 @@ def opened(file: Path) -> Iterator[BinaryIO]:
         elif file.suffix.lower() == ".zip":
             with zipfile.ZipFile(file) as zipped:
                 check_zip(zipped, file)
-                with zipped.open(only_member(zipped, file)) as unpacked:
-                    yield unpacked
+                with zipped.open(only_member(zipped, file)) as member:
+                    yield member
         else:
             with file.open("rb") as raw:
                 yield raw
@@ -39,7 +42,7 @@ def opened(file: Path) -> Iterator[BinaryIO]:
 
 
 def only_member(zipped: zipfile.ZipFile, file: Path) -> str:
-    """The name of the one file in a zip. Raises UserError."""
+    """Return the name of the one file in a zip. Raises UserError."""
     names = [n.filename for n in zipped.infolist() if not n.is_dir() and not n.filename.startswith("__MACOSX/")]
     if len(names) != 1:
         raise UserError(f"{file}: holds {len(names)} files; unpack it, and name its folder in 'folder'")
@@ -47,9 +50,9 @@ def only_member(zipped: zipfile.ZipFile, file: Path) -> str:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends in an error where it unpacks to absurdly more than its file holds."""
+    """Stream that raises UserError if it unpacks to far more than its file holds."""
 
-    def __init__(self, stream: BinaryIO, file: Path) -> None:
+    def __init__(self, stream: gzip.GzipFile, file: Path) -> None:
         self.stream, self.file, self.read_so_far = stream, file, 0
         self.most = max(RATIO_FROM, MAX_RATIO * file.stat().st_size)
 
@@ -65,9 +68,10 @@ class _Bounded(io.RawIOBase):
     def tell(self) -> int:
         return self.stream.tell()
 
-    def readinto(self, buffer: memoryview) -> int:
-        piece = self.stream.read(len(buffer))
-        buffer[: len(piece)] = piece
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        space = memoryview(buffer)
+        piece = self.stream.read(len(space))
+        space[: len(piece)] = piece
         self.read_so_far += len(piece)
         if self.read_so_far > self.most:
             raise UserError(f"{self.file}: refused, it unpacks to more than {self.most} bytes (a bomb?)")

@@ -1,4 +1,4 @@
-"""The reader of each kind of file."""
+"""Readers for each kind of file."""
 
 from __future__ import annotations
 
@@ -34,19 +34,22 @@ READERS: dict[str, Reader] = {
     ".log": read_text,
 }
 SECOND = (".txt", ".dat", ".log")
-"""Endings of recordings and of notes alike."""
+"""Endings that both recordings and notes have."""
 UNPACKED_ONLY = (".npz", ".h5", ".hdf5", ".edf", ".bdf", ".hea")
-"""Kinds that their libraries read from a file on disk."""
+"""Kinds that are read from an uncompressed file on disk only."""
 
 
 def read(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False) -> Table:
     """Read a recording.
 
     Args:
-        only_texts: signals and times are not needed.
+        file: the file.
+        wanted: columns to read.
+        dialect: format of text files.
+        only_texts: whether signals and times are not needed.
 
     Raises:
-        UserError: a damaged file, or one that does not hold what is wanted.
+        UserError: the file is damaged, or lacks a wanted column.
     """
     kind = kind_of(file)
     if kind in UNPACKED_ONLY and file.suffix.lower() in (".gz", ".zip"):
@@ -55,7 +58,7 @@ def read(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False)
 
 
 def kind_of(file: Path) -> str:
-    """The ending that tells how a file is read. Raises UserError where none does."""
+    """Return the ending that determines the reader. Raises UserError if there is none."""
     kind = ending(file)
     if file.suffix.lower() == ".zip" and kind not in READERS:
         try:

@@ -1,4 +1,4 @@
-"""Files of physiological signals: EDF (pyedflib) and WFDB (wfdb), with their annotations."""
+"""Readers of files of physiological signals, EDF (pyedflib) and WFDB (wfdb), and of their annotations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from registry.parameters import suggest
 
 
 class Annotations(NamedTuple):
-    """Labelled places or stretches of a recording.
+    """Labelled events or intervals of a recording.
 
     Attributes:
         onset, duration: (n,), seconds from the recording's begin; duration is 0 for an event.
-        labels: a text each.
+        labels: (n,), the labels.
     """
 
     onset: np.ndarray
@@ -44,7 +44,7 @@ def read_edf(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = Fa
 
 
 def edf_annotations(file: Path) -> Annotations:
-    """The annotations of an EDF+ file. Raises UserError."""
+    """Read the annotations of an EDF+ file. Raises UserError."""
     with _edf(file) as reader:
         onset, duration, labels = reader.readAnnotations()
     spans = np.maximum(np.asarray(duration, dtype=np.float64), 0)  # -1 where none is given
@@ -62,7 +62,7 @@ def read_wfdb(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = F
 
 
 def wfdb_annotations(file: Path) -> Annotations:
-    """The annotations beside a WFDB record, such as 100.atr. Raises UserError."""
+    """Read the annotations of a WFDB record, such as 100.atr. Raises UserError."""
     wfdb = _wfdb(file)
     name = str(file.with_suffix(""))
     marks = _read(file, lambda: wfdb.rdann(name, file.suffix[1:]))

@@ -1,11 +1,11 @@
-"""A data set that a YAML file describes."""
+"""Data source for recordings that a YAML file describes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from dataset_utils.sources.own.naming import Rule
 from dataset_utils.sources.own.reading import read
 from dataset_utils.sources.own.table import Table, Wanted
 from dataset_utils.time_axis import UNITS, likely_unit
+from dataset_utils.windows import joined
 from registry.errors import UserError
 
 
 def load_source(yaml_path: Path) -> Source:
-    """The data set that a YAML file describes. Raises UserError; see `read_description`."""
+    """Return the data set that a YAML file describes. Raises UserError; see `read_description`."""
     return OwnData(read_description(yaml_path))
 
 
@@ -33,7 +34,7 @@ class OwnData(Source):
     """A folder of the user's recordings.
 
     Attributes:
-        described: what the YAML file says.
+        described: contents of the YAML file.
     """
 
     def __init__(self, description: Description) -> None:
@@ -45,21 +46,21 @@ class OwnData(Source):
         self.root = description.folder.parent if description.folder.is_file() else description.folder
 
     @functools.cached_property
-    def classes(self) -> tuple[str, ...]:
-        """The class names; where the YAML gives none, the distinct labels, numbers in their order."""
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]  # read-only: found out when first asked for
+        """Class names; if the YAML gives none, the distinct labels, numbers in order."""
         return tuple(dict.fromkeys(self._names.values()))
 
     @property
     def listed(self) -> tuple[str, ...]:
-        """See `Source.listed`."""
+        """Labels that are read as classes; see `Source.listed`."""
         return tuple(self._names)
 
     def description(self) -> Mapping[str, Any]:
-        """The whole YAML: whatever is changed there may change the windows."""
+        """Return the whole YAML, as any change of it may change the windows."""
         return self.described.values
 
     def find(self, raw: Path | None, data_root: Path, download: bool) -> Path:
-        """The folder or file that the YAML names."""
+        """Return the folder or file that the YAML names."""
         if raw is not None:
             raise UserError(f"--raw {raw}: leave it out; {self.described.path} says where the data are ('folder')")
         folder = self.described.folder
@@ -68,22 +69,24 @@ class OwnData(Source):
         return folder
 
     def files(self, path: Path) -> list[Path]:
-        """See `Source.files`; with those that hold the labels."""
+        """Return the files of recordings and of labels; see `Source.files`."""
         recorded = self._recorded()
         beside = (other for file in recorded for other in inventory.companions(file))
         return sorted({*recorded, *beside, *inventory.label_files(self.described, self.root)})
 
     def ignored(self, path: Path) -> dict[str, str]:
-        """See `Source.ignored`."""
+        """Return file that is not read -> reason; see `Source.ignored`."""
         return inventory.ignored(self.described, self.root, self._recorded())
 
-    def load(self, path: Path) -> Iterator[Recording]:
-        """A recording for each subject and session of a file, or of files that are merged."""
-        for part in self.parts(path):
-            yield from part()
+    def load(self, path: Path) -> Iterable[Recording] | Windows:
+        """Read a recording for each subject and session, or windows where the files hold windows."""
+        loaded = (part() for part in self.parts(path))
+        if self.described.cut_already:
+            return joined([own for own in loaded if isinstance(own, Windows)])[0]
+        return chain.from_iterable(own for own in loaded if not isinstance(own, Windows))
 
     def parts(self, path: Path) -> Iterator[Callable[[], Iterable[Recording] | Windows]]:
-        """See `Source.parts`: a file each, or the files of a recording."""
+        """Yield a function for each file, or for the files of each recording; see `Source.parts`."""
         described = self.described
         described.test.check_files(self._recorded())
         if len(described.streams) > 1:
@@ -111,11 +114,13 @@ class OwnData(Source):
             found |= {described.label.of(file, self.root) for file in self._recorded()}
         else:
             for stream in described.streams:
-                for file in self._files(stream) if stream.label else ():
+                if not stream.label:
+                    continue
+                for file in self._files(stream):
                     try:
                         table = read(file, self._wanted(stream), stream.dialect, True)
                         found |= set(table.texts[stream.label].counts())
-                    except UserError as error:  # which comes up again where the file is read
+                    except UserError as error:  # raised again when the file is read
                         errors.append(error)
             if errors and not found:
                 raise errors[0]
@@ -157,7 +162,7 @@ class OwnData(Source):
             own = name if len(groups) == 1 else f"{name} ({', '.join(filter(None, (who, when)))})"
             text = None if label is None else label.take(part)
             if text is None:
-                start = seconds[first] if table.time is None else 0.0  # rows without times: counted from the part's
+                start = seconds[first] if table.time is None else 0.0  # without times: the part's own
                 text, missed = self._marked(own, file, (who, when), seconds[part] - start, unit)
             yield dataclasses.replace(
                 self._recording(
@@ -165,10 +170,10 @@ class OwnData(Source):
                 ),
                 test=True if given.names(who) else tested[part],
             )
-            missed = None if missed is None else 0  # those of the file are counted once
+            missed = None if missed is None else 0  # the file's are counted once
 
     def _clock(self, table: Table) -> tuple[np.ndarray, str]:
-        """When each row was taken, seconds (without times from the first row on), and the unit of the times."""
+        """Return the time of each row in seconds (without times: from the first row on), and the unit of the times."""
         settings, time = self.preprocessing, table.time
         if time is None:
             return np.arange(len(table.signals)) / (table.rate or settings.recorded or settings.rate), "s"
@@ -185,10 +190,16 @@ class OwnData(Source):
         table: Table,
         missed: int | None = None,
     ) -> Recording:
-        """One recording.
+        """Return one recording of a table's rows.
 
         Args:
-            missed: events that lie outside of it, where labels are events.
+            name: name of the recording.
+            subject: name of the subject.
+            signals: (rows, channels).
+            time: (rows,), or None.
+            label: (rows,), the labels.
+            table: the file's contents.
+            missed: number of events outside the recording, where labels are events.
         """
         found = indexed(label, self._names, self.classes, self.described.ignore)
         left_out = found.left_out
@@ -207,7 +218,7 @@ class OwnData(Source):
         return marks.place(marks.read_marks(path, rule, key[0], unit), seconds, rule, name)
 
     def _text(self, rule: Rule | None, file: Path, table: Table, what: str) -> Text:
-        """The subject or the session of each row. Raises UserError where a cell is empty."""
+        """Return the subject or the session of each row. Raises UserError where a cell is empty."""
         rows = len(table.signals)
         if rule is None:
             return Text.constant("", rows)
@@ -223,7 +234,7 @@ class OwnData(Source):
         return file.relative_to(self.root).as_posix()
 
     def _joined(self) -> list[tuple[tuple[str, str], list[Path]]]:
-        """Subject and session -> a file of each stream. Raises UserError where one is missing or there are several."""
+        """Return subject and session -> a file of each stream. Raises UserError for a missing file or several."""
         described = self.described
         found: list[dict[tuple[str, str], Path]] = []
         for stream in described.streams:
@@ -259,7 +270,9 @@ class OwnData(Source):
         merged = streams.merge(recordings, [s.rate for s in described.streams], self.preprocessing, tallies)
         name = " ".join(filter(None, (subject, session)))
         of_labels = next((r for r, s in zip(recordings, described.streams, strict=True) if s.label), None)
-        labels, left_out, unlisted = merged.labels, {}, {}
+        labels = merged.labels
+        left_out: Mapping[str, int] = {}
+        unlisted: Mapping[str, int] = {}
         if described.label is not None:
             seconds = merged.first + np.arange(len(labels)) / self.preprocessing.rate
             if isinstance(described.label, Rule):
@@ -285,13 +298,13 @@ class OwnData(Source):
 
 
 def _groups(subject: Text, session: Text, timed: bool) -> Iterator[np.ndarray | slice]:
-    """The rows of each recording in a file.
+    """Yield the rows of each recording in a file.
 
-    With times these are all rows of a subject and session, wherever they stand; without, rows that follow each other.
+    With times these are all rows of a subject and session, at any position; without, rows that follow each other.
     """
     key = subject.codes * np.int32(len(session.values)) + session.codes
     edges = np.concatenate([[0], np.flatnonzero(key[1:] != key[:-1]) + 1, [len(key)]])
-    if timed and len(edges) - 1 > len(np.unique(key[edges[:-1]])):  # rows of one stand in several places
+    if timed and len(edges) - 1 > len(np.unique(key[edges[:-1]])):  # one recording's rows are at several positions
         for one in np.unique(key):
             yield np.flatnonzero(key == one)
     else:

@@ -1,4 +1,4 @@
-"""Sensors in several files, each at its own rate, on one time axis."""
+"""Merging of sensors in several files, each at its own rate, on one time axis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Merged(NamedTuple):
     """Streams on one grid.
 
     Attributes:
-        signals: (samples, channels of all), float32, NaN where a stream has nothing.
+        signals: (samples, channels of all), float32, NaN where a stream has no value.
         labels: (samples,), class index or UNLABELLED.
         first: time of the first sample, seconds.
     """
@@ -33,15 +33,16 @@ class Merged(NamedTuple):
 def merge(
     recordings: Sequence[Recording], rates: Sequence[float], settings: Preprocessing, tallies: Sequence[Tally]
 ) -> Merged:
-    """Bring streams of one recording to `settings.rate` where all of them run, each checked against its own rate.
+    """Resample the streams of one recording to `settings.rate` over their common time; each is checked by its own rate.
 
-    A stream of a higher rate loses what the new rate cannot hold first. Labels are those of the nearest sample of the
-    stream that has them.
+    A stream of a higher rate is filtered first (see `resampling.without_aliases`). Labels are those of the nearest
+    sample of the stream that has them.
 
     Args:
-        recordings: a stream each; only one of them has labels.
-        rates: theirs, Hz.
-        tallies: theirs.
+        recordings: one for each stream; only one of them has labels.
+        rates: the streams' rates, Hz.
+        settings: preprocessing of the data set.
+        tallies: the streams' tallies.
 
     Raises:
         UserError: a stream's times do not fit its rate, or the streams share no time.
@@ -84,14 +85,14 @@ def _end(piece: Piece) -> float:
 
 
 def _within(grid: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
-    """Samples of the grid within a piece, and where in it they lie, in its samples."""
+    """Return the samples of the grid within a piece, and their positions in it, in its samples."""
     places = (grid - piece.first) * piece.rate
     inside = np.flatnonzero((places >= -1e-6) & (places <= len(piece.labels) - 1 + 1e-6))
     return inside, places[inside]
 
 
 def _finite(piece: Piece, settings: Preprocessing) -> Iterator[tuple[int, int, list[np.ndarray]]]:
-    """Ranges [a, b) of a piece without long gaps, and their channels without NaN."""
+    """Yield the ranges [a, b) of a piece without long gaps, and their channels without NaN."""
     channels = range(piece.signals.shape[1])
     for a, b in preprocessing.complete(piece.signals, piece.rate, settings):
         yield a, b, [preprocessing.interpolated(piece.signals[a:b, i]) for i in channels]

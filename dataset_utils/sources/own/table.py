@@ -1,4 +1,4 @@
-"""What is read of one file."""
+"""Contents of one file, and conversion of dates to seconds."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Wanted:
     """Columns to read.
 
     Attributes:
-        channels: signals, numbers.
-        time: numbers or dates, or None.
-        texts: labels, subjects, sessions.
-        label: which of the texts is the label, or None.
+        channels: columns of signals.
+        time: column of times, numbers or dates, or None.
+        texts: columns of labels, subjects and sessions.
+        label: the one of `texts` that is the label, or None.
     """
 
     channels: tuple[str, ...]
@@ -37,7 +37,7 @@ class Wanted:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them, each once."""
+        """Names of all columns, each once."""
         return tuple(dict.fromkeys([*self.channels, *([self.time.column] if self.time else []), *self.texts]))
 
 
@@ -49,9 +49,9 @@ class Table:
         signals: (rows, channels), float32, NaN where a value is missing.
         texts: column -> its texts.
         time: (rows,), in `unit`, or None.
-        unit: 's', 'ms', 'us', 'ns', or None where nobody said.
-        rate: that the file states, Hz, or None.
-        found_out: what was found out about the file and not told.
+        unit: 's', 'ms', 'us', 'ns', or None where it is not known.
+        rate: sampling rate that the file states, Hz, or None.
+        found_out: properties of the file that were detected rather than given.
     """
 
     signals: np.ndarray
@@ -63,15 +63,15 @@ class Table:
 
 
 def is_dates(time: Time | None) -> bool:
-    """Whether the user says that times are dates."""
+    """Return whether times are described as dates."""
     return time is not None and time.unit is not None and time.unit not in UNITS
 
 
 def seconds(values: Iterable[str], time: Time, where: str) -> np.ndarray:
-    """Dates as seconds since 1970, float64.
+    """Convert dates to seconds since 1970, float64.
 
     Raises:
-        UserError: one is no date, or lies in the hour that summer time skips or repeats so that it cannot be told.
+        UserError: one is no date, or ambiguous as it lies in the hour that summer time skips or repeats.
     """
     import pandas as pd
 
@@ -95,16 +95,17 @@ def seconds(values: Iterable[str], time: Time, where: str) -> np.ndarray:
             dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{where}: times are no dates of one kind ({' '.join(str(error).split())[:160]})") from error
-    return (dates.to_numpy().astype("datetime64[ns]") - np.datetime64(0, "ns")) / np.timedelta64(1, "s")
+    passed: np.ndarray = dates.to_numpy().astype("datetime64[ns]") - np.datetime64(0, "ns")
+    return passed / np.timedelta64(1, "s")
 
 
 def is_date(text: str) -> bool:
-    """Whether a cell is plainly a date."""
+    """Return whether a cell is certainly a date."""
     return bool(ISO.fullmatch(text))
 
 
 def check_finite(time: np.ndarray | None, where: Path | str) -> None:
-    """Raises UserError where a row has no time."""
+    """Raise UserError where a row has no time."""
     if time is not None and not np.isfinite(time).all():
         missing = np.flatnonzero(~np.isfinite(time))
         raise UserError(f"{where}: {many(len(missing), 'row')} without a time, the first is row {missing[0] + 1}")

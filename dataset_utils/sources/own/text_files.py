@@ -1,4 +1,4 @@
-"""Text files: .csv, .tsv, .txt and the like, also packed, and Parquet, which comes as the same frames."""
+"""Readers of text files (.csv, .tsv, .txt and the like, also compressed) and of Parquet, as pandas frames."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 25_000
-"""Rows that are held as a frame at a time."""
+"""Number of rows held as a frame at a time."""
 MISSING = ("", "NA", "N/A", "n/a", "NaN", "nan", "-nan", "-NaN", "NULL", "null", "None", "#N/A", "<NA>")
-"""Cells of numbers that hold none; in columns of text these are text."""
+"""Cells that mean a missing number; in columns of text they are text."""
 
 
 class _Columns:
-    """Columns that grow by a frame at a time."""
+    """Columns that grow by one frame at a time."""
 
     def __init__(self, wanted: Wanted, file: Path) -> None:
         self.wanted, self.file = wanted, file
@@ -53,7 +53,7 @@ class _Columns:
                 if self.dated:
                     self.found_out["times are ISO dates"] = None
                 elif not dialects.is_number(str(column.iloc[0])):
-                    seconds([str(column.iloc[0])], time, str(self.file))  # says what they could be
+                    seconds([str(column.iloc[0])], time, str(self.file))  # its message names the alternatives
             if self.times is None:
                 self.times = Growing(len(self.signals.buffer), (), np.float64)
             if self.dated:
@@ -75,7 +75,7 @@ class _Columns:
         self.codes[name].add(table[codes])
 
     def table(self) -> Table:
-        """All of it. Raises UserError: no rows, or a row without a time."""
+        """Return all rows. Raises UserError if there are none, or a row has no time."""
         if not self.signals.rows:
             raise UserError(f"{self.file}: holds no samples")
         times, unit = None, None
@@ -89,7 +89,7 @@ class _Columns:
 
 
 def read_text(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False) -> Table:
-    """Read a text file. Raises UserError for a damaged one, or one without the wanted columns."""
+    """Read a text file. Raises UserError if it is damaged or lacks a wanted column."""
     needed = Wanted((), None, wanted.texts) if only_texts else wanted
     columns = _Columns(needed, file)
     for found, frame, before in _frames(file, wanted, needed, dialect):
@@ -130,7 +130,7 @@ def read_parquet(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool 
 def _frames(
     file: Path, wanted: Wanted, needed: Wanted, dialect: Dialect
 ) -> Iterator[tuple[dialects.Found, pd.DataFrame, int]]:
-    """How the file is written, and the needed columns some rows at a time, with the number of the line before them."""
+    """Yield the detected format, the needed columns of some rows, and the number of the line before them."""
     import pandas as pd
 
     numbers = [*wanted.channels, *([wanted.time.column] if wanted.time and not is_dates(wanted.time) else [])]
@@ -153,7 +153,7 @@ def _frames(
                 encoding=found.encoding,
                 header=None,
                 names=unique,
-                # with `usecols`, cells beyond the last column are dropped in silence: only where all is read again
+                # `usecols` drops cells beyond the last column silently: used only where all is read again later
                 usecols=None if needed is wanted else [*needed.names],
                 skiprows=found.skip,
                 index_col=False,
@@ -174,13 +174,13 @@ def _frames(
             raise UserError(f"{file}: its rows are not those of a table ({' '.join(str(error).split())})") from error
         except UnicodeError as error:
             raise UserError(
-                f"{file}: is not written in {found.encoding} throughout ({error.reason}); say "
-                "dialect: {encoding: ...}"
+                f"{file}: is not written in {found.encoding} throughout ({getattr(error, 'reason', error)}); "
+                "say dialect: {encoding: ...}"
             ) from error
 
 
 def _next(reader: Iterator[pd.DataFrame]) -> pd.DataFrame | None:
-    """The next frame, or None; cells beyond the last column are an error."""
+    """Return the next frame, or None; cells beyond the last column are an error."""
     import pandas as pd
 
     with warnings.catch_warnings():
@@ -189,18 +189,19 @@ def _next(reader: Iterator[pd.DataFrame]) -> pd.DataFrame | None:
 
 
 def _check_empty(file: Path, column: pd.Series, before: int) -> None:
-    """Raises UserError where a column without a name holds something."""
+    """Raise UserError if a column without a name holds something."""
     filled = np.flatnonzero((column.notna() & (column.astype(str).str.strip() != "")).to_numpy())
     if len(filled):
         raise UserError(f"{file}: line {before + int(filled[0]) + 1} has more cells than there are columns with a name")
 
 
 def _numbers(file: Path, column: pd.Series, name: str, before: int) -> np.ndarray:
-    """A column as float64. Raises UserError: text among the numbers."""
+    """Convert a column to float64. Raises UserError for text among the numbers."""
     import pandas as pd
 
     if column.dtype.kind in "fiu":
-        return column.to_numpy(np.float64)
+        values: np.ndarray = column.to_numpy(np.float64)
+        return values
     if column.dtype.kind == "M":
         raise UserError(f"{file}: column '{name}' holds dates; it can be the 'time' only")
     numbers = pd.to_numeric(column, errors="coerce")
@@ -212,4 +213,5 @@ def _numbers(file: Path, column: pd.Series, name: str, before: int) -> np.ndarra
         raise UserError(
             f"{file}: line {before + row + 1}, column '{name}': {str(column.iloc[row])[:40]!r} is no number"
         )
-    return numbers.to_numpy(np.float64)
+    converted: np.ndarray = numbers.to_numpy(np.float64)
+    return converted

@@ -1,1 +1,1 @@
-"""Ways to do the clients' work: one by one, in processes, stacked on one device."""
+"""Backends, which do the clients' work: one by one, in processes, or stacked on one device."""

@@ -1,4 +1,4 @@
-"""What a backend is: a way to do the selected clients' work and the forward passes of an evaluation."""
+"""Interface of backends, which do the selected clients' work and the forward passes of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from registry.interface import Message, NonFinite, Round
 
 @dataclass(frozen=True)
 class Trained:
-    """A client's work of one round: its reply, and its mean training loss (a scalar on the device)."""
+    """Result of a client's work in one round: its reply, and its mean training loss (a scalar on the device)."""
 
     reply: Message
     loss: Tensor
 
 
 class Backend(ABC):
-    """Does clients' work. All backends give the same results to float tolerance, and each repeats its own bits.
+    """Backend. All backends give equal results to float tolerance, and each reproduces its own bits.
 
     Args:
-        workspace: the networks, and every client's state, which `train` brings up to date.
+        workspace: the networks, and the client state, which `train` updates.
         data: the shards on the device.
-        settings: how clients train.
+        settings: options of local training.
     """
 
     name: ClassVar[str]
@@ -41,15 +41,15 @@ class Backend(ABC):
 
     @abstractmethod
     def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
-        """Each client's work, or why it was dropped; a dropped client stays as it was before the round."""
+        """Return each client's result, or why it was dropped; a dropped client keeps its state of before the round."""
 
     @abstractmethod
     def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
-        """Logits (n, classes) of one network in several states, each on some of the test windows."""
+        """Return the logits (n, classes) of one network in several states, each on some of the test windows."""
 
     def evaluator(self) -> Callable[[Mapping[str, Tensor]], dict[str, Metrics]]:
-        """What measures a state that the server would give every client; by default here, on the data it has."""
+        """Return a function that evaluates shared state of the server; by default in this process, on `data`."""
         return Evaluator(self.workspace, self.data, self.predict)
 
-    def close(self) -> None:  # noqa: B027 - most backends have nothing to give back
-        """Give back what the backend holds beside memory; nothing by default."""
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to release
+        """Release what the backend holds besides memory; by default nothing."""

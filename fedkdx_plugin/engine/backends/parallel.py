@@ -1,4 +1,4 @@
-"""Worker processes on a CPU, one thread each: small networks gain nothing from threads, everything from processes."""
+"""Backend of worker processes on a CPU, one thread each: small networks run faster in processes than in threads."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from fedkdx_plugin.engine.evaluation import Prediction
 from fedkdx_plugin.native.twin import collected, pass_on
 from registry.interface import Message, NonFinite, Round
 
-ATTEMPTS = 3  # at one client's work, before a worker's death is an error
-POLL_SECONDS = 2.0  # between a waiting worker's looks at whether its parent still lives
+ATTEMPTS = 3  # attempts at one client's work before a worker's death is an error
+POLL_SECONDS = 2.0  # interval at which a waiting worker checks that its parent is alive
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
-ALIGNED = 64  # bytes: where tensors begin in shared memory
-SPARE = 16 << 20  # bytes of shared memory beyond the networks' own; only what is used takes room
+ALIGNED = 64  # bytes; alignment of tensors in shared memory
+SPARE = 16 << 20  # bytes of shared memory beyond those for the networks; only used pages take memory
 
 
 class Parallel(Backend):
-    """Trains the selected clients in forked workers that share the data, the longest work first.
+    """Backend that trains the selected clients in forked workers, which share the data; the longest work comes first.
 
-    All state stays with this process: a worker is sent the message and what the client keeps, through shared memory,
-    and sends back the reply and what the client keeps now. So a worker that dies takes nothing with it: another is
-    forked, and the client's work is done again, with the same result.
+    All client state stays in this process: a worker receives the message and the client's kept state through shared
+    memory, and returns the reply and the new kept state. If a worker dies, no state is lost: another one is forked and
+    repeats the client's work, with the same result.
     """
 
     name = "parallel"
@@ -50,7 +50,7 @@ class Parallel(Backend):
         self._workers: list[_Worker] = []
 
     def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
-        """As `Backend.train`. Raises ClientError where an algorithm fails, or a worker dies again and again."""
+        """Train, the longest work first. Raises ClientError: an algorithm fails; RuntimeError: workers keep dying."""
         clients = self.workspace.clients
         queue = deque(sorted(messages, key=lambda id: (-clients[id].samples, id)))
         attempts = dict.fromkeys(messages, 0)
@@ -75,14 +75,16 @@ class Parallel(Backend):
                     else:
                         results[id] = self._take(id, answer)
         except BaseException:
-            self.close()  # a worker at work would answer to the next round
+            self.close()  # a busy worker would answer in the next round
             raise
         return results
 
     def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
+        """Predict in this process; see `Backend.predict`."""
         return self._sequential.predict(net, predictions)
 
     def close(self) -> None:
+        """Stop all workers."""
         for worker in self._workers:
             worker.stop()
         self._workers = []
@@ -107,14 +109,14 @@ class Parallel(Backend):
         if attempts == ATTEMPTS:
             raise RuntimeError(
                 f"client {id}: its worker process died {ATTEMPTS} times ({worker.how_it_ended()}); "
-                "out of memory? --backend sequential takes the least"
+                "if memory ran out, --backend sequential takes the least"
             )
         self._workers[self._workers.index(worker)] = _Worker(self._sequential)
 
     def _again_here(self, id: int, message: Message, round: Round, failed: _Failed) -> None:
-        """Let the error come up in this process, where it has its own type and a debugger can reach it."""
+        """Repeat the work in this process, so that the error keeps its type and a debugger can reach it."""
         self._sequential.train_one(id, message, round)
-        raise RuntimeError(f"client {id}: failed in a worker process alone:\n{failed.trace}")
+        raise RuntimeError(f"client {id}: failed in a worker process, but not here:\n{failed.trace}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class _Failed:
 
 
 class _Worker:
-    """A forked process and the shared memory and pipe that lead to it."""
+    """A forked process with its shared memory and pipe."""
 
     def __init__(self, backend: Sequential) -> None:
         state = sum(tensor.numel() * tensor.element_size() for tensor in backend.workspace.initial.values())
@@ -137,12 +139,12 @@ class _Worker:
         far.close()
 
     def begin(self, task: Message) -> None:
-        """Send a task; that the worker may be dead already shows when it is asked for the answer."""
+        """Send a task; if the worker is dead, `answer` reports it."""
         with suppress(OSError):
             _put(self.memory, self.connection, task)
 
     def answer(self) -> Message | _Failed | None:
-        """What the worker says, or None if it has died."""
+        """Return the worker's answer, or None if it has died."""
         try:
             return _get(self.memory, self.connection)
         except (EOFError, OSError):
@@ -153,25 +155,26 @@ class _Worker:
         return f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
 
     def stop(self) -> None:
-        """End the process, whatever it is at."""
+        """Kill the process."""
         self.connection.close()
         self.process.kill()
         self.process.join()
 
 
 def _ready(busy: Mapping[_Worker, int]) -> list[_Worker]:
-    """Workers that have answered or died; waits for the first."""
-    signs = {worker.connection: worker for worker in busy} | {worker.process.sentinel: worker for worker in busy}
+    """Wait for a worker that has answered or died; return all such workers."""
+    signs: dict[Any, _Worker] = {worker.connection: worker for worker in busy}
+    signs |= {worker.process.sentinel: worker for worker in busy}
     return list(dict.fromkeys(signs[sign] for sign in wait(list(signs))))
 
 
 def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, parent: int) -> None:
-    """A worker's life: tasks in, answers out, until the parent is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle
+    """Run a worker: receive tasks and send answers until the parent has ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # handled by the parent
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     keep_freed_memory()
-    gc.freeze()  # what came with the fork is the parent's to collect; looking through it takes 2 % of a step
+    gc.freeze()  # objects of the parent need no collection here, which would take 2 % of a step
     while True:
         while not connection.poll(POLL_SECONDS):
             if os.getppid() != parent:
@@ -181,6 +184,7 @@ def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, paren
         except (EOFError, OSError):
             return
         try:
+            assert isinstance(task, Message)  # the parent sends nothing else
             answer: Message | _Failed = _work(backend, task)
         except BaseException:
             answer = _Failed(traceback.format_exc())
@@ -204,12 +208,12 @@ def _work(backend: Sequential, task: Message) -> Message:
     if isinstance(result, NonFinite):
         return Message({}, {"dropped": str(result), "lines": lines})
     tensors = _joined(reply=result.reply.tensors, kept=backend.workspace.kept[id], memory=client.memory)
-    backend.workspace.kept[id], client.memory = {}, {}  # the parent keeps it
+    backend.workspace.kept[id], client.memory = {}, {}  # kept by the parent
     return Message(tensors | {"loss": result.loss}, {"meta": dict(result.reply.meta), "lines": lines})
 
 
 def _put(memory: mmap.mmap, connection: Connection, message: Message | _Failed) -> None:
-    """Tensors into the shared memory, the rest through the pipe; all through the pipe where they have no room."""
+    """Send tensors through the shared memory and the rest through the pipe; all through the pipe if they do not fit."""
     if isinstance(message, _Failed):
         connection.send(message)
         return

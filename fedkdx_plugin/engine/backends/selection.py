@@ -1,4 +1,4 @@
-"""Which backend does the work: by name, or the fastest that can."""
+"""Selection of the backend: by name, or the fastest that can run."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def make(
     selected: int,
     client_memory: str = "device",
 ) -> Backend:
-    """Make the backend asked for; 'auto' stacks clients on a GPU, and takes processes on a CPU of several cores.
+    """Make a backend; 'auto' stacks clients on a GPU, and uses processes on a CPU with several cores.
 
     Args:
+        name: one of `NAMES`.
+        workspace, data, settings: see `Backend`.
         selected: number of clients that train in a round.
         client_memory: see `Stacked`.
 
     Raises:
-        UserError: the one asked for cannot run here; the text says why.
+        UserError: the named backend cannot run here; the text says why.
     """
     on_cpu = data.test_x.device.type == "cpu"
     if name == "stacked" or (name == "auto" and not on_cpu):
@@ -46,7 +48,7 @@ def make(
                 return Stacked(workspace, data, settings, name == "stacked", client_memory, selected)
             except torch.cuda.OutOfMemoryError:
                 raise
-            except Exception as error:  # of a network that cannot be copied, probed, named ...
+            except Exception as error:  # a network may be impossible to copy, probe, name ...
                 reason = in_words(error)
         if name == "stacked":
             raise UserError(f"--backend stacked: {reason}; auto takes what can run")

@@ -16,18 +16,20 @@ from registry.interface import Batch, Client, Message, NonFinite, Round
 
 
 class Sequential(Backend):
-    """Trains the selected clients one by one; every error names client and step."""
+    """Backend that trains the selected clients one by one; every error names client and step."""
 
     name = "sequential"
 
     def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
+        """Train the clients in the order of `messages`; see `Backend.train`."""
         return {id: self.train_one(id, message, round) for id, message in messages.items()}
 
     def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
+        """Predict one after the other; see `Backend.predict`."""
         return evaluation.predict(self.workspace, self.data.test_x, net, predictions)
 
     def train_one(self, id: int, message: Message, round: Round) -> Trained | NonFinite:
-        """One client's work: receive, train, reply; as if it had not been asked where something is not finite."""
+        """Do one client's work: receive, train, reply; its state stays as before if something is not finite."""
         before = dict(self.workspace.clients[id].memory)
         try:
             with named(f"client {id}, round {round.index}"):
@@ -41,14 +43,14 @@ class Sequential(Backend):
             release(self.workspace.clients[id])
 
     def begin(self, id: int, message: Message) -> Client:
-        """A client with networks, data and rate in place that has received its message."""
+        """Return a client with networks, data and learning rate in place that has received its message."""
         client = self.workspace.enter(id)
         prepare(client, self.data, self.settings)
         client.receive(message)
         return client
 
     def end(self, client: Client, loss: Tensor) -> Trained:
-        """What a trained client replies and keeps. Raises NonFinite, naming client and tensor."""
+        """Return a trained client's reply and loss, and keep its state. Raises NonFinite, naming client and tensor."""
         check_finite(client.id, client.state())
         reply = self.reply(client)
         self.workspace.keep(client)
@@ -56,8 +58,8 @@ class Sequential(Backend):
         return Trained(reply, loss)
 
     def reply(self, client: Client) -> Message:
-        """What a trained client replies. Raises NonFinite, naming client and tensor."""
-        reply = client.reply().copy(self.data.test_x.device)  # the networks are the next client's soon
+        """Return a trained client's reply. Raises NonFinite, naming client and tensor."""
+        reply = client.reply().copy(self.data.test_x.device)  # the next client will use the networks
         check_finite(client.id, reply.tensors)
         return reply
 
@@ -71,5 +73,5 @@ def prepare(client: Client, data: DeviceData, settings: Settings) -> None:
 
 
 def release(client: Client) -> None:
-    """Let go of a client's windows, which may have been fetched for it."""
+    """Release a client's windows, which may have been fetched for it."""
     client.data = client.validation = None

@@ -1,1 +1,1 @@
-"""Clients trained together on one device: their networks and batches in one set of tensors, one step for all."""
+"""Backend that trains clients together on one device: networks and batches are stacked, one step trains all."""

@@ -1,4 +1,4 @@
-"""Whether clients come out stacked as they do alone: what no look at an algorithm's or a model's code can tell."""
+"""Trial of whether stacked training gives the results of training alone, which code inspection cannot show."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
 from fedkdx_plugin.engine.backends.stacked.state import State
 from fedkdx_plugin.engine.backends.stacked.step import Step
 from fedkdx_plugin.engine.randomness import seeded
-from fedkdx_plugin.engine.training import mover
+from fedkdx_plugin.engine.training import mover, windows_of
 from registry.interface import Batch, Model, copy_state, float_state
 
-ROWS = 8  # of a trial batch: few, so that a row which only fills up weighs much
+ROWS = 8  # rows of a trial batch: few, so that a padding row has much weight
 STEPS = 2
 CLIENTS = 2
-RATE = 1e-2  # of the trial's steps: small, so that rounding does not grow from the first to the second
-# Relative differences that are no mistake. Of losses and logits, rounding alone; of how far state moves, also a
-# decision of ReLU or pooling that rounding flips, in types of few digits. A row wrongly left out is one of nine.
+RATE = 1e-2  # learning rate of the trial: small, so that rounding errors do not grow between the steps
+# Accepted relative differences, of losses and logits, and of changes of state. The first come from rounding alone; the
+# second, in types of few digits, also from decisions of ReLU or pooling that rounding changes. A wrong row is one of 9.
 TOLERANCES = {torch.float64: (1e-6, 1e-6), torch.float32: (1e-4, 1e-2)}
-COARSE = (3e-2, 3e-2)  # of types of fewer digits
+COARSE = (3e-2, 3e-2)  # for types of fewer digits
 
 
 def disagreement(
@@ -33,19 +33,18 @@ def disagreement(
 ) -> str | None:
     """Compare two steps and an evaluation of two clients, stacked and alone.
 
-    Both are made in the very type, memory layout and device of training, on a few windows of each client and rows that
-    only fill the batch up.
+    Both use the dtype, memory layout and device of training, on a few windows of each client and padding rows.
 
     Args:
         nets: the networks as the algorithm built them; not changed.
-        losses: as they will be trained.
+        losses: the stacked losses.
         group: clients that are to be stacked.
-        state: of all clients at work; not changed.
+        state: state of all working clients; not changed.
         clip: bound on each network's gradient norm.
 
     Returns:
-        The difference or the error in words; '' where there is none; None where no client has a finite loss, which
-        tells nothing.
+        the difference or the error in words; '' if there is none; None if no client has a finite loss, so that nothing
+        can be compared.
 
     Raises:
         torch.cuda.OutOfMemoryError: there is no room for the trial.
@@ -55,17 +54,17 @@ def disagreement(
             return _try(copy.deepcopy(dict(nets)), losses, group, state, clip)
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever vmap, a layer, a loss or a kernel cannot do
+    except Exception as error:  # vmap, a layer, a loss or a kernel may raise anything
         return in_words(error)
 
 
 def in_words(error: BaseException) -> str:
-    """Say an error in one line."""
+    """Return an error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 class _Trial(NamedTuple):
-    """A client's trial: what it is made of, and what came of it without a stack.
+    """A client's trial: its input, and its result without stacking.
 
     Attributes:
         ready: the client with a few windows, and its place in the trial's state.
@@ -98,20 +97,20 @@ def _try(
     chosen = torch.tensor(places, device=state.tensors[0].device)
     together = State(*(tuple(tensor[chosen] for tensor in part) for part in state))
     ready = [trial.ready for trial in trials]
-    plan = _plan([len(one.client.data.y) for one in ready])
-    windows = sum(len(one.client.data.y) for one in ready)
-    step = Step(losses, len(ready), STEPS, plan.index.shape[2], True, windows, ready[0], clip)
+    rows = [len(windows_of(one.client).y) for one in ready]
+    plan = _plan(rows)
+    step = Step(losses, len(ready), STEPS, plan.index.shape[2], True, sum(rows), ready[0], clip)
     return _compare(nets, losses, trials, step.train(ready, plan, together), together)
 
 
 def _shortened(one: Ready, rows: int, place: int) -> Ready:
-    client = copy.copy(one.client)
-    client.data, client.learning_rate = Batch(client.data.x[:rows], client.data.y[:rows]), RATE
+    client, (x, y, _) = copy.copy(one.client), windows_of(one.client)
+    client.data, client.learning_rate = Batch(x[:rows], y[:rows]), RATE
     return Ready(client, one.context, place)
 
 
 def _plan(rows: Sequence[int]) -> Plan:
-    """The same batch of each client in every step, at least one row of it filling up."""
+    """Plan the same batch of each client for every step, with at least one padding row."""
     index = torch.zeros(len(rows), STEPS, max(rows) + 1, dtype=torch.int64)
     start = 0
     for place, count in enumerate(rows):
@@ -124,7 +123,7 @@ def _plan(rows: Sequence[int]) -> Plan:
 def _alone(
     nets: Mapping[str, nn.Module], one: Ready, start: Mapping[str, Tensor], clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean loss of the steps, and the state after them."""
+    """Train a client alone; return the mean loss of the steps, and the state after them."""
     client, losses = one.client, []
     copy_state(nets, start)
     trained = {name: net for name, net in nets.items() if name not in client.frozen}
@@ -133,7 +132,7 @@ def _alone(
         net.zero_grad()
     move = mover([list(net.parameters()) for net in trained.values()], client.learning_rate, clip)
     for _ in range(STEPS):
-        loss = torch.stack(list(client.losses(nets, client.data, one.context).values())).sum()
+        loss = torch.stack(list(client.losses(nets, windows_of(client), one.context).values())).sum()
         loss.backward()
         move()
         losses.append(loss.detach())
@@ -160,10 +159,10 @@ def _compare(
 
 @torch.no_grad()
 def _compare_logits(net: str, module: Model, losses: Losses, trials: Sequence[_Trial]) -> str:
-    """Evaluation of the clients' networks as they ended alone, on windows of which some only fill up."""
+    """Compare evaluations of the clients' trained networks, with padding rows; return the difference or ''."""
     names = list(float_state({net: module}))
     states = {name: torch.stack([trial.end[name] for trial in trials]) for name in names}
-    windows = [trial.ready.client.data.x for trial in trials]
+    windows = [windows_of(trial.ready.client).x for trial in trials]
     width = 1 + max(map(len, windows))
     x = torch.stack([torch.cat([own, own[:1].expand(width - len(own), -1, -1, -1)]) for own in windows])
     mask = torch.stack([torch.arange(width, device=x.device) < len(own) for own in windows])
@@ -177,7 +176,7 @@ def _compare_logits(net: str, module: Model, losses: Losses, trials: Sequence[_T
 
 
 def _close(found: Tensor, expected: Tensor, rounding: Tensor | float = 0.0, moved: bool = False) -> bool:
-    """Whether the difference is small against the whole; where that is next to nothing, against 1."""
+    """Return whether the difference is small relative to `expected`, or in absolute terms if that is almost 0."""
     tolerance = TOLERANCES.get(expected.dtype, COARSE)[moved]
     scale = torch.linalg.vector_norm(expected.double()).clamp(min=tolerance * torch.finfo(expected.dtype).eps ** 0.5)
     return bool(torch.linalg.vector_norm((found - expected).double()) <= tolerance * scale + rounding)
@@ -185,7 +184,7 @@ def _close(found: Tensor, expected: Tensor, rounding: Tensor | float = 0.0, move
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Without the short products that `--precision tf32` allows: they would need a tolerance of their own."""
+    """Disable TF32, which `--precision tf32` allows: it would need another tolerance."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

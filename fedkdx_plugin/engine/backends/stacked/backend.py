@@ -1,4 +1,4 @@
-"""Many clients at once on one device: their networks and batches stacked, every operation done for all of them."""
+"""Backend that stacks networks and batches of many clients on one device, so that each operation serves all."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ from fedkdx_plugin.engine.workspace import fresh
 from registry.errors import UserError
 from registry.interface import Client, Message, Networks, NonFinite, Round
 
-STEPS_HELD = 4  # made steps that are kept, one for each number and kind of clients: their tensors take memory
+STEPS_HELD = 4  # number of steps kept, one for each number and kind of clients; bounded as their tensors take memory
 
 
 class Stacked(Backend):
-    """Trains the selected clients together.
+    """Backend that trains the selected clients together.
 
-    The first clients with a kind of context are checked (see `agreement`). What cannot be done is stepped down from,
-    and a line says why: from a compiled step to a plain CUDA graph, from that to operation by operation, from that to
-    one client after the other. Where memory runs out, half as many clients are trained at once.
+    The first clients with a kind of context are checked (see `agreement`). If a way of running a step fails, the next
+    one is used and a line says why: a compiled step, a plain CUDA graph, operation by operation, one client after the
+    other. If memory runs out, half as many clients are trained at once.
 
     Args:
-        demanded: asked for by name, so that clients which cannot be stacked are an error.
-        client_memory: where clients' state lies between rounds: 'device' or 'host'.
-        selected: most clients of a round.
-        way: of running a step (see `step`); None: what pays on this device.
+        workspace, data, settings: see `Backend`.
+        demanded: whether the backend was named, so that clients which cannot be stacked are an error.
+        client_memory: memory that holds client state between rounds: 'device' or 'host'.
+        selected: largest number of clients of a round.
+        way: way of running a step (see `step`); None: the fastest on this device.
     """
 
     name = "stacked"
@@ -61,13 +62,13 @@ class Stacked(Backend):
         self.device = data.test_x.device
         self._sequential = Sequential(workspace, data, settings)
         self._losses = Losses(workspace.clients[0], workspace.nets)
-        self._nets = Networks(copy.deepcopy(dict(workspace.nets)))  # whose tensors are those of the client at work
+        self._nets = Networks(copy.deepcopy(dict(workspace.nets)))  # its tensors are those of the working client
         named = {
             f"{net}.{name}": tensor
             for net, module in self._nets.items()
             for name, tensor in (*module.named_parameters(), *module.named_buffers())
         }
-        self._tensors = {name: named[name] for name in workspace.initial}  # not: buffers that are no state
+        self._tensors = {name: named[name] for name in workspace.initial}  # without buffers that are no state
         self._holder = self.device if client_memory == "device" else torch.device("cpu")
         arrangement = self._losses.arrangement
         self._kept = Kept(arrangement, workspace.keeps, workspace.initial, len(workspace.clients), self._holder)
@@ -77,13 +78,13 @@ class Stacked(Backend):
         memory = size.budget(self.device)
         self._rows_at_once = max(1, memory // probe.bytes_a_window)
         self._at_once = size.clients_at_once(memory, probe, workspace.initial, settings.batch_size)
-        self._state: State | None = None  # of the clients at work
+        self._state: State | None = None  # of the working clients
         self._rows: dict[int, dict[str, Tensor]] = {}  # its rows, as full name -> tensor
         self._steps: dict[Any, Step] = {}
         self._reasons: dict[Any, str] = {}  # kind of context -> why such clients are not stacked, or ''
 
     def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
-        """As `Backend.train`. Raises ClientError where an algorithm fails, UserError where stacking was demanded."""
+        """Train together. Raises ClientError: an algorithm fails; UserError: demanded clients cannot be stacked."""
         clients = self.workspace.clients
         order = sorted(messages, key=lambda id: (-clients[id].samples, id))
         results: dict[int, Trained | NonFinite] = {}
@@ -97,14 +98,14 @@ class Stacked(Backend):
             else:
                 order = order[len(portion) :]
                 continue
-            for id, old in before.items():  # some may have ended already
+            for id, old in before.items():  # some may have finished already
                 clients[id].memory, clients[id].trained = dict(old.memory), old.trained
                 self._kept.put_back(id, old.kept)
             self._take_less_memory(len(portion), reason)
         return results
 
     def _take_less_memory(self, clients: int, reason: str) -> None:
-        """Train half as many clients at once. Raises UserError where a single one is too much."""
+        """Train half as many clients at once. Raises UserError if there is not enough memory for one."""
         if clients == 1:
             raise UserError(
                 f"out of GPU memory with a single client ({reason}); "
@@ -113,11 +114,11 @@ class Stacked(Backend):
         self._at_once = clients // 2
         self._state, self._rows = None, {}
         for tensor in self._tensors.values():
-            tensor.data = tensor.data.new_empty(0)  # the last that holds on to the old state
+            tensor.data = tensor.data.new_empty(0)  # the last reference to the old state
         self._steps.clear()
         torch.cuda.empty_cache()
         print(
-            f"stacked: out of GPU memory with {clients} clients at once; goes on with {clients // 2}", file=sys.stderr
+            f"stacked: out of GPU memory with {clients} clients at once; continues with {clients // 2}", file=sys.stderr
         )
 
     def _portion(
@@ -126,7 +127,7 @@ class Stacked(Backend):
         results: dict[int, Trained | NonFinite] = {}
         groups: dict[Any, list[Ready]] = {}
         self._make_room(len(messages))
-        self._kept.load(list(messages), self._state)
+        self._kept.load(list(messages), self._at_work)
         for place, (id, message) in enumerate(messages.items()):
             try:
                 one = self._begin(id, place, message, round)
@@ -141,15 +142,20 @@ class Stacked(Backend):
             release(self.workspace.clients[id])
         return results
 
+    @property
+    def _at_work(self) -> State:
+        assert self._state is not None  # `_make_room` comes first
+        return self._state
+
     def _make_room(self, clients: int) -> None:
         if self._state is None or len(self._state.tensors[0]) < clients:
             like = next(iter(self.workspace.initial.values()))
             self._state, self._rows = self._losses.arrangement.empty(clients, like), {}
 
     def _bind(self, place: int) -> Networks:
-        """The networks with the tensors of the client at a place in the state."""
+        """Return the networks with the tensors of the client at a place in the state."""
         if place not in self._rows:
-            self._rows[place] = self._losses.arrangement.row(self._state, place)
+            self._rows[place] = self._losses.arrangement.row(self._at_work, place)
         row = self._rows[place]
         for name, tensor in self._tensors.items():
             tensor.data = row[name]
@@ -167,7 +173,7 @@ class Stacked(Backend):
             return Ready(client, on_device, place)
 
     def _enter(self, client: Client, place: int) -> None:
-        """Put a client's networks in place."""
+        """Give a client its networks."""
         client.nets = self._bind(place)
         fresh(client)
 
@@ -179,7 +185,7 @@ class Stacked(Backend):
         before: Mapping[int, _Before],
         round: Round,
     ) -> dict[int, Trained | NonFinite]:
-        """The work of clients of one kind: stacked, or one by one where they do not agree with the reference."""
+        """Do the work of clients of one kind: stacked, or one by one if stacking does not agree with the reference."""
 
         def one_by_one() -> dict[int, Trained | NonFinite]:
             results = {}
@@ -189,10 +195,10 @@ class Stacked(Backend):
                 client.memory = _moved(client.memory, self._holder)
             return results
 
-        sizes = [len(one.client.data.y) for one in group]
+        sizes = [len(training.windows_of(one.client).y) for one in group]
         reason = self._reason(what, group)
         if reason is None or 0 in sizes:
-            return one_by_one()  # an error of the algorithm itself comes up here, with client and step
+            return one_by_one()  # raises errors of the algorithm with client and step
         plan = Plan.of(group, round, self.settings)
         if plan.fewest * self._least_values <= 1:  # PyTorch's batch norm raises
             return one_by_one()
@@ -205,12 +211,12 @@ class Stacked(Backend):
         return results
 
     def _reason(self, what: Any, group: Sequence[Ready]) -> str | None:
-        """Why clients of this kind are not stacked, found out at their first training; '' if they are.
+        """Return why clients of this kind are not stacked, determined at their first training; '' if they are.
 
-        None as long as nothing is known, since no loss was finite: the reference drops such clients.
+        None as long as it is not known, because no loss was finite: the reference drops such clients.
         """
         if what not in self._reasons:
-            reason = disagreement(self.workspace.nets, self._losses, group, self._state, self.settings.clip_norm)
+            reason = disagreement(self.workspace.nets, self._losses, group, self._at_work, self.settings.clip_norm)
             if reason is None:
                 return None
             self._give_up(what, reason)
@@ -222,31 +228,31 @@ class Stacked(Backend):
             print(f"stacked: {reason}; such clients are trained one by one", file=sys.stderr)
 
     def _train_together(self, what: Any, group: Sequence[Ready], plan: Plan, round: Round) -> Tensor | None:
-        """Train a group by the best way that works; None where none does."""
+        """Train a group by the fastest way that works; None if none does."""
         while True:
             try:
-                return self._step(what, group, plan, round).train(group, plan, self._state)
+                return self._step(what, group, plan, round).train(group, plan, self._at_work)
             except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as error:
                 reason = in_words(error)
             self._steps.clear()
             if self.way == EAGER:
-                self._give_up(what, f"fails in a stack alone: {reason}")
+                self._give_up(what, f"fails only when stacked: {reason}")
                 return None
             before, self.way = self.way, GRAPH if self.way == COMPILED else EAGER
-            told = f"a step cannot be run {before}" if before else "a step cannot be looked at"
+            told = f"a step cannot be run {before}" if before else "a step cannot be analysed"
             print(f"stacked: {told} ({reason}); it is run {self.way}", file=sys.stderr)
 
     def _step(self, what: Any, group: Sequence[Ready], plan: Plan, round: Round) -> Step:
-        """A step for so many clients, made before or now; a graph is made for as many as a round can have."""
+        """Return a cached or new step for the group; a graph is made for the largest number of clients of a round."""
         count, _, width = plan.index.shape
         if self.way is None:
             self.way = self._best_way(group, plan, round.total)
         clients = count if self.way == EAGER else max(count, min(self._at_once, self._selected))
         key = what, clients, width, plan.masked
         if key in self._steps:
-            self._steps[key] = self._steps.pop(key)  # the last one used comes last
+            self._steps[key] = self._steps.pop(key)  # in the order of last use
         else:
             while len(self._steps) >= STEPS_HELD:
                 del self._steps[next(iter(self._steps))]
@@ -260,11 +266,11 @@ class Stacked(Backend):
         return Step(self._losses, clients, most.steps, width, plan.masked, most.windows, group[0], clip)
 
     def _best_way(self, group: Sequence[Ready], plan: Plan, rounds: int) -> str:
-        """What pays for a whole run of so many rounds, resumed or not: its bits are those of one way."""
+        """Return the fastest way for a whole run; resumed parts use the same way, so that the bits are equal."""
         if self.device.type != "cuda":
             return EAGER
         step = self._made(group, plan, len(group))
-        step.load(group, plan, self._state, torch.tensor([one.place for one in group], device=self.device))
+        step.load(group, plan, self._at_work, torch.tensor([one.place for one in group], device=self.device))
         steps = rounds * step.rows.shape[1]
         if step.operations() * steps < COMPILE_FROM:
             return GRAPH
@@ -272,10 +278,10 @@ class Stacked(Backend):
         return COMPILED
 
     def _ended(self, group: Sequence[Ready], losses: Tensor, round: Round) -> dict[int, Trained | NonFinite]:
-        """What the trained clients of a group reply; all of them keep what they declare."""
+        """Return the replies of the trained clients of a group, and keep their declared state."""
         clients = [one.client for one in group]
         states = [self._row(one.place) for one in group]
-        with training.named(f"round {round.index}"), suppress(NonFinite):  # it comes up again where a client replies
+        with training.named(f"round {round.index}"), suppress(NonFinite):  # raised again for the client concerned
             type(clients[0]).before_replies(clients, states)
         finite = self._finite([one.place for one in group])
         results: dict[int, Trained | NonFinite] = {}
@@ -290,7 +296,7 @@ class Stacked(Backend):
             except NonFinite as error:
                 results[client.id] = error
         done = [one for one in group if isinstance(results[one.client.id], Trained)]
-        self._kept.save([one.client.id for one in done], self._state, [one.place for one in done])
+        self._kept.save([one.client.id for one in done], self._at_work, [one.place for one in done])
         for one in done:
             one.client.trained += 1
             one.client.memory = _moved(one.client.memory, self._holder)
@@ -301,13 +307,14 @@ class Stacked(Backend):
         return self._rows[place]
 
     def _finite(self, places: Sequence[int]) -> list[bool]:
-        """Whether all of each client's state is finite, fetched from the device at once."""
+        """Return whether all of each client's state is finite, with one synchronisation."""
         chosen = torch.tensor(places, device=self.device)
-        ends = [tensor.flatten(1).abs().amax(1) for tensor in self._state.tensors if tensor.shape[2]]
-        return torch.stack(ends).isfinite().all(0)[chosen].tolist()
+        ends = [tensor.flatten(1).abs().amax(1) for tensor in self._at_work.tensors if tensor.shape[2]]
+        finite: list[bool] = torch.stack(ends).isfinite().all(0)[chosen].tolist()
+        return finite
 
     def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
-        """As `Backend.predict`; several states are stacked where clients are, a single one is asked as it is."""
+        """Predict as `Backend.predict` does; several states are stacked if clients are."""
         results: list[Tensor] = []
         while len(results) < len(predictions):
             portion = next(self._portions(predictions[len(results) :]))
@@ -321,11 +328,11 @@ class Stacked(Backend):
                 pass
             self._rows_at_once = max(1, self._rows_at_once // 2)
             _empty_cache()
-            print("stacked: out of GPU memory in evaluation; goes on with half as many windows", file=sys.stderr)
+            print("stacked: out of GPU memory in evaluation; continues with half as many windows", file=sys.stderr)
         return results
 
     def _portions(self, predictions: Sequence[Prediction]) -> Iterator[Sequence[Prediction]]:
-        """As many at a time as fit into memory, each filled up to the longest."""
+        """Yield as many predictions at a time as fit into memory, each padded to the longest."""
         start, longest = 0, 0
         for place, prediction in enumerate(predictions):
             longest = max(longest, len(self._windows(prediction)))
@@ -347,9 +354,8 @@ class Stacked(Backend):
             index[place, : len(own)] = torch.arange(own.start, own.stop)
         states = {}
         for name in predictions[0].state:
-            # contiguous: after a resume strides are other ones, and the products' last bits may depend on them
-            own = [one.state[name].to(self.device).contiguous() for one in predictions]
-            states[name] = torch.stack(own)
+            # contiguous: strides differ after a resume, and the last bits of products may depend on them
+            states[name] = torch.stack([one.state[name].to(self.device).contiguous() for one in predictions])
         mask = torch.arange(width) < torch.tensor(list(map(len, windows))).unsqueeze(1)
         x = self.data.test_x[index.to(self.device)]
         logits = self._losses.logits(net, states, x, mask.to(self.device))
@@ -357,7 +363,7 @@ class Stacked(Backend):
 
 
 class _Before(NamedTuple):
-    """What a client had before a round, to be put back."""
+    """Client state before a round, to be restored."""
 
     memory: dict[str, Tensor]
     trained: int
@@ -370,5 +376,5 @@ def _empty_cache() -> None:
 
 
 def _moved(memory: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """A client's memory on a device; single numbers stay where they are, for they take no room and are soon asked."""
+    """Move a client's memory to a device, except single numbers, which take no room and are read soon."""
     return {name: tensor.to(device) if tensor.numel() > 1 else tensor for name, tensor in memory.items()}

@@ -1,6 +1,6 @@
-"""Layers in a form that `torch.vmap` runs fast over many clients, and that leaves out rows which only fill a batch up.
+"""Layers that `torch.vmap` runs fast over many clients, and that leave out padding rows.
 
-A converted layer keeps its parameters, buffers and names; only its class is another one.
+A converted layer keeps its parameters, buffers and names; only its class changes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from registry.interface import float_state
 
 
 class Rows:
-    """Tell the layers which rows of the batch at work are real.
+    """The real rows of the current batch, which layers read.
 
     Attributes:
-        mask: (n,), bool; None where all are.
+        mask: (n,), bool; None if all rows are real.
     """
 
     mask: Tensor | None = None
 
 
 def reason_against(nets: Mapping[str, nn.Module]) -> str:
-    """Say why networks cannot be trained stacked, as far as their layers tell; '' where nothing speaks against it."""
+    """Return why networks cannot be stacked, as far as their layers show it; '' if nothing does."""
     types = {tensor.dtype for tensor in float_state(nets).values()}
     if len(types) > 1:
         return f"networks hold numbers of several types ({', '.join(sorted(map(str, types)))})"
@@ -62,18 +62,21 @@ def _is_simple_lstm(part: nn.RNNBase) -> bool:
 
 
 def convert(nets: Mapping[str, nn.Module], rows: Rows) -> dict[str, nn.Module]:
-    """Copies of the networks with converted layers; batch norm looks at `rows`."""
+    """Return copies of the networks with converted layers; batch norm reads `rows`."""
     copies = copy.deepcopy(dict(nets))
     for net in copies.values():
         for part in net.modules():
             if type(part) in CONVERTED and _convertible(part):
                 part.__class__ = CONVERTED[type(part)]
-                part.rows = rows
+                vars(part)["rows"] = rows
     return copies
 
 
 def _convertible(part: nn.Module) -> bool:
-    """Convolutions of other forms stay as they are: right, but slow, as vmap makes grouped ones of them."""
+    """Return whether a layer can be converted.
+
+    Other forms of convolution stay as they are: correct, but slow, as vmap turns them into grouped ones.
+    """
     if isinstance(part, nn.modules.conv._ConvNd):
         plain = part.groups == 1 and part.padding_mode == "zeros" and not isinstance(part.padding, str)
         along_time = part.kernel_size[:-1] == (1,) * (len(part.kernel_size) - 1)
@@ -82,12 +85,15 @@ def _convertible(part: nn.Module) -> bool:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, dilation: int) -> Tensor:
-    """Convolution along the last axis as one matrix product: (n, inputs, height, time) -> (n, outputs, height, ...).
+    """Convolve along the last axis by one matrix product: (n, inputs, height, time) -> (n, outputs, height, ...).
 
     Windows are laid out position first, then channel, as both input and output have channels innermost in memory.
 
     Args:
+        x: (n, inputs, height, time).
         weight: (outputs, inputs, kernel).
+        bias: (outputs,), or None.
+        stride, padding, dilation: as in `nn.Conv1d`.
     """
     kernel = weight.shape[2]
     if padding:
@@ -97,30 +103,40 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddin
     columns = windows.permute(0, 2, 3, 4, 1).reshape(n * height * steps, -1)
     matrix = weight.permute(2, 1, 0).reshape(-1, weight.shape[0])
     out = columns @ matrix if bias is None else torch.addmm(bias, columns, matrix)
-    return out.unflatten(0, (n, height, steps)).permute(0, 3, 1, 2)
+    result: Tensor = out.unflatten(0, (n, height, steps))
+    return result.permute(0, 3, 1, 2)
 
 
 class Conv1d(nn.Conv1d):
-    """A 1-D convolution as a matrix product."""
+    """1-D convolution as a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = convolve(x.unsqueeze(2), self.weight, self.bias, self.stride[0], self.padding[0], self.dilation[0])
-        return y.squeeze(2)
+        """Convolve (n, inputs, time)."""
+        padding = int(self.padding[0])  # numbers: see `_convertible`
+        return convolve(x.unsqueeze(2), self.weight, self.bias, self.stride[0], padding, self.dilation[0]).squeeze(2)
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution with a kernel of height 1 as a matrix product."""
+    """Convolution with a kernel of height 1 as a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.squeeze(2)
-        return convolve(x, weight, self.bias, self.stride[1], self.padding[1], self.dilation[1])
+        """Convolve (n, inputs, height, time)."""
+        weight, padding = self.weight.squeeze(2), int(self.padding[1])  # numbers: see `_convertible`
+        return convolve(x, weight, self.bias, self.stride[1], padding, self.dilation[1])
 
 
 class LSTM(nn.LSTM):
-    """One layer, step by step: the same equations, in products that stack."""
+    """LSTM of one layer, computed step by step: the same equations, in products that vmap stacks."""
 
-    def forward(self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """As `nn.LSTM`: (n, time, inputs) where `batch_first`, else (time, n, inputs)."""
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
+
+    def forward(  # type: ignore[override]  # nothing here packs sequences
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Compute outputs and states as `nn.LSTM` does: (n, time, inputs) if `batch_first`, else (time, n, inputs)."""
         gates = F.linear(x, self.weight_ih_l0)
         if self.bias:
             gates = gates + (self.bias_ih_l0 + self.bias_hh_l0)
@@ -138,20 +154,21 @@ class LSTM(nn.LSTM):
         return out, (hidden.unsqueeze(0), cell.unsqueeze(0))
 
 
-class _BatchNorm:
-    """Batch norm by its formula, over the real rows alone: in training and in evaluation, with a mask and without.
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm by its formula over the real rows, in training and in evaluation, with a mask and without.
 
-    `F.batch_norm` under `torch.vmap` is another operation for each memory layout, type and device, not all of them with
-    a rule.
+    `F.batch_norm` under `torch.vmap` is a different operation for each memory layout, dtype and device, and not all of
+    them have a batching rule.
     """
 
     rows: Rows
 
     def forward(self, x: Tensor) -> Tensor:
         across = (1, -1, *[1] * (x.ndim - 2))
-        if not self.training and self.running_mean is not None:
-            scale = self._scale(self.running_var)
-            shift = -self.running_mean * scale if self.bias is None else self.bias - self.running_mean * scale
+        running_mean, running_var = self.running_mean, self.running_var
+        if not self.training and running_mean is not None and running_var is not None:
+            scale = self._scale(running_var)
+            shift = -running_mean * scale if self.bias is None else self.bias - running_mean * scale
             return x * scale.view(across) + shift.view(across)
         weights, count = self._weights(x)
         dims = (0, *range(2, x.ndim))
@@ -159,8 +176,10 @@ class _BatchNorm:
         centred = x - mean.view(across)
         squares = centred.square()
         variance = squares.mean(dims) if weights is None else (squares * weights).sum(dims)
-        if self.training and self.running_mean is not None:
-            self._remember(mean.detach(), variance.detach(), count)
+        if self.training and running_mean is not None and running_var is not None:
+            others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp(min=1)
+            self._remember(running_mean, mean.detach())
+            self._remember(running_var, variance.detach() * (count / others))
         y = centred * self._scale(variance).view(across)
         return y if self.bias is None else y + self.bias.view(across)
 
@@ -169,12 +188,12 @@ class _BatchNorm:
         return scale if self.weight is None else scale * self.weight
 
     def _weights(self, x: Tensor) -> tuple[Tensor | None, Tensor | int]:
-        """What each row of x counts in a mean, (n, 1, ...), and how many values a channel has; None for equal weights.
+        """Return the weights of the rows in a mean, (n, 1, ...), None if equal, and the number of values per channel.
 
-        A network may see several rows for each of the batch, one after the other (FedMAT's segments).
+        A network may receive several consecutive rows for each row of the batch (FedMAT's segments).
 
         Raises:
-            ValueError: the rows are no such multiple.
+            ValueError: the number of rows is not a multiple of the batch's.
         """
         values, mask = x[0, 0].numel(), self.rows.mask
         if mask is None:
@@ -186,11 +205,10 @@ class _BatchNorm:
         count = real.sum() * values
         return (real / count.clamp(min=1)).view(-1, *[1] * (x.ndim - 1)), count
 
-    def _remember(self, mean: Tensor, variance: Tensor, count: Tensor | int) -> None:
-        """Move the running statistics."""
-        others = max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp(min=1)
-        for running, new in ((self.running_mean, mean), (self.running_var, variance * (count / others))):
-            running.add_((new - running) * self.momentum)
+    def _remember(self, running: Tensor, new: Tensor) -> None:
+        """Move a running statistic towards a batch's own."""
+        assert self.momentum is not None  # see `_reason`
+        running.add_((new - running) * self.momentum)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

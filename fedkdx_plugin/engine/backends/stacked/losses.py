@@ -1,8 +1,8 @@
-"""The losses of a client class as a function of explicit state, mapped over clients."""
+"""The losses of a client class as a function of explicit state, vectorised over clients."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
 
@@ -14,20 +14,22 @@ from fedkdx_plugin.engine.backends.stacked.state import Arrangement, State
 from fedkdx_plugin.native.library import left_out
 from registry.interface import Batch, Client, Networks, Output
 
-PREFIX = "net_"  # so that no network's name is one that `nn.Module` has already
+PREFIX = "net_"  # so that no network's name equals an attribute of `nn.Module`
+
+Ask = Callable[[Sequence[str], Sequence[Mapping[str, Tensor]], Tensor], list[Output]]
 
 
 class Losses(nn.Module):
-    """The losses of a client class, for several clients at once.
+    """Losses of a client class for several clients at once.
 
-    Losses are those of a stand-in that has `task` and `params` but nothing of a client's own: what they may use.
+    They are called on a stand-in client that has `task` and `params` only, which is all that losses may use.
 
     Args:
         client: any of the clients.
         nets: the networks; copied.
 
     Attributes:
-        arrangement: how the networks lie in the state.
+        arrangement: position of the networks in the state.
     """
 
     def __init__(self, client: Client, nets: Mapping[str, nn.Module]) -> None:
@@ -38,7 +40,7 @@ class Losses(nn.Module):
             net.train(name not in client.frozen)
             self.add_module(PREFIX + name, net)
         self.arrangement = Arrangement(nets, client.frozen)
-        # one network of each group of several, asked with the state of all; in a list, as it is no submodule
+        # one network of each group of several, called with the state of all; in a list, as it is no submodule
         firsts = {group.nets[0]: nets[group.nets[0]] for group in self.arrangement.groups if len(group.nets) > 1}
         patterns = convert(firsts, self.rows)
         for name, pattern in patterns.items():
@@ -55,10 +57,12 @@ class Losses(nn.Module):
         context: Mapping[str, Tensor],
         groups: Sequence[Mapping[str, Tensor]],
     ) -> Tensor:
-        """Sum of one client's losses on a batch.
+        """Return the sum of one client's losses on a batch.
 
         Args:
-            groups: of each group local name -> (networks, ...), for those networks that are asked together.
+            x, y, mask: see `Batch`.
+            context: the client's context.
+            groups: for each group of networks that are evaluated together, local name -> (networks, ...).
         """
         self.rows.mask = mask
         try:
@@ -69,33 +73,43 @@ class Losses(nn.Module):
         return reduce(add, losses.values())
 
     def of(self, state: State, batch: Batch, context: Mapping[str, Tensor]) -> Tensor:
-        """Losses of all clients, (clients,); running statistics in `state` are moved.
+        """Return the losses of all clients, (clients,); running statistics in `state` are updated.
 
         Args:
-            state, batch, context: with a leading axis of clients.
+            state, batch, context: as for one client, with a leading axis of clients.
         """
-        groups, own = [], {}
+        groups: list[Mapping[str, Tensor]] = []
+        own: dict[str, Tensor] = {}
         for group, trained, other in zip(self.arrangement.groups, *state, strict=True):
             tensors = group.trained.split(trained) | group.other.views(other)  # local name -> (clients, networks, ...)
             groups.append(tensors if len(group.nets) > 1 else {})
             for name, tensor in tensors.items():
-                # of a single network no unbinding, which differentiated would be an operation a tensor
+                # no unbind for a single network, whose gradient would take an operation for each tensor
                 parts = tensor.unbind(1) if len(group.nets) > 1 else (tensor.squeeze(1),)
                 own |= {f"{PREFIX}{net}.{name}": one for net, one in zip(group.nets, parts, strict=True)}
 
-        def one(own: Mapping, groups: Sequence, x: Tensor, y: Tensor, mask: Tensor | None, context: Mapping) -> Tensor:
-            return functional_call(self, own, (x, y, mask, context, groups), tie_weights=False)
+        def one(
+            own: dict[str, Tensor],
+            groups: Sequence[Mapping[str, Tensor]],
+            x: Tensor,
+            y: Tensor,
+            mask: Tensor | None,
+            context: Mapping[str, Tensor],
+        ) -> Tensor:
+            loss: Tensor = functional_call(self, own, (x, y, mask, context, groups), tie_weights=False)
+            return loss
 
         with left_out():
             in_dims = (0, 0, 0, 0, None if batch.mask is None else 0, 0)
-            return vmap(one, in_dims)(own, groups, *batch, dict(context))
+            losses: Tensor = vmap(one, in_dims)(own, groups, *batch, dict(context))
+        return losses
 
     def _asked_together(self, names: Sequence[str], groups: Sequence[Mapping[str, Tensor]], x: Tensor) -> list[Output]:
-        """Outputs of the networks of a whole group, in one pass; of others, one after the other."""
+        """Return the outputs of networks: of a whole group in one pass, of others one after the other."""
         for group, (pattern,), tensors in zip(self.arrangement.groups, self._patterns, groups, strict=True):
             if pattern is not None and sorted(names) == sorted(group.nets):
 
-                def ask(own: Mapping[str, Tensor], x: Tensor, pattern: nn.Module = pattern) -> tuple:
+                def ask(own: Mapping[str, Tensor], x: Tensor, pattern: nn.Module = pattern) -> tuple[Tensor, ...]:
                     return tuple(functional_call(pattern, dict(own), (x,), tie_weights=False))
 
                 features, logits = vmap(ask, (0, None))(tensors, x)
@@ -104,9 +118,10 @@ class Losses(nn.Module):
         return [self.copies[name](x) for name in names]
 
     def logits(self, net: str, states: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
-        """Logits of a network in several states, each on its own windows: (clients, n, classes).
+        """Return the logits of a network in several states, each on its own windows: (clients, n, classes).
 
         Args:
+            net: name of the network.
             states: full name -> (clients, ...).
             x: (clients, n, ...).
             mask: (clients, n), bool, the real windows.
@@ -116,22 +131,24 @@ class Losses(nn.Module):
 
         def one(state: Mapping[str, Tensor], x: Tensor, mask: Tensor) -> Tensor:
             self.rows.mask = mask
-            return functional_call(module, dict(state), (x,), tie_weights=False).logits
+            output: Output = functional_call(module, dict(state), (x,), tie_weights=False)
+            return output.logits
 
         mode = module.training
         module.eval()
         try:
             with left_out():
-                return vmap(one)(own, x, mask)
+                logits: Tensor = vmap(one)(own, x, mask)
         finally:
             self.rows.mask = None
             module.train(mode)
+        return logits
 
 
 class _OnePass(Networks):
-    """Networks whose `outputs` takes one pass where they are of one group."""
+    """Networks whose `outputs` evaluates a group in one pass."""
 
-    def __init__(self, nets: Mapping[str, nn.Module], ask, groups: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, nets: Mapping[str, nn.Module], ask: Ask, groups: Sequence[Mapping[str, Tensor]]) -> None:
         super().__init__(nets)
         self._ask, self._groups = ask, groups
 

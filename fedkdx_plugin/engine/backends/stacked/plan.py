@@ -1,4 +1,4 @@
-"""Which windows the clients' batches hold: fixed shapes for all clients and steps."""
+"""Plan of the windows in the clients' batches, with fixed shapes for all clients and steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedkdx_plugin.engine.training import Settings, permutations
+from fedkdx_plugin.engine.training import Settings, permutations, windows_of
 from registry.interface import Client, Round
 
 
@@ -18,8 +18,8 @@ class Ready(NamedTuple):
 
     Attributes:
         client: with id, training windows and learning rate in place.
-        context: as it gave it.
-        place: its row in the state of the clients at work.
+        context: its context.
+        place: its row in the state of the working clients.
     """
 
     client: Client
@@ -32,9 +32,9 @@ class Plan:
     """The batches of a round.
 
     Attributes:
-        index: (clients, steps, width), places in all clients' windows laid end to end. What only fills a batch up is
-            the client's first window.
-        rows: real rows of every batch, (clients, steps); 0 where a client has no batch left.
+        index: (clients, steps, width), positions in all clients' windows laid end to end; padding rows hold the
+            client's first window.
+        rows: number of real rows of every batch, (clients, steps); 0 where a client has no batch left.
     """
 
     index: Tensor
@@ -42,18 +42,18 @@ class Plan:
 
     @property
     def masked(self) -> bool:
-        """Whether some batch has rows that only fill it up."""
+        """Whether some batch has padding rows."""
         return bool((self.rows < self.index.shape[2]).any())
 
     @property
     def fewest(self) -> int:
-        """Rows of the smallest batch."""
+        """Number of rows of the smallest batch."""
         return int(self.rows[self.rows > 0].min())
 
     @staticmethod
     def of(ready: Sequence[Ready], round: Round, settings: Settings) -> Plan:
-        """Lay out the very batches of `training.batches`."""
-        own = [permutations(len(one.client.data.y), round, one.client.id, settings) for one in ready]
+        """Plan the batches of `training.batches`."""
+        own = [permutations(len(windows_of(one.client).y), round, one.client.id, settings) for one in ready]
         width = min(settings.batch_size, max(order.shape[1] for order in own))
         steps = max(len(order) * -(-order.shape[1] // settings.batch_size) for order in own)
         index = torch.zeros(len(ready), steps, width, dtype=torch.int64)
@@ -72,7 +72,7 @@ class Plan:
 
 
 def kind(context: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """What clients must have in common to be stacked: names, shapes and types of their contexts."""
+    """Return what clients must have in common to be stacked: names, shapes and dtypes of their contexts."""
     return tuple(
         (name, tensor.shape, tensor.dtype) if isinstance(tensor, Tensor) else (name, type(tensor))
         for name, tensor in sorted(context.items())

@@ -1,4 +1,4 @@
-"""How many clients and windows fit into memory at once."""
+"""Estimates of how many clients and windows fit into memory at once."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from registry.interface import Model, float_state
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 CPU_MEMORY = 1 << 30  # bytes for a stack on a CPU
-GPU_MEMORY = 8 << 30  # on a GPU, or half of what it has: more clients at once make nothing faster
-STATES = 8  # copies of a client's state while it trains: at work, in the step, gradients, what to move by, and spares
-WINDOWS = 4  # of a trial batch: batch norm needs more than one
+GPU_MEMORY = 8 << 30  # bytes on a GPU, at most half of its memory: more clients at once are not faster
+STATES = 8  # copies of a client's state in training: working state, step, gradients, updates, and spares
+WINDOWS = 4  # windows of a trial batch: batch norm needs more than one
 
 
 class Probe(NamedTuple):
-    """What a window costs.
+    """Cost of a window.
 
     Attributes:
-        bytes_a_window: memory in a training step: what is kept for the way back, and as much again for that way.
-        least_values: fewest values a channel that a window gives a batch-norm layer in training; with one row and one
-            value it has no variance. Large where there is no such layer.
+        bytes_a_window: memory in a training step: what is kept for the backward pass, and as much again for that pass.
+        least_values: fewest values per channel that a window gives a batch-norm layer in training; one row with one
+            value has no variance. Large if there is no such layer.
     """
 
     bytes_a_window: int
@@ -33,20 +33,20 @@ class Probe(NamedTuple):
 
 
 class Most(NamedTuple):
-    """Most steps of a round, and most windows of so many clients together."""
+    """Largest number of steps of a round, and of windows of several clients together."""
 
     steps: int
     windows: int
 
 
 def probe(nets: Mapping[str, nn.Module]) -> Probe:
-    """Find out what a window costs, by a training pass of each model."""
+    """Measure the cost of a window by a training pass of each model."""
     own = {tensor.untyped_storage().data_ptr() for net in nets.values() for tensor in net.state_dict().values()}
     kept: dict[int, int] = {}
     values = [1 << 30]
     for net in nets.values():
         if not isinstance(net, Model) and any(isinstance(part, BATCH_NORM) and part.training for part in net.modules()):
-            values.append(1)  # what goes into such a network is not known
+            values.append(1)  # the input of such a network is not known
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -73,19 +73,19 @@ def probe(nets: Mapping[str, nn.Module]) -> Probe:
 
 
 def budget(device: torch.device) -> int:
-    """Bytes that a stack may take: the same on every run, so that the same clients are stacked."""
+    """Return the bytes that a stack may take: the same in every run, so that the same clients are stacked."""
     if device.type != "cuda":
         return CPU_MEMORY
     return min(torch.cuda.get_device_properties(device).total_memory // 2, GPU_MEMORY)
 
 
 def clients_at_once(memory: int, probe: Probe, initial: Mapping[str, Tensor], batch_size: int) -> int:
-    """How many clients' training steps fit into so many bytes, at least 1."""
+    """Return how many clients' training steps fit into memory, at least 1."""
     state = sum(tensor.numel() * tensor.element_size() for tensor in initial.values())
     return max(1, memory // (batch_size * probe.bytes_a_window + STATES * state))
 
 
 def most(data: DeviceData, settings: Settings, clients: int) -> Most:
-    """What static tensors for so many clients must hold, whoever they are."""
+    """Return the sizes of static tensors that suffice for any set of so many clients."""
     counts = sorted((len(y) for y in data.train_y), reverse=True)
     return Most(settings.local_epochs * -(-counts[0] // settings.batch_size), sum(counts[:clients]))

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from registry.interface import float_state
 
-ALIGNED = 16  # values: where each tensor begins in a row, so that products may read it in large words
+ALIGNED = 16  # values; alignment of tensors in a row, so that products can read it in large words
 
 
 class Part:
-    """Where tensors lie, one after the other, in the last axis of another.
+    """Layout of tensors one after the other in the last axis of another tensor.
 
     Attributes:
         shapes: name -> shape.
-        width: values of the last axis, what lies between the tensors included.
+        width: size of the last axis, including the gaps of alignment.
     """
 
     def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
@@ -30,7 +30,7 @@ class Part:
             self.width += shape.numel() + -shape.numel() % ALIGNED
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Name -> (..., *shape), views of (..., width), each its own."""
+        """Return name -> (..., *shape), views of (..., width)."""
         lead = flat.shape[:-1]
         return {
             name: flat.narrow(-1, self._starts[name], shape.numel()).view((*lead, *shape))
@@ -38,7 +38,7 @@ class Part:
         }
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
-        """As `views`, all views of one operation: differentiated, that is one operation too."""
+        """Return the same views by one operation, whose gradient is one operation too."""
         sizes = [size for shape in self.shapes.values() for size in (shape.numel(), -shape.numel() % ALIGNED) if size]
         lead, parts = flat.shape[:-1], iter(flat.split_with_sizes(sizes, -1))
         tensors = {}
@@ -52,12 +52,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Group:
-    """Networks of one architecture, whose state lies side by side.
+    """Networks of one architecture, whose state is stored side by side.
 
     Attributes:
-        nets: their names.
-        trained: what gradients move.
-        other: all other floating-point state: running statistics, parameters that are fixed.
+        nets: names of the networks.
+        trained: layout of trained parameters.
+        other: layout of other floating-point state: running statistics, fixed parameters.
     """
 
     nets: tuple[str, ...]
@@ -66,32 +66,35 @@ class Group:
 
 
 class State(NamedTuple):
-    """State of several clients: of each group, (clients, networks of the group, width of its part)."""
+    """State of several clients: for each group, (clients, networks of the group, width of its part)."""
 
     trained: tuple[Tensor, ...]
     other: tuple[Tensor, ...]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors."""
         return self.trained + self.other
 
     def clone(self) -> State:
+        """Return a copy."""
         return State(tuple(t.clone() for t in self.trained), tuple(t.clone() for t in self.other))
 
     def copy_(self, source: State) -> None:
+        """Copy the values of another state into this one."""
         for own, new in zip(self.tensors, source.tensors, strict=True):
             own.copy_(new)
 
 
 class Arrangement:
-    """How the networks of a client lie in a `State`.
+    """Position of the networks of a client in a `State`.
 
     Args:
         nets: the networks by name.
-        frozen: names of those that nothing trains.
+        frozen: names of networks that are not trained.
 
     Attributes:
-        groups: networks that are built and trained alike are in one group.
+        groups: groups of networks with equal architecture and training.
     """
 
     def __init__(self, nets: Mapping[str, nn.Module], frozen: Sequence[str]) -> None:
@@ -101,7 +104,7 @@ class Arrangement:
         self.groups = tuple(Group(tuple(names), *_parts(nets[names[0]])) for names in alike.values())
 
     def empty(self, clients: int, like: Tensor) -> State:
-        """Zeros for so many clients, of the type and on the device of `like`."""
+        """Return zeros for so many clients, with the dtype and on the device of `like`."""
 
         def zeros(part: Part, group: Group) -> Tensor:
             return like.new_zeros(clients, len(group.nets), part.width)
@@ -112,7 +115,7 @@ class Arrangement:
         )
 
     def views(self, state: State) -> dict[str, Tensor]:
-        """Full name -> (clients, ...), views."""
+        """Return full name -> (clients, ...), views."""
         return {
             f"{net}.{name}": tensor.select(1, place)
             for group, trained, other in zip(self.groups, *state, strict=True)
@@ -122,7 +125,7 @@ class Arrangement:
         }
 
     def row(self, state: State, client: int) -> dict[str, Tensor]:
-        """Full name -> tensor of one client, views; nothing of a tensor that has no rows."""
+        """Return full name -> tensor of one client, views; tensors without rows are left out."""
         return {
             f"{net}.{name}": tensor
             for group, trained, other in zip(self.groups, *state, strict=True)
@@ -134,7 +137,7 @@ class Arrangement:
 
 
 def _kind(net: nn.Module, frozen: bool) -> object:
-    """What networks of one architecture have in common: a printed module says its layers and their sizes."""
+    """Return what networks of one architecture have in common; the printed module gives layers and sizes."""
     shapes = tuple((name, tensor.shape) for name, tensor in float_state({"": net}).items())
     fixed = tuple(name for name, parameter in net.named_parameters() if not parameter.requires_grad)
     return type(net), repr(net), shapes, fixed, frozen
@@ -146,18 +149,18 @@ def _parts(net: nn.Module) -> tuple[Part, Part]:
     return Part(trained), Part({name: shape for name, shape in everything.items() if name not in trained})
 
 
-class Kept(Sequence):
-    """What clients keep of their networks between rounds: a row of each `State` tensor a client.
+class Kept(Sequence[dict[str, Tensor]]):
+    """State that clients keep between rounds: a row of each `State` tensor for each client.
 
-    `kept[id]` is full name -> tensor, as in `Workspace.kept`; {} for a client that keeps nothing yet. Rows are
-    replaced, never changed in place, so that who holds on to a client's tensors holds what they were.
+    `kept[id]` is full name -> tensor, as in `Workspace.kept`; {} for a client that has kept nothing yet. Rows are
+    replaced, never changed in place, so that references to a client's tensors keep their values.
 
     Args:
-        arrangement: how the networks lie.
-        names: full names of what is kept.
+        arrangement: position of the networks.
+        names: full names of the kept state.
         initial: full name -> initial value of all state.
         clients: number of clients.
-        device: where the rows lie; another one than that of `initial` saves memory there.
+        device: device of the rows; another one than that of `initial` saves memory there.
     """
 
     def __init__(
@@ -184,7 +187,7 @@ class Kept(Sequence):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, id: int) -> dict[str, Tensor]:
+    def __getitem__(self, id: int) -> dict[str, Tensor]:  # type: ignore[override]  # a client's, never a slice
         if self._rows[id] and not self._seen[id]:
             rows = iter(self._rows[id])
             own = self.arrangement.row(self._state(lambda start: next(rows).unsqueeze(0), lambda start: start[:0]), 0)
@@ -202,15 +205,15 @@ class Kept(Sequence):
         self.put_back(id, tuple(tensor[0] for tensor, keep in zip(state.tensors, self._keeps, strict=True) if keep))
 
     def row(self, id: int) -> tuple[Tensor, ...]:
-        """What `put_back` takes: a client's rows as they are now."""
+        """Return a client's present rows, for `put_back`."""
         return self._rows[id]
 
     def put_back(self, id: int, rows: tuple[Tensor, ...]) -> None:
-        """Let a client keep what it kept before."""
+        """Replace a client's rows."""
         self._rows[id], self._seen[id] = rows, {}
 
     def load(self, ids: Sequence[int], into: State) -> None:
-        """Fill the first rows of `into` with what each of the clients starts a round from."""
+        """Fill the first rows of `into` with the state from which each client starts a round."""
         place = 0
         for start, keep, own in zip(self._start.tensors, self._keeps, into.tensors, strict=True):
             if keep:
@@ -226,12 +229,12 @@ class Kept(Sequence):
                 views[name].copy_(tensor)
 
     def save(self, ids: Sequence[int], source: State, places: Sequence[int]) -> None:
-        """Keep, of each of the clients, its row of `source`."""
+        """Keep each client's row of `source`."""
         if not self.names or not ids:
             return
         chosen = torch.tensor(places, device=source.tensors[0].device)
         rows = [t[chosen].to(self.device) for t, keep in zip(source.tensors, self._keeps, strict=True) if keep]
-        # each client's rows in memory of their own, in one operation: a row must not hold on to all of a round's
+        # each client's rows are copied to separate memory, in one operation: a row must not keep those of all clients
         parts = [row for tensor in rows for row in tensor.unbind()]
         own = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in parts]
         torch._foreach_copy_(own, parts)
@@ -239,7 +242,7 @@ class Kept(Sequence):
             self.put_back(id, tuple(own[place :: len(ids)]))
 
     def _state(self, kept: Callable[[Tensor], Tensor], other: Callable[[Tensor], Tensor]) -> State:
-        """A `State` made of `_start`, tensor by tensor."""
+        """Return a `State` made of `_start`, tensor by tensor."""
         count = len(self.arrangement.groups)
         made = [kept(t) if keep else other(t) for t, keep in zip(self._start.tensors, self._keeps, strict=True)]
         return State(tuple(made[:count]), tuple(made[count:]))

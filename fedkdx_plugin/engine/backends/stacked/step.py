@@ -1,8 +1,8 @@
 """One training step of several clients: fixed shapes, static tensors, nothing fetched from the device.
 
-Every step of a round has the same shapes: all clients, the full width of a batch, a mask for rows that only fill up. A
-client that has no batch left has an empty mask: it does not move, and its statistics stay. So a step can be captured
-once as a CUDA graph and replayed for all steps of all rounds.
+Every step of a round has the same shapes: all clients, the full width of a batch, a mask for padding rows. A client
+that has no batch left has an empty mask: its parameters and statistics stay. So a step can be captured once as a CUDA
+graph and replayed for all steps of all rounds.
 """
 
 from __future__ import annotations
@@ -18,30 +18,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedkdx_plugin.engine.backends.stacked.losses import Losses
 from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
 from fedkdx_plugin.engine.backends.stacked.state import State
+from fedkdx_plugin.engine.training import windows_of
 from fedkdx_plugin.native.library import cache_folder
 from registry.interface import Batch
 
 EAGER, GRAPH, COMPILED = "operation by operation", "as a CUDA graph", "compiled, as a CUDA graph"
-WARM_UPS = 3  # runs before a capture, as CUDA's libraries prepare themselves in their first ones
-# Operations of a whole run's steps from which on compiling pays. On an H100 it took 16 to 23 s and then saved 1.7 µs
+WARM_UPS = 3  # runs before a capture, in which CUDA's libraries initialise
+# Fewest operations of a whole run for which compiling pays. On an H100 it took 16 to 23 s and then saved 1.7 µs
 # an operation: 1.03 ms of a step of 600, 0.37 ms of one of 205.
 COMPILE_FROM = 10_000_000
-TOLERANCE = 1e-2  # relative difference of a step's results by graph and by operation: an error is far larger
+TOLERANCE = 1e-2  # relative difference of a step's results by graph and by operation; errors are far larger
 
 Moved = tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]
 
 
 class Step:
-    """The static tensors of a training step, and how it is run.
+    """Static tensors of a training step, and ways to run it.
 
     Args:
-        losses: of the clients.
-        clients: how many it trains at once; fewer may be loaded, and the others' places then come to nothing.
-        steps: most steps of a round.
+        losses: the stacked losses.
+        clients: number of clients it trains at once; if fewer are loaded, the other places have no effect.
+        steps: largest number of steps of a round.
         width: rows of a batch.
-        masked: whether batches may have rows that only fill up.
-        windows: most training windows of all clients together.
-        one: a client, for shapes and types of windows and context.
+        masked: whether batches may have padding rows.
+        windows: largest number of training windows of all clients together.
+        one: a client, for shapes and dtypes of windows and context.
         clip_norm: bound on each network's gradient norm; 0: none.
         way: EAGER, GRAPH or COMPILED.
     """
@@ -58,7 +59,7 @@ class Step:
         clip_norm: float,
         way: str = EAGER,
     ) -> None:
-        x, y, _ = one.client.data
+        x, y, _ = windows_of(one.client)
         self.losses, self.masked, self.clip_norm, self.way = losses, masked, clip_norm, way
         self.state = losses.arrangement.empty(clients, x.new_empty((), dtype=_type(losses)))
         self.context = {name: t.detach().new_zeros(clients, *t.shape) for name, t in one.context.items()}
@@ -68,17 +69,19 @@ class Step:
         self.at = y.new_zeros(1)
         self.rates, self.total = x.new_zeros(clients), x.new_zeros(clients)
         self._places = torch.arange(width, device=y.device)
-        self._move: Callable[..., Moved] = Step._moved  # of the class: a step must end with the last who holds it
+        self._move: Callable[..., Moved] = Step._moved  # of the class, as a bound method would keep the step alive
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def train(self, ready: Sequence[Ready], plan: Plan, state: State) -> Tensor:
         """Train clients for a round.
 
         Args:
-            state: of all clients at work; the rows of `ready` are read, and written at the end.
+            ready: the clients.
+            plan: their batches.
+            state: state of all working clients; the rows of `ready` are read, and written at the end.
 
         Returns:
-            Of each the mean over the round's windows of its summed losses, (clients,).
+            for each client the mean over the round's windows of its summed losses, (clients,).
         """
         count, steps = plan.rows.shape
         places = torch.tensor([one.place for one in ready], device=self.at.device)
@@ -90,15 +93,16 @@ class Step:
         return self.total[:count] / self.rows[:count].sum(1)
 
     def load(self, ready: Sequence[Ready], plan: Plan, state: State, places: Tensor) -> None:
-        """Take in a round's clients, from their places in `state`, and their batches."""
+        """Load a round's clients, from their places in `state`, and their batches."""
         count, steps = plan.rows.shape
         for own, theirs in zip(self.state.tensors, state.tensors, strict=True):
             own[:count].copy_(theirs[places])
         for name, own in self.context.items():
             own[:count].copy_(torch.stack([one.context[name] for one in ready]))
-        ends = sum(len(one.client.data.y) for one in ready)
-        self.windows[:ends].copy_(torch.cat([one.client.data.x for one in ready]))
-        self.labels[:ends].copy_(torch.cat([one.client.data.y for one in ready]))
+        windows = [windows_of(one.client) for one in ready]
+        ends = sum(len(own.y) for own in windows)
+        self.windows[:ends].copy_(torch.cat([own.x for own in windows]))
+        self.labels[:ends].copy_(torch.cat([own.y for own in windows]))
         self.index[:count, :steps].copy_(plan.index)
         self.rows.zero_()
         self.rows[:count, :steps].copy_(plan.rows)
@@ -107,7 +111,7 @@ class Step:
         self.total.zero_()
 
     def run(self) -> None:
-        """Make the next step of the loaded round. Raises RuntimeError where a graph does other things than the step."""
+        """Make the next step of the loaded round. Raises RuntimeError if a graph's results differ from the step's."""
         if self.way != EAGER and self._graph is None:
             self._capture()
         if self._graph is None:
@@ -117,7 +121,7 @@ class Step:
 
     @torch.no_grad()
     def once(self) -> None:
-        """The step itself, operation by operation."""
+        """Make the next step operation by operation."""
         rows = self.rows.index_select(1, self.at).squeeze(1)
         index = self.index.index_select(1, self.at).squeeze(1)
         trained, other, losses = self._move(self, self.state, self.windows[index], self.labels[index], rows)
@@ -127,7 +131,7 @@ class Step:
         self.at += 1
 
     def _moved(self, state: State, x: Tensor, y: Tensor, rows: Tensor) -> Moved:
-        """State after a step, and each client's losses times the rows they are of, (clients,)."""
+        """Return the state after a step, and each client's losses times the number of its rows, (clients,)."""
         mask = self._places < rows.unsqueeze(1) if self.masked else None
         gradients_of = torch.func.grad(self._loss, has_aux=True)
         gradients, (losses, other) = gradients_of(state.trained, state.other, Batch(x, y, mask), self.context)
@@ -143,12 +147,12 @@ class Step:
     def _loss(
         self, trained: tuple[Tensor, ...], other: tuple[Tensor, ...], batch: Batch, context: Mapping[str, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, tuple[Tensor, ...]]]:
-        other = tuple(tensor.clone() for tensor in other)  # running statistics are moved in place
+        other = tuple(tensor.clone() for tensor in other)  # running statistics are updated in place
         losses = self.losses.of(State(trained, other), batch, context)
         return losses.sum(), (losses.detach(), other)
 
     def _capture(self) -> None:
-        """Record the step as a CUDA graph and compare it with the step; what that changed is put back."""
+        """Record the step as a CUDA graph and compare it with the step; afterwards restore all tensors."""
         before = [tensor.clone() for tensor in self._changed]
         self.once()
         expected = [tensor.clone() for tensor in self._changed]
@@ -175,7 +179,7 @@ class Step:
         self._graph = graph
 
     def _differs(self, expected: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
-        """Whether what a step changed is off by more than rounding; NaN and infinity are no difference."""
+        """Return whether the changed tensors differ by more than rounding; NaN and infinity are not compared."""
         for found, right, old in zip(self._changed, expected, before, strict=True):
             both = found.isfinite() & right.isfinite()
             off = torch.where(both, found - right, 0).double()
@@ -186,9 +190,10 @@ class Step:
         return False
 
     def operations(self) -> int:
-        """Count the operations of a step that are more than another look at a tensor; nothing is changed by it."""
+        """Count the operations of a step, without views; all tensors are restored."""
         before = [tensor.clone() for tensor in self._changed]
-        with _Counted() as counted:
+        counted = _Counted()
+        with counted:
             self.once()
         self._put_back(before)
         return counted.number
@@ -203,9 +208,11 @@ class Step:
 
 
 class _Counted(TorchDispatchMode):
-    """Counts operations that do something, as a GPU is asked for each of them."""
+    """Counter of operations other than views, each of which has dispatch overhead on a GPU."""
 
-    number = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch gives it none
+        self.number = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.number += not operation.is_view
@@ -213,12 +220,12 @@ class _Counted(TorchDispatchMode):
 
 
 def bounded(gradient: Tensor, rates: Tensor, bound: float) -> Tensor:
-    """What to move by: each network's gradient by its client's rate, scaled down as `clip_grad_norm_` does.
+    """Return the update: each network's gradient times its client's learning rate, clipped as `clip_grad_norm_` does.
 
     Args:
         gradient: (clients, networks, values).
         rates: (clients,).
-        bound: on a network's norm; 0: none.
+        bound: bound on the norm of a network's gradient; 0: none.
     """
     rates = rates.view(-1, 1, 1)
     if bound > 0:
