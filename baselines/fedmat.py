@@ -44,7 +44,7 @@ class HierarchicalAttention(Model):
         """Σ_s β_s h_s over the segments s; samples that fill no segment are left out."""
         x = self._attend(x)[..., : self.segments * self.length]
         segments = x.unflatten(3, (self.segments, self.length)).movedim(3, 1)  # (n, segments, channels, 1, length)
-        h = self.network.features(segments.flatten(0, 1)).unflatten(0, (len(x), self.segments))
+        h = self.network.features(segments.flatten(0, 1)).unflatten(0, (-1, self.segments))
         beta = torch.tanh(self.temporal(h.flatten(1))).softmax(1)
         return (beta.unsqueeze(2) * h).sum(1)
 

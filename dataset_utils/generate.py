@@ -31,7 +31,12 @@ IMPORT = "import-pfllib"
 
 
 def prepare(
-    spec: ShardSpec, data_root: Path, raw: Path | None, download: bool, report: Callable[[str], None] = print
+    spec: ShardSpec,
+    data_root: Path,
+    raw: Path | None,
+    download: bool,
+    report: Callable[[str], None] = print,
+    source: Source | None = None,
 ) -> Path:
     """Return the folder of the shards that `spec` describes, after making it where it is missing.
 
@@ -41,12 +46,13 @@ def prepare(
         raw: the original files, or None for the data set's usual location.
         download: whether the original files may be downloaded.
         report: called with one line of text for each step.
+        source: the data set itself, where it is not to be looked up by the name that `spec` gives.
 
     Raises:
         UserError: unknown data set, files not found or damaged, values out of range, or shards that were made
             from other files than these.
     """
-    source = find_source(spec.data)
+    source = source or find_source(spec.data)
     settings = resolve(source.preprocessing, spec)
     try:
         path = source.find(raw, data_root, False)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedkdx_plugin.api import compare, load_runs
     from fedkdx_plugin.experiments.experiment import Experiment
     from fedkdx_plugin.experiments.results import Results
-    from fedkdx_plugin.prediction import load_model
+    from fedkdx_plugin.prediction import export, load_model
     from fedkdx_plugin.tracking.callbacks import Callback
     from registry.errors import UserError
 
@@ -28,6 +28,7 @@ __all__ = [
     "UserError",
     "__version__",
     "compare",
+    "export",
     "load_model",
     "load_runs",
     "testing",
@@ -39,6 +40,7 @@ _HOMES = {
     "Results": "fedkdx_plugin.experiments.results",
     "UserError": "registry.errors",
     "compare": "fedkdx_plugin.api",
+    "export": "fedkdx_plugin.prediction",
     "load_model": "fedkdx_plugin.prediction",
     "load_runs": "fedkdx_plugin.api",
 }

@@ -1,4 +1,4 @@
-"""A small federation on made data, shared by the tests of engine and algorithms."""
+"""Fixtures, and the small federations of `fedkdx_plugin.testing` under the names that tests know them by."""
 
 from __future__ import annotations
 
@@ -9,108 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset_utils import shards
 from dataset_utils.scaling import statistics
-from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.rounds import Federation, Observer, Schedule
-from fedkdx_plugin.engine.training import Settings
-from registry.interface import Model, Server, Task, copy_state
-
-SHAPE, CLASSES = (3, 1, 16), 4
-
-
-class TinyNet(Model):
-    """A convolution with batch norm and two linear layers: every kind of state, in milliseconds."""
-
-    width = 8
-
-    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
-        super().__init__(shape, classes)
-        self.conv = nn.Conv2d(shape[0], self.width, (1, 5), stride=(1, 2))
-        self.bn = nn.BatchNorm2d(self.width)
-        self.fc = nn.Linear(self.width * ((shape[2] - 5) // 2 + 1), 2 * self.width)
-        self.feature_size = 2 * self.width
-        self.head = nn.Linear(self.feature_size, classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.fc(self.bn(self.conv(x)).relu().flatten(1)).relu()
-
-
-class TinierNet(TinyNet):
-    """A smaller student, with features of another size."""
-
-    width = 4
-
-
-def make_task(student: type[Model] = TinyNet, local_bn: bool = False) -> Task:
-    return Task(SHAPE, CLASSES, TinyNet, student, local_bn)
-
-
-def make_data(sizes: tuple[int, ...] = (40, 7, 65, 20), tests: int = 12, seed: int = 0) -> DeviceData:
-    """Clients of unequal size; every class has its own frequency, every client its own offset; in the default type."""
-    rng = torch.Generator().manual_seed(seed)
-    time = torch.arange(SHAPE[2]) / SHAPE[2]
-
-    def windows(count: int, client: int) -> tuple[Tensor, Tensor]:
-        y = torch.randint(CLASSES, (count,), generator=rng)
-        wave = torch.sin(2 * torch.pi * (y[:, None] + 1) * time)
-        x = wave[:, None, None, :] * torch.tensor([1.0, 0.5, -1.0])[:, None, None] + 0.1 * client
-        return x + 0.4 * torch.randn(x.shape, generator=rng), y
-
-    train = [windows(size, client) for client, size in enumerate(sizes)]
-    test = [windows(tests, client) for client in range(len(sizes))]
-    return DeviceData(
-        train_x=[x for x, _ in train],
-        train_y=[y for _, y in train],
-        test_x=torch.cat([x for x, _ in test]),
-        test_y=torch.cat([y for _, y in test]),
-        test_client=torch.arange(len(sizes)).repeat_interleave(tests),
-        test_slices=[slice(tests * client, tests * (client + 1)) for client in range(len(sizes))],
-    )
-
-
-def make_federation(
-    algorithm: type[Server],
-    data: DeviceData | None = None,
-    task: Task | None = None,
-    rounds: int = 3,
-    join_ratio: float = 0.5,
-    params: dict | None = None,
-    backend: str = "auto",
-    **settings: float,
-) -> Federation:
-    settings = {"batch_size": 16, "local_epochs": 2, "learning_rate": 0.05} | settings
-    return Federation(
-        algorithm,
-        task or make_task(),
-        algorithm.Params(**(params or {})),
-        data or make_data(),
-        Settings(**settings),
-        Schedule(rounds, join_ratio),
-        backend,
-    )
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.testing.made import CLASSES as CLASSES
+from fedkdx_plugin.testing.made import SHAPE as SHAPE
+from fedkdx_plugin.testing.made import Recorder as Recorder
+from fedkdx_plugin.testing.made import TinierNet as TinierNet
+from fedkdx_plugin.testing.made import TinyNet as TinyNet
+from fedkdx_plugin.testing.made import make_data as make_data
+from fedkdx_plugin.testing.made import make_federation as make_federation
+from fedkdx_plugin.testing.made import make_task as make_task
+from fedkdx_plugin.testing.made import same_state as same_state
+from fedkdx_plugin.testing.running import float64
+from registry.interface import copy_state
 
 
 def enter(federation: Federation, id: int, shared: dict[str, Tensor]) -> None:
     """Put in place what a client would predict with where the server gives it `shared`."""
     copy_state(federation.workspace.nets, federation.workspace.state_for_evaluation(id, shared))
-
-
-class Recorder(Observer):
-    """An observer that keeps what it sees."""
-
-    def __init__(self) -> None:
-        self.records = []
-
-    def on_round_end(self, record) -> None:
-        self.records.append(record)
-
-
-def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(autouse=True)
@@ -127,10 +46,9 @@ def one_seed() -> None:
 
 @pytest.fixture
 def double() -> Iterator[None]:
-    """Data and networks in float64: 1e-9 is then millions of roundings, and far less than any mistake."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    """Make data and networks in float64."""
+    with float64():
+        yield
 
 
 @pytest.fixture(scope="session")

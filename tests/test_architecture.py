@@ -28,6 +28,23 @@ MAY_IMPORT = {
         "fedkdx_plugin.native",
         "fedkdx_plugin.results",
     ),
+    "fedkdx_plugin/prediction": (
+        "registry",
+        "dataset_utils",
+        "fedkdx_plugin.configuration",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.experiments",
+        "fedkdx_plugin.prediction",
+        "fedkdx_plugin.results",
+    ),
+    "fedkdx_plugin/testing": (
+        "registry",
+        "dataset_utils",
+        "baselines.fedavg",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.models",
+        "fedkdx_plugin.testing",
+    ),
     "fedkdx_plugin/tracking": ("registry", "fedkdx_plugin.engine", "fedkdx_plugin.results", "fedkdx_plugin.tracking"),
     "fedkdx_plugin/reports": (
         "registry",

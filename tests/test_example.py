@@ -1,7 +1,9 @@
-"""What the example's algorithm computes."""
+"""What the example's algorithm computes, and that the example's own tests pass."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,3 +42,17 @@ def test_one_wild_client_of_three_is_outvoted(median):
     states = [torch.zeros(4), torch.full((4,), 1e6), torch.ones(4)]
     server.aggregate({k: Message({"model.w": state}) for k, state in enumerate(states)}, Round(1, 1))
     assert torch.equal(server.weights["model.w"], torch.ones(4))
+
+
+def test_its_own_tests_pass():
+    root = EXAMPLE.parent.parent
+    paths = os.pathsep.join([str(root), str(EXAMPLE), os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        cwd=EXAMPLE,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
+    assert "2 passed" in run.stdout

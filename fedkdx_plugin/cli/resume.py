@@ -25,12 +25,15 @@ def main(words: Sequence[str]) -> int:
     add_flags(parser, Making)
     arguments = parser.parse_args(words)
     making = parse(Making, given(arguments, Making))
-    folder = experiment_folder(Path(arguments.folder).absolute())
+    given_folder = Path(arguments.folder).absolute()
 
     from fedkdx_plugin.cli.making import make
-    from fedkdx_plugin.experiments.experiment import Experiment
+    from fedkdx_plugin.experiments.experiment import FILE, Experiment, experiment_folder
     from fedkdx_plugin.experiments.runner import where_it_began
 
+    folder = experiment_folder(given_folder) or given_folder
+    if (folder / "environment.json").is_file():
+        raise UserError(f"{folder}: a run without its experiment ({FILE} in a folder above), which alone can go on")
     command = ["fedkdx", "resume", *words]
     with where_it_began(folder):
         experiment = Experiment.resumed(folder, arguments.rounds)
@@ -39,16 +42,3 @@ def main(words: Sequence[str]) -> int:
                 f"{folder}: of a federation between sites; `fedkdx serve --resume {folder} ...` goes on with it"
             )
         return make(experiment, command, making)
-
-
-def experiment_folder(folder: Path) -> Path:
-    """Return the experiment's folder that a folder is or lies in: one run stands for all. Raises UserError."""
-    from fedkdx_plugin.experiments.experiment import FILE
-
-    places = (folder, folder.parent, folder.parent.parent) if (folder / "environment.json").is_file() else (folder,)
-    for place in places:
-        if (place / FILE).is_file():
-            return place
-    if len(places) > 1:
-        raise UserError(f"{folder}: a run without its experiment ({FILE} in a folder above), which alone can go on")
-    return folder

@@ -40,11 +40,11 @@ def main(words: Sequence[str]) -> int:
         if other:
             raise UserError(f"--resume takes the folder's own configuration, and no other option, such as {other[0]}")
 
-    from fedkdx_plugin.cli.resume import experiment_folder
-    from fedkdx_plugin.experiments.experiment import Experiment
+    from fedkdx_plugin.experiments.experiment import Experiment, experiment_folder
 
     if resume is not None:
-        experiment = Experiment.resumed(experiment_folder(Path(resume).absolute()))
+        folder = Path(resume).absolute()
+        experiment = Experiment.resumed(experiment_folder(folder) or folder)
     else:
         arguments.data = ELSEWHERE
         experiment = Experiment.comparison(read_config(arguments))

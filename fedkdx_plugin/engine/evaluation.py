@@ -12,7 +12,7 @@ from fedkdx_plugin.engine import metrics
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.workspace import Workspace
-from registry.interface import Model, copy_state, float_state, mixture
+from registry.interface import Client, Model, copy_state, float_state, mixture
 
 SERVED = "served"
 CHUNK = 256  # windows in a forward pass on a CPU: enough to use a core fully, few enough for its cache
@@ -100,14 +100,14 @@ def views(workspace: Workspace, shared: Mapping[str, Tensor], data: DeviceData) 
     """
     nets = predictors(workspace)
     names = [SERVED, *(nets if len(nets) > 1 else ())]
-    if data.unseen and data.evaluated_on == "test" and _newcomer_is_served(data.unseen[0], workspace, shared):
+    newcomer = workspace.clients[data.unseen[0]] if data.unseen and data.evaluated_on == "test" else None
+    if newcomer is not None and serves_newcomer(newcomer, workspace, shared):
         names.append(UNSEEN)
     return names
 
 
-def _newcomer_is_served(id: int, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
+def serves_newcomer(client: Client, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
     """Return whether a client that never trained predicts with networks that all clients share."""
-    client = workspace.clients[id]
     client.nets = workspace.nets
     serves = client.serves()
     return all(_is_common(name, workspace, shared) for name in ([serves] if isinstance(serves, str) else serves))

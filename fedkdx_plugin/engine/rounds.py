@@ -274,18 +274,7 @@ class Federation:
         Raises:
             KeyError or ValueError: `saved` is of another algorithm or another number of clients.
         """
-        clients = self.workspace.clients
-        parts: dict[str, dict[str, torch.Tensor]] = {"server": {}}
-        for client in clients:
-            parts |= {f"client/{client.id}/kept": {}, f"client/{client.id}/memory": {}}
-        for name, tensor in saved.tensors.items():
-            depth = 1 if name.startswith("server/") else 3
-            *place, own = name.split("/", depth)
-            parts["/".join(place)][own] = tensor
-        for client, trained in zip(clients, saved.meta["trained"], strict=True):
-            self.workspace.kept[client.id] = parts[f"client/{client.id}/kept"]
-            client.memory, client.trained = parts[f"client/{client.id}/memory"], trained
-        self.server.restore(Message(parts["server"], saved.meta["server"]))
+        restore(self.workspace, self.server, saved)
 
     def _train_loss(self, losses: Mapping[int, torch.Tensor]) -> float:
         samples = {id: len(self.data.train_y[id]) for id in losses}
@@ -294,6 +283,26 @@ class Federation:
             return float("nan")
         values: list[float] = torch.stack(list(losses.values())).tolist()
         return float(sum(value * samples[id] / total for id, value in zip(losses, values, strict=True)))
+
+
+def restore(workspace: Workspace, server: Server, saved: Message) -> None:
+    """Bring clients and server to what `Federation.save` described.
+
+    Raises:
+        KeyError or ValueError: `saved` is of another algorithm or another number of clients.
+    """
+    clients = workspace.clients
+    parts: dict[str, dict[str, torch.Tensor]] = {"server": {}}
+    for client in clients:
+        parts |= {f"client/{client.id}/kept": {}, f"client/{client.id}/memory": {}}
+    for name, tensor in saved.tensors.items():
+        depth = 1 if name.startswith("server/") else 3
+        *place, own = name.split("/", depth)
+        parts["/".join(place)][own] = tensor
+    for client, trained in zip(clients, saved.meta["trained"], strict=True):
+        workspace.kept[client.id] = parts[f"client/{client.id}/kept"]
+        client.memory, client.trained = parts[f"client/{client.id}/memory"], trained
+    server.restore(Message(parts["server"], saved.meta["server"]))
 
 
 def _reason(client: int, error: Exception) -> str:

@@ -29,6 +29,7 @@ from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.setting import check
 from fedkdx_plugin.results.run_folder import new_folder
+from fedkdx_plugin.results.runs import ENVIRONMENT
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from registry import catalog
 from registry.errors import UserError
@@ -212,6 +213,12 @@ class Experiment:
         if self.folder is None:
             raise RuntimeError("the experiment has no folder yet; call begin first")
         return self.folder / run.folder
+
+
+def experiment_folder(folder: Path) -> Path | None:
+    """Return the experiment's folder that a folder is or that its run lies in; None where there is none."""
+    places = (folder, folder.parent, folder.parent.parent) if (folder / ENVIRONMENT).is_file() else (folder,)
+    return next((place for place in places if (place / FILE).is_file()), None)
 
 
 def title_and_about(folder: Path) -> tuple[str, str]:

@@ -170,7 +170,11 @@ class RunFolder(Observer):
             file.attrs["config"] = yaml.safe_dump(dict(self.settings), sort_keys=False)
             file.attrs["environment"] = json.dumps(self.environment, sort_keys=True)
             file.attrs["class_names"] = list(self.shards.class_names)
-        meta = {"round": len(self.records), "identity": self._identity(), "planned": self.planned}
+        meta = {
+            "round": len(self.records),
+            "identity": identity(self.settings, self.environment),
+            "planned": self.planned,
+        }
         meta["state"] = dict(self._state.meta)
         with replacing(self.path / STATE) as part:
             part.write_bytes(Message(self._state.tensors, meta).to_bytes())
@@ -182,7 +186,7 @@ class RunFolder(Observer):
         again = f"remove {self.path} to run it from the start"
         try:
             state = Message.from_bytes(path.read_bytes(), self.federation.data.test_x.device)
-            if state.meta["identity"] != self._identity():
+            if state.meta["identity"] != identity(self.settings, self.environment):
                 raise UserError(f"{path}: a checkpoint of another configuration, data or version; {again}")
             with h5py.File(self.path / RESULTS) as file:
                 records, self._confusion = read_results(file)
@@ -196,16 +200,22 @@ class RunFolder(Observer):
             raise UserError(f"{self.path}: has {len(self.records)} rounds already; -gr {rounds} would be fewer")
         self.planned = planned if planned[-1:] == [rounds] else [*planned, rounds]
 
-    def _identity(self) -> str:
-        """What must be the same for a run to be the same: configuration, data, version."""
-        data = self.environment["data"]["manifest_sha256"]
-        free = ("out", "data_root", "raw", "global_rounds")
-        settings = {key: value for key, value in self.settings.items() if key not in free}
-        text = json.dumps([settings, data, __version__, torch.__version__], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
     def _say(self, text: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._log, flush=True)
+
+
+def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    """Return a hash of what must be the same for a run to be the same: configuration, data, versions.
+
+    Args:
+        settings: the resolved configuration, as in `config.yaml`.
+        environment: as in `environment.json`.
+    """
+    data, versions = environment["data"]["manifest_sha256"], environment["versions"]
+    free = ("out", "data_root", "raw", "global_rounds")
+    settings = {key: value for key, value in settings.items() if key not in free}
+    text = json.dumps([settings, data, versions["fedkdx"], versions["torch"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def environment(entry: Entry, command: list[str], shards: ShardSet, device: torch.device) -> dict[str, Any]:

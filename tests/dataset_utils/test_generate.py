@@ -12,6 +12,7 @@ from dataset_utils import generate
 from dataset_utils.generate import main, prepare
 from dataset_utils.shards import load
 from dataset_utils.spec import ShardSpec
+from fedkdx_plugin.testing import SourceCase, source_checks
 from registry import catalog
 from registry.errors import UserError
 from tests.dataset_utils import synthetic
@@ -22,16 +23,7 @@ SPEC = ShardSpec("Synthetic")
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
     """Make the catalog know the made data set, once as recordings and once as windows."""
-
-    class Cut(synthetic.Synthetic):
-        name = "Cut"
-        channels = ("a", "b")
-        acceleration = ()
-
-        def load(self, path):
-            return synthetic.windows()
-
-    ours = {"synthetic": synthetic.Synthetic, "cut": Cut}
+    ours = {"synthetic": synthetic.Synthetic, "cut": synthetic.Cut}
     original = catalog.load
     monkeypatch.setattr(catalog, "load", lambda kind, name: ours.get(name.lower()) or original(kind, name))
 
@@ -42,6 +34,12 @@ def quiet(line):
 
 def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("check", source_checks())
+@pytest.mark.parametrize("source", [synthetic.Synthetic, synthetic.Cut])
+def test_what_every_source_must_do(source, check, tmp_path):
+    check(SourceCase(source, tmp_path))
 
 
 def test_from_recordings_to_shards(tmp_path):
@@ -342,7 +340,7 @@ def test_a_class_without_a_window_is_an_error(tmp_path, monkeypatch):
     [
         (["-data", "nonsense"], "unknown data set 'nonsense'"),
         (["-data", "no/such.yaml"], "no/such.yaml"),
-        (["-data", "synthetic", "-nc", "0"], "-nc must"),
+        (["-data", "synthetic", "-nc", "0"], "-nc: "),
         (["-data", "synthetic", "-nc", "4"], "there are only 3 subjects"),
         (["-data", "synthetic", "-nc", "90", "--partition", "iid"], "90 clients need 900 training windows"),
         (["-data", "synthetic", "--lowpass", "25"], "--lowpass 25 Hz must lie below 25 Hz"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dataset_utils.sources.spar import CHANNELS, LABELS, SPAR
+from fedkdx_plugin.testing import check_source
 from registry.errors import UserError
 
 
@@ -36,6 +37,11 @@ def test_same_as_numpys_own_reader(recordings):
         assert set(recording.labels) == {data["y"][index]}
     assert len(source.classes) == len(data["y_labels"])
     assert source.classes[data["y_labels"].index("ER")] == "external rotation"
+
+
+def test_what_every_source_must_do():
+    pytest.importorskip("seglearn")
+    check_source(SPAR, skip={"check_shards": "takes seconds, and every run on SPAR makes them"})
 
 
 def test_gravity_is_in_the_acceleration(recordings):

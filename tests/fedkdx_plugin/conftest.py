@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from fedkdx_plugin.native import library
+from tests.fedkdx_plugin import watch_runs
 
 X86 = {"x86_64", "AMD64"}
 PROCESSORS = {  # options for vectors of other sizes than this processor's, which runs them as well
@@ -45,3 +46,9 @@ def processor(request, compile):
     found = library.opened(compile(options))
     with mock.patch.object(library, "operations", lambda: found):
         yield
+
+
+@pytest.fixture(scope="session")
+def watch(tmp_path_factory):
+    """Finished runs on recordings of a watch; tests that change files copy the run first."""
+    return watch_runs.make(tmp_path_factory.mktemp("watch"))

@@ -1,4 +1,4 @@
-"""The built-in models: sizes, shapes, determinism, and that they can be stacked."""
+"""The built-in models: what every model must do, then sizes, the shortest windows, and that they can be stacked."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
+from fedkdx_plugin.testing import ModelCase, model_checks
 from registry.errors import UserError
 
 MODELS = [CNN, CNNSmall, CNNLSTM]
@@ -21,6 +22,12 @@ def size(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("check", model_checks())
+@pytest.mark.parametrize("model", MODELS)
+def test_what_every_model_must_do(model, check):
+    check(ModelCase(model, [(3, 1, 40), (9, 1, 128), (1, 1, 28), (2, 1, 27), (5, 1, 4), (6, 1, 301)]))
+
+
 def test_cnn_is_the_papers():
     model = CNN((9, 1, 128), 6)
     shapes = [tuple(parameter.shape) for name, parameter in model.named_parameters() if name.endswith("weight")]
@@ -34,24 +41,13 @@ def test_the_student_has_at_most_a_quarter_of_the_weights(name):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("shape", [(9, 1, 128), (3, 1, 100), (1, 1, 28), (2, 1, 27), (5, 1, 4), (6, 1, 301)])
-@pytest.mark.parametrize("classes", [2, 12])
-def test_any_window_gives_features_logits_and_gradients(model, shape, classes):
-    network = build(model, shape, classes)
-    for batch in (1, 3):
-        network.zero_grad()
-        output = network(torch.randn(batch, *shape))
-        assert output.features.shape == (batch, network.feature_size) and output.logits.shape == (batch, classes)
-        assert torch.equal(output.logits, network.head(output.features))
-        torch.nn.functional.cross_entropy(output.logits, torch.zeros(batch, dtype=torch.long)).backward()
-        assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_every_weight_learns(model):
-    network = build(model, (9, 1, 128), 6)
-    network(torch.randn(8, 9, 1, 128)).logits.square().sum().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+@pytest.mark.parametrize("shape", [(9, 1, 128), (5, 1, 4)])
+def test_a_batch_of_one_window_trains(model, shape):
+    network = build(model, shape, 2)
+    torch.nn.functional.cross_entropy(
+        network(torch.randn(1, *shape)).logits, torch.zeros(1, dtype=torch.long)
+    ).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -60,14 +56,6 @@ def test_every_sample_of_the_window_counts(model):
     x = torch.randn(1, 2, 1, 32, requires_grad=True)
     network(x).logits.square().sum().backward()
     assert (x.grad != 0).float().mean() > 0.9
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_the_seed_decides_everything(model):
-    x = torch.randn(4, 3, 1, 40)
-    first, again, other = (build(model, (3, 1, 40), 5, seed)(x).logits for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,0 +1,292 @@
+"""A trained model as a file that runs without this project, and beside it what must be done before it is asked."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import inspect
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dataset_utils import shards
+from dataset_utils.files import replacing
+from dataset_utils.preprocessing import ORDER
+from dataset_utils.recording import Preprocessing
+from dataset_utils.scaling import Scaling
+from dataset_utils.time_axis import step_of
+from fedkdx_plugin.engine.randomness import generator
+from fedkdx_plugin.experiments.experiment import experiment_folder
+from fedkdx_plugin.experiments.runner import where_it_began
+from fedkdx_plugin.prediction.loading import load_model
+from fedkdx_plugin.prediction.predictor import Predictor, Served
+from fedkdx_plugin.results.runs import Run
+from registry import __version__
+from registry.errors import UserError
+
+FORMATS = {"onnx": "model.onnx", "torchscript": "model.pt"}
+DESCRIPTION = "preprocessing.json"
+INPUT, OUTPUT = "windows", "probabilities"
+OPSET = 17
+LARGEST = 1e-4
+"""Largest difference of a probability from PyTorch's that is accepted."""
+RANDOM = 64
+"""Random windows that an export is checked on."""
+
+Ask = Callable[[np.ndarray], np.ndarray]
+
+
+class Export(NamedTuple):
+    """What was written.
+
+    Attributes:
+        model, description: the files.
+        difference: the largest one between a probability of the model and of PyTorch.
+        windows: how many windows it was checked on: 'random', and 'test' of the run's own.
+    """
+
+    model: Path
+    description: Path
+    difference: float
+    windows: dict[str, int]
+
+
+class Deployed(nn.Module):
+    """A model to be exported: windows (n, channels, time) in physical units to probabilities (n, classes), float32.
+
+    The offset is taken off in two parts that add up to it in float64: in float32 alone, a channel whose mean is large
+    against its deviation, such as air pressure, would be rounded coarsely.
+    """
+
+    high: Tensor
+    low: Tensor
+    scale: Tensor
+
+    def __init__(self, network: Served, scaling: Scaling | None, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+        offset, scale = scaling or Scaling(np.zeros(shape[0]), np.ones(shape[0]))
+        high = offset.astype(np.float32)
+        for name, values in (("high", high), ("low", offset - high), ("scale", scale)):
+            self.register_buffer(name, torch.from_numpy(values.astype(np.float32))[:, None, None])
+        self.network = network
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Return the probability of each class."""
+        x = (windows.unsqueeze(2) - self.high - self.low) / self.scale
+        return self.network(x).softmax(1)
+
+
+def export(run: str | Path | Run, client: int | None, format: str, out: str | Path) -> Export:
+    """Write a client's model, and `preprocessing.json` beside it, and check it against PyTorch.
+
+    The model takes windows (n, channels, time), float32, in physical units, filtered but not scaled (scaling is part of
+    it), and gives probabilities (n, classes). It is run on random windows and, where the run's shards are still there,
+    on the client's test windows.
+
+    Args:
+        run, client: as of `load_model`.
+        format: 'onnx' (needs the extra 'export') or 'torchscript'.
+        out: a folder; files of an earlier export there are replaced.
+
+    Raises:
+        UserError: as `load_model`; an unknown format, a missing package, a model that cannot be exported, or one whose
+            probabilities differ from PyTorch's by more than 1e-4, of which no file is left.
+    """
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: choose from {', '.join(FORMATS)}")
+    if format == "onnx":
+        _require("onnx", "onnxruntime")
+    predictor = load_model(run, client)
+    module = _plain(predictor)
+    random, own = _random_windows(predictor), _test_windows(predictor)
+    model, description = Path(out) / FORMATS[format], Path(out) / DESCRIPTION
+    with replacing(description) as description_part, replacing(model) as part:
+        try:
+            ask = _write_onnx(module, part) if format == "onnx" else _write_torchscript(module, part)
+            found = [_difference(predictor, ask, windows) for windows in (random, own) if len(windows)]
+        except OSError:  # such as a full disk
+            raise
+        except Exception as error:  # exporters, runtimes and other people's models raise what they like
+            reason = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+            name = f"{predictor.run.algorithm} with {predictor.run.config['model']}"
+            raise UserError(f"the model of {name} cannot be written as {format} ({reason})") from error
+        difference = float(np.max(found))  # NaN where one is
+        if not difference <= LARGEST:
+            raise UserError(
+                f"{model}: not written: a probability differs from PyTorch's by {difference:.3g}, more than {LARGEST}"
+            )
+        checked = {"random": len(random), "test": len(own)}
+        about = described(predictor) | {
+            "model": model.name,
+            "check": {"windows": checked, "largest_difference": difference, "accepted_difference": LARGEST},
+        }
+        text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False)
+        description_part.write_text(text + "\n", encoding="utf-8")
+    return Export(model, description, difference, checked)
+
+
+def described(predictor: Predictor) -> dict[str, Any]:
+    """Return what `preprocessing.json` says: how windows are made, what goes in and out, and of which run it is."""
+    run, manifest = predictor.run, predictor.manifest
+    channels, _, time = predictor.shape
+    scaling = predictor.scaling or Scaling(np.zeros(channels), np.ones(channels))
+    settings = Preprocessing(**manifest["preprocessing"]) if manifest.get("preprocessing") else None
+    serves = predictor.network.serves
+    return {
+        "format": "fedkdx-model",
+        "version": 1,
+        "input": {"name": INPUT, "type": "float32", "shape": ["n", channels, time]},
+        "output": {"name": OUTPUT, "type": "float32", "shape": ["n", len(predictor.classes)]},
+        "classes": list(predictor.classes),
+        "channels": [
+            {"name": name, "offset": float(offset), "scale": float(scale)}
+            for name, offset, scale in zip(predictor.channels, *scaling, strict=True)
+        ],
+        "scaling": {
+            "kind": shards.scale_of(dict(manifest)),
+            "in_model": True,
+            "formula": "(x - offset) / scale; of federated and client scaling these are mean and standard deviation",
+        },
+        "recorded": manifest.get("recorded"),
+        "rate_hz": settings and settings.rate,
+        "window": {"samples": time, "seconds": settings and time / settings.rate},
+        "overlap": settings and settings.overlap,
+        "step_samples": settings and step_of(settings.window, settings.overlap),
+        "filters": settings
+        and {
+            "median_samples": settings.median,
+            "lowpass_hz": settings.lowpass,
+            "gravity_hz": settings.gravity,
+            "kind": f"median, then Butterworth of order {ORDER}, forwards and backwards; 0 leaves a filter out",
+        },
+        "preprocessing": settings and asdict(settings),
+        "run": {
+            "algorithm": run.algorithm,
+            "label": run.config.get("label") or "",
+            "client": predictor.client,
+            "serves": serves if isinstance(serves, str) else dict(serves),
+            "network": run.config["model"],
+            "student": run.config.get("student_model") or run.config["model"],
+            "seed": run.seed,
+            "round": predictor.round,
+            "data": {"name": run.data["name"], "manifest_sha256": run.data["manifest_sha256"]},
+            "versions": dict(run.environment["versions"]),
+        },
+        "exported_with": {"fedkdx": __version__, "torch": torch.__version__},
+    }
+
+
+def _plain(predictor: Predictor) -> Deployed:
+    """Return the module to export, its weights laid out as usual. Raises UserError where nothing says how to scale."""
+    predictor.scaled(np.zeros((1, *predictor.shape), np.float32))
+    module = Deployed(copy.deepcopy(predictor.network), predictor.scaling, predictor.shape)
+    return module.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def _write_torchscript(module: Deployed, path: Path) -> Ask:
+    """Trace a module into a file. Returns what runs the file."""
+    with _quiet():
+        traced = torch.jit.trace(module, (_example(module),))
+        torch.jit.save(traced, str(path))
+        loaded = torch.jit.load(str(path))
+
+    def ask(windows: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return loaded(torch.from_numpy(windows)).numpy()
+
+    return ask
+
+
+def _write_onnx(module: Deployed, path: Path) -> Ask:
+    """Write a module as ONNX, in one file. Returns what runs the file."""
+    import onnxruntime
+
+    # of PyTorch's two ways the one that all versions from 2.3 on have, which needs no package beside onnx
+    way: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    with _quiet():
+        torch.onnx.export(
+            module,
+            (_example(module),),
+            str(path),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "n"}, OUTPUT: {0: "n"}},
+            opset_version=OPSET,
+            **way,
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised, too
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    return lambda windows: session.run([OUTPUT], {INPUT: windows})[0]
+
+
+def _example(module: Deployed) -> Tensor:
+    """Two windows to trace with: one could be mistaken for a constant size."""
+    channels, _, time = module.shape
+    return torch.zeros(2, channels, time)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep exporters from printing what their users cannot change; the result is checked anyway."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _difference(predictor: Predictor, ask: Ask, x: np.ndarray) -> float:
+    """Return the largest difference of a probability, asked one window by itself and then all others at once."""
+    right = predictor.predict_windows(x).probabilities
+    parts = [part for part in (x[:1, :, 0], x[1:, :, 0]) if len(part)]
+    found = np.concatenate([ask(np.ascontiguousarray(part)) for part in parts])
+    if found.shape != right.shape:
+        return float("inf")
+    return float(np.abs(found.astype(np.float64) - right).max())
+
+
+def _random_windows(predictor: Predictor) -> np.ndarray:
+    """Return windows (n, channels, 1, time) in physical units, about as large as the run's."""
+    drawn = torch.randn((RANDOM, *predictor.shape), generator=generator(0, "export")).numpy()
+    return _unscaled(drawn, predictor.scaling)
+
+
+def _test_windows(predictor: Predictor) -> np.ndarray:
+    """Return the test windows of the client, or of client 0, in physical units; none where the shards are gone."""
+    none = np.empty((0, *predictor.shape), np.float32)
+    try:
+        with where_it_began(experiment_folder(predictor.run.folder)):
+            manifest, _, test = shards.load_client(Path(predictor.run.data["folder"]), predictor.client or 0)
+    except UserError:
+        return none
+    if manifest != predictor.manifest:
+        return none
+    raw = "statistics" in manifest["clients"][0]
+    return test.x if raw else _unscaled(test.x, predictor.scaling)
+
+
+def _unscaled(x: np.ndarray, scaling: Scaling | None) -> np.ndarray:
+    if scaling is None:
+        return x
+    return (x * scaling.scale[:, None, None] + scaling.offset[:, None, None]).astype(np.float32)
+
+
+def _require(*packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {' and '.join(missing)}: pip install 'fedkdx[export]'")

@@ -1,0 +1,207 @@
+"""From a run folder to the model that one of its clients, or a newcomer, predicts with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dataset_utils import shards
+from dataset_utils.scaling import Scaling, Statistics
+from fedkdx_plugin.configuration.choice import choose
+from fedkdx_plugin.configuration.config import from_dict
+from fedkdx_plugin.engine.data import memory_format
+from fedkdx_plugin.engine.evaluation import serves_newcomer
+from fedkdx_plugin.engine.randomness import seeded
+from fedkdx_plugin.engine.rounds import restore
+from fedkdx_plugin.engine.workspace import Workspace
+from fedkdx_plugin.experiments.experiment import experiment_folder
+from fedkdx_plugin.experiments.runner import where_it_began
+from fedkdx_plugin.experiments.setting import make_task
+from fedkdx_plugin.prediction.predictor import Predictor, Served
+from fedkdx_plugin.results import runs
+from fedkdx_plugin.results.run_folder import STATE, identity
+from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, Missing, Run
+from registry.errors import UserError
+from registry.interface import BadMessage, Client, Message, Server, copy_state
+
+MANIFEST = "manifest.json"
+CPU = torch.device("cpu")
+
+
+def load_model(run: str | os.PathLike[str] | Run, client: int | None = None) -> Predictor:
+    """Load what a client of a finished run predicts with, as the run evaluated it.
+
+    Args:
+        run: the run's folder, or the folder of a comparison that holds a single run; or a run that was read.
+        client: the client's number; None: the shared model that a client which never trained would be served.
+
+    Raises:
+        UserError: no finished run, a run that kept no model or whose files are damaged, an unknown client, a client
+            needed where there is no shared model, or a plug-in that is not installed.
+    """
+    found = run if isinstance(run, Run) else _read(Path(run))
+    manifest = _manifest(found)
+    state = _state(found)
+    clients = len(manifest["clients"])
+    known = isinstance(client, Integral) and not isinstance(client, bool) and 0 <= client < clients
+    if client is not None and not known:
+        raise UserError(f"{found.folder}: no client {client!r}; there are clients 0 to {clients - 1}")
+    restored = _restored(found, manifest, state)
+    if client is None:
+        who = restored.newcomer()
+        if not serves_newcomer(who, restored.workspace, restored.server.networks()):
+            raise UserError(
+                f"{found.folder}: {found.algorithm} has no model that all clients share; name one of its clients, "
+                f"0 to {clients - 1}"
+            )
+    else:
+        client = int(client)
+        who = restored.workspace.clients[client]
+    own = any(entry.get("scaling") for entry in manifest["clients"])
+    return Predictor(
+        found, client, state.meta["round"], manifest, restored.served(who), _scaling(found, manifest, client), own
+    )
+
+
+def run_folder(folder: Path) -> Path:
+    """Return the run folder that `folder` is or, as the only one, holds. Raises UserError, with their names."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if (folder / ENVIRONMENT).is_file():
+        return folder
+    held = sorted(path.parent for path in folder.glob(f"*/{ENVIRONMENT}") if not path.parent.name.startswith("."))
+    if not held:
+        raise UserError(f"{folder}: is no run (a folder with {CONFIG}, {ENVIRONMENT} and {STATE}) and holds none")
+    if len(held) > 1:
+        raise UserError(f"{folder}: holds {len(held)} runs; name one: {', '.join(map(str, held))}")
+    return held[0]
+
+
+def _read(folder: Path) -> Run:
+    run = runs.read(run_folder(folder))
+    if isinstance(run, Missing):
+        raise UserError(f"{folder}: no finished run ({run.reason})")
+    return run
+
+
+def _manifest(run: Run) -> Mapping[str, Any]:
+    """Return the manifest of the run's data, which must be the one that the run recorded. Raises UserError."""
+    path = run.folder / MANIFEST
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: missing; the models of a federation of real sites stay with the sites, any other run has it"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if digest != run.data["manifest_sha256"]:
+        raise UserError(f"{path}: damaged, or of other data than the run's; remove {run.folder} and run it again")
+    manifest = shards.read_manifest(run.folder)
+    if tuple(manifest["classes"]) != run.classes:
+        raise UserError(f"{path}: has other classes than the run's results; remove {run.folder} and run it again")
+    return manifest
+
+
+def _state(run: Run) -> Message:
+    """Return what the run saved after its last round. Raises UserError."""
+    path = run.folder / STATE
+    again = f"remove {run.folder} and run it again"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: missing; runs of a grid keep no models; fedkdx run --config {run.folder / CONFIG} makes one that "
+            "does"
+        )
+    try:
+        state = Message.from_bytes(path.read_bytes())
+        expected, found, round = identity(run.config, run.environment), state.meta["identity"], state.meta["round"]
+        meta, _ = state.meta["state"]["server"], state.meta["state"]["trained"]
+    except (BadMessage, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
+    if found != expected or not isinstance(meta, dict):
+        raise UserError(f"{path}: of another configuration, data or version than {run.folder / CONFIG} says; {again}")
+    if round != len(run.records):
+        raise UserError(
+            f"{path}: as of round {round}, but results are of {len(run.records)}; fedkdx resume {run.folder.parent}"
+        )
+    wrong = [name for name, tensor in state.tensors.items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        raise UserError(f"{path}: tensor '{wrong[0]}' holds NaN or infinite values; {again}")
+    return state
+
+
+class _Restored(NamedTuple):
+    """Server and clients as they were after the last round."""
+
+    algorithm: type[Server]
+    workspace: Workspace
+    server: Server
+    seed: int
+
+    def newcomer(self) -> Client:
+        """Return a client that never trained."""
+        known = self.workspace.clients[0]
+        return self.algorithm.Client(len(self.workspace.clients), known.task, known.params, 0)
+
+    def served(self, client: Client) -> Served:
+        """Return the networks that a client predicts with, in PyTorch's plain form, its state in them."""
+        workspace, shared = self.workspace, self.server.networks()
+        kept = client.id < len(workspace.clients)
+        state = workspace.state_for_evaluation(client.id, shared) if kept else workspace.initial | dict(shared)
+        with seeded(self.seed, "initial weights"):  # another time, as the workspace's may be replaced by compiled ones
+            nets = type(client).build(client.task)
+        copy_state(nets, state)
+        client.nets = workspace.nets
+        serves = client.serves()
+        names = [serves] if isinstance(serves, str) else list(serves)
+        network = Served({name: nets[name] for name in names}, serves)
+        network.to(memory_format=memory_format(CPU))  # type: ignore[call-overload]
+        return network.requires_grad_(False).eval()
+
+
+def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restored:
+    """Return the run's server and clients. Raises UserError for a damaged state or a plug-in that is missing."""
+    # the run's own hyper-parameters are all in 'set'; a preset of the user's need not be there any more
+    config = dataclasses.replace(from_dict(run.config, str(run.folder / CONFIG)), preset="paper")
+    channels, one, time = manifest["shape"]
+    with where_it_began(experiment_folder(run.folder)):
+        (choice,) = choose(config)
+        task = dataclasses.replace(make_task(config, (channels, one, time), len(manifest["classes"])), seed=run.seed)
+    samples = [entry["train"]["samples"] for entry in manifest["clients"]]
+    try:
+        workspace = Workspace(choice.server, task, choice.params, samples, run.seed, CPU)
+        shared = {name: tensor for name, tensor in workspace.initial.items() if name not in workspace.private}
+        server = choice.server(task, choice.params, shared)
+        restore(workspace, server, Message(state.tensors, state.meta["state"]))
+        for client in workspace.clients:
+            copy_state(workspace.nets, workspace.state_for_evaluation(client.id, server.networks()))
+    except (BadMessage, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{run.folder / STATE}: does not fit {run.algorithm} with model {run.config['model']} "
+            f"({' '.join(str(error).split())}); made by another version, or damaged"
+        ) from error
+    return _Restored(choice.server, workspace, server, run.seed)
+
+
+def _scaling(run: Run, manifest: Mapping[str, Any], client: int | None) -> Scaling | None:
+    """Return what the run's engine or shards scaled the windows of a client by; None: by nothing."""
+    entries = manifest["clients"]
+    if "statistics" in entries[0]:
+        try:
+            common = Statistics.from_dict(run.environment["scaling"], manifest["shape"][0])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{run.folder / ENVIRONMENT}: 'scaling', the clients' pooled statistics, is missing or damaged; remove "
+                f"{run.folder} and run it again"
+            ) from error
+        return common.scaling()
+    own = None if client is None else entries[client].get("scaling")
+    return own and Scaling(np.array(own["offset"], dtype=np.float64), np.array(own["scale"], dtype=np.float64))
