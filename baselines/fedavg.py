@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
+from registry.aggregation import sample_weights, weighted_sum
 from registry.interface import Batch, Client, Message, Round, Server
 
 

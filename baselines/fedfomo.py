@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from baselines.fedavg import FedAvgClient
-from fedkdx_plugin.algorithm.aggregation import by_client, labelled, weighted_sum
+from registry.aggregation import by_client, labelled, weighted_sum
 from registry.interface import BadMessage, Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
 from registry.parameters import Params, hyper

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from fedkdx_plugin.algorithm.aggregation import sample_weights
+from registry.aggregation import sample_weights
 from registry.interface import Batch, Message, Model, Round, Task, float_state
 from registry.messages import check_state
 from registry.parameters import Params, hyper

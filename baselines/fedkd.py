@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedkdx_plugin.algorithm.losses import kd, soften
-from fedkdx_plugin.algorithm.student import StudentClient, StudentParams
-from fedkdx_plugin.algorithm.student_server import StudentServer
+from fedkdx_plugin.algorithm.student import StudentClient, StudentParams, StudentServer
+from registry.functional import kd, soften
 from registry.interface import Batch, Task, outputs
 from registry.parameters import hyper
 

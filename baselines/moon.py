@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from fedkdx_plugin.algorithm.losses import unit
+from registry.functional import unit
 from registry.interface import Batch, Message, Task, outputs
 from registry.messages import check_state
 from registry.parameters import Params, hyper

@@ -29,7 +29,7 @@ UCI_HAR = ((9, 1, 128), 6)
 
 
 def matrix(shape: tuple[int, ...]) -> Tensor:
-    """A float32 matrix of that shape with singular values 1, 1/2, 1/3, ..."""
+    """Return a float32 matrix of that shape with singular values 1, 1/2, 1/3, ..."""
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     return left / torch.arange(1, left.shape[1] + 1) @ right
 
@@ -46,7 +46,7 @@ def milliseconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def by_svd32(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """What the Gram matrix is compared with: torch.linalg.svd in single precision."""
+    """Compress with torch.linalg.svd in single precision, for comparison with the Gram matrix."""
     left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
     basis = left if matrix.shape[0] <= matrix.shape[1] else right.T
     return values.double() ** 2, basis.double()
@@ -87,7 +87,7 @@ def compare_batches(repeats: int) -> None:
 
 
 def whole_model(repeats: int) -> None:
-    """The codec on an update of the paper's CNN for UCI-HAR."""
+    """Time the codec on an update of the paper's CNN for UCI-HAR."""
     model = CNN(*UCI_HAR)
     update = {name: weight.detach() for name, weight in model.named_parameters()}
     update |= {n: matrix(t.flatten(1).shape).reshape(t.shape) for n, t in update.items() if t.ndim > 1}

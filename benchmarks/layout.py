@@ -21,7 +21,7 @@ BATCH, STEPS, REPEATS = 32, 10, 15
 
 
 def stepper(cls: type, shape: tuple[int, int, int], layout: torch.memory_format):
-    """A function that takes one training step."""
+    """Return a function that takes one training step."""
     torch.manual_seed(0)
     model = cls(shape, 6).to(memory_format=layout)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)

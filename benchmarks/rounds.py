@@ -16,14 +16,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from benchmarks import textbook
-from fedkdx_plugin.algorithm import downlink, student, student_server
+from fedkdx_plugin.algorithm import additions, student, updates
+from fedkdx_plugin.algorithm.downlink import broadcast, differences
 from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.data import DeviceData, memory_format
 from fedkdx_plugin.engine.randomness import sample_clients
@@ -37,7 +38,14 @@ from registry.interface import Round, Task
 ROUNDS = 500  # of the schedule that ε follows; a benchmark runs the first few
 WHOLE_SECONDS = 120  # for a whole run on a GPU, which is cut short there
 GROWTH = (10, 30, 100, 300, 1000)
-CODEC = ("compress", "compress_together", "residual_of", "move")  # as student and downlink know it
+# functions that compress or decompress, by the modules that call them
+CODEC = {
+    updates: ("compress_together",),
+    student: ("decompress",),
+    broadcast: ("move",),
+    differences: ("compress_together", "move"),
+    additions: ("compress_together", "residual_of"),
+}
 
 
 class Sizes(NamedTuple):
@@ -68,7 +76,7 @@ def windows(sizes: Sizes) -> tuple[list[textbook.Windows], list[textbook.Windows
 
 
 def federation(algorithm: str, sizes: Sizes, device: str, backend: str) -> Federation:
-    """The suite on such data, by the common protocol."""
+    """Return a federation on such data, by the common protocol."""
     train, test = windows(sizes)
     place = torch.device(device)
     counts = torch.tensor([len(part.y) for part in test])
@@ -101,7 +109,7 @@ def wait(device: str) -> None:
 
 
 def compare(algorithm: str, data: str, device: str, repeats: int) -> list[dict[str, object]]:
-    """The textbook loop and every backend that runs here, taking turns; a row each."""
+    """Time the textbook loop and every backend that runs here, in turns; return a row for each."""
     sizes = SIZES[data]
     runs: dict[str, Federation] = {}
     startup: dict[str, float] = {}
@@ -166,13 +174,11 @@ def split(algorithm: str, data: str, device: str, repeats: int) -> dict[str, flo
     with closing(federation(algorithm, SIZES[data], device, backend)) as run:
         run.round(Round(1, ROUNDS))
         spent: dict[str, float] = {}
-        with (
-            clocked(student, CODEC, spent, "compression", device),
-            clocked(student_server, ("decompress",), spent, "compression", device),
-            clocked(downlink, CODEC, spent, "compression", device),
-            clocked(run.transport, ("send_down", "send_up"), spent, "transport", device),
-            clocked(run, ("evaluate",), spent, "evaluation", device),
-        ):
+        with ExitStack() as clocks:
+            for module, names in CODEC.items():
+                clocks.enter_context(clocked(module, names, spent, "compression", device))
+            clocks.enter_context(clocked(run.transport, ("send_down", "send_up"), spent, "transport", device))
+            clocks.enter_context(clocked(run, ("evaluate",), spent, "evaluation", device))
             total = seconds(lambda: [run.round(Round(index + 2, ROUNDS)) for index in range(repeats)], device)
     spent["training"] = total - sum(spent.values())
     return {label: spent.get(label, 0.0) / repeats for label in ("training", "compression", "evaluation", "transport")}
@@ -211,7 +217,7 @@ def _kilobytes(file: str, name: str) -> int:
 
 
 def grow(algorithm: str, clients: int, device: str, each: int, backend: str) -> dict[str, object]:
-    """A round of many clients of `each` SLEEP windows, in a process of its own, with its peak of memory."""
+    """Time a round of many clients of `each` SLEEP windows in a separate process, with its peak of memory."""
     sizes = SIZES["SLEEP"]._replace(windows=(each,) * clients)
     with closing(federation(algorithm, sizes, device, backend)) as run:
         run.round(Round(1, ROUNDS))

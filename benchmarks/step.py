@@ -56,7 +56,7 @@ class Clocked:
 
 
 def stepper(algorithm: str, sizes: Sizes) -> Callable[[], None]:
-    """What takes one training step of client 0, on its first batch of the first round."""
+    """Return a function that takes one training step of client 0, on its first batch of the first round."""
     run, first = federation(algorithm, sizes, "cpu", "sequential"), Round(1, ROUNDS)
     client = run.backend.begin(0, run.server.message(0, first))
     x, y, _ = client.data
@@ -74,7 +74,7 @@ def stepper(algorithm: str, sizes: Sizes) -> Callable[[], None]:
 
 
 def measure(algorithm: str, sizes: Sizes, repeats: int) -> dict[str, float]:
-    """A step's figures, medians over many steps."""
+    """Measure a step: medians over many steps."""
     clocked = Clocked()
     whole: list[float] = []
     parts: dict[str, list[float]] = {part: [] for part in PARTS}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedkdx_plugin.algorithm import losses
+from fedkdx_plugin.algorithm import fedkdx
 from fedkdx_plugin.models.cnn import CNN
 
 BATCH, EPOCHS, RATE, CLIP = 32, 4, 0.01, 10.0
@@ -133,15 +133,15 @@ class FedKDX(FedAvg):
     def loss(self, t: object, s: object, y: Tensor) -> Tensor:
         loss = F.cross_entropy(t.logits, y) + F.cross_entropy(s.logits, y)
         for learner, target in ((t, s), (s, t)):
-            learnt, fixed = losses.soften(learner.logits, TAU), losses.soften(target.logits, TAU)
-            loss = loss + losses.kd(learnt, fixed, TAU).mean()
-            loss = loss + losses.nkd(losses.apart(learnt, y), losses.apart(fixed, y), GAMMA, TAU).mean()
-        loss = loss + losses.contrastive(t.features, s.features.detach(), TAU).mean()
-        return loss + losses.contrastive(t.features.detach(), s.features, TAU).mean()
+            learnt, fixed = fedkdx.soften(learner.logits, TAU), fedkdx.soften(target.logits, TAU)
+            loss = loss + fedkdx.kd(learnt, fixed, TAU).mean()
+            loss = loss + fedkdx.nkd(fedkdx.apart(learnt, y), fedkdx.apart(fixed, y), GAMMA, TAU).mean()
+        loss = loss + fedkdx.contrastive(t.features, s.features.detach(), TAU).mean()
+        return loss + fedkdx.contrastive(t.features.detach(), s.features, TAU).mean()
 
 
 def low_rank(tensor: Tensor) -> Tensor:
-    """The tensor as a matrix with as few singular values as keep EPSILON of its energy, put together again."""
+    """Return the tensor rebuilt from the fewest singular values of its matrix that keep EPSILON of its energy."""
     if tensor.dim() < 2:
         return tensor
     u, s, v = torch.linalg.svd(tensor.flatten(1), full_matrices=False)

@@ -41,7 +41,9 @@ BUILT_IN = {
         "FedFTL": "baselines.fedftl:FedFTL",
         "FedDistill": "baselines.feddistill:FedDistill",
         "FedKD": "baselines.fedkd:FedKD",
-        "FedKDX": "fedkdx_plugin.algorithm.server:FedKDX",
+        "FedKD+": "baselines.fedkd_plus:FedKDPlus",
+        "FedKDX": "fedkdx_plugin.algorithm.fedkdx:FedKDX",
+        "FedKDX+": "fedkdx_plugin.algorithm.fedkdx_plus:FedKDXPlus",
     },
     "models": {
         "cnn": "fedkdx_plugin.models.cnn:CNN",
@@ -192,7 +194,7 @@ def load(kind: str, name: str) -> type:
 
 
 def load_entry(entry: Entry) -> type:
-    """The class of an entry. Raises UserError: see `load`."""
+    """Return the class of an entry. Raises UserError: see `load`."""
     if entry.origin == SESSION:
         return _registered[entry.kind, entry.name]
     module, _, attribute = entry.target.rpartition(":")
@@ -212,7 +214,7 @@ def load_entry(entry: Entry) -> type:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """The module in a file, run once in this process; which may not import its neighbours by name."""
+    """Run the module in a file, once in this process, and return it; it may not import its neighbours by name."""
     whole = path.resolve()
     name = f"fedkdx_file_{hashlib.sha256(str(whole).encode()).hexdigest()[:12]}"
     if name not in sys.modules:

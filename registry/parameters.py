@@ -171,7 +171,7 @@ def check(value: Any, metadata: Mapping[str, Any], where: str) -> None:
 
 
 def _bounds(metadata: Mapping[str, Any]) -> list[tuple[str, Callable[[float], bool]]]:
-    """The bounds of a number, each in words and as a test."""
+    """Return the bounds of a number, each in words and as a test."""
     low, high, above, below = (metadata.get(name) for name in ("low", "high", "above", "below"))
     found: list[tuple[str, Callable[[float], bool]]] = []
     if low is not None:

@@ -112,12 +112,12 @@ def rounded(net: nn.Module, rng: torch.Generator | None) -> nn.Module:
 
 
 def allowances(net: nn.Module, run: Callable[[nn.Module], list[Tensor]]) -> list[float]:
-    """How far each tensor that `run` makes with a network in float64 may be off in float32, in its largest value."""
+    """Return the largest error allowed in float32 for each tensor that `run` makes with a network in float64."""
     return largest_of_draws(run(copy.deepcopy(net)), lambda rng: run(rounded(net, rng)))
 
 
 def largest_of_draws(exact: list[Tensor], run: Callable[[torch.Generator | None], list[Tensor]]) -> list[float]:
-    """The same for whatever is made with random errors from a generator; with none from None."""
+    """Return such bounds for `run`, which makes random errors by a generator, and none for None."""
     for one, other in zip(run(None), exact, strict=True):  # else all that follows would allow too much
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     rng = torch.Generator().manual_seed(0)
@@ -144,7 +144,7 @@ def is_clear(net: nn.Module, run: Callable[[nn.Module], object]) -> bool:
 
 
 def _decisions(net: nn.Module, run: Callable[[nn.Module], object]) -> list[Tensor]:
-    """What enters each ReLU, and the differences of each pair in pooling; infinity for two zeros."""
+    """Return the input of each ReLU, and the differences of each pair in pooling; infinity for two zeros."""
     seen: list[Tensor] = []
 
     def relu(_: nn.Module, given: tuple[Tensor], __: Tensor) -> None:

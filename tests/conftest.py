@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dataset_utils import shards
 from dataset_utils.scaling import statistics
+from fedkdx_plugin.algorithm.additions import AdditionsServer
 from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.testing.made import CLASSES as CLASSES
 from fedkdx_plugin.testing.made import SHAPE as SHAPE
@@ -24,7 +25,12 @@ from fedkdx_plugin.testing.made import make_federation as make_federation
 from fedkdx_plugin.testing.made import make_task as make_task
 from fedkdx_plugin.testing.made import same_state as same_state
 from fedkdx_plugin.testing.running import float64
-from registry.interface import copy_state
+from registry.interface import Model, Server, copy_state
+
+
+def smaller_student(algorithm: type[Server], model: type[Model] = TinyNet) -> type[Model]:
+    """Return a student smaller than the model, or the model itself where teachers start from their students."""
+    return model if issubclass(algorithm, AdditionsServer) else TinierNet
 
 
 def enter(federation: Federation, id: int, shared: dict[str, Tensor]) -> None:
@@ -40,7 +46,7 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
-    """What is drawn without a seed does not depend on the tests that ran before."""
+    """Seed PyTorch, so that what is drawn without a seed does not depend on the tests that ran before."""
     torch.manual_seed(0)
 
 
@@ -69,7 +75,7 @@ def shard_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def federated_folder(shard_folder) -> Path:
-    """The same clients, each with units of its own, as they are before they are scaled by what all have in common."""
+    """Make shards of the same clients, each with units of its own, before they are scaled by pooled statistics."""
     folder, made = shard_folder.with_name("federated"), shards.load(shard_folder)
     clients = []
     for k, (train, test) in enumerate(zip(made.train, made.test, strict=True)):
@@ -82,7 +88,7 @@ def federated_folder(shard_folder) -> Path:
 
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
-    """Finds a file of real data in the folder that FEDKDX_TEST_DATA names, or skips."""
+    """Find a file of real data in the folder that FEDKDX_TEST_DATA names, or skip."""
 
     def find(name: str) -> Path:
         folder = os.environ.get("FEDKDX_TEST_DATA")

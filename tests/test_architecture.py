@@ -91,6 +91,22 @@ def test_imports_point_one_way(folder):
             assert allowed or (path.relative_to(ROOT).as_posix(), name) in EXCEPTIONS, f"{path} imports {name}"
 
 
+def test_only_fedkd_is_made_of_fedkdxs_parts():
+    """What all baselines use is in the contract."""
+    users = {
+        path.name for path in (ROOT / "baselines").glob("*.py") if any("fedkdx_plugin" in n for n in imported(path))
+    }
+    assert users == {"fedkd.py", "fedkd_plus.py"}
+
+
+def test_the_papers_fedkdx_knows_nothing_of_the_additions():
+    folder, added = ROOT / "fedkdx_plugin" / "algorithm", ("additions.py", "fedkdx_plus.py", "differences.py")
+    papers = [path for path in folder.rglob("*.py") if path.name not in added]
+    assert {"fedkdx.py", "student.py", "updates.py", "broadcast.py", "compression.py"} <= {path.name for path in papers}
+    for path in papers:
+        assert not any(name.rpartition(".")[2] + ".py" in added for name in imported(path)), path
+
+
 def test_every_package_is_in_the_wheel():
     import configparser
 

@@ -42,7 +42,7 @@ def resolved(*argv: str) -> dict:
 
 
 def fails(capsys, *argv: str) -> str:
-    """The one line that a wrong command line gets."""
+    """Return the one line that a wrong command line gets."""
     assert main(argv) == 2
     printed = capsys.readouterr()
     line = printed.err.strip().splitlines()[-1]
@@ -91,12 +91,12 @@ def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():
 
 def test_a_preset_sets_hyper_parameters_of_several_algorithms():
     Path("preset.yaml").write_text(
-        "set: {FedKDX.gamma: 0.3, FedKDX.serve: both, FedKD.serve: student, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
+        "set: {FedKDX.gamma: 0.3, FedKDX+.serve: teacher, FedKD.serve: student, FedProx.mu: 0.1, FedKDX.tau_ctl: 2}"
     )
-    found = resolved("--config", "preset.yaml", "-data", "SPAR", "-algo", "FedKDX,FedKD,FedProx")["set"]
-    wanted = {"FedKDX.gamma": 0.3, "FedKDX.serve": "both", "FedKD.serve": "student", "FedProx.mu": 0.1}
+    found = resolved("--config", "preset.yaml", "-data", "SPAR", "-algo", "FedKDX,FedKDX+,FedKD,FedProx")["set"]
+    wanted = {"FedKDX.gamma": 0.3, "FedKDX+.serve": "teacher", "FedKD.serve": "student", "FedProx.mu": 0.1}
     assert wanted.items() <= found.items()
-    assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKD.teacher_init"] == "own"
+    assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKDX.serve"] == "teacher" and found["FedKDX+.tau_ctl"] is None
 
 
 def test_a_scoped_hyper_parameter_is_one_algorithms_own():
@@ -114,7 +114,7 @@ def test_what_dry_run_prints_reads_back_as_the_same(capsys):
 
 
 def own_data(rate=50):
-    """A folder of two subjects' recordings, described with this rate; they are at 50 Hz."""
+    """Write a folder of two subjects' recordings at 50 Hz, described with this rate."""
     Path("rec").mkdir(exist_ok=True)
     for name in ("anna", "ben"):
         rows = [f"{i / 50},{i % 7},{'ab'[i // 300]}" for i in range(600)]

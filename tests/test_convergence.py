@@ -15,7 +15,7 @@ PERSONAL = ("FedFomo", "FedMTL", "FedMAT", "FedFTL", "FedDistill", "FedKD", "Fed
 
 
 def accuracies(tmp_path: Path, *argv: str) -> dict[str, float]:
-    """Final accuracy of every row of a comparison."""
+    """Return the final accuracy of every row of a comparison."""
     assert main([*argv, "-dev", "cpu", "-o", str(tmp_path / "runs"), "--data-root", str(tmp_path / "data")]) == 0
     (table,) = tmp_path.glob("runs/*/comparison.csv")
     return {row["algorithm"]: float(row["accuracy"]) for row in csv.DictReader(table.open())}

@@ -40,7 +40,7 @@ def wheels(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def scratch(wheels, tmp_path_factory) -> Path:
-    """An environment with both wheels installed; what they depend on is lent by the environment of the tests."""
+    """Return an environment with both wheels installed, whose dependencies come from the tests' environment."""
     home = tmp_path_factory.mktemp("scratch")
     call(sys.executable, "-m", "venv", "--without-pip", home, cwd=home)
     python = home / "bin" / "python"

@@ -79,8 +79,8 @@ def test_ctrl_c_and_resume_end_bit_identical(shard_folder, monkeypatch, calls, c
 
 
 def test_clients_set_apart_stay_the_same(shard_folder, monkeypatch):
-    """And so does who predicts at each client, which FedKDX has chosen on held-out windows."""
-    more = "--unseen 1 --late 0.5@3 --rare 0.5@0.5 --set serve=both --set teacher_init=student".split()
+    """And so does who predicts at each client, which with FedKDX+ is a mixture of the client's own."""
+    more = "--unseen 1 --late 0.5@3 --rare 0.5@0.5 -algo Local,FedAvg,FedKDX+".split()
     assert main(command(shard_folder, "whole", *more)) == 0
     with monkeypatch.context() as patch:
         interrupt_after(patch, 7)
@@ -148,7 +148,7 @@ def test_resuming_what_is_finished_trains_nothing(shard_folder, monkeypatch, cap
 
 @pytest.fixture
 def stopped(shard_folder, monkeypatch) -> Path:
-    """A comparison interrupted in FedAvg's third round."""
+    """Run a comparison that is interrupted in FedAvg's third round."""
     with monkeypatch.context() as patch:
         interrupt_after(patch, 12)
         assert main(command(shard_folder, "runs")) == 130

@@ -1,1 +1,1 @@
-"""FedKDX itself: losses (eq. 5-8), compression (eq. 9-10), client and server."""
+"""FedKDX of the paper, what it shares with FedKD, and what this project adds to both (FedKDX+, FedKD+)."""

@@ -1,7 +1,8 @@
-"""The client of FedKDX and FedKD: a private teacher, and a student that is the server's (paper eq. 2; Algorithm 1).
+"""What FedKDX and FedKD share: private teachers and one student, whose updates travel compressed (Algorithm 1).
 
-It uploads what training made of the student as an accumulated gradient (W^t - W_k)/η_k, compressed. What comes down is
-one of the two ways of `downlink`.
+A client trains a teacher of its own and a copy of the student. It uploads what training made of the student as an
+accumulated gradient (W^t - W_k)/η_k, compressed; the server averages these, and the student gets back to the clients by
+a `downlink`, which is the paper's broadcast (eq. 2).
 """
 
 from __future__ import annotations
@@ -13,210 +14,187 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm.compression import compress, compress_together, linear
-from fedkdx_plugin.algorithm.updates import difference, group, labelled, move, owed, residual_of
-from registry.interface import BadMessage, Client, Message, float_state
+from fedkdx_plugin.algorithm.compression import decompress, linear
+from fedkdx_plugin.algorithm.downlink.broadcast import BroadcastClient, BroadcastServer
+from fedkdx_plugin.algorithm.downlink.ends import FIGURES, VERSION, ClientEnd, ServerEnd
+from fedkdx_plugin.algorithm.updates import Sender, State, difference, group, labelled
+from registry.aggregation import sample_weights, weighted_sum
+from registry.interface import BadMessage, Client, Message, Round, Server
+from registry.messages import check_state
 from registry.parameters import Params, hyper
 from registry.tensors import copied, first_nonfinite
 
-VERSION = "version"
-RESIDUAL = "residual"
-PENDING = "pending"
-SAME_SUM = 1e-5  # of the sum of absolute values: initial weights may differ in their last bits between machines
-SHARE = "share"
-SHARPNESS = 4.0  # of `student_share`: chosen on validation windows
-SMALLEST_SHARE = 1e-6  # a mixture has no logarithm of 0
-CHUNK = 512  # windows in a forward pass
+FLOAT = torch.finfo(torch.float32)
 
 
 @dataclass(frozen=True)
-class CompressionParams(Params):
-    """Hyper-parameters of the compressed exchange."""
+class StudentParams(Params):
+    """Hyper-parameters of the pair of teacher and student, and of the compressed exchange."""
 
     epsilon_start: float = hyper(0.9, "share of energy kept in the first round (eq. 10)", 0.0, 1.0)
     epsilon_end: float = hyper(0.98, "share of energy kept in the last round (eq. 10)", 0.0, 1.0)
-    error_feedback: bool = hyper(False, "add what compression dropped to the next update, on both sides")
-    quantise: bool = hyper(False, "send what is left of a matrix as 8-bit integers")
-    downlink: str = hyper(
-        "broadcast",
-        "what a client is sent: every step it missed (eq. 2), or what its own student lacks, compressed for it alone",
-        choices=("broadcast", "differences"),
-    )
     weights: str = hyper(
         "samples", "how updates are averaged: by number of samples, or all alike", choices=("samples", "uniform")
     )
+    serve: str = hyper("teacher", "who predicts where a client has trained", choices=("teacher", "student"))
 
 
-@dataclass(frozen=True)
-class StudentParams(CompressionParams):
-    """Hyper-parameters of the pair of teacher and student."""
-
-    serve: str = hyper(
-        "teacher",
-        "who predicts where a client has trained: one of the two, or both, the student as far as it suits the client",
-        choices=("teacher", "student", "both"),
-    )
-    teacher_init: str = hyper(
-        "own",
-        "where a client's teacher starts: weights of its own, or the student it is sent",
-        choices=("own", "student"),
-    )
-    pull_start: float = hyper(
-        0.0, "how far a teacher goes towards the student it is sent before it trains, in the first round", 0.0, 1.0
-    )
-    pull_end: float = hyper(
-        0.0, "the same in the last round; a straight line between, later for a client that is rarely reached", 0.0, 1.0
-    )
-
-
-class StudentClient(Client):
+class StudentClient(Sender, Client):
     """Trains a private teacher and a copy of the student; sends the student's compressed update.
 
-    With `serve` = both, the client notes after each training how well the student that it was sent suits it (see
-    `student_share`). What its own training made of the student is not what it will be served.
+    Attributes:
+        downlink: this client's end of it.
+        epsilon: ε of the round.
+        start: the student it was brought to, W^t.
+        base: the student it goes back to after training, as only the server moves it.
+        prepared: what it will send, where it is already compressed.
     """
 
     kept = ("student.*",)
 
     def __init__(self, id: int, task: Any, params: Any, samples: int) -> None:
         super().__init__(id, task, params, samples)
+        self.downlink = self.client_end()
         self.epsilon = 1.0
-        self.start: dict[str, Tensor] = {}  # the student it was brought to, W^t
-        self.base: dict[str, Tensor] = {}  # the student it goes back to after training
-        self.prepared: dict[str, Tensor] = {}  # what it will send, where it is already compressed
+        self.start: State = {}
+        self.base: State = {}
+        self.prepared: State = {}
+
+    def client_end(self) -> ClientEnd:
+        """Make this client's end of the downlink."""
+        return BroadcastClient()
 
     def serves(self) -> str | Mapping[str, float]:
-        """As `serve` says, once the client has trained; until then the student."""
-        if not self.trained:
-            return "student"
-        if self.params.serve == "both":
-            share = float(self.memory[SHARE])
-            return {"teacher": 1 - share, "student": share}
-        return self.params.serve
+        """Name whom `serve` says once the client has trained; until then the student."""
+        return self.params.serve if self.trained else "student"
 
     def receive(self, message: Message) -> None:
-        meta = message.meta
-        if "since" not in meta:
-            self.load(message.tensors)
-            self._hold(meta[VERSION])
-        elif "rates" in meta:
-            self._catch_up(message)
-            self._hold(meta[VERSION])
-        else:
-            self._settle(meta["since"], meta.get("sums"))
-            move(self.shared(), message.tensors, 1.0)
-            self.memory |= {PENDING: torch.tensor(meta[VERSION])} | labelled(message.tensors, PENDING)
-        self.epsilon, self.prepared = meta["epsilon"], {}
+        """Bring the student to W^t."""
+        self.base = self.downlink.receive(self, message)
         self.start = copied(self.shared())
-        progress = own_progress(meta["progress"], self.trained, meta["expected"])
-        self._pull(linear(progress, self.params.pull_start, self.params.pull_end))
-
-    def _hold(self, version: int) -> None:
-        """The student as it is now is the one to go back to."""
-        self.memory = {name: t for name, t in self.memory.items() if not name.startswith(PENDING)}
-        self.memory[VERSION] = torch.tensor(version)
-        self.base = copied(self.shared())
-
-    def _settle(self, since: int, initial: Mapping[str, float] | None) -> None:
-        """Become the student that the server knows of: with the last difference where that counted, else without.
-
-        One that the server has had no reply of is still at its first student, whose sums it is told.
-        """
-        held = {name: int(self.memory[name]) for name in (VERSION, PENDING) if name in self.memory}
-        if initial is not None and VERSION not in held:
-            self._check_initial(initial)
-        elif held.get(PENDING) == since:
-            move(self.shared(), group(self.memory, PENDING), 1.0)
-        elif held.get(VERSION) != since:
-            has = " and ".join(map(str, held.values())) or "none"
-            raise BadMessage(f"client {self.id}: students held are of steps {has}, the server's difference of {since}")
-        self._hold(since)
-
-    def _check_initial(self, sums: Mapping[str, float]) -> None:
-        for name, tensor in self.shared().items():
-            off = abs(float(tensor.double().sum()) - sums.get(name, math.nan))
-            if not off <= SAME_SUM * (1 + float(tensor.double().abs().sum())):
-                raise BadMessage(f"client {self.id}: '{name}' does not begin as the server's: another seed or model?")
-
-    def _pull(self, share: float) -> None:
-        """The teacher goes that share of the way to the student; all of it where it starts there."""
-        if self.params.teacher_init == "student" and not self.trained:
-            share = 1.0
-        if share > 0:
-            own, target = (float_state({"teacher": self.nets[name]}) for name in ("teacher", "student"))
-            torch._foreach_lerp_(list(own.values()), [target[name] for name in own], share)
-
-    def _catch_up(self, message: Message) -> None:
-        own = int(self.memory[VERSION]) if VERSION in self.memory else None
-        if own is None or own < message.meta["since"]:
-            raise BadMessage(
-                f"client {self.id}: student is at step {own}, the server's steps start at {message.meta['since']}"
-            )
-        for version, rate in message.meta["rates"]:
-            if version > own:
-                move(self.shared(), group(message.tensors, version), rate)
+        self.epsilon, self.prepared = message.meta["epsilon"], {}
 
     @classmethod
     def before_replies(cls, clients: Sequence[StudentClient], states: Sequence[Mapping[str, Tensor]]) -> None:
         """Compress all gradients at once, but those that will be refused for NaN or infinity."""
-        gradients = [client._gradient(state) for client, state in zip(clients, states, strict=True)]
+        gradients = [client._accumulated(state) for client, state in zip(clients, states, strict=True)]
         sound = list(range(len(gradients)))
         if first_nonfinite({f"{place}/{name}": t for place in sound for name, t in gradients[place].items()}):
             sound = [place for place in sound if first_nonfinite(gradients[place]) is None]
-        epsilon, quantise = clients[0].epsilon, clients[0].params.quantise  # the server's, the same for all in a round
-        made = compress_together([gradients[place] for place in sound], epsilon, quantise)
+        # the server's ε is the same for all in a round
+        made = clients[0].compress([gradients[place] for place in sound], clients[0].epsilon)
         for place, compressed in zip(sound, made, strict=True):
             clients[place].prepared = compressed.payload
 
-    def _gradient(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The accumulated gradient to send, with what earlier ones left out where that is fed back."""
-        return owed(difference(self.start, trained), self.learning_rate, group(self.memory, RESIDUAL))
+    def _accumulated(self, trained: Mapping[str, Tensor]) -> State:
+        return self.gradient(difference(self.start, trained), self.learning_rate)
 
     def reply(self) -> Message:
-        """The update since W^t as a gradient; the student goes back, as only the server moves it."""
-        gradient, rate = self._gradient(self.shared()), self.learning_rate
-        payload = self.prepared or compress(gradient, self.epsilon, self.params.quantise).payload
-        left = residual_of(gradient, payload, rate) if self.params.error_feedback else {}
-        kept = {name: t for name, t in self.memory.items() if name.startswith((VERSION, PENDING))}
-        self.memory = kept | labelled(left, RESIDUAL)
-        if self.params.serve == "both":
-            self.load(self.start)
-            self.memory[SHARE] = student_share(self._student_loss())
+        """Return the update since W^t as a compressed gradient; the student goes back."""
+        gradient = self._accumulated(self.shared())
+        payload = self.prepared or self.compress([gradient], self.epsilon)[0].payload
+        self.sent(gradient, payload, self.learning_rate)
         self.load(self.base)
-        return Message(payload, {"samples": self.samples, "rate": rate})
-
-    @torch.no_grad()
-    def _student_loss(self) -> Tensor:
-        """Mean cross-entropy of the student on the client's training windows."""
-        x, y, _ = self.data
-        student = self.nets["student"].eval()
-        return F.cross_entropy(torch.cat([student(chunk).logits for chunk in x.split(CHUNK)]), y)
+        return Message(payload, {"samples": self.samples, "rate": self.learning_rate})
 
 
-def student_share(loss: Tensor) -> Tensor:
-    """The student's share in a client's prediction with `serve` = both, in (0, 1/2].
+class StudentServer(Server):
+    """Averages compressed student updates.
 
-    It counts exp(-4 L) times as much as the teacher: as much where it explains the client's training windows, which
-    the teacher was fitted to, and hardly at all where it does not.
+    A reply is decompressed once, by `_gradient`: `check_reply` asks first, `aggregate` asks again for the same reply.
 
-    Args:
-        loss: L, the student's mean cross-entropy on the client's training windows, before it trained on them: a scalar.
+    Attributes:
+        version: number of steps that the student has made.
+        downlink: the server's end of it.
+        told: figures of the last round.
     """
-    weight = torch.exp(-SHARPNESS * loss)
-    return (weight / (1 + weight)).clamp(min=SMALLEST_SHARE)
+
+    Client = StudentClient
+    Params = StudentParams
+
+    def __init__(self, task: Any, params: Any, initial: Mapping[str, Tensor]) -> None:
+        super().__init__(task, params, initial)
+        self.version = 0
+        self.downlink = self.server_end()
+        self.told: dict[str, float | Tensor] = dict.fromkeys(("epsilon", *FIGURES), math.nan)
+        self._decompressed: dict[int, tuple[Message, State]] = {}  # client -> its last reply, what that says
+
+    def server_end(self) -> ServerEnd:
+        """Make the server's end of the downlink."""
+        return BroadcastServer()
+
+    def epsilon(self, round: Round) -> float:
+        """Return ε(ρ), eq. 10."""
+        return linear(round.progress, self.params.epsilon_start, self.params.epsilon_end)
+
+    def messages(self, clients: Sequence[int], round: Round) -> dict[int, Message]:
+        """Return what each is sent, all made together."""
+        self.downlink.prepare(clients, self.weights, self.version, self.epsilon(round))
+        return super().messages(clients, round)
+
+    def message(self, client: int, round: Round) -> Message:
+        """Return what brings a client to W^t, with ε, ρ, and the rounds that a client is expected to take part in.
+
+        Clients of the paper's method need ε alone.
+        """
+        epsilon = self.epsilon(round)
+        down = self.downlink.message(client, self.weights, self.version, epsilon)
+        told = {VERSION: self.version, "epsilon": epsilon, "progress": round.progress}
+        return Message(down.tensors, down.meta | told | {"expected": round.total * round.share})
+
+    def check_reply(self, client: int, reply: Message) -> None:
+        """Refuse a payload that gives no update of the student's shape, and a rate by which it does not stay finite."""
+        gradient = self._gradient(client, reply)
+        check_state(Message(gradient, reply.meta), self.weights)
+        rate = reply.meta.get("rate")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not FLOAT.tiny <= rate <= FLOAT.max:
+            raise BadMessage(f"'rate' must be a positive number, not {rate!r}")
+        steps = torch._foreach_mul(list(gradient.values()), rate)
+        if first_nonfinite(dict(zip(gradient, steps, strict=True))) is not None:
+            raise BadMessage(f"the update at a rate of {rate:g} is not finite")
+
+    def _gradient(self, client: int, reply: Message) -> State:
+        """Return what a reply says: decompressed at the first call, remembered until the next `aggregate`."""
+        known, gradient = self._decompressed.get(client, (None, {}))
+        if known is not reply:
+            gradient = decompress(reply.tensors, {name: tensor.shape for name, tensor in self.weights.items()})
+            self._decompressed[client] = reply, gradient
+        return gradient
+
+    def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
+        """Average the updates, by which the downlink moves the student."""
+        uniform = [1 / len(replies)] * len(replies)
+        shares = uniform if self.params.weights == "uniform" else sample_weights(replies)
+        rates = [reply.meta["rate"] for reply in replies.values()]
+        gradients = [self._gradient(client, reply) for client, reply in replies.items()]
+        self._decompressed.clear()
+        change = weighted_sum(gradients, [share * rate for share, rate in zip(shares, rates, strict=True)])
+        rate = sum(share * rate for share, rate in zip(shares, rates, strict=True))
+        epsilon = self.epsilon(round)
+        self.weights, told = self.downlink.step(self.weights, self.version, epsilon, change, rate, replies)
+        self.version += 1
+        self.told = {"epsilon": epsilon} | {name: _mean([one[name] for one in told]) for name in FIGURES}
+
+    def figures(self) -> Mapping[str, float]:
+        """Return ε, and of what was last compressed mean R / min(P, Q), share of energy kept, bytes as share of dense.
+
+        To six digits: the last bits of a sum depend on how tensors lie in memory, which is not kept over a restart.
+        """
+        return {name: float(f"{float(value):.6g}") for name, value in self.told.items()}
+
+    def save(self) -> Message:
+        """Return the student and what the downlink remembers."""
+        down = self.downlink.save()
+        tensors = labelled(self.weights, "weights") | labelled(down.tensors, "downlink")
+        return Message(tensors, {VERSION: self.version, "downlink": down.meta})
+
+    def restore(self, saved: Message) -> None:
+        """Become the server that `save` described."""
+        self.weights = group(saved.tensors, "weights")
+        self.version = saved.meta[VERSION]
+        self.downlink.restore(Message(group(saved.tensors, "downlink"), saved.meta["downlink"]))
 
 
-def own_progress(progress: float, trained: int, expected: float) -> float:
-    """How far a client is on the schedule of its pull, in (0, 1]: as far as the round, unless it is rarely reached.
-
-    One that trains in less than half the rounds it was to expect is only as far as these have taken it. Its teacher is
-    old, and what it has learnt by itself is little, so that it goes on starting from the student.
-
-    Args:
-        progress: ρ of the round.
-        trained: rounds it has trained in before.
-        expected: rounds of a whole run in which a client takes part on average.
-    """
-    return min(progress, (trained + 1) / (expected / 2))
+def _mean(values: list[float | Tensor]) -> float | Tensor:
+    return sum(values) / len(values) if values else math.nan

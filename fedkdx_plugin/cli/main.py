@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from dataset_utils.consoles import safe_output
 from dataset_utils.interrupts import sigterm_as_ctrl_c
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(words: list[str]) -> int:
     try:
         name, rest = _command(words)
-        return importlib.import_module(COMMANDS[name]).main(rest)
+        command: Callable[[list[str]], int] = importlib.import_module(COMMANDS[name]).main
+        return command(rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -104,6 +104,6 @@ def add_security(parser: argparse._ActionsContainer, what: str) -> None:
 
 def whole(text: str, flag: str, low: int) -> int:
     """Return the whole number that a flag is given. Raises UserError: it is none, or below `low`."""
-    number = convert(text, int, flag)
+    number: int = convert(text, int, flag)
     check(number, {"low": low}, flag)
     return number

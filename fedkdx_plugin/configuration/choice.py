@@ -52,10 +52,26 @@ def choose(config: Config) -> list[Choice]:
     values, preset = _assign(config.set, servers), read_preset(config.preset)
     for name in servers:
         values[name] = preset.get(name, {}) | values[name]
-    return [
-        Choice(entry, servers[entry.name], parse(servers[entry.name].Params, values[entry.name], entry.name))
-        for entry in entries
-    ]
+    return [Choice(entry, servers[entry.name], _params(entry, servers, values[entry.name])) for entry in entries]
+
+
+def _params(entry: catalog.Entry, servers: Mapping[str, type[Server]], values: dict[str, Any]) -> Any:
+    try:
+        return parse(servers[entry.name].Params, values, entry.name)
+    except UserError as error:
+        raise UserError(f"{error}{_instead(entry.name, values)}") from error
+
+
+def _instead(algorithm: str, values: Mapping[str, Any]) -> str:
+    """Name the variant of an algorithm (its name with '+') where that takes values which the algorithm does not."""
+    variant = f"{algorithm}+"
+    if variant not in (entry.name for entry in catalog.entries("algorithms")):
+        return ""
+    try:
+        parse(catalog.load("algorithms", variant).Params, dict(values), variant)
+    except UserError:
+        return ""
+    return f"; {variant} takes it (-algo {variant})"
 
 
 def read_preset(name: str) -> dict[str, dict[str, Any]]:
@@ -97,8 +113,9 @@ def _assign(sets: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> dic
         having = [a for a in targets if name in _field_names(servers[a])]
         if not having:
             known = sorted({field for target in targets for field in _field_names(servers[target])})
+            hint = "".join(_instead(target, {name: sets[key]}) for target in targets) or suggest(name, known)
             raise UserError(
-                f"--set {key}: {', '.join(targets)} has no hyper-parameter '{name}'{suggest(name, known)}; "
+                f"--set {key}: {', '.join(targets)} has no hyper-parameter '{name}'{hint}; "
                 f"known: {', '.join(known) or 'none'}"
             )
         for algorithm in having:

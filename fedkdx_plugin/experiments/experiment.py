@@ -67,7 +67,7 @@ class PlannedRun:
     @property
     def rounds(self) -> int:
         """Number of rounds it is to have."""
-        return self.settings["global_rounds"]
+        return int(self.settings["global_rounds"])
 
     @property
     def config(self) -> Config:

@@ -229,6 +229,7 @@ class Chain:
         return Chain(copy.deepcopy(self.module, memo), self.name, self.plan)
 
     def __call__(self, x: Tensor) -> Any:
+        """Apply the layers, or call the method where they cannot replace it."""
         method, prepared = getattr(type(self.module), self.name), self._prepared(x)
         if prepared is None:
             return method(self.module, x)

@@ -1,4 +1,4 @@
-/* The losses of FedKDX with their gradients (paper, eq. 5-8); fedkdx_plugin/algorithm/losses.py says what they are. */
+/* The losses of FedKDX with their gradients (paper, eq. 5-8); fedkdx_plugin/algorithm/fedkdx.py says what they are. */
 
 #include <math.h>
 #include <stddef.h>

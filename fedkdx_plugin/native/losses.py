@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +12,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fedkdx_plugin.native import library, twin
+from registry import functional
 from registry.interface import Batch, Output
 
-# functions of the paper's equations that the compiled losses replace
-FUNCTIONS = ("soften", "apart", "kd", "nkd", "contrastive", "unit", "_equation_8")
+# functions that the compiled losses replace: of the paper's equations, and those that these take from
+# `registry.functional`
+EQUATIONS = ("apart", "nkd", "contrastive", "_equation_8")
+SHARED = ("soften", "kd", "unit")
+FUNCTIONS = (*EQUATIONS, *SHARED)
 FEWEST, MOST = 8, 64  # windows of the batch on which both are compared: one for each class, within these bounds
 # factors for every eight windows, powers of two, which cause no rounding:
 SCALES = (1.0, 1.0, 1.0, 1.0, 1.0, 8.0, 2.0**-17, 2.0**-30)  # of the features: one is short, one too short
@@ -40,33 +43,28 @@ class Terms(NamedTuple):
     shortest: float
 
 
-def compiled(equations: ModuleType) -> Callable[[Losses], Losses]:
+def compiled(method: Losses) -> Losses:
     """Decorate a client's method: `mutual` replaces it where it takes the batch and gives the same (see `twin`).
 
-    A method that overrides the decorated one is not replaced. The client has `params`, and `terms()`, which returns
-    them as `Terms`, or None if `mutual` does not support them.
-
-    Args:
-        equations: the module of `FUNCTIONS`, which the method uses.
+    The method finds `FUNCTIONS` in the module that it is written in. A method that overrides the decorated one is not
+    replaced. The client has `params`, and `terms()`, which returns them as `Terms`, or None if `mutual` does not
+    support them.
     """
 
-    def decorate(method: Losses) -> Losses:
-        @functools.wraps(method)
-        def losses(client: Any, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
-            terms = client.terms() if fits(teacher, student, batch) else None
-            if terms is None or not _agrees(equations, method, client, teacher, terms):
-                return method(client, teacher, student, batch)
-            loss_t, loss_s = mutual(teacher, student, batch.y, terms)
-            return {"teacher": loss_t, "student": loss_s}
+    @functools.wraps(method)
+    def losses(client: Any, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
+        terms = client.terms() if fits(teacher, student, batch) else None
+        if terms is None or not _agrees(method, client, teacher, terms):
+            return method(client, teacher, student, batch)
+        loss_t, loss_s = mutual(teacher, student, batch.y, terms)
+        return {"teacher": loss_t, "student": loss_s}
 
-        return losses
-
-    return decorate
+    return losses
 
 
-def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
+def _agrees(method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
     """Return whether `mutual` agrees with the method for these parameters and sizes of networks."""
-    operations, variables = library.required(), vars(equations)
+    operations, variables, shared = library.required(), method.__globals__, vars(functional)
     classes, size = teacher.logits.shape[1], teacher.features.shape[1]
     ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
     theirs = (*twin.made_of(variables, FUNCTIONS), method, method.__code__, F.cross_entropy, Batch.mean)
@@ -81,10 +79,11 @@ def _agrees(equations: ModuleType, method: Losses, client: Any, teacher: Output,
         pytorchs = _trial(by_method, classes, size, torch.float64)
         found = _trial(by_mutual, classes, size, torch.float32)
         differences = twin.difference(pytorchs, found, terms=max(classes, size, FEWEST))
-        return twin.replaced(equations.__name__, variables, FUNCTIONS, variables) + differences
+        own = twin.replaced(method.__module__, variables, EQUATIONS, variables)
+        return own + twin.replaced(method.__module__, variables, SHARED, shared) + differences
 
     kind = (type(client), repr(client.params), classes, size)
-    return twin.agrees("losses of FedKDX", kind, [*ours, *theirs], reasons, list(variables.values()))
+    return twin.agrees("losses of FedKDX", kind, [*ours, *theirs], reasons, [*variables.values(), *shared.values()])
 
 
 def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dtype: torch.dtype) -> twin.Side:

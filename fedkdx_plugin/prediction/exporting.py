@@ -83,7 +83,8 @@ class Deployed(nn.Module):
     def forward(self, windows: Tensor) -> Tensor:
         """Return the probability of each class."""
         x = (windows.unsqueeze(2) - self.high - self.low) / self.scale
-        return self.network(x).softmax(1)
+        probabilities: Tensor = self.network(x).softmax(1)
+        return probabilities
 
 
 def export(run: str | Path | Run, client: int | None, format: str, out: str | Path) -> Export:
@@ -190,7 +191,8 @@ def _plain(predictor: Predictor) -> Deployed:
     """Return the module to export, its weights laid out as usual. Raises UserError where nothing says how to scale."""
     predictor.scaled(np.zeros((1, *predictor.shape), np.float32))
     module = Deployed(copy.deepcopy(predictor.network), predictor.scaling, predictor.shape)
-    return module.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return module.eval()
 
 
 def _write_torchscript(module: Deployed, path: Path) -> Ask:
@@ -202,7 +204,7 @@ def _write_torchscript(module: Deployed, path: Path) -> Ask:
 
     def ask(windows: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            return loaded(torch.from_numpy(windows)).numpy()
+            return np.asarray(loaded(torch.from_numpy(windows)))
 
     return ask
 
@@ -283,7 +285,7 @@ def _test_windows(predictor: Predictor) -> np.ndarray:
 def _unscaled(x: np.ndarray, scaling: Scaling | None) -> np.ndarray:
     if scaling is None:
         return x
-    return (x * scaling.scale[:, None, None] + scaling.offset[:, None, None]).astype(np.float32)
+    return np.asarray(x * scaling.scale[:, None, None] + scaling.offset[:, None, None], dtype=np.float32)
 
 
 def _require(*packages: str) -> None:

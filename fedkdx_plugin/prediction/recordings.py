@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset_utils.reading import read
-from dataset_utils.recording import Preprocessing, Recording, Source
+from dataset_utils.recording import Preprocessing, Recording, Source, Windows
 from dataset_utils.sources.own import OwnData
 from dataset_utils.sources.own import reading as files
 from dataset_utils.sources.own.description import REQUIRED, Description, Dialect, Stream, Time, read_description
@@ -118,7 +118,10 @@ class Cutter:
 
     def _recordings(self, path: Path) -> Iterator[Recording]:
         described = _unlabelled(self.described or self._plain(path), path, self.classes)
-        for recording in OwnData(described).load(path):
+        loaded = OwnData(described).load(path)
+        if isinstance(loaded, Windows):
+            raise UserError(f"{path}: its description says that files hold windows; use predict_windows")
+        for recording in loaded:
             labels = np.zeros(len(recording.labels), dtype=np.int64)
             yield dataclasses.replace(recording, labels=labels, left_out={}, unlisted={}, test=False)
 

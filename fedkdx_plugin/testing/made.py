@@ -30,7 +30,8 @@ class TinyNet(Model):
         self.head = nn.Linear(self.feature_size, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.fc(self.bn(self.conv(x)).relu().flatten(1)).relu()
+        features: Tensor = self.fc(self.bn(self.conv(x)).relu().flatten(1)).relu()
+        return features
 
 
 class TinierNet(TinyNet):

@@ -175,5 +175,5 @@ def _step(model: Model, x: Tensor) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= 0.1 * parameter.grad
+                parameter.sub_(parameter.grad, alpha=0.1)
     model.eval()

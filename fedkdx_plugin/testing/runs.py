@@ -71,7 +71,7 @@ def check_order_of_clients(case: AlgorithmCase) -> None:
     train = two.backend.train
 
     def backwards(messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
-        return dict(reversed(train(dict(reversed(messages.items())), round).items()))
+        return dict(reversed(train(dict(reversed(list(messages.items()))), round).items()))
 
     two.backend.train = backwards  # type: ignore[method-assign]
     run(one)

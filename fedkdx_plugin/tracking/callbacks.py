@@ -33,7 +33,7 @@ class RunInfo:
     @property
     def rounds(self) -> int:
         """Number of rounds that the run is to have."""
-        return self.settings["global_rounds"]
+        return int(self.settings["global_rounds"])
 
 
 class Callback:

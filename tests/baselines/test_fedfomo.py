@@ -10,14 +10,14 @@ from torch import Tensor
 
 from baselines.fedfomo import START, FedFomo, FedFomoClient, FedFomoParams
 from baselines.local import Local, LocalClient
-from fedkdx_plugin.algorithm.aggregation import labelled
 from fedkdx_plugin.engine.training import hold_out
+from registry.aggregation import labelled
 from registry.interface import Batch, Message, Round, float_state
 from tests.conftest import CLASSES, Recorder, make_data, make_federation, make_task, same_state
 
 
 def state(seed: int) -> dict[str, Tensor]:
-    """A model of its own for every seed."""
+    """Return a different model for every seed."""
     torch.manual_seed(seed)
     made = {name: tensor.clone() for name, tensor in float_state(FedFomoClient.build(make_task())).items()}
     return {name: tensor + 0.2 * torch.rand(tensor.shape) for name, tensor in made.items()}

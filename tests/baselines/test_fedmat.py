@@ -8,9 +8,9 @@ from torch import nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from baselines.fedmat import FedMAT, FedMATClient, HierarchicalAttention
-from fedkdx_plugin.algorithm.aggregation import sample_weights, weighted_sum
 from fedkdx_plugin.models.cnn import CNN
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
+from registry.aggregation import sample_weights, weighted_sum
 from registry.interface import Batch, Task, private_names
 from tests.baselines.checks import awkward_data, goes_on_identically, overheard, run, travels
 from tests.conftest import CLASSES, SHAPE, TinyNet, make_federation, same_state

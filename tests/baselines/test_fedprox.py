@@ -26,7 +26,7 @@ def client(local_bn: bool = False, **params) -> FedProxClient:
 
 
 def moved(one: FedProxClient) -> dict[str, torch.Tensor]:
-    """The context, and then a model, statistics included, that is elsewhere."""
+    """Return the context, and a model, statistics included, that has moved since."""
     context = one.context()
     for tensor in one.state().values():
         tensor.add_(torch.randn(tensor.shape).to(tensor) / 10)

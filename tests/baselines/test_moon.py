@@ -31,7 +31,7 @@ def client(**params) -> MOONClient:
 
 
 def part(federation, id: int, net: str) -> dict[str, torch.Tensor]:
-    """What a client's network would be after hearing from the server now."""
+    """Return a client's network after it has received the server's message of now."""
     one = federation.workspace.enter(id)
     one.receive(Message.from_bytes(federation.server.message(id, Round(1, 1)).to_bytes()))
     return {name: tensor.clone() for name, tensor in float_state({"model": one.nets[net]}).items()}

@@ -55,7 +55,7 @@ def _table(rng: np.random.Generator, activities: tuple[int, ...], seconds: float
 
 
 def _unit(rng: np.random.Generator, label: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """(samples, 16): an activity has its own posture (gravity) and its own pace (Hz)."""
+    """Return (samples, 16) in which each activity has its own posture (gravity) and pace (Hz)."""
     axes = np.arange(3)
     posture = 9.81 * np.sin(label[:, None] * (1 + axes) + axes)
     motion = np.sin(2 * np.pi * (0.3 * label)[:, None] * time[:, None] + axes)

@@ -97,7 +97,7 @@ def test_symbolic_links_are_refused(tmp_path):
 
 
 def patched_directory(contents: bytes, name: str, offset: int, value: bytes) -> bytes:
-    """A zip whose central directory says something else of the member `name`."""
+    """Make a zip whose central directory states something else about the member `name`."""
     at = contents.rindex(name.encode()) - 46 + offset
     return contents[:at] + value + contents[at + len(value) :]
 

@@ -311,6 +311,12 @@ def test_a_subject_without_a_window_is_named(tmp_path, monkeypatch):
     assert load(prepare(spec, tmp_path, None, False, quiet)).num_clients == 3
 
 
+def test_a_source_without_a_recording_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic.Synthetic, "load", lambda self, path: iter(()))
+    with pytest.raises(UserError, match=r"holds no recording of Synthetic; .*--raw"):
+        prepare(SPEC, tmp_path, None, False, quiet)
+
+
 def test_the_times_of_any_data_set_are_checked(tmp_path, monkeypatch):
     original = synthetic.Synthetic.load
 

@@ -323,6 +323,7 @@ def test_windows_cut_already(tmp_path, folder, kind, first):
     np.testing.assert_array_equal(windows.x[:, :, 0], x[order])
     assert windows.y.tolist() == [0, 1, 1, 0, 1, 0] and windows.subjects == ("7", "8")
     assert windows.start.tolist() == [0, 40, 80] * 2 and counts.windows == {"7": [1, 2], "8": [2, 1]}
+    np.testing.assert_array_equal(source.load(source.root).x, windows.x)
     wrong = source_of(tmp_path, drop=["time"], cut_already=axes, subject={"column": "who"}, window="40 samples")
     with pytest.raises(UserError, match="2 channels of 40 samples in each window"):
         reading(wrong)

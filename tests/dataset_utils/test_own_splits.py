@@ -13,7 +13,7 @@ YAML = "name: Mine\nfolder: mine\nrate: 50\nwindow: 2.56\ncolumns: [ax, ay]\nlab
 
 
 def rows(samples, seed, begin=0.0, labels=("walk", "run", "sit")):
-    """Times, signals of which no two samples are alike, and equally long bouts of each label."""
+    """Return times, signals of which no two samples are equal, and equally long bouts of each label."""
     signals = np.random.default_rng(seed).normal(size=(samples, 2))
     return [
         (f"{begin + i / RATE:.2f}", f"{a:.6f}", f"{b:.6f}", labels[i * len(labels) // samples])

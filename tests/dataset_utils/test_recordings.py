@@ -135,7 +135,7 @@ RIGHT = {  # the change of the rows, lines added to the YAML, the change of the 
 
 
 def prepared(yaml, root):
-    """The folder of the shards, which are as many as they should be, and what was said."""
+    """Return the folder of the shards, whose number is checked, and the output."""
     lines = []
     folder = generate.prepare(ShardSpec(str(yaml)), root / "data", None, False, lines.append)
     assert READ in generate.summary(folder)

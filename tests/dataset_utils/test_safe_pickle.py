@@ -20,7 +20,7 @@ class Evil:
 
 
 def save_raw(path, contents: bytes, shape=()):
-    """An object array whose pickle is `contents`."""
+    """Write an object array whose pickle is `contents`."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": shape})
         file.write(contents)

@@ -114,7 +114,7 @@ def made(rows, length=16, **more):
 
 
 def session(subject, recording, classes=3, each=6, line=None, begin=0, step=8):
-    """A recording of several classes, one after the other, without a pause."""
+    """Return a recording of several classes, one after the other, without a pause."""
     line = recording if line is None else line
     return [(i // each, subject, line, begin + step * i, recording) for i in range(classes * each)]
 

@@ -36,7 +36,7 @@ def compile(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=PROCESSORS)
 def processor(request, compile):
-    """The library for each size of vectors, in place."""
+    """Install the library for each size of vectors."""
     options = PROCESSORS[request.param]
     if options is None:
         yield

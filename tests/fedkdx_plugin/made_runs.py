@@ -123,13 +123,13 @@ def client_accuracy(folder: Path) -> np.ndarray:
 
 
 def sections_of(*folders: Path) -> list[Section]:
-    """The report's sections of these runs, all of which must be finished."""
+    """Return the report's sections of these runs, all of which must be finished."""
     found, missing = read_all(folders)
     assert not missing
     return arrange(found)
 
 
 def column(table: Table, title: str, group: str = "") -> dict[str, Cell]:
-    """A column's cells by the name of their rows."""
+    """Return a column's cells by the name of their rows."""
     place = list(table.columns).index((group, title))
     return {row[0].text: row[place] for row in table.rows}

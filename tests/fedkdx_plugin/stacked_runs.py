@@ -23,7 +23,7 @@ TASK = Task(SHAPE, CLASSES, TinyNet, TinierNet)
 
 
 def run(algorithm, backend="stacked", task=TASK, data=None, **options):
-    """A federation of unequal clients after all its rounds, and its records."""
+    """Run a federation of unequal clients; return it with its records."""
     options = {"rounds": 2, "join_ratio": 0.8} | options
     done, recorder = make_federation(algorithm, data or windows(), task, backend=backend, **options), Recorder()
     assert done.backend.name == backend
@@ -32,7 +32,7 @@ def run(algorithm, backend="stacked", task=TASK, data=None, **options):
 
 
 def both(algorithm, **options):
-    """The same by the reference and stacked."""
+    """Run the same with the reference and stacked."""
     return run(algorithm, "sequential", **options), run(algorithm, "stacked", **options)
 
 

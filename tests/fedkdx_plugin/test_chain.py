@@ -31,7 +31,7 @@ def dense(*sizes: int) -> nn.Sequential:
 
 
 def both(net: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The same network in float64 by PyTorch, and fused in float32; batch norm not as it begins."""
+    """Return the same network in float64 by PyTorch, and fused in float32, with changed batch-norm statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for part in net.modules():
@@ -77,7 +77,7 @@ def a_step(x: torch.Tensor, by_x: bool) -> Run:
 
 
 def clear_windows(net: nn.Module, shape: tuple[int, ...], run_on: Callable[[torch.Tensor], Run]) -> torch.Tensor:
-    """The first random windows with which rounding cannot change what ReLU and pooling let through."""
+    """Return the first random windows with which rounding cannot change what ReLU and pooling let through."""
     for seed in range(200):
         x = 5 + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         if is_clear(net, run_on(x)):
@@ -86,7 +86,7 @@ def clear_windows(net: nn.Module, shape: tuple[int, ...], run_on: Callable[[torc
 
 
 def agree(reference: nn.Module, ours: nn.Module, run: Run) -> None:
-    """What `ours` makes in float32 is as far from float64 as its roundings can bring it, and no further."""
+    """Assert that the results of `ours` in float32 differ from float64 by no more than its roundings can cause."""
     allowed = allowances(reference, run)
     for found, expected, most in zip(run(ours), run(reference), allowed, strict=True):
         assert_within(found, expected, most)

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from fedkdx_plugin.algorithm import compression
+from fedkdx_plugin.algorithm.additions import owed, residual_of
 from fedkdx_plugin.algorithm.compression import (
     NonFinite,
     compress,
@@ -14,7 +15,7 @@ from fedkdx_plugin.algorithm.compression import (
     decompress,
     linear,
 )
-from fedkdx_plugin.algorithm.updates import owed, residual_of
+from fedkdx_plugin.algorithm.updates import Sender
 from fedkdx_plugin.models.cnn import CNN
 from registry.interface import BadMessage
 
@@ -23,7 +24,7 @@ EPSILONS = [0.0, 0.5, 0.9, 0.98, 0.999, 0.9999]
 
 
 def matrix(shape, decay=1.0, seed=0, dtype=torch.float64):
-    """A tensor whose singular values fall as 1/j^decay."""
+    """Make a tensor whose singular values fall as 1/j^decay."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = shape[0], math.prod(shape[1:])
     rank = min(rows, columns)
@@ -310,8 +311,8 @@ RATE = 0.25
 
 
 def sent_with_feedback(change, debt, epsilon, quantise=False):
-    """The payload for a change at `RATE`, as a gradient, and the change still owed."""
-    gradient = owed(change, RATE, debt)
+    """Return the payload for a change at `RATE`, as a gradient, and the change still owed."""
+    gradient = Sender().gradient(owed(change, debt), RATE)
     payload = compress(gradient, epsilon, quantise).payload
     return payload, residual_of(gradient, payload, RATE)
 

@@ -56,7 +56,7 @@ def _call(function: ctypes._CFuncPtr, *arguments: Tensor | int) -> int:
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor, g: Tensor) -> list[Tensor]:
-    """The same by PyTorch, in float64."""
+    """Compute the same by PyTorch, in float64."""
     x, weight = x.double().requires_grad_(), weight.double().requires_grad_()
     out = conv1d(x.transpose(1, 2), weight.transpose(1, 2), bias.double()).transpose(1, 2)
     out.backward(g.double())

@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_bits(name):
 
 
 @pytest.mark.parametrize("params", [{}, "tuned"])
-@pytest.mark.parametrize("name", ["FedAvg", "FedKDX", "FedMTL"])
+@pytest.mark.parametrize("name", ["FedAvg", "FedKDX", "FedKDX+", "FedMTL"])
 def test_a_resumed_run_ends_in_the_same_bits(name, params):
     params = read_preset("tuned").get(name, {}) if params else {}
     whole, _ = run(federation(name, params=params, rounds=4))

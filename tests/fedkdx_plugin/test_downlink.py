@@ -1,31 +1,32 @@
-"""The two ways in which the student gets to the clients: what they hold is what the server takes them to hold."""
+"""Differences down: what clients hold is what the server takes them to hold."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from baselines.fedkd import FedKD
-from fedkdx_plugin.algorithm.downlink import Differences
-from fedkdx_plugin.algorithm.server import FedKDX
+from baselines.fedkd_plus import FedKDPlus
+from fedkdx_plugin.algorithm.additions import OFF
+from fedkdx_plugin.algorithm.downlink.differences import DifferencesServer
+from fedkdx_plugin.algorithm.fedkdx_plus import FedKDXPlus
 from fedkdx_plugin.algorithm.updates import group, move
 from fedkdx_plugin.engine.faults import Faults
 from registry.interface import BadMessage, Message, Round
 from tests.conftest import Recorder, make_federation, same_state
 
-DIFFERENCES = {"downlink": "differences"}
+DIFFERENCES = OFF | {"downlink": "differences"}
 VARIANTS = [{}, {"error_feedback": True}, {"quantise": True, "error_feedback": True}, {"serve": "both"}]
 
 
 def noted(federation, id: int, message: Message) -> dict[str, torch.Tensor]:
-    """The student that the server takes client `id` to hold once it has this message."""
+    """Return the student that the server assumes client `id` to hold once it has this message."""
     student = {name: tensor.clone() for name, tensor in federation.server.downlink.held(id)[1].items()}
     move(student, message.tensors, 1.0)
     return student
 
 
 def hold(federation, id: int, message: Message) -> dict[str, torch.Tensor]:
-    """The student that client `id` does hold once it has this message; the client itself stays as it was."""
+    """Return the student that client `id` does hold once it has this message, without changing the client."""
     one = federation.workspace.enter(id)
     memory, one.memory = one.memory, dict(one.memory)
     one.receive(Message.from_bytes(message.to_bytes()))
@@ -33,7 +34,7 @@ def hold(federation, id: int, message: Message) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in one.shared().items()}
 
 
-@pytest.mark.parametrize("algorithm", [FedKDX, FedKD])
+@pytest.mark.parametrize("algorithm", [FedKDXPlus, FedKDPlus])
 @pytest.mark.parametrize("extra", VARIANTS)
 def test_what_a_client_holds_is_what_the_server_notes(algorithm, extra):
     federation = make_federation(algorithm, rounds=8, join_ratio=0.5, params=DIFFERENCES | extra)
@@ -49,7 +50,7 @@ def test_what_a_client_holds_is_what_the_server_notes(algorithm, extra):
 
 def test_replies_that_are_lost_or_refused_leave_nothing_out_of_step():
     faults = Faults(dropout=0.2, corrupt=0.4)
-    federation, recorder = make_federation(FedKDX, rounds=12, params=DIFFERENCES, faults=faults), Recorder()
+    federation, recorder = make_federation(FedKDXPlus, rounds=12, params=DIFFERENCES, faults=faults), Recorder()
     federation.run([recorder])
     assert sum(len(record.rejected) for record in recorder.records) > 5
     assert sum(len(record.lost) for record in recorder.records) > 2
@@ -59,7 +60,7 @@ def test_replies_that_are_lost_or_refused_leave_nothing_out_of_step():
 
 
 def test_a_message_leaves_out_no_more_than_its_threshold_allows(double):
-    federation = make_federation(FedKDX, rounds=6, params=DIFFERENCES | {"epsilon_start": 0.6, "epsilon_end": 0.6})
+    federation = make_federation(FedKDXPlus, rounds=6, params=DIFFERENCES | {"epsilon_start": 0.6, "epsilon_end": 0.6})
     federation.run()
     weights, compressed = federation.server.weights, 0
     for id in range(4):
@@ -78,7 +79,7 @@ def test_what_one_message_leaves_out_is_in_the_next():
     torch.manual_seed(0)
     weights = {"w": torch.randn(12, 20), "b": torch.randn(12)}
     still = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
-    downlink = Differences(FedKDX.Params(), still)
+    downlink = DifferencesServer(still, quantise=False)
     distances = []
     for version in range(1, 15):
         assert "w.S" in downlink.message(0, weights, version, 0.5).tensors
@@ -93,7 +94,7 @@ def test_what_one_message_leaves_out_is_in_the_next():
 
 def test_the_server_moves_by_the_uncompressed_mean(double):
     """W - Σ_k (n_k/n) (W - W_k), in float64: what is left out on the way down is not left out of the server's own."""
-    federation = make_federation(FedKDX, rounds=2, params=DIFFERENCES | {"epsilon_start": 1.0, "epsilon_end": 1.0})
+    federation = make_federation(FedKDXPlus, rounds=2, params=DIFFERENCES | {"epsilon_start": 1.0, "epsilon_end": 1.0})
     federation.round(Round(1, 2))
     before, replies = {n: t.double() for n, t in federation.server.weights.items()}, {}
     aggregate = federation.server.aggregate
@@ -112,8 +113,8 @@ def test_the_server_moves_by_the_uncompressed_mean(double):
 
 def test_without_compression_both_ways_are_one(double):
     lossless = {"epsilon_start": 1.0, "epsilon_end": 1.0}
-    broadcast = make_federation(FedKDX, rounds=5, join_ratio=0.5, params=lossless)
-    differences = make_federation(FedKDX, rounds=5, join_ratio=0.5, params=lossless | DIFFERENCES)
+    broadcast = make_federation(FedKDXPlus, rounds=5, join_ratio=0.5, params=OFF | lossless)
+    differences = make_federation(FedKDXPlus, rounds=5, join_ratio=0.5, params=DIFFERENCES | lossless)
     broadcast.run()
     differences.run()
     for name, tensor in broadcast.server.weights.items():
@@ -121,7 +122,7 @@ def test_without_compression_both_ways_are_one(double):
 
 
 def test_asking_for_a_message_changes_nothing():
-    asked, left_alone = (make_federation(FedKDX, rounds=4, join_ratio=0.5, params=DIFFERENCES) for _ in range(2))
+    asked, left_alone = (make_federation(FedKDXPlus, rounds=4, join_ratio=0.5, params=DIFFERENCES) for _ in range(2))
     for t in range(1, 5):
         for id in (3, 1, 1, 0, 2):
             one, two = (asked.server.message(id, Round(t, 4)).to_bytes() for _ in range(2))
@@ -133,7 +134,7 @@ def test_asking_for_a_message_changes_nothing():
 
 def test_going_on_from_what_was_saved_changes_nothing():
     params = DIFFERENCES | {"quantise": True, "error_feedback": True}
-    whole, first, second = (make_federation(FedKDX, rounds=6, join_ratio=0.5, params=params) for _ in range(3))
+    whole, first, second = (make_federation(FedKDXPlus, rounds=6, join_ratio=0.5, params=params) for _ in range(3))
     for t in range(1, 5):
         whole.round(Round(t, 6))
         first.round(Round(t, 6))
@@ -148,14 +149,14 @@ def test_going_on_from_what_was_saved_changes_nothing():
 def test_clients_that_train_rarely_are_sent_less_than_every_step():
     def sent(**params) -> int:
         recorder = Recorder()
-        make_federation(FedKDX, rounds=12, join_ratio=0.25, params=params).run([recorder])
+        make_federation(FedKDXPlus, rounds=12, join_ratio=0.25, params=params).run([recorder])
         return sum(record.bytes_down for record in recorder.records)
 
-    assert sent(**DIFFERENCES) < sent()
+    assert sent(**DIFFERENCES) < sent(**OFF)
 
 
 def test_never_more_than_the_student():
-    federation = make_federation(FedKDX, rounds=10, join_ratio=0.25, local_epochs=1, params=DIFFERENCES)
+    federation = make_federation(FedKDXPlus, rounds=10, join_ratio=0.25, local_epochs=1, params=DIFFERENCES)
     dense = sum(tensor.nbytes for tensor in federation.server.weights.values())
     for t in range(1, 11):
         federation.round(Round(t, 10))
@@ -165,7 +166,7 @@ def test_never_more_than_the_student():
 
 
 def test_a_client_that_lost_its_student_says_so():
-    federation = make_federation(FedKDX, rounds=2, join_ratio=1, params=DIFFERENCES)
+    federation = make_federation(FedKDXPlus, rounds=2, join_ratio=1, params=DIFFERENCES)
     federation.run()
     message = federation.server.message(0, Round(2, 2))
     one = federation.workspace.enter(0)
@@ -175,7 +176,7 @@ def test_a_client_that_lost_its_student_says_so():
 
 
 def test_the_first_message_costs_next_to_nothing():
-    federation = make_federation(FedKDX, rounds=2, params=DIFFERENCES)
+    federation = make_federation(FedKDXPlus, rounds=2, params=DIFFERENCES)
     message = federation.server.message(0, Round(1, 2))
     dense = sum(tensor.nbytes for tensor in federation.server.weights.values())
     factors = [tensor for name, tensor in message.tensors.items() if name.endswith((".U", ".S", ".V"))]
@@ -185,13 +186,13 @@ def test_the_first_message_costs_next_to_nothing():
 
 
 def test_a_client_of_another_seed_is_told():
-    mine, other = (make_federation(FedKDX, rounds=2, seed=seed, params=DIFFERENCES) for seed in (0, 1))
+    mine, other = (make_federation(FedKDXPlus, rounds=2, seed=seed, params=DIFFERENCES) for seed in (0, 1))
     with pytest.raises(BadMessage, match=r"client 2: 'student\..*' does not begin as the server's"):
         mine.workspace.enter(2).receive(other.server.message(2, Round(1, 2)))
 
 
 def test_a_difference_that_does_not_fit_is_refused():
-    federation = make_federation(FedKDX, rounds=2, join_ratio=1, params=DIFFERENCES)
+    federation = make_federation(FedKDXPlus, rounds=2, join_ratio=1, params=DIFFERENCES)
     federation.run()
     message = federation.server.message(0, Round(2, 2))
     short = {name: tensor[:1] if tensor.ndim else tensor for name, tensor in message.tensors.items()}
@@ -200,7 +201,7 @@ def test_a_difference_that_does_not_fit_is_refused():
 
 
 def test_only_the_last_difference_is_remembered():
-    federation = make_federation(FedKDX, rounds=6, join_ratio=1, params=DIFFERENCES)
+    federation = make_federation(FedKDXPlus, rounds=6, join_ratio=1, params=DIFFERENCES)
     federation.run()
     for client in federation.workspace.clients:
         assert int(client.memory["pending"]) == 5

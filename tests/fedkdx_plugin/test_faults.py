@@ -16,7 +16,7 @@ from baselines.centralised import Centralised
 from baselines.fedavg import FedAvg
 from baselines.fedprox import FedProx
 from baselines.local import Local
-from fedkdx_plugin.algorithm.server import FedKDX
+from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.faults import DROPOUT, KINDS, STRAGGLER, Faults, damaged
 from fedkdx_plugin.engine.training import Settings, batches
@@ -191,4 +191,4 @@ def test_a_probability_of_one_is_one_clear_line(shard_folder, tmp_path, monkeypa
     line = fails(capsys, "-data", str(shard_folder), "-algo", "FedAvg", "--dropout", "1")
     assert "--dropout 1: the probability must be at least 0 and below 1" in line
     line = fails(capsys, "-data", str(shard_folder), "-algo", "FedAvg", "--corrupt", "2")
-    assert "corrupt: 2.0 is out of range" in line
+    assert "corrupt: 2 is out of range" in line

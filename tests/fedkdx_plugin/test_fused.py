@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm.client import FedKDXClient, FedKDXParams
-from fedkdx_plugin.algorithm.losses import SHORTEST_FEATURE
+from fedkdx_plugin.algorithm.fedkdx import FedKDXClient, FedKDXParams
 from fedkdx_plugin.engine.training import mover
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
 from fedkdx_plugin.native import library
 from fedkdx_plugin.native.sgd import ClipAndMove
 from registry import catalog
+from registry.functional import SHORTEST_FEATURE
 from registry.interface import Batch, Output, Task
 from tests.bounds import assert_within, gamma, largest_of_draws, random_errors
 from tests.conftest import CLASSES, SHAPE, make_federation, same_state
@@ -87,7 +87,7 @@ def losses_and_gradients(pair: list[Output], y: torch.Tensor, **params: object) 
 
 
 def contrast(pair: list[Output], tau: float, rng: torch.Generator | None) -> list[torch.Tensor]:
-    """The contrastive loss in float64, and its gradients by both features, with the random errors of each step."""
+    """Return the contrastive loss in float64 and its gradients by both features, with random errors in each step."""
     off = random_errors(rng)
     features = [output.features.double().requires_grad_() for output in pair]
     (rows, size), unit = features[0].shape, []

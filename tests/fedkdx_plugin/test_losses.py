@@ -5,27 +5,28 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm import losses
-from fedkdx_plugin.algorithm.losses import contrastive
+from fedkdx_plugin.algorithm import fedkdx
+from fedkdx_plugin.algorithm.fedkdx import contrastive
+from registry import functional
 from tests.bounds import gamma
 
 N, C, TAU, GAMMA = 5, 4, 0.8, 0.9
 
 
 def kd(z_learner, z_target, tau):
-    return losses.kd(losses.soften(z_learner, tau), losses.soften(z_target, tau), tau)
+    return functional.kd(functional.soften(z_learner, tau), functional.soften(z_target, tau), tau)
 
 
 def nkd(z_learner, z_target, y, gamma, tau):
-    return losses.nkd(*_both_apart(z_learner, z_target, y, tau), gamma, tau)
+    return fedkdx.nkd(*_both_apart(z_learner, z_target, y, tau), gamma, tau)
 
 
 def nkd_teacher_literal(z_teacher, z_student, y, gamma, tau):
-    return losses.nkd_teacher_literal(*_both_apart(z_teacher, z_student, y, tau), gamma, tau)
+    return fedkdx.nkd_teacher_literal(*_both_apart(z_teacher, z_student, y, tau), gamma, tau)
 
 
 def _both_apart(z_one, z_other, y, tau):
-    return [losses.apart(losses.soften(z, tau), y) for z in (z_one, z_other)]
+    return [fedkdx.apart(functional.soften(z, tau), y) for z in (z_one, z_other)]
 
 
 def random(*shape, seed=0, **options):

@@ -30,7 +30,7 @@ NAMES = [name for name in catalog.BUILT_IN["algorithms"] if name != "Centralised
 
 
 def run(algorithm, backend="parallel", **options):
-    """A federation of unequal clients after all its rounds, and its records."""
+    """Run a federation of unequal clients; return it with its records."""
     torch.set_num_threads(2 if backend == "parallel" else 1)
     data = make_data(sizes=(40, 7, 1, 65, 20))
     federation = make_federation(algorithm, data, join_ratio=0.8, backend=backend, **options)
@@ -63,7 +63,7 @@ def test_other_models_and_unequal_ones(model):
 
 
 def at_first(folder: Path, id: int) -> bool:
-    """True once for each client and folder, in whatever process."""
+    """Return True once for each client and folder, in any process."""
     try:
         (folder / str(id)).touch(exist_ok=False)
     except FileExistsError:

@@ -15,7 +15,7 @@ from baselines.fedavg import FedAvg
 from baselines.fedfomo import FedFomo
 from baselines.fedftl import FedFTL
 from baselines.local import Local
-from fedkdx_plugin.algorithm.server import FedKDX
+from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import LATE, RARE, UNSEEN, Participation
 from fedkdx_plugin.engine.rounds import Federation, Schedule

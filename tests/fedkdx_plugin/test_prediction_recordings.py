@@ -70,7 +70,7 @@ def test_an_array_is_resampled_and_filtered_as_a_file_is(watch, tmp_path):
 
 
 def cutter_of(root, table=None, drop=(), **changes) -> Cutter:
-    """What cuts for a run on a described folder with the files a.csv and b.csv, of ax and ay at 50 Hz."""
+    """Make what cuts for a run on a described folder with the files a.csv and b.csv, of ax and ay at 50 Hz."""
     values = {
         **{"name": "plain", "folder": "rec", "rate": 50, "window": 1.0, "columns": ["ax", "ay"], "label": "y"},
         **changes,
@@ -84,7 +84,7 @@ def cutter_of(root, table=None, drop=(), **changes) -> Cutter:
 
 
 def shards_from(description):
-    """The folder of the shards of a described data set."""
+    """Return the folder of the shards of a described data set."""
     spec = ShardSpec(str(description), min_samples=1)
     return generate.prepare(spec, description.parent / "data", None, False, lambda _: None)
 

@@ -183,12 +183,33 @@ def test_the_papers_numbers_are_whole():
         assert sum(own) == pytest.approx(total, abs=1e-6)
 
 
+def test_the_others_are_tested_against_fedkdx_plus_else_fedkdx_else_the_best(tmp_path):
+    def reference(*methods: tuple[str, str]) -> str:
+        place = tmp_path / "-".join(name + label for name, label in methods)
+        folders = [make_run(place / f"{n}{label}", n, 0, 0.2 * i, label=label) for i, (n, label) in enumerate(methods)]
+        (section,) = sections_of(*folders)
+        return section.reference.name
+
+    assert reference(("FedAvg", ""), ("FedKDX", ""), ("FedKDX+", "")) == "FedKDX+"
+    assert reference(("FedAvg", ""), ("FedKDX+", "tuned"), ("FedKDX", "")) == "FedKDX"
+    assert reference(("FedKDX", "base"), ("FedKDX+", "tuned")) == "FedKDX+ tuned"
+    assert reference(("FedAvg", ""), ("Local", "")) in ("FedAvg", "Local")
+
+
+def test_figures_of_the_paper_stand_beside_its_own_method_alone(tmp_path):
+    config = {"split": "shuffled", "global_rounds": 2, "data": {"name": "UCI-HAR"}}
+    folders = [make_run(tmp_path / name, name, **config) for name in ("FedKDX", "FedKDX+", "FedKD+")]
+    (section,) = sections_of(*folders)
+    table = content.paper(section)
+    assert {row[0].text for row in table.rows} == {"FedKDX"}
+
+
 # ---- files
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A report of two sections with an awkward label, an unfinished, a failed and a missing run."""
+    """Return a report of two sections with an awkward label, an unfinished, a failed and a missing run."""
     root = tmp_path_factory.mktemp("report")
     place = root / "runs"
     for seed in (0, 1):

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from baselines.fedavg import FedAvg
+from fedkdx_plugin.algorithm.additions import OFF
 from fedkdx_plugin.algorithm.compression import compress, decompress, energy_kept, rank_share
-from fedkdx_plugin.algorithm.server import FedKDX
+from fedkdx_plugin.algorithm.fedkdx import FedKDX
+from fedkdx_plugin.algorithm.fedkdx_plus import FedKDXPlus
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Schedule
@@ -43,9 +45,11 @@ def test_rank_share_counts_what_travels_whole_as_full():
     assert math.isnan(rank_share({"bias": torch.ones(10)}, {"bias": torch.Size([10])}))
 
 
-@pytest.mark.parametrize("feedback", [False, True])
-def test_fedkdx_tells_of_its_broadcast(feedback):
-    federation, recorder = make_federation(FedKDX, params={"error_feedback": feedback}), Recorder()
+@pytest.mark.parametrize(
+    ("algorithm", "params"), [(FedKDX, {}), (FedKDXPlus, OFF | {"error_feedback": True})], ids=["paper", "feedback"]
+)
+def test_fedkdx_tells_of_its_broadcast(algorithm, params):
+    federation, recorder = make_federation(algorithm, params=params), Recorder()
     assert all(map(math.isnan, federation.server.figures().values()))
     federation.run([recorder])
     for record in recorder.records:

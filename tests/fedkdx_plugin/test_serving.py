@@ -1,4 +1,4 @@
-"""Which of teacher and student predicts, and where a teacher starts; the same for FedKDX and FedKD."""
+"""Which of teacher and student predicts, and where a teacher starts; the same for FedKDX+ and FedKD+."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from baselines.fedkd import FedKD
-from fedkdx_plugin.algorithm.server import FedKDX
-from fedkdx_plugin.algorithm.student import own_progress, student_share
+from baselines.fedkd_plus import FedKDPlus
+from fedkdx_plugin.algorithm.additions import OFF, own_progress, student_share
+from fedkdx_plugin.algorithm.fedkdx import FedKDX
+from fedkdx_plugin.algorithm.fedkdx_plus import FedKDXPlus
 from fedkdx_plugin.engine.evaluation import SERVED
 from registry.errors import UserError
 from registry.interface import Round, mixture
 from tests.bounds import assert_within, gamma
-from tests.conftest import Recorder, TinierNet, enter, make_federation, make_task, same_state
+from tests.conftest import Recorder, TinierNet, TinyNet, enter, make_federation, make_task, same_state
 
 MOVED = 2 * 10 * 1e-9 * 10  # by two rounds' training at a rate of 1e-9: 10 steps each at most, gradients of norm 10
-BOTH = [FedKDX, FedKD]
+PLUS = [FedKDXPlus, FedKDPlus]
 
 
 def metrics(federation):
@@ -28,7 +30,7 @@ def metrics(federation):
 
 
 def logits(federation, net: str, id: int, x):
-    """What a client's network says now, by the engine's own hand."""
+    """Return the predictions of a client's network now, computed by the engine."""
     enter(federation, id, federation.server.networks())
     with torch.no_grad():
         return federation.workspace.nets[net].eval()(x).logits.double()
@@ -52,7 +54,7 @@ def test_a_mixture_stays_finite_where_both_are_sure():
     torch.testing.assert_close(mixed.softmax(1), torch.tensor([[0.5, 0.5, 0.0]]))
 
 
-@pytest.mark.parametrize("algorithm", BOTH)
+@pytest.mark.parametrize("algorithm", [FedKDX, FedKD])
 @pytest.mark.parametrize("serve", ["teacher", "student"])
 def test_one_of_the_two_is_served(algorithm, serve):
     views = metrics(make_federation(algorithm, join_ratio=1, params={"serve": serve}))
@@ -60,10 +62,10 @@ def test_one_of_the_two_is_served(algorithm, serve):
     assert (views["teacher"].client_loss != views["student"].client_loss).all()
 
 
-@pytest.mark.parametrize("algorithm", BOTH)
+@pytest.mark.parametrize("algorithm", PLUS)
 def test_both_are_served_the_student_as_far_as_it_explains_the_training_windows(algorithm, double):
     """(p_T + w p_S) / (1 + w), w = exp(-4 L) of the student that the client was sent, in float64."""
-    federation = make_federation(algorithm, rounds=8, join_ratio=1, params={"serve": "both"})
+    federation = make_federation(algorithm, rounds=8, join_ratio=1, params=OFF | {"serve": "both"})
     for t in range(1, 8):
         federation.round(Round(t, 8))
     sent = {name: tensor.clone() for name, tensor in federation.server.networks().items()}
@@ -92,7 +94,7 @@ def test_a_student_counts_as_much_as_the_teacher_or_hardly_at_all():
 
 
 def test_an_untrained_client_is_served_by_the_student():
-    federation = make_federation(FedKDX, rounds=1, join_ratio=0.25, params={"serve": "both"})
+    federation = make_federation(FedKDXPlus, rounds=1, join_ratio=0.25, params=OFF | {"serve": "both"})
     record = federation.round(Round(1, 1))
     untrained = [id for id in range(4) if id not in record.selected]
     served, student = (record.metrics[view].client_loss for view in (SERVED, "student"))
@@ -101,7 +103,7 @@ def test_an_untrained_client_is_served_by_the_student():
 
 def test_the_share_survives_a_restart():
     def federation():
-        return make_federation(FedKDX, rounds=4, join_ratio=0.5, params={"serve": "both"})
+        return make_federation(FedKDXPlus, rounds=4, join_ratio=0.5, params=OFF | {"serve": "both"})
 
     whole, first, second = federation(), federation(), federation()
     for t in (1, 2):
@@ -114,10 +116,10 @@ def test_the_share_survives_a_restart():
     assert same_state(whole.save().tensors, second.save().tensors)
 
 
-@pytest.mark.parametrize("algorithm", BOTH)
+@pytest.mark.parametrize("algorithm", PLUS)
 def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itself(algorithm, double):
     federation = make_federation(
-        algorithm, rounds=2, join_ratio=1, learning_rate=1e-9, params={"teacher_init": "student"}
+        algorithm, rounds=2, join_ratio=1, learning_rate=1e-9, params=OFF | {"teacher_init": "student"}
     )
     start = {name: tensor + 0.5 for name, tensor in federation.server.weights.items()}
     federation.server.weights = dict(start)
@@ -133,10 +135,10 @@ def test_a_warm_teacher_starts_from_the_student_it_is_sent_and_goes_on_from_itse
     torch.testing.assert_close(head, start["student.head.weight"], rtol=0, atol=MOVED)
 
 
-@pytest.mark.parametrize("algorithm", BOTH)
+@pytest.mark.parametrize("algorithm", PLUS)
 @pytest.mark.parametrize(("start", "end"), [(0.25, 0.25), (1.0, 1.0), (0.8, 0.0)])
 def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, start, end, double):
-    params = {"pull_start": start, "pull_end": end}
+    params = OFF | {"pull_start": start, "pull_end": end}
     federation = make_federation(algorithm, rounds=2, join_ratio=1, learning_rate=1e-9, params=params)
     for t in (1, 2):  # the rate is tiny: where training ends is where it began
         pull = start + (end - start) * t / 2  # in a straight line, as ε in eq. 10
@@ -153,9 +155,9 @@ def test_a_teacher_is_pulled_towards_every_student_it_is_sent(algorithm, start, 
                     torch.testing.assert_close(kept[teacher].double(), expected, rtol=0, atol=MOVED)
 
 
-@pytest.mark.parametrize("algorithm", BOTH)
+@pytest.mark.parametrize("algorithm", PLUS)
 def test_a_client_that_is_rarely_reached_stays_longer_with_the_student(algorithm, double):
-    params = {"pull_start": 1.0, "pull_end": 0.0}
+    params = OFF | {"pull_start": 1.0, "pull_end": 0.0}
     federation = make_federation(algorithm, rounds=10, join_ratio=1, learning_rate=1e-9, params=params)
     start = dict(federation.workspace.initial)
     moved = {name: tensor + 1 for name, tensor in federation.server.weights.items()}
@@ -179,16 +181,23 @@ def test_a_client_is_as_far_as_the_round_or_as_its_own_rounds():
 
 
 def test_a_pull_of_one_is_a_start_from_the_student():
-    one, two = (make_federation(FedKDX, rounds=1, params=p) for p in ({"teacher_init": "student"}, {"pull_end": 1.0}))
+    one, two = (
+        make_federation(FedKDXPlus, rounds=1, params=OFF | p) for p in ({"teacher_init": "student"}, {"pull_end": 1.0})
+    )
     one.run()
     two.run()
     assert same_state(one.save().tensors, two.save().tensors)
 
 
 def test_a_warm_teacher_must_be_of_the_students_kind():
-    with pytest.raises(UserError, match=r"pull_end=0.5: the student is a TinierNet.*or use pull_end=0.0"):
-        FedKDX.check(make_task(TinierNet), FedKDX.Params(pull_end=0.5))
+    def check(model, **params):
+        FedKDXPlus.check(make_task(model), FedKDXPlus.Params(**OFF | params))
+
+    with pytest.raises(UserError, match=r"pull_end=0.5: the student is a TinierNet.*or use --set pull_end=0.0"):
+        check(TinierNet, pull_end=0.5)
     with pytest.raises(UserError, match="teacher_init=student: the student is a TinierNet, the teacher a TinyNet"):
-        FedKDX.check(make_task(TinierNet), FedKDX.Params(teacher_init="student"))
-    FedKDX.check(make_task(), FedKDX.Params(teacher_init="student"))
-    FedKDX.check(make_task(TinierNet), FedKDX.Params())
+        check(TinierNet, teacher_init="student")
+    with pytest.raises(UserError, match=r"or use --set teacher_init=own --set pull_start=0\.0$"):
+        FedKDXPlus.check(make_task(TinierNet), FedKDXPlus.Params())
+    check(TinyNet, teacher_init="student")
+    check(TinierNet)

@@ -161,7 +161,7 @@ class OnGPU:
 
 
 def chosen(monkeypatch, name="auto", selected=2, model=TinyNet):
-    """The name of the backend that would be made on an accelerator."""
+    """Return the name of the backend that would be made on an accelerator."""
     federation = make_federation(FedAvg, task=Task(SHAPE, CLASSES, model, TinyNet), backend="sequential")
     monkeypatch.setattr(stacked.Stacked, "__init__", lambda self, *_: None)
     return selection.make(name, federation.workspace, OnGPU, federation.settings, selected).name

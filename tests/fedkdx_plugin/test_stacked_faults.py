@@ -33,7 +33,7 @@ def task(model: type) -> Task:
 
 
 def uneven(data):
-    """The same with test sets of unequal size."""
+    """Return the same with test sets of unequal size."""
     kept = (12, 3, 9, 5, 12)
     chosen = torch.cat([torch.arange(p.start, p.start + n) for p, n in zip(data.test_slices, kept, strict=True)])
     ends = torch.tensor(kept).cumsum(0).tolist()
@@ -56,7 +56,7 @@ def alike(algorithm, capsys, task=TASK, data=None) -> str:
 
 
 def by_auto(algorithm, task=TASK, data=None, join_ratio=0.8, **options):
-    """A federation of two rounds whose clients are stacked where they can be."""
+    """Return a federation of two rounds whose clients are stacked where they can be."""
     federation = make_federation(
         algorithm, data or windows(), task, rounds=2, join_ratio=join_ratio, backend="sequential"
     )

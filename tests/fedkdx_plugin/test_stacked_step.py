@@ -19,7 +19,7 @@ from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog, interface, tensors
 from registry.interface import Batch, Round, Task
-from tests.conftest import CLASSES, SHAPE, Recorder, TinierNet, make_federation
+from tests.conftest import CLASSES, SHAPE, Recorder, make_federation, smaller_student
 from tests.fedkdx_plugin.stacked_runs import (
     failing,
     on_the_way,
@@ -44,8 +44,8 @@ class Refuse(TorchDispatchMode):
 
 
 def made_step(algorithm, model, place=lambda tensor: tensor, spare=0):
-    """A step, with places to spare, two unequal clients to load into it, their plan and state."""
-    task, last = Task(SHAPE, CLASSES, model, TinierNet), Round(2, 2)
+    """Make a step, with places to spare, two unequal clients to load into it, their plan and state."""
+    task, last = Task(SHAPE, CLASSES, model, smaller_student(algorithm, model)), Round(2, 2)
     federation, _ = run(algorithm, task=task, data=windows((16, 7)), rounds=1, join_ratio=1, local_epochs=1)
     backend, ids = federation.backend, range(1 if algorithm.pools_data else 2)
     backend._kept.load(list(ids), backend._state)

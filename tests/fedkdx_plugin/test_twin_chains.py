@@ -37,7 +37,7 @@ def wrong(tmp_path_factory):
 
 
 def said(capsys: pytest.CaptureFixture) -> list[str]:
-    """The lines on standard error since this was last asked."""
+    """Return the lines on standard error since the last call."""
     return capsys.readouterr().err.splitlines()
 
 

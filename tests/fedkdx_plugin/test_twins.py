@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm import losses
-from fedkdx_plugin.algorithm.client import FedKDXClient, FedKDXParams
-from fedkdx_plugin.algorithm.server import FedKDX
+from fedkdx_plugin.algorithm import fedkdx
+from fedkdx_plugin.algorithm.fedkdx import FedKDX, FedKDXClient, FedKDXParams
 from fedkdx_plugin.engine.training import mover
 from fedkdx_plugin.models.cnn import CNN
 from fedkdx_plugin.native import library, sgd, twin
 from fedkdx_plugin.native import losses as compiled_losses
 from fedkdx_plugin.native.sgd import ClipAndMove
+from registry import functional
 from registry.interface import Batch, Output, Task
 from tests.conftest import CLASSES, SHAPE, make_federation, same_state
 from tests.fedkdx_plugin.wrong_library import wrong_library
@@ -69,16 +70,24 @@ def is_compiled(client: FedKDXClient) -> bool:
     return "Mutual" in str(client.distil(*a_batch())["teacher"].grad_fn)
 
 
-def edit(monkeypatch: pytest.MonkeyPatch, old: str, new: str, module: object = losses) -> None:
-    """Run a module's file once more with a text in it replaced, as it is after an edit; taken back after the test."""
-    text = Path(module.__file__).read_text(encoding="utf-8")
-    assert text.count(old) == 1
+def edit(monkeypatch: pytest.MonkeyPatch, old: str, new: str, modules: Sequence[object] = (functional, fedkdx)) -> None:
+    """Run a module's file once more with a text in it replaced, as it is after an edit; taken back after the test.
+
+    Args:
+        modules: of which one holds the text; those after it take its functions from it.
+    """
+    texts = [Path(module.__file__).read_text(encoding="utf-8") for module in modules]
+    assert sum(text.count(old) for text in texts) == 1
+    place = next(place for place, text in enumerate(texts) if old in text)
+    module, text = modules[place], texts[place]
     before = dict(vars(module))
     exec(compile(text.replace(old, new), module.__file__, "exec"), vars(module))
     for name, value in list(vars(module).items()):
         if name in before and value is not before[name]:
             vars(module)[name] = before[name]
-            monkeypatch.setattr(module, name, value)
+            for each in modules[place:]:
+                if vars(each).get(name) is before[name]:
+                    monkeypatch.setattr(each, name, value)
 
 
 def test_as_long_as_nothing_is_edited_the_compiled_losses_run_and_nothing_is_said(monkeypatch, capsys):
@@ -96,22 +105,22 @@ def test_as_long_as_nothing_is_edited_the_compiled_losses_run_and_nothing_is_sai
 @pytest.mark.parametrize("name", compiled_losses.FUNCTIONS)
 def test_a_loss_that_is_replaced_runs_and_one_line_says_so(name, monkeypatch, capsys):
     before = a_round()
-    usual, calls = getattr(losses, name), []
+    usual, calls = getattr(fedkdx, name), []
 
     def changed(*args):
         calls.append(args)
         result = usual(*args)
         return result._replace(others=1.5 * result.others) if name == "apart" else 1.5 * result + 0.1
 
-    monkeypatch.setattr(losses, name, changed)
+    monkeypatch.setattr(fedkdx, name, changed)
     after = a_round()
     (line,) = lines(capsys)
-    assert f"losses.{name} was replaced" in line and "losses of FedKDX" in line and "PyTorch's" in line
+    assert f"fedkdx.{name} was replaced" in line and "losses of FedKDX" in line and "PyTorch's" in line
     assert " differs by " in line and " %" in line
     assert len(calls) > 10 and not same_state(before, after)
     a_round()
     assert lines(capsys) == []
-    monkeypatch.setattr(losses, name, usual)
+    monkeypatch.setattr(fedkdx, name, usual)
     assert same_state(a_round(), before) and lines(capsys) == []
 
 
@@ -168,7 +177,7 @@ def test_an_edit_that_changes_no_value_leaves_the_compiled_losses(monkeypatch, c
 
 def test_a_constant_stands_once_and_a_new_one_is_compared(monkeypatch, capsys):
     """The shortest feature with a direction is told to the compiled loss."""
-    monkeypatch.setattr(losses, "SHORTEST_FEATURE", 2.0)
+    monkeypatch.setattr(functional, "SHORTEST_FEATURE", 2.0)
     teacher, student, batch = a_batch()
     teacher = Output((0.1 * teacher.features).detach().requires_grad_(), teacher.logits)
     client = a_client()
@@ -180,27 +189,27 @@ def test_a_constant_stands_once_and_a_new_one_is_compared(monkeypatch, capsys):
 
 def test_what_a_replaced_loss_looks_up_may_change_later(monkeypatch, capsys):
     """It agrees at first; nothing tells that it will not."""
-    usual, factor = losses.kd, [1.0]
-    monkeypatch.setattr(losses, "kd", lambda *args: factor[0] * usual(*args))
+    usual, factor = fedkdx.kd, [1.0]
+    monkeypatch.setattr(fedkdx, "kd", lambda *args: factor[0] * usual(*args))
     before = a_round()
     (line,) = lines(capsys)
-    assert "losses.kd was replaced;" in line  # and nothing differs
+    assert "fedkdx.kd was replaced;" in line  # and nothing differs
     factor[0] = 2.0
     assert not same_state(before, a_round()) and lines(capsys) == []
 
 
 def test_a_variable_that_an_edited_loss_looks_up_may_change_later(monkeypatch, capsys):
-    monkeypatch.setattr(losses, "FACTOR", 1.0, raising=False)
+    monkeypatch.setattr(functional, "FACTOR", 1.0, raising=False)
     edit(monkeypatch, "return tau**2 * (log_target.exp()", "return FACTOR * tau**2 * (log_target.exp()")
     assert is_compiled(a_client()) and lines(capsys) == []
-    losses.FACTOR = 2.0
+    functional.FACTOR = 2.0
     assert not is_compiled(a_client())
     (line,) = lines(capsys)
     assert "differs by" in line
 
 
 def test_a_module_that_changes_at_every_step_is_not_compared_at_every_step(monkeypatch, capsys):
-    monkeypatch.setattr(losses, "STEPS", 0, raising=False)
+    monkeypatch.setattr(fedkdx, "STEPS", 0, raising=False)
     compared = []
     monkeypatch.setattr(
         twin,
@@ -209,7 +218,7 @@ def test_a_module_that_changes_at_every_step_is_not_compared_at_every_step(monke
     )
     used = []
     for step in range(1000, 1000 + 3 * twin.TRIALS):
-        losses.STEPS = step
+        fedkdx.STEPS = step
         used.append(is_compiled(a_client()))
     assert len(compared) == sum(used) == twin.TRIALS
     (line,) = lines(capsys)
@@ -223,7 +232,7 @@ def test_defaults_and_code_that_are_changed_in_place_are_seen(monkeypatch, capsy
     def doubled(log_learner, log_target, tau):
         return 2 * tau**2 * (log_target.exp() * (log_target - log_learner)).sum(1)
 
-    monkeypatch.setattr(losses.kd, "__code__", doubled.__code__)
+    monkeypatch.setattr(fedkdx.kd, "__code__", doubled.__code__)
     assert not is_compiled(a_client())
     (line,) = lines(capsys)
     assert "differs by" in line
@@ -271,7 +280,7 @@ def test_an_error_in_a_loss_comes_up_where_it_is_used(error, monkeypatch, capsys
     def broken(*args):
         raise error
 
-    monkeypatch.setattr(losses, "kd", broken)
+    monkeypatch.setattr(fedkdx, "kd", broken)
     with pytest.raises(type(error)):
         is_compiled(a_client())
     if isinstance(error, Exception):
@@ -281,8 +290,8 @@ def test_an_error_in_a_loss_comes_up_where_it_is_used(error, monkeypatch, capsys
 
 def test_what_is_random_is_left_as_it_was(monkeypatch):
     """The comparison draws numbers, and so does this loss."""
-    usual = losses.kd
-    monkeypatch.setattr(losses, "kd", lambda *args: usual(*args) + 0.1 * torch.rand(()))
+    usual = fedkdx.kd
+    monkeypatch.setattr(fedkdx, "kd", lambda *args: usual(*args) + 0.1 * torch.rand(()))
     client, batch = a_client(), a_batch()
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -314,8 +323,11 @@ def test_whatever_the_settings_the_compiled_losses_are_found_to_agree(params, cl
 
 
 def test_the_list_of_functions_is_that_of_the_paper():
-    own = {name for name, value in vars(losses).items() if getattr(value, "__globals__", None) is vars(losses)}
-    assert own - {"nkd_teacher_literal"} == set(compiled_losses.FUNCTIONS)  # that one has no twin
+    def own(module) -> set[str]:
+        return {name for name, value in vars(module).items() if getattr(value, "__globals__", None) is vars(module)}
+
+    assert own(fedkdx) - {"nkd_teacher_literal"} == set(compiled_losses.EQUATIONS)  # that one has no twin
+    assert own(functional) == set(compiled_losses.SHARED)
 
 
 def test_wrong_losses_and_steps_are_named_and_not_used(monkeypatch, capsys, tmp_path):
@@ -383,12 +395,12 @@ def in_processes() -> dict[str, Tensor]:
 
 
 def test_what_workers_find_out_is_said_once(monkeypatch, capfd):
-    usual = losses.kd
-    monkeypatch.setattr(losses, "kd", lambda *args: 2 * usual(*args))
+    usual = fedkdx.kd
+    monkeypatch.setattr(fedkdx, "kd", lambda *args: 2 * usual(*args))
     for _ in range(2):
         in_processes()
     (line,) = capfd.readouterr().err.splitlines()
-    assert "losses.kd was replaced" in line
+    assert "fedkdx.kd was replaced" in line
 
 
 def test_workers_do_not_compare_what_their_parent_has_compared(monkeypatch, capfd):

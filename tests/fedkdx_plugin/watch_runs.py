@@ -38,7 +38,7 @@ COMPARISONS = {  # name -> options; each has a run folder for every algorithm
 
 
 def recording(k: int, samples: int = 6000) -> pd.DataFrame:
-    """A third of the time each lies, sits and walks; a pause of 2.5 s, some missing values, 2 s without a label."""
+    """Write a recording: lies, sits, walks a third each; a pause of 2.5 s, missing values, 2 s without a label."""
     rng, time = np.random.default_rng(k), np.arange(samples) / 100
     y = np.arange(samples) * 3 // samples
     wave = np.sin(2 * np.pi * time * (1 + 0.5 * y))[:, None] * [1.0, 0.5, -1.0] * (1 + k)
@@ -70,7 +70,7 @@ class WatchRuns:
 
 
 def shards_of(run) -> shards.ShardSet:
-    """The shards that a `Run` was made on."""
+    """Return the shards that a `Run` was made on."""
     return shards.load(Path(run.data["folder"]))
 
 

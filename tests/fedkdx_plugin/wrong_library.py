@@ -14,7 +14,7 @@ from fedkdx_plugin.native import library
 
 
 def wrong_library(folder: Path, edits: Mapping[str, tuple[str, str]]) -> ctypes.CDLL:
-    """The operations made of edited files.
+    """Return the operations made of edited files.
 
     Args:
         folder: to make them in; must not exist.

@@ -111,6 +111,6 @@ def make_coordinator(
 
 
 def make_local(algorithm: type[Server], folder: Path, schedule: Schedule, settings: Settings = SETTINGS) -> Federation:
-    """The same federation in one process."""
+    """Return the same federation in one process."""
     data = DeviceData.from_shards(shards.load(folder), torch.device("cpu"))
     return Federation(algorithm, task(folder), algorithm.Params(), data, settings, schedule, "sequential")

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from dataset_utils import shards
-from fedkdx_plugin.algorithm.client import FedKDXParams
-from fedkdx_plugin.algorithm.server import FedKDX
+from fedkdx_plugin.algorithm.fedkdx_plus import FedKDXPlus, FedKDXPlusParams
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Schedule
@@ -19,7 +18,7 @@ from registry.interface import Message
 from tests.conftest import Recorder, same_state
 from tests.flower.fakes import make_coordinator, make_link, make_local
 
-FEDERATED = [name for name in catalog.BUILT_IN["algorithms"] if name != "Centralised"]
+PAPERS = [name for name in catalog.BUILT_IN["algorithms"] if name != "Centralised" and not name.endswith("+")]
 
 
 def figures(metrics: Metrics) -> dict[str, np.ndarray]:
@@ -39,21 +38,20 @@ def assert_same_records(some, others):
 
 
 @dataclass(frozen=True)
-class OtherDefaults(FedKDXParams):
-    """As the preset `tuned`, in what is sent."""
+class OtherDefaults(FedKDXPlusParams):
+    """Without what needs a teacher of the student's kind."""
 
-    downlink: str = "differences"
-    quantise: bool = True
-    error_feedback: bool = True
+    teacher_init: str = "own"
+    pull_start: float = 0.0
 
 
-class FedKDXByDifferences(FedKDX):
-    """FedKDX with a state of its own for each client on the server, and a difference yet to be settled on each site."""
+class FedKDXByDifferences(FedKDXPlus):
+    """FedKDX+: a state of its own for each client on the server, and a difference yet to be settled on each site."""
 
     Params = OtherDefaults
 
 
-ALGORITHMS = [*(catalog.load("algorithms", name) for name in FEDERATED), FedKDXByDifferences]
+ALGORITHMS = [*(catalog.load("algorithms", name) for name in PAPERS), FedKDXByDifferences]
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
@@ -111,7 +109,7 @@ def test_a_site_whose_windows_are_scaled_otherwise_is_refused_by_name(shard_fold
 
 
 def check_same_bits(algorithm, shard_folder, tmp_path, schedule):
-    """Returns the link over which the sites worked."""
+    """Run the sites; return the link over which they worked."""
     local, here = make_local(algorithm, shard_folder, schedule), Recorder()
     local.run([here])
     link = make_link(algorithm, shard_folder, tmp_path)

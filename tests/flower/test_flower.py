@@ -25,7 +25,7 @@ ROUNDS = "-gr 2 -jr 0.7 -ls 1 -m cnn -dev cpu".split()
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """This environment with the example plug-in in it."""
+    """Return this environment with the example plug-in in it."""
     work = tmp_path_factory.mktemp("plugin")
     zipfile.ZipFile(wheel(ROOT / "examples" / "fedkdx-median", work)).extractall(work / "site")
     return dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(work / "site")]), "OMP_NUM_THREADS": "1"}

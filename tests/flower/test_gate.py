@@ -55,7 +55,7 @@ def keys(tmp_path):
 
 @pytest.fixture
 def client(upstream, keys):
-    """A site's way to the gate: it trusts the certificate that it was given, and no other."""
+    """Return a site's connection to the gate: it trusts the certificate that it was given, and no other."""
     port, own = free_port(), keys / "server"
     command = [sys.executable, "-m", gate.__name__, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--upstream", f"http://127.0.0.1:{upstream.server_port}"]

@@ -21,7 +21,7 @@ FEDKDX, FEDAVG = (catalog.load("algorithms", name) for name in ("FedKDX", "FedAv
 
 
 def run(algorithm, folder, tmp_path, rounds=4, each=None, **sites):
-    """A federation of three sites; `each(round, link)` is called before each round. Returns all that tests look at."""
+    """Run a federation of three sites, with `each(round, link)` before each round; return all that tests check."""
     link = make_link(algorithm, folder, tmp_path)
     coordinator, story = make_coordinator(algorithm, folder, link, Schedule(rounds, 1.0), **sites)
     records, train = Recorder(), coordinator.round

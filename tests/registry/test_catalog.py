@@ -25,7 +25,7 @@ class Abstract:
 
 
 def install(site: Path, package: str, points: str, source: str = GOOD, version: str = "1.0") -> None:
-    """What pip leaves behind for a package with entry points."""
+    """Write what pip installs for a package with entry points."""
     (site / f"{package}.py").write_text(source)
     info = site / f"{package}-{version}.dist-info"
     info.mkdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from baselines.fedavg import FedAvg
-from fedkdx_plugin.algorithm.aggregation import stacked
+from registry.aggregation import stacked
 from registry.interface import Message, Round
 
 

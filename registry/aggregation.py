@@ -1,4 +1,4 @@
-"""What servers do with the tensors of several clients, always in the order of client ids."""
+"""Sums and stacks of several clients' tensors, for servers; always in the order of client ids."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from registry.messages import Message, check_samples
 
 
 def sample_weights(replies: Mapping[int, Message]) -> list[float]:
-    """n_k / n of each reply, from its `samples`. Raises BadMessage where that is missing or not positive."""
+    """Return n_k / n of each reply, from its `samples`. Raises BadMessage where that is missing or not positive."""
     counts = [check_samples(reply) for reply in replies.values()]
     total = sum(counts)
     return [count / total for count in counts]
 
 
 def weighted_sum(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
-    """Σ_k w_k · state_k, tensor by tensor; all states have the same names."""
+    """Return Σ_k w_k · state_k, tensor by tensor; all states have the same names."""
     names = list(states[0])
     if not names:
         return {}
@@ -29,18 +29,18 @@ def weighted_sum(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float
 
 
 def stacked(replies: Mapping[int, Message]) -> dict[str, Tensor]:
-    """The replies' tensors with a leading axis of clients: name -> (clients, ...)."""
+    """Stack the replies' tensors with a leading axis of clients: name -> (clients, ...)."""
     first = next(iter(replies.values()))
     return {name: torch.stack([reply.tensors[name] for reply in replies.values()]) for name in first.tensors}
 
 
 def labelled(models: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Several clients' tensors in one message: `<id>/<name>`."""
+    """Put several clients' tensors into one message: `<id>/<name>`."""
     return {f"{id}/{name}": tensor for id, model in models.items() for name, tensor in model.items()}
 
 
 def by_client(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """What `labelled` put together, in the order of client ids."""
+    """Take apart what `labelled` put together, in the order of client ids."""
     models: dict[int, dict[str, Tensor]] = {}
     for id, name in (key.split("/", 1) for key in tensors):
         models.setdefault(int(id), {})[name] = tensors[f"{id}/{name}"]
