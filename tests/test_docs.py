@@ -26,7 +26,7 @@ PAGES = sorted(
     if ".venv" not in path.parts
 )
 OF_THE_EXAMPLES = {"FedMedian", "mlp"}  # names that a reader's own package brings
-PROMPTS = ("python run.py", "fedkdx", "python -m dataset_utils.")
+PROMPT = re.compile(r"(?:python run\.py|fedkdx|python -m dataset_utils\.(?:generate|describe)) ")
 
 
 def load_make():
@@ -90,9 +90,9 @@ def commands_of(page: Path) -> list[str]:
         if language in ("", "sh", "console"):
             lines += block.replace("\\\n", " ").splitlines()
     plain = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    lines += [code for code in re.findall(r"`([^`\n]+)`", plain) if code.startswith(PROMPTS)]
+    lines += [code for code in re.findall(r"`([^`\n]+)`", plain) if PROMPT.match(code)]
     parts = [part.strip().removeprefix(".venv/bin/") for line in lines for part in line.split("#")[0].split("&&")]
-    return [part for part in parts if part.startswith(PROMPTS) and "..." not in part.split()]
+    return [part for part in parts if PROMPT.match(part) and "..." not in part.split()]
 
 
 def words_of(line: str) -> list[str] | None:

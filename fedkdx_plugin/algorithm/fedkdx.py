@@ -152,7 +152,7 @@ class FedKDXClient(StudentClient):
     def distil(self, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
         """Return what teacher and student minimise, each learning from the other (eq. 3-4).
 
-        Where a compiled operation gives the same as what is written here, it runs instead (docs/performance.md).
+        Where a compiled operation gives the same as these lines, it runs instead (docs/reference/performance.md).
         """
         p = self.params
         loss_t = F.cross_entropy(teacher.logits, batch.y, reduction="none")
