@@ -14,9 +14,6 @@ from typing import Any
 
 from registry.errors import UserError
 
-LONGEST_NAME = 100  # characters; with what a run appends it stays below the limit of file systems
-FORBIDDEN = set('/\\:*?"<>|')
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -45,13 +42,6 @@ def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
 
     with replacing(path) as part:
         part.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def is_plain_name(name: object) -> bool:
-    """Return whether `name` can be part of a folder's name on any system: short, printable, no path, not hidden."""
-    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
-        return False
-    return name == name.strip(" .") and not FORBIDDEN & set(name)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:

@@ -14,7 +14,6 @@ import numpy as np
 
 from dataset_utils import preprocessing, scaling, shards
 from dataset_utils.consoles import safe_output
-from dataset_utils.files import is_plain_name
 from dataset_utils.interrupts import sigterm_as_ctrl_c
 from dataset_utils.origin import CACHE, Origin, plain
 from dataset_utils.partition import Partition, partition
@@ -26,6 +25,7 @@ from dataset_utils.split import Split, gap, split
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
+from registry.text import is_plain_name
 
 IMPORT = "import-pfllib"
 

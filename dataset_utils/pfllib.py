@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from dataset_utils import shards
-from dataset_utils.files import is_plain_name, sha256
+from dataset_utils.files import sha256
 from dataset_utils.safe_pickle import load_npz
 from registry.errors import UserError
+from registry.text import is_plain_name
 
 LARGEST_LABEL = 9999  # a damaged label must not lead to a list of billions of class names
 PAPER = "imported from PFLlib (https://github.com/TsingZ0/PFLlib)"

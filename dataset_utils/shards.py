@@ -26,11 +26,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset_utils.files import LONGEST_NAME, is_plain_name, replacing
+from dataset_utils.files import replacing
 from dataset_utils.scaling import Statistics
 from dataset_utils.spec import EVALUATE_ON, LAYOUT, SCALES
 from registry import __version__
 from registry.errors import UserError
+from registry.text import LONGEST_NAME, is_plain_name
 
 FORMAT = "fedkdx-shards"
 PARTS = ("train", "test")

@@ -8,12 +8,14 @@ that a broken plug-in does not affect others and listing needs no torch.
 from __future__ import annotations
 
 import ast
+import configparser
+import functools
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
-import warnings
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -23,8 +25,10 @@ import entrypoints
 
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import is_shown_as_it_is, shown
 
 IGNORE_PLUGINS = "FEDKDX_IGNORE_PLUGINS"
+POINTS = "entry_points.txt"
 OURS, SESSION = "built-in", "this session"
 NOUNS = {"algorithms": "algorithm", "models": "model", "datasets": "data set"}
 
@@ -147,15 +151,45 @@ def _permanent(kind: str) -> list[Entry]:
 
 
 def _plugins(kind: str) -> list[Entry]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # entry points that cannot be read are skipped
-        points = entrypoints.get_group_all(f"fedkdx.{kind}")
-    plugins = []
-    for point in points:
-        # a distribution's folder has '_' in its name
-        origin = f"{point.distro.name.replace('_', '-')} {point.distro.version}" if point.distro else "unknown package"
-        plugins.append(Entry(kind, point.name, f"{point.module_name}:{point.object_name}", origin))
-    return sorted(set(plugins), key=lambda entry: (entry.name.lower(), entry.origin))
+    """Return the entries of installed packages, sorted by name; of a package that is found twice, the first one's.
+
+    Only files that name a group of ours are parsed, so that what another package's file holds matters to nobody.
+    """
+    group, found, seen = f"fedkdx.{kind}", set(), set()
+    for package in importlib.metadata.distributions():
+        try:
+            text = package.read_text(POINTS) or ""
+            if group not in text:
+                continue
+            name, version = package.metadata["Name"].replace("_", "-"), package.version
+            if name in seen:
+                continue
+            seen.add(name)
+            parser = entrypoints.CaseSensitiveConfigParser(delimiters=("=",), interpolation=None)
+            parser.read_string(text)
+            lines = dict(parser[group]) if parser.has_section(group) else {}
+            for own, target in lines.items():
+                point = entrypoints.EntryPoint.from_string(target, own)
+                if not is_shown_as_it_is(own) or not point.object_name:
+                    raise entrypoints.BadEntryPoint(f"{own} = {target}")
+                found.add(Entry(kind, own, f"{point.module_name}:{point.object_name}", f"{name} {version}"))
+        except (configparser.Error, entrypoints.BadEntryPoint, UnicodeDecodeError, OSError, KeyError) as error:
+            _warn(f"entry points of {_whose(package)} are skipped: {type(error).__name__}: {error}")
+    return sorted(found, key=lambda entry: (entry.name.lower(), entry.origin))
+
+
+def _whose(package: importlib.metadata.Distribution) -> str:
+    """Return a name for a package, even for one whose metadata cannot be read."""
+    try:
+        return str(package.metadata["Name"] or getattr(package, "_path", "a package"))
+    except (OSError, UnicodeDecodeError):
+        return str(getattr(package, "_path", "a package"))
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Print a line on standard error, once in this process."""
+    print(shown(text), file=sys.stderr)
 
 
 def find(kind: str, name: str) -> Entry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from registry.tensors import copied
 from registry.tensors import first_nonfinite as first_nonfinite  # belongs to the checks of a reply
+from registry.text import is_shown_as_it_is, shown
 
+LARGEST_HEADER = 1 << 24  # bytes; a thousand layers take a hundredth of it
+LONGEST_TENSOR_NAME = 1000  # letters
+MOST_DIMENSIONS = 16
+MOST_VALUES = 1 << 31  # as which the dimensions of a tensor without any may multiply
+DEEPEST = 32  # nesting of metadata
+LARGEST_WHOLE = 1 << 63  # what tensors and files hold as a whole number
+MOST_SAMPLES = 10**12  # that one client may state
+METADATA = "__metadata__"  # in a header, beside the tensors' names
 LENGTH = 8  # bytes of the field that holds the header's length; the header is padded to a multiple of it
 
 
@@ -51,15 +61,21 @@ class Message:
 
     @staticmethod
     def from_bytes(data: bytes, device: torch.device | str = "cpu") -> Message:
-        """Deserialise the message that `to_bytes` wrote. Raises BadMessage."""
+        """Deserialise the message that `to_bytes` wrote, checked whole before anything of it is used.
+
+        Header and metadata are bounded (see `LARGEST_HEADER` and what follows it) and hold no NaN or infinity; no
+        tensor claims more than the data hold. Values of tensors may be anything.
+
+        Raises:
+            BadMessage: whatever else the bytes are; no other exception passes.
+        """
         try:
+            meta = _checked_meta(_checked_header(data))
             tensors = safetensors.torch.load(data)
-            header = json.loads(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")])
-            meta = json.loads(header["__metadata__"]["meta"])
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BadMessage(f"not a message: {error}") from error
-        if not isinstance(meta, dict):
-            raise BadMessage("not a message: its metadata is no mapping")
+        except BadMessage:
+            raise
+        except Exception as error:  # a library's own errors on bytes from outside, of any type
+            raise BadMessage(f"not a message: {shown(error)}") from error
         return Message({name: tensors[name].to(device) for name in sorted(tensors)}, meta)
 
     def size(self) -> int:
@@ -77,6 +93,55 @@ class Message:
 
     def _meta_text(self) -> str:
         return json.dumps(self.meta, sort_keys=True, allow_nan=False)
+
+
+def _checked_header(data: bytes) -> Mapping[str, Any]:
+    """Return the header of a message. Raises BadMessage unless it is bounded and its tensors fit into the data."""
+    length = int.from_bytes(data[:LENGTH], "little")
+    if not LENGTH + length <= len(data):
+        raise BadMessage("not a message: it ends within its header")
+    if length > LARGEST_HEADER:
+        raise BadMessage(f"not a message: a header of {length} bytes; at most {LARGEST_HEADER} are allowed")
+    header = json.loads(data[LENGTH : LENGTH + length])
+    if not isinstance(header, dict):
+        raise BadMessage("not a message: its header is no mapping")
+    for name, tensor in header.items():
+        if name == METADATA:
+            continue
+        if not is_shown_as_it_is(name, LONGEST_TENSOR_NAME):
+            raise BadMessage(f"not a message: '{shown(name)}' cannot name a tensor")
+        shape = tensor["shape"]
+        if len(shape) > MOST_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
+            raise BadMessage(f"not a message: tensor '{name}' has the shape {shown(shape)}")
+        # a tensor without values may have any other dimensions, which PyTorch multiplies all the same
+        if math.prod(max(size, 1) for size in shape) > max(len(data), MOST_VALUES):
+            raise BadMessage(f"not a message: tensor '{name}' has the shape {shown(shape)}")
+    return header
+
+
+def _checked_meta(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message's metadata. Raises BadMessage unless they are bounded, and finite."""
+    meta = json.loads(header[METADATA]["meta"], parse_constant=_refuse_constant)
+    if not isinstance(meta, dict):
+        raise BadMessage("not a message: its metadata is no mapping")
+    waiting: list[tuple[Any, int]] = [(meta, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise BadMessage(f"not a message: metadata nested more than {DEEPEST} deep")
+        if isinstance(value, dict):
+            waiting += [(inner, depth + 1) for inner in value.values()]
+        elif isinstance(value, list):
+            waiting += [(inner, depth + 1) for inner in value]
+        elif isinstance(value, int) and not -LARGEST_WHOLE <= value < LARGEST_WHOLE:
+            raise BadMessage("not a message: a whole number in its metadata has more than 64 bits")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise BadMessage("not a message: a number in its metadata is not finite")
+    return meta
+
+
+def _refuse_constant(name: str) -> None:
+    raise BadMessage(f"not a message: {name} in its metadata")
 
 
 @lru_cache(maxsize=4096)
@@ -105,10 +170,10 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def check_samples(reply: Message) -> int:
-    """Return the number of samples that a reply states. Raises BadMessage if it is missing or not positive."""
+    """Return the number of samples that a reply states. Raises BadMessage if it is missing or out of range."""
     samples = reply.meta.get("samples")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise BadMessage(f"'samples' must be a positive whole number, not {samples!r}")
+    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= MOST_SAMPLES:
+        raise BadMessage(f"'samples' must be a whole number from 1 to {MOST_SAMPLES}, not {shown(repr(samples))}")
     return samples
 
 

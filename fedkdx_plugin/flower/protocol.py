@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset_utils.files import is_plain_name
 from dataset_utils.scaling import Statistics
 from fedkdx_plugin.engine import scaling
 from fedkdx_plugin.engine.metrics import FIGURES, Metrics
 from registry.interface import BadMessage, Message, Round
+from registry.text import is_plain_name
 
 PROTOCOL = 3
 LONGEST_TEXT = 300  # letters

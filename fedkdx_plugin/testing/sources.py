@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from dataset_utils import generate, preprocessing, shards
-from dataset_utils.files import is_plain_name
 from dataset_utils.recording import Preprocessing, Recording, Source, Windows
 from dataset_utils.spec import ShardSpec
 from fedkdx_plugin.testing.running import Check, Checks, require, run_all
+from registry.text import is_plain_name
 
 CHECKS = Checks()
 

@@ -344,7 +344,9 @@ def test_so_are_those_on_the_way_back(register):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
-    "wrap", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm], ids=str
+    "wrap",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm],
+    ids=["weight_norm", "spectral_norm", "parametrized weight_norm"],
 )
 def test_layers_whose_weights_are_made_of_others_are_pytorchs(wrap):
     net = nn.Sequential(wrap(nn.Linear(16, 4)), nn.ReLU())

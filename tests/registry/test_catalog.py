@@ -120,9 +120,44 @@ def test_a_broken_plug_in_is_listed_with_its_reason_and_breaks_nobody(site, targ
     assert catalog.load("algorithms", "FedAvg")
 
 
-def test_an_unreadable_entry_point_is_passed_over(site):
-    install(site, "plug_odd", "this is = not; an entry point!")
-    assert catalog.load("algorithms", "FedAvg")
+MALFORMED = {
+    "no entry point": b"[fedkdx.algorithms]\nthis is = not; an entry point!\n",
+    "an option twice": b"[fedkdx.algorithms]\nA = plug_odd:FedGood\nA = plug_odd:FedGood\n",
+    "a section twice": b"[fedkdx.algorithms]\n[fedkdx.algorithms]\n",
+    "garbage": b"fedkdx.algorithms\x00\x01\n= = =\n",
+    "an indented line": b"[fedkdx.algorithms]\n  A = plug_odd:FedGood\n B\n",
+    "Latin-1": "[fedkdx.algorithms]\nFedÄ = plug_odd:FedGood\n".encode("latin-1"),
+    "no object": b"[fedkdx.algorithms]\nA = plug_odd\n",
+    "a control character": b"[fedkdx.algorithms]\nA\x1b[31m = plug_odd:FedGood\n",
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_entry_points_are_skipped_and_said_once(site, what, capsys):
+    """Whatever one package holds, all others, installed before or after it, are there."""
+    install(site, "plug_a", "FedFirst = plug_a:FedGood")
+    install(site, "plug_odd", "")
+    install(site, "plug_z", "FedLast = plug_z:FedGood")
+    (site / "plug_odd-1.0.dist-info" / "entry_points.txt").write_bytes(MALFORMED[what])
+    catalog._warn.cache_clear()
+    for _ in range(2):
+        names = {entry.name for entry in catalog.entries("algorithms")}
+        assert {"FedFirst", "FedLast", "FedAvg"} <= names and not any("\x1b" in name for name in names)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("entry points of plug_odd are skipped: ") and line.isprintable()
+
+
+@pytest.mark.parametrize("text", ["[a]\nx = 1\nx = 1\n", "\x00", "[a]\nx = %(a)s\n", " x\n"])
+def test_what_is_not_ours_is_not_even_parsed(site, text, capsys):
+    install(site, "plug_good", "FedGood = plug_good:FedGood")
+    install(site, "plug_odd", "")
+    (site / "plug_odd-1.0.dist-info" / "entry_points.txt").write_text(text)
+    assert entry("FedGood") and not capsys.readouterr().err
+
+
+def test_a_percent_sign_is_no_interpolation(site):
+    install(site, "plug_good", "FedGood = plug_good:FedGood\n[other]\na = %(b)s")
+    assert entry("FedGood")
 
 
 def test_an_algorithm_that_leaves_methods_out_says_which(site):

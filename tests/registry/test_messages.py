@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from registry.messages import Message, first_nonfinite
+from registry.messages import BadMessage, Message, check_samples, first_nonfinite
+from registry.text import is_shown_as_it_is
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2]
 
@@ -42,12 +43,16 @@ def test_a_tensor_that_is_not_contiguous():
 
 KINDS = [*TYPES, torch.int8, torch.int64, torch.bool]
 TENSORS = some.dictionaries(
-    some.text(some.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda name: name != "__metadata__"),
+    some.text(some.characters(codec="utf-8"), min_size=1, max_size=12).filter(is_shown_as_it_is),
     some.tuples(some.sampled_from(KINDS), some.lists(some.integers(0, 12), max_size=3)),
     max_size=6,
 )
 META = some.recursive(
-    some.none() | some.booleans() | some.integers() | some.floats(allow_nan=False, allow_infinity=False) | some.text(),
+    some.none()
+    | some.booleans()
+    | some.integers(-(2**63), 2**63 - 1)
+    | some.floats(allow_nan=False, allow_infinity=False)
+    | some.text(),
     lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -74,3 +79,100 @@ def test_what_json_cannot_say_cannot_be_copied_either(meta):
     for make in (Message({}, meta).to_bytes, Message({}, meta).size, lambda: Message({}, meta).copy("cpu")):
         with pytest.raises(ValueError, match="not JSON compliant"):
             make()
+
+
+def raw(header: object, data: bytes = b"") -> bytes:
+    """Make the bytes of a message with this header, as text where it is one."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    whole = text.encode()
+    return len(whole).to_bytes(8, "little") + whole + data
+
+
+def of_meta(text: str) -> bytes:
+    return raw({"__metadata__": {"meta": text}})
+
+
+EMPTY = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+WRONG = {
+    "nothing": (b"", "header"),
+    "a length alone": (b"\xff" * 8, "ends within its header"),
+    "a long header": ((1 << 25).to_bytes(8, "little") + bytes(1 << 25), "at most 16777216 are allowed"),
+    "no JSON": (raw("{"), "not a message"),
+    "no mapping": (raw([]), "its header is no mapping"),
+    "no metadata": (raw({}), "not a message"),
+    "metadata that are no text": (raw({"__metadata__": {"meta": 3}}), "not a message"),
+    "metadata that are a list": (of_meta("[]"), "its metadata is no mapping"),
+    "NaN": (of_meta('{"rate": NaN}'), "NaN in its metadata"),
+    "infinity": (of_meta('{"a": [{"b": -Infinity}]}'), "-Infinity in its metadata"),
+    "a number beyond float64": (of_meta('{"rate": 1e999}'), "is not finite"),
+    "a whole number beyond 64 bits": (of_meta('{"rate": 18446744073709551616}'), "more than 64 bits"),
+    "a whole number of 5,000 digits": (of_meta('{"rate": 1' + "0" * 5000 + "}"), "not a message"),
+    "deep metadata": (of_meta('{"a": ' + "[" * 40 + "]" * 40 + "}"), "more than 32 deep"),
+    "very deep metadata": (of_meta("[" * 100_000 + "]" * 100_000), "not a message"),
+    "an endless empty tensor": (
+        raw({"__metadata__": {"meta": "{}"}, "w": EMPTY | {"shape": [0, 2**62, 2**62]}}),
+        "tensor 'w' has the shape",
+    ),
+    "a negative dimension": (raw({"__metadata__": {"meta": "{}"}, "w": EMPTY | {"shape": [-1]}}), "has the shape"),
+    "a dimension in letters": (
+        raw({"__metadata__": {"meta": "{}"}, "w": EMPTY | {"shape": ["a"]}}),
+        "the shape",
+    ),
+    "a tensor larger than the data": (
+        raw({"__metadata__": {"meta": "{}"}, "w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        "has the shape",
+    ),
+    "a tensor of an unknown type": (
+        raw({"__metadata__": {"meta": "{}"}, "w": EMPTY | {"dtype": "F31"}}),
+        "not a message",
+    ),
+    "a name that forges a line": (raw({"__metadata__": {"meta": "{}"}, "a\nerror: b": EMPTY}), "cannot name a tensor"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_bytes_that_are_no_message_are_refused_in_one_line(what):
+    data, says = WRONG[what]
+    with pytest.raises(BadMessage, match=says) as error:
+        Message.from_bytes(data)
+    assert str(error.value).isprintable() and len(str(error.value)) < 300
+
+
+HONEST = Message({"a": torch.randn(3, 4), "b": torch.arange(5)}, {"samples": 3, "more": [1.5, {"x": None}]}).to_bytes()
+
+
+NASTY = [b"9" * 30, b"NaN", b"[", b"-1", b"1e999"]
+
+
+@settings(max_examples=2000, deadline=None)
+@given(some.data())
+def test_any_other_bytes_are_a_message_or_refused(data):
+    """Cut, overwrite and insert anywhere, mostly in the header: nothing but BadMessage passes."""
+    changed = bytearray(HONEST)
+    for _ in range(data.draw(some.integers(1, 4))):
+        place = data.draw(some.integers(0, len(changed)))
+        kind = data.draw(some.sampled_from(["set", "insert", "cut"]))
+        new = data.draw(
+            some.binary(min_size=1, max_size=6) | some.sampled_from([b"9" * 30, b"NaN", b"[", b"-1", b"1e999"])
+        )
+        changed[place : place + (0 if kind == "insert" else len(new))] = b"" if kind == "cut" else new
+    try:
+        read = Message.from_bytes(bytes(changed))
+    except BadMessage as error:
+        assert str(error).isprintable()
+    else:
+        assert read.size() == len(read.to_bytes())  # whatever was read can be sent on
+
+
+@settings(max_examples=500, deadline=None)
+@given(some.binary(max_size=200))
+def test_random_bytes_are_refused(data):
+    with pytest.raises(BadMessage):
+        Message.from_bytes(data)
+
+
+@pytest.mark.parametrize("samples", [0, -1, True, 1.0, None, "7", [1], 10**12 + 1, 2**63 - 1])
+def test_samples_out_of_range_are_refused(samples):
+    with pytest.raises(BadMessage, match="'samples' must be a whole number from 1 to 1000000000000"):
+        check_samples(Message({}, {"samples": samples}))
+    assert check_samples(Message({}, {"samples": 10**12})) == 10**12
