@@ -1,1 +1,1 @@
-"""What FedKDX is compared with: one file an algorithm, its paper on the first line."""
+"""Algorithms that FedKDX is compared with: one file each, with its paper on the first line."""

@@ -1,4 +1,4 @@
-"""Centralised: all data on one machine, the ceiling that a federated method can hope for."""
+"""Centralised: training on all data in one place, an upper bound for federated methods."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from baselines.fedavg import FedAvg
 
 
 class Centralised(FedAvg):
-    """Trains one model on everybody's data in one place: the ceiling, which breaks privacy by design.
+    """Trains one model on the data of all clients in one place: an upper bound, without privacy.
 
-    A round is as many passes over all training windows as a client would make over its own. The upload of the data is
-    counted in the first round.
+    A round makes as many passes over all training windows as a client would make over its own. The upload of the data
+    is counted in the first round.
     """
 
     paper = "no federation: plain SGD on the pooled data"
-    sends = "sends all windows once; one common model"
+    sends = "all windows up once; one common model"
     pools_data = True

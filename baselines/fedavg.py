@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -11,23 +12,28 @@ from registry.interface import Batch, Client, Message, Round, Server
 
 
 class FedAvgClient(Client):
-    """Minimises cross-entropy over its own windows, starting from the global model."""
+    """Minimises cross-entropy on its own windows, starting from the global model."""
 
-    def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the cross-entropy."""
         logits = nets["model"](batch.x).logits
         return {"model": batch.cross_entropy(logits)}
 
 
 class FedAvg(Server):
-    """Averages the clients' models, weighted by their numbers of samples: W ← Σ (n_k/n) W_k."""
+    """Averages the clients' models, weighted by number of samples: W ← Σ (n_k/n) W_k."""
 
     paper = "McMahan et al. 2017, arXiv:1602.05629"
     sends = "model down, model up; one common model"
     Client = FedAvgClient
 
     def message(self, client: int, round: Round) -> Message:
+        """Return the global model."""
         return Message(self.weights)
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
+        """Replace the global model by the mean."""
         states = [reply.tensors for reply in replies.values()]
         self.weights = weighted_sum(states, sample_weights(replies))

@@ -5,45 +5,51 @@ This is the paper's federated distillation (Algorithm 1), without its augmentati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.local import LocalClient
-from registry.interface import BadMessage, Batch, Message, Round, Server
+from registry.interface import BadMessage, Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
 from registry.parameters import Params, hyper
 
 OUTPUTS = "outputs"
-ROUNDING = 1e-3  # by which probabilities may add up to more than 1
-CHUNK = 512  # windows in a forward pass, which bounds the memory for a client with very many
+ROUNDING = 1e-3  # tolerance for the sum of probabilities above 1
+CHUNK = 512  # windows in a forward pass, to bound memory for a client with many windows
 
 
 @dataclass(frozen=True)
 class FedDistillParams(Params):
-    """Hyper-parameters of FedDistill; the paper names γ but gives no value."""
+    """Hyper-parameters of FedDistill; the paper gives no value for γ."""
 
     gamma: float = hyper(1.0, "weight γ of the distillation term", low=0)
 
 
 class FedDistillClient(LocalClient):
-    """Keeps its model and distils from what the others' models say, on average, of each class.
+    """Keeps its model and learns from the mean output of the other clients' models for each class.
 
-    Deviation from Algorithm 1: the averages are those of the model at the end of the round, on all training windows in
-    evaluation mode, rather than collected while it changes; the paper's conclusion wants later outputs to count more.
+    Deviation from Algorithm 1: mean outputs are those of the model at the end of the round, on all training windows in
+    evaluation mode, instead of being collected during training; the paper's conclusion suggests that later outputs
+    should count more.
     """
 
     def receive(self, message: Message) -> None:
+        """Keep the other clients' mean outputs, (classes, classes)."""
         self.teacher = message.tensors[OUTPUTS]
 
     def context(self) -> Mapping[str, Tensor]:
+        """Return the other clients' mean outputs."""
         return {OUTPUTS: self.teacher}
 
-    def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """ϕ(F, y) + γ ϕ(F, F̂_y), both cross-entropies (line 5); a class that nobody else has is a row of zeros."""
+    def losses(
+        self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return ϕ(F, y) + γ ϕ(F, F̂_y), both cross-entropies (line 5); F̂_y is 0 if no other client has the class."""
         logits = nets["model"](batch.x).logits
         loss = F.cross_entropy(logits, batch.y, reduction="none")
         distance = -(context[OUTPUTS][batch.y] * F.log_softmax(logits, dim=1)).sum(1)
@@ -51,7 +57,8 @@ class FedDistillClient(LocalClient):
 
     @torch.no_grad()
     def reply(self) -> Message:
-        """F̄: for each class the mean of what the model gives its windows, after softmax (lines 6 to 8)."""
+        """Return F̄: for each class the mean softmax output of the model on its windows (lines 6 to 8)."""
+        assert self.data is not None  # the engine sets it while the client works
         model = self.nets["model"].eval()
         outputs = torch.cat([model(chunk).logits.softmax(1) for chunk in self.data.x.split(CHUNK)])
         one_hot = F.one_hot(self.data.y, self.task.classes).to(outputs.dtype)
@@ -59,9 +66,10 @@ class FedDistillClient(LocalClient):
 
 
 class FedDistill(Server):
-    """Exchanges only what the clients' models say of each class on average: a few numbers instead of weights.
+    """Exchanges only the mean outputs of the clients' models for each class, instead of weights.
 
-    With partial participation a client counts with what it sent last. Kept are classes² numbers a client.
+    With partial participation, the last outputs that a client sent are used. The server keeps classes² numbers for each
+    client.
     """
 
     paper = "Jeong et al. 2018, arXiv:1811.11479"
@@ -69,12 +77,14 @@ class FedDistill(Server):
     Client = FedDistillClient
     Params = FedDistillParams
 
-    def __init__(self, task, params, initial: Mapping[str, Tensor]) -> None:
+    def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)
-        self.outputs: dict[int, Tensor] = {}  # client -> (classes, classes), zeros in the rows of classes it lacks
+        self.outputs: dict[
+            int, Tensor
+        ] = {}  # client -> (classes, classes); rows of classes that it does not have are zero
 
     def message(self, client: int, round: Round) -> Message:
-        """F̂ for this client: the mean over the others that have the class (lines 13 to 15)."""
+        """Return F̂ for this client: for each class, the mean over the other clients that have it (lines 13 to 15)."""
         others = [self.outputs[id] for id in sorted(self.outputs) if id != client]
         if not others:
             return Message({OUTPUTS: torch.zeros(self.task.classes, self.task.classes)})
@@ -83,17 +93,20 @@ class FedDistill(Server):
         return Message({OUTPUTS: outputs.sum(0) / having.clamp(min=1).unsqueeze(1)})
 
     def check_reply(self, client: int, reply: Message) -> None:
-        """Probabilities for each class, or zeros for one that the client lacks."""
+        """Require probabilities for each class, or zeros for a class that the client does not have."""
         check_tensors(reply.tensors, {OUTPUTS: torch.empty(self.task.classes, self.task.classes)})
         outputs = reply.tensors[OUTPUTS]
         if not ((outputs >= 0) & (outputs.sum(1) < 1 + ROUNDING)).all():
-            raise BadMessage(f"'{OUTPUTS}' has rows that are no probabilities")
+            raise BadMessage(f"'{OUTPUTS}' has rows that are not probabilities (at least 0, sum at most 1)")
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
+        """Store the outputs of the clients that replied."""
         self.outputs = self.outputs | {id: reply.tensors[OUTPUTS] for id, reply in replies.items()}
 
     def save(self) -> Message:
+        """Return the outputs of all clients."""
         return Message({str(client): outputs for client, outputs in self.outputs.items()})
 
     def restore(self, saved: Message) -> None:
+        """Restore what `save` returned."""
         self.outputs = {int(client): outputs for client, outputs in saved.tensors.items()}

@@ -17,36 +17,37 @@ from registry.messages import check_tensors
 from registry.parameters import Params, hyper
 
 START = "start/"
-CHUNK = 512  # windows in a forward pass
+CHUNK = 512  # windows in a forward pass, to bound memory
 
 
 @dataclass(frozen=True)
 class FedFomoParams(Params):
-    """Defaults of the authors' runs (github.com/NVlabs/FedFomo), but that their 5 models count the client's own."""
+    """Defaults of the authors' runs (github.com/NVlabs/FedFomo), where 5 models include the client's own."""
 
     models: int = hyper(5, "other clients' models sent to a client each round (M)", 0)
-    validation: float = hyper(0.2, "share of a client's windows held out to weigh models by", 0.01, 0.99)
+    validation: float = hyper(0.2, "share of a client's windows held out, on which models are weighted", 0.01, 0.99)
     epsilon: float = hyper(0.3, "probability of sending a random model instead of the best, in round 1", 0.0, 1.0)
-    epsilon_decay: float = hyper(0.05, "what is taken off this probability each round, down to 0", 0.0, 1.0)
+    epsilon_decay: float = hyper(0.05, "decrease of this probability in each round, down to 0", 0.0, 1.0)
 
 
 class FedFomoClient(FedAvgClient):
-    """Mixes its own model with others', each by how much it helps on held-out windows, then trains."""
+    """Mixes its own model with others, weighted by how much each reduces the loss on held-out windows, then trains."""
 
     kept = ("model.*",)
 
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
         super().__init__(id, task, params, samples)
-        self.gains: dict[int, float] = {}  # of the other clients' models that came this round
+        self.gains: dict[int, float] = {}  # of the other clients' models received in this round
 
     def holdout(self) -> float:
-        return self.params.validation
+        """Return the hyper-parameter `validation`."""
+        return float(self.params.validation)
 
     def receive(self, message: Message) -> None:
-        """θ ← θ_k^{t-1} + Σ_n w_n (θ_n − θ_k^{t-1}), w_n = max(0, gain) normalised: Σ_n w_n θ_n, as they add up to 1.
+        """Set θ ← θ_k^{t-1} + Σ_n w_n (θ_n − θ_k^{t-1}), with w_n = max(0, gain) normalised, which equals Σ_n w_n θ_n.
 
-        θ_k^{t-1} is where this client's last training began, and what it came to then, θ_k^t, is one of the θ_n.
-        Where none helps, the client goes on from θ_k^t, where the paper's formula would undo its training.
+        θ_k^{t-1} is the model before this client's last training, and θ_k^t, the model after it, is one of the θ_n.
+        If no model has a positive gain, the client continues from θ_k^t; the paper's formula would undo its training.
         """
         own = {name: tensor.clone() for name, tensor in self.shared().items()}
         start = {name.removeprefix(START): tensor for name, tensor in self.memory.items()} or own
@@ -64,34 +65,39 @@ class FedFomoClient(FedAvgClient):
 
     @torch.no_grad()
     def _gains(self, start: Mapping[str, Tensor], models: Mapping[int, Mapping[str, Tensor]]) -> dict[int, float]:
-        """(L(θ_k^{t-1}) − L(θ_n)) / ‖θ_n − θ_k^{t-1}‖ of each model; 0 where that is no finite number."""
+        """Return (L(θ_k^{t-1}) − L(θ_n)) / ‖θ_n − θ_k^{t-1}‖ of each model; 0 if that is not finite."""
         before = self._loss(start)
         trained = [f"model.{name}" for name, _ in self.nets["model"].named_parameters()]
         gains = []
         for model in models.values():
             lengths = [torch.linalg.vector_norm(model[name] - start[name]) for name in trained if name in model]
             gains.append((before - self._loss(model)) / torch.stack(lengths).norm())
-        gains = torch.stack(gains).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        return dict(zip(models, gains.tolist(), strict=True))
+        finite = torch.stack(gains).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return dict(zip(models, finite.tolist(), strict=True))
 
     def _loss(self, model: Mapping[str, Tensor]) -> Tensor:
-        """Cross-entropy of a model on the held-out windows; batch norm that stays local is this client's."""
+        """Return the cross-entropy of a model on the held-out windows; local batch norm is this client's own."""
+        assert self.validation is not None  # `holdout` asks for it
         self.load(model)
         self.nets["model"].eval()
         x, y, _ = self.validation
         parts = map(Batch, x.split(CHUNK), y.split(CHUNK))
-        return sum(self.losses(self.nets, part, {})["model"] * len(part.y) for part in parts) / len(y)
+        total = torch.zeros((), device=y.device)
+        for part in parts:
+            total = total + self.losses(self.nets, part, {})["model"] * len(part.y)
+        return total / len(y)
 
     def reply(self) -> Message:
+        """Return the model, and the gains of the models received as pairs (client, gain)."""
         return Message(self.shared(), {"gains": [[id, gain] for id, gain in self.gains.items()]})
 
 
 class FedFomo(Server):
-    """Every client mixes its own model with those of the clients that help it most on its held-out windows.
+    """Mixes each client's model with those of the clients whose models reduce its loss on held-out windows most.
 
-    The server keeps the latest model of every client it has ever seen, and how much client i gained by client j's
-    model, added up over rounds: the affinity P_ij. It sends i the M models of largest P_ij, ties in random order; each
-    of them, with probability ε, is a random one instead.
+    The server keeps the latest model of every client that has replied, and the affinity P_ij: the sum over rounds of
+    the gains of client j's model for client i. It sends client i the M models with the largest P_ij, ties in random
+    order; each of them is replaced by a random one with probability ε.
     """
 
     paper = "Zhang et al. 2021, arXiv:2012.08565"
@@ -105,33 +111,35 @@ class FedFomo(Server):
         self.affinity: dict[int, dict[int, float]] = {}
 
     def message(self, client: int, round: Round) -> Message:
+        """Return the models of other clients that `choose` names."""
         return Message(labelled({id: self.models[id] for id in self.choose(client, round)}))
 
     def choose(self, client: int, round: Round) -> list[int]:
-        """Whose models `client` is sent: ε-greedy on P, drawn from (seed, round, client) alone."""
+        """Return the clients whose models `client` is sent: ε-greedy on P, drawn from (seed, round, client) alone."""
         rng = random.Random(f"FedFomo {self.task.seed} {round.index} {client}")
         others = sorted(self.models.keys() - {client})
         rng.shuffle(others)
         others.sort(key=lambda id: -self.affinity.get(client, {}).get(id, 0.0))
         epsilon = self.params.epsilon - self.params.epsilon_decay * (round.index - 1)
-        chosen = []
+        chosen: list[int] = []
         while others and len(chosen) < self.params.models:
             chosen.append(others.pop(rng.randrange(len(others)) if rng.random() < epsilon else 0))
         return sorted(chosen)
 
     def check_reply(self, client: int, reply: Message) -> None:
-        """A model, and gains by models that this server has: finite in the clients' own type."""
+        """Require a model, and gains of models that this server has, finite as float32."""
         check_tensors(reply.tensors, self.weights)
         gains = reply.meta.get("gains")
         if not isinstance(gains, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in gains):
             raise BadMessage("'gains' must be a list of pairs")
         for other, gain in gains:
             if type(other) is not int or other not in self.models or other == client:
-                raise BadMessage(f"'gains' names client {other!r}, whose model was never sent")
+                raise BadMessage(f"'gains' names client {other!r}, whose model was not sent")
             if not isinstance(gain, float) or not abs(gain) <= torch.finfo(torch.float32).max:
-                raise BadMessage(f"'gains' must be numbers, not {gain!r}")
+                raise BadMessage(f"'gains' must be finite numbers, not {gain!r}")
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
+        """Store the models, and add the gains to the affinities."""
         self.models = self.models | {id: reply.tensors for id, reply in replies.items()}
         for id, reply in replies.items():
             row = dict(self.affinity.get(id, {}))
@@ -140,13 +148,15 @@ class FedFomo(Server):
             self.affinity[id] = row
 
     def networks(self) -> Mapping[str, Tensor]:
-        """Nothing: every client predicts with its own model."""
+        """Return no state: every client predicts with its own model."""
         return {}
 
     def save(self) -> Message:
+        """Return all models and affinities."""
         rows = [[id, sorted(row.items())] for id, row in sorted(self.affinity.items())]
         return Message(labelled(self.models), {"affinity": rows})
 
     def restore(self, saved: Message) -> None:
-        self.models = by_client(saved.tensors)
+        """Restore what `save` returned."""
+        self.models = dict(by_client(saved.tensors))
         self.affinity = {id: dict(map(tuple, row)) for id, row in saved.meta["affinity"]}

@@ -1,14 +1,18 @@
 """FedFTL: Saha and Ahmad, Federated Transfer Learning: concept and applications, 2020; as in FedHealth, 2019.
 
 The survey gives no algorithm; this is its example for wearables, FedHealth (Chen et al., arXiv:1907.09173). Deviations
-from it: the cloud has no public data, so the server's model is trained by FedAvg alone; transfer goes on in every round
-next to it, not once at the end; the cloud's feature statistics come from the clients, as it has no windows.
+from it:
+
+- The server has no public data, so its model is trained by FedAvg alone.
+- Transfer takes place in every round, not once at the end.
+- The server has no windows, so the feature statistics come from the clients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +24,22 @@ from registry.messages import check_state
 from registry.parameters import Params, hyper
 
 MEAN, COVARIANCE = "features/mean", "features/covariance"
-CHUNK = 512  # windows in a forward pass, which bounds the memory for a client with very many
+CHUNK = 512  # windows in a forward pass, to bound memory for a client with many windows
 
 
 @dataclass(frozen=True)
 class FedFTLParams(Params):
-    """Hyper-parameters of FedFTL; no value of the weight was found in either paper, and the default is a mild one."""
+    """Hyper-parameters of FedFTL; neither paper gives a value for the weight, and the default is small."""
 
     coral: float = hyper(0.01, "weight of the CORAL term (FedHealth's η)", low=0)
 
 
 class Transferred(Model):
-    """A model of which only the fully connected layers learn: all else is fixed, batch norm statistics too."""
+    """Model of which only the fully connected layers are trained; all else is fixed, batch-norm statistics too."""
 
     def __init__(self, base: Model) -> None:
-        super().__init__(base.shape, base.classes)
+        channels, height, time = base.shape
+        super().__init__((channels, height, time), base.classes)
         self.base, self.feature_size = base, base.feature_size
         for part in base.modules():
             if not isinstance(part, nn.Linear):
@@ -42,13 +47,16 @@ class Transferred(Model):
                     parameter.requires_grad_(False)
 
     @property
-    def head(self) -> nn.Module:
+    def head(self) -> nn.Module:  # type: ignore[override]  # read-only here: it is the base's
+        """Head of the base model."""
         return self.base.head
 
     def features(self, x: Tensor) -> Tensor:
+        """Compute the features of windows with the base model."""
         return self.base.features(x)
 
     def train(self, mode: bool = True) -> Transferred:
+        """Set training mode, but leave batch norm in evaluation mode."""
         super().train(mode)
         for part in self.base.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -57,23 +65,26 @@ class Transferred(Model):
 
 
 class FedFTLClient(FedAvgClient):
-    """Trains the server's model as in FedAvg, and next to it a copy of its own, of which the upper layers learn.
+    """Trains the server's model as FedAvg does, and the upper layers of a copy of its own.
 
-    The copy starts anew from the server's model in every round, since what it has learnt fits the layers below it.
-    Means and covariances of features go up: of a client with a single window, its features.
+    The copy starts from the server's model again in every round, because its upper layers only fit the lower layers
+    with which they were trained. The client sends mean and covariance of its features; with a single window, the mean
+    is that window's features.
     """
 
     private = ("personal.*",)
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
+        """Return the model, and the client's own copy of it."""
         return {"model": task.model(), "personal": Transferred(task.model())}
 
     def serves(self) -> str:
-        """The copy, once there is one; until then the server's model."""
+        """Return the name of the copy once the client has trained; until then that of the server's model."""
         return "personal" if self.trained else "model"
 
     def receive(self, message: Message) -> None:
+        """Install the server's model in both networks, and compute the statistics of its features."""
         tensors = dict(message.tensors)
         self.target = {COVARIANCE: tensors.pop(COVARIANCE)} if COVARIANCE in tensors else {}
         self.load(tensors)
@@ -81,34 +92,40 @@ class FedFTLClient(FedAvgClient):
         self.statistics = self._statistics()
 
     def context(self) -> Mapping[str, Tensor]:
+        """Return the server's covariance of features; nothing in the first round."""
         return self.target
 
-    def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy for both; for the copy also the distance of its features' covariance to the server's."""
+    def losses(
+        self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return cross-entropy for both; for the copy plus the distance of its feature covariance to the server's."""
         features, logits = nets["personal"](batch.x)
         personal = batch.cross_entropy(logits)
-        if COVARIANCE in context:  # nobody has sent statistics before the first round
+        if COVARIANCE in context:  # no client has sent statistics before the first round
             _, own = statistics(features, batch.mask)
             distance = (own - context[COVARIANCE]).square().mean() / 4  # ‖C_S − C_T‖² / 4d²
             personal = personal + self.params.coral * distance
         return super().losses(nets, batch, context) | {"personal": personal}
 
     def reply(self) -> Message:
+        """Return the model, with mean and covariance of its features."""
         mean, covariance = self.statistics
         return Message(self.shared() | {MEAN: mean, COVARIANCE: covariance}, {"samples": self.samples})
 
     @torch.no_grad()
     def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Of the server's model, as it came, on this client's windows."""
+        """Return mean and covariance of the features of the received model on this client's windows."""
+        assert self.data is not None  # the engine sets it while the client works
         model = self.nets["model"].eval()
+        assert isinstance(model, Model)  # as `build` made it
         return statistics(torch.cat([model.features(chunk) for chunk in self.data.x.split(CHUNK)]))
 
 
 class FedFTL(FedAvg):
     """Averages a model as FedAvg does; each client retrains its upper layers, with features aligned to the others'.
 
-    The covariance that a round's clients align to is that of the model sent one round before, on the windows of the
-    clients of that round.
+    The covariance to which the clients of a round align is that of the model sent in the round before, on the windows
+    of that round's clients.
     """
 
     paper = "Saha and Ahmad 2020, arXiv:2010.15561; FedHealth, Chen et al. 2019, arXiv:1907.09173"
@@ -122,29 +139,33 @@ class FedFTL(FedAvg):
         self.covariance: dict[str, Tensor] = {}  # empty before the first round, else C_S
 
     def message(self, client: int, round: Round) -> Message:
+        """Return the model and, after the first round, the covariance of features."""
         return Message(self.weights | self.covariance)
 
     def check_reply(self, client: int, reply: Message) -> None:
-        """A model with `samples`, and mean and covariance of its features."""
+        """Require a model with `samples`, and mean and covariance of its features."""
         statistics = {MEAN: torch.empty(self.features), COVARIANCE: torch.empty(self.features, self.features)}
         check_state(reply, self.weights | statistics)
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
+        """Average the models, and pool the covariances."""
         tensors = {id: dict(reply.tensors) for id, reply in replies.items()}
         parts = [(own.pop(MEAN), own.pop(COVARIANCE)) for own in tensors.values()]
         super().aggregate({id: Message(own, replies[id].meta) for id, own in tensors.items()}, round)
         self.covariance = {COVARIANCE: pooled(parts, sample_weights(replies))}
 
     def save(self) -> Message:
+        """Return the model and the covariance."""
         return Message(self.weights | self.covariance)
 
     def restore(self, saved: Message) -> None:
+        """Restore what `save` returned."""
         self.weights = {name: tensor for name, tensor in saved.tensors.items() if name != COVARIANCE}
         self.covariance = {name: tensor for name, tensor in saved.tensors.items() if name == COVARIANCE}
 
 
 def statistics(features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and covariance (d, d) of the rows that `mask` does not leave out; of one row, zeros."""
+    """Return mean (d,) and covariance (d, d) of the rows where `mask` is true; the covariance of one row is 0."""
     real = torch.ones_like(features[:, 0]) if mask is None else mask.to(features.dtype)
     share = (real / real.sum().clamp(min=1)).unsqueeze(1)
     mean = (share * features).sum(0)
@@ -153,9 +174,16 @@ def statistics(features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Te
 
 
 def pooled(parts: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float]) -> Tensor:
-    """Covariance of all clients' features together: within the clients, and between them."""
-    mean = sum(share * own for share, (own, _) in zip(shares, parts, strict=True))
-    return sum(
-        share * (covariance + torch.outer(own - mean, own - mean))
-        for share, (own, covariance) in zip(shares, parts, strict=True)
-    )
+    """Return the covariance (d, d) of all clients' features together: within clients plus between clients.
+
+    Args:
+        parts: mean (d,) and covariance (d, d) of each client; at least one.
+        shares: weights of the clients, which add up to 1.
+    """
+    mean = torch.zeros_like(parts[0][0])
+    for share, (own, _) in zip(shares, parts, strict=True):
+        mean = mean + share * own
+    total = torch.zeros_like(parts[0][1])
+    for share, (own, covariance) in zip(shares, parts, strict=True):
+        total = total + share * (covariance + torch.outer(own - mean, own - mean))
+    return total

@@ -1,13 +1,14 @@
 """FedKD: Wu et al., Communication-efficient federated learning via knowledge distillation, 2022.
 
-The paper's mentor and mentee are called teacher and student here, as in FedKDX. Deviations from the paper: models give
-no attention maps, so that the hidden loss (after eq. 4) has no term for them; hidden states are a model's features.
+The paper's mentor and mentee are called teacher and student here, as in FedKDX. Deviations from the paper: the models
+have no attention maps, so the hidden loss (after eq. 4) has no term for them; hidden states are a model's features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from registry.functional import kd, soften
 from registry.interface import Batch, Task, outputs
 from registry.parameters import hyper
 
-SMALLEST_TASK_LOSS = 1e-2  # two networks that fit a batch perfectly would divide by zero (a client with one window)
+SMALLEST_TASK_LOSS = 1e-2  # against division by 0 if both networks fit a batch perfectly (a client with one window)
 
 
 @dataclass(frozen=True)
@@ -30,28 +31,31 @@ class FedKDParams(StudentParams):
 class FedKDClient(StudentClient):
     """Minimises CE + (KD + hidden MSE) / (CE_T + CE_S) for teacher and student, each over its own weights.
 
-    The denominator weighs the distillation by how well both networks do ("to control the intensity"); it is a weight
-    and carries no gradient. Differentiated, it would add -(KD + MSE) / (CE_T + CE_S)² times the gradient of
-    cross-entropy, and so teach both networks to be wrong wherever they disagree. It is taken over the batch, as in the
-    authors' code: by sample, windows that are already right would outweigh all others without bound.
+    The denominator weights the distillation by the losses of both networks ("to control the intensity"). It is a
+    constant weight without gradient: otherwise it would add -(KD + MSE) / (CE_T + CE_S)² times the gradient of
+    cross-entropy, which trains both networks to be wrong wherever they disagree. It is computed over the batch, as in
+    the authors' code: computed for each sample, windows already classified correctly would get an unbounded weight.
     """
 
     private = ("teacher.*", "projection.*")
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
-        """Teacher, student, and W_h, which maps the student's features to the teacher's size."""
+        """Return teacher, student, and W_h, which maps the student's features to the size of the teacher's."""
         teacher, student = task.model(), task.student()
         projection = nn.Linear(student.feature_size, teacher.feature_size, bias=False)
         return {"teacher": teacher, "student": student, "projection": projection}
 
-    def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return L_T and L_S, means over the batch."""
         teacher, student = outputs(nets, batch.x, "teacher", "student")
         task_t = batch.cross_entropy(teacher.logits)  # eq. 1
         task_s = batch.cross_entropy(student.logits)  # eq. 2
         intensity = 1 / (task_t + task_s).detach().clamp(min=SMALLEST_TASK_LOSS)
 
-        mapped = nets["projection"](student.features)  # W_h H_s: learnt on the student's side
+        mapped = nets["projection"](student.features)  # W_h H_s: trained by the student's loss
         log_t, log_s = soften(teacher.logits, 1.0), soften(student.logits, 1.0)
         of_teacher = kd(log_t, log_s, 1.0) + _mse(teacher.features, mapped.detach())
         of_student = kd(log_s, log_t, 1.0) + _mse(mapped, teacher.features.detach())
@@ -62,12 +66,12 @@ class FedKDClient(StudentClient):
 
 
 def _mse(one: Tensor, other: Tensor) -> Tensor:
-    """Mean squared difference of each row."""
+    """Return the mean squared difference of each row: (n, d), (n, d) -> (n,)."""
     return (one - other).square().mean(1)
 
 
 class FedKD(StudentServer):
-    """Private teachers and a small shared student teach each other; only compressed student updates travel."""
+    """Distils between private teachers and a small shared student; only compressed student updates are sent."""
 
     paper = "Wu et al. 2022, doi:10.1038/s41467-022-29763-x"
     sends = "compressed student updates down and up; own teacher"

@@ -2,10 +2,10 @@
 
 The paper calls it FATHOM. Deviations from it:
 
-- The clients' hidden states are not joined on the server, which would be data leaving the client in every step: what is
-  shared are the weights of the feature network and of the temporal attention, averaged as in FedAvg.
-- Any model takes the place of the first LSTM: it sees the window in segments, which are the time steps.
-- The attended steps are summed up; the paper runs a second, private LSTM over them.
+- The clients' hidden states are not joined on the server, since data would leave the client in every step: the weights
+  of the feature network and of the temporal attention are shared instead, averaged as in FedAvg.
+- Any model replaces the first LSTM: it is applied to the segments of a window, which are the time steps.
+- The weighted steps are summed; the paper applies a second, private LSTM to them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.interface import Model, Task
 
-SEGMENTS = 4  # time steps in a window; the paper takes 10 to 30 single samples, which no convolution can be run on
-SHORTEST_SEGMENT = 8  # samples of a segment: a shorter window has fewer segments
+SEGMENTS = 4  # time steps in a window; the paper uses 10 to 30 single samples, to which no convolution can be applied
+SHORTEST_SEGMENT = 8  # samples; shorter windows have fewer segments
 
 
 class HierarchicalAttention(Model):
-    """Attention over the channels, a network over the segments of the window, attention over the segments.
+    """Attention over the channels, a network applied to each segment of the window, attention over the segments.
 
     Args:
-        task: gives the feature network, built for segments.
+        task: makes the feature network, for windows of the length of a segment.
     """
 
     def __init__(self, task: Task) -> None:
@@ -36,30 +36,32 @@ class HierarchicalAttention(Model):
         self.network.head = nn.Identity()  # only its features are used
         self.feature_size = self.network.feature_size
         self.attention = nn.Conv2d(channels, channels, 1, bias=False)
-        nn.init.zeros_(self.attention.weight)  # no channel is preferred at first
+        nn.init.zeros_(self.attention.weight)  # all channels have the same weight at first
         self.temporal = nn.Linear(self.segments * self.feature_size, self.segments)
         self.head = nn.Linear(self.feature_size, task.classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Σ_s β_s h_s over the segments s; samples that fill no segment are left out."""
+        """Compute Σ_s β_s h_s over the segments s, (n, feature_size), without samples after the last full segment."""
         x = self._attend(x)[..., : self.segments * self.length]
         segments = x.unflatten(3, (self.segments, self.length)).movedim(3, 1)  # (n, segments, channels, 1, length)
-        h = self.network.features(segments.flatten(0, 1)).unflatten(0, (-1, self.segments))
+        h: Tensor = self.network.features(segments.flatten(0, 1)).unflatten(0, (-1, self.segments))
         beta = torch.tanh(self.temporal(h.flatten(1))).softmax(1)
         return (beta.unsqueeze(2) * h).sum(1)
 
     def _attend(self, x: Tensor) -> Tensor:
-        """α_t ⊙ x_t with α_t = softmax(W x_t) over the channels, times their number: no preference changes nothing."""
-        return self.attention(x).softmax(1) * x.shape[1] * x
+        """Return α_t ⊙ x_t with α_t = softmax(W x_t) over the channels, times their number: equal weights are 1."""
+        alpha: Tensor = self.attention(x).softmax(1)
+        return alpha * x.shape[1] * x
 
 
 class FedMATClient(FedAvgClient):
-    """Keeps its attention over channels and its classifier; shares feature network and temporal attention."""
+    """Keeps the attention over channels and the classifier; shares the feature network and the temporal attention."""
 
     private = ("model.attention.*", "model.head.*")
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
+        """Return the model with both attentions."""
         return {"model": HierarchicalAttention(task)}
 
 
@@ -67,5 +69,5 @@ class FedMAT(FedAvg):
     """Shares features and attention over time; each client has its own attention over channels and classifier."""
 
     paper = "Chen et al. 2020, FATHOM, doi:10.1109/IJCNN48605.2020.9207508"
-    sends = "shared part down and up; own attention and classifier on it"
+    sends = "shared part down and up; own attention and classifier"
     Client = FedMATClient

@@ -1,4 +1,4 @@
-"""Local: every client alone, the floor that any personalised method must beat."""
+"""Local: every client trains alone, a lower bound for personalised methods."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from baselines.fedavg import FedAvg, FedAvgClient
 
 
 class LocalClient(FedAvgClient):
-    """Keeps its whole model: with nothing shared, FedAvg is training alone."""
+    """Keeps its whole model private, so that FedAvg has nothing to average."""
 
     private = ("model.*",)
 
 
 class Local(FedAvg):
-    """Trains each client alone, without any communication: the floor for personalised methods."""
+    """Trains each client alone, without any communication: a lower bound for personalised methods."""
 
     paper = "no communication; see McMahan et al. 2017, arXiv:1602.05629"
     sends = "sends nothing; own model"

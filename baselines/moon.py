@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,10 @@ class MOONParams(Params):
 
 
 class MOONClient(FedAvgClient):
-    """Draws its features towards those of the global model and away from those of its own previous one.
+    """Trains its features to be similar to those of the global model and dissimilar to those of its previous model.
 
-    Between rounds it keeps its trained model, from which the next round's previous one is made. The global and the
-    previous model are fixed and rebuilt in every round, so nothing more is kept and nothing more is sent.
+    Between rounds the client keeps its trained model, which is the previous model of the next round. The global and the
+    previous model are not trained and are set again in every round, so they are neither kept nor sent.
     """
 
     kept = ("model.*",)
@@ -39,12 +39,12 @@ class MOONClient(FedAvgClient):
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
-        """The model, and two copies for `receive` to fill."""
+        """Return the model, and two copies that `receive` fills."""
         model = task.model()
         return {"model": model, "global": copy.deepcopy(model), "previous": copy.deepcopy(model)}
 
     def receive(self, message: Message) -> None:
-        """Start from the global model; the first time it stands for the previous one, too (no contrast yet)."""
+        """Start from the global model, which is also the previous model in the first round (no contrast yet)."""
         previous = {name: tensor.clone() for name, tensor in _model(self.state()).items()}
         self.load(message.tensors)
         current = _model(self.state())
@@ -52,23 +52,26 @@ class MOONClient(FedAvgClient):
         previous = previous if self.trained else current
         self.load({name.replace(MODEL, PREVIOUS, 1): tensor for name, tensor in previous.items()})
 
-    def losses(self, nets: Mapping, batch: Batch, context: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy + μ·ℓ_con (eq. 3, 4)."""
+    def losses(
+        self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return cross-entropy and μ·ℓ_con (eq. 3, 4)."""
         output = nets["model"](batch.x)
-        fixed = (other.features.detach() for other in outputs(nets, batch.x, *self.frozen))
-        contrast = contrastive(output.features, *fixed, self.params.tau)
+        fixed, previous = (other.features.detach() for other in outputs(nets, batch.x, *self.frozen))
+        contrast = contrastive(output.features, fixed, previous, self.params.tau)
         return {"model": batch.cross_entropy(output.logits), "contrast": self.params.mu * batch.mean(contrast)}
 
     def reply(self) -> Message:
+        """Return the trained model, without the two copies."""
         return Message(_model(self.shared()), {"samples": self.samples})
 
 
 class MOON(FedAvg):
-    """Averages models as FedAvg does, of clients whose features are drawn to the global model's and off their last.
+    """Averages models as FedAvg does; a contrastive term keeps clients' features near those of the global model.
 
-    The representation z is what the output layer sees, `features`. The paper puts a projection head there, two fully
-    connected layers between the convolutions and the output layer; our models have just those two layers already, so
-    that no head is added and MOON trains the very network that the other algorithms do.
+    The representation z is the input of the output layer, `features`. The paper adds a projection head, two fully
+    connected layers between the convolutions and the output layer. The models here already have these two layers, so no
+    head is added and MOON trains the same network as the other algorithms.
     """
 
     paper = "Li et al. 2021, arXiv:2103.16257"
@@ -80,15 +83,16 @@ class MOON(FedAvg):
         super().__init__(task, params, _model(initial))
 
     def check_reply(self, client: int, reply: Message) -> None:
-        """The model with `samples`: its two copies do not travel."""
+        """Require the model with `samples`, without its two copies."""
         check_state(reply, self.weights)
 
 
 def contrastive(z: Tensor, z_global: Tensor, z_previous: Tensor, tau: float) -> Tensor:
-    """ℓ_con = −log e^{sim(z, z_glob)/τ} / (e^{sim(z, z_glob)/τ} + e^{sim(z, z_prev)/τ}), (n,) (eq. 3)."""
+    """Return ℓ_con = −log e^{sim(z, z_glob)/τ} / (e^{sim(z, z_glob)/τ} + e^{sim(z, z_prev)/τ}), (n,) (eq. 3)."""
     z, z_global, z_previous = unit(z), unit(z_global), unit(z_previous)
     return F.softplus(((z * z_previous).sum(1) - (z * z_global).sum(1)) / tau)
 
 
 def _model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of the trained model, by full name."""
     return {name: tensor for name, tensor in state.items() if name.startswith(MODEL)}

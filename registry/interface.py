@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from registry.messages import Message as Message
 from registry.messages import NonFinite as NonFinite
 from registry.messages import check_state
 from registry.parameters import Params as _Params
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Output(NamedTuple):
@@ -212,7 +215,7 @@ class Client(ABC):
         return {}
 
     @classmethod  # noqa: B027 (may be overridden, need not)
-    def before_replies(cls, clients: Sequence[Client], states: Sequence[Mapping[str, Tensor]]) -> None:
+    def before_replies(cls, clients: Sequence[Self], states: Sequence[Mapping[str, Tensor]]) -> None:
         """Prepare the replies of several clients that were trained together; by default do nothing.
 
         Called once before `reply`, for work on the device that is faster for all clients at once and whose results are

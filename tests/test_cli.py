@@ -288,7 +288,7 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--precision half", "--precision: 'half' is unknown"),
         ("-bogus 3", "unrecognized arguments: -bogus 3; see --help"),
         ("-go a/b", "-go: 'a/b' may hold letters"),
-        ("-algo ,", "-algo: names none"),
+        ("-algo ,", "-algo: no algorithm is named"),
         ("--alpha 0", "is out of range; it must be above 0"),
         ("--alpha -1", "is out of range; it must be above 0"),
         ("--config nowhere.yaml", "nowhere.yaml: cannot be read"),

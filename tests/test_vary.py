@@ -43,7 +43,7 @@ def test_by_default_all_seeds_have_the_same_data(capsys):
     folder = runs("-t", "2")
     assert len(set(manifests(folder).values())) == 1
     assert (
-        "± over 2 seeds: initial weights, batches, client sampling, and who is set apart, differ; the windows"
+        "± over 2 seeds: initial weights, batches, client sampling, and the clients set apart differ; the windows"
         in (folder / "comparison.md").read_text()
     )
 
@@ -80,15 +80,15 @@ def test_the_report_says_how_the_windows_were_made():
     for line in (
         "| rate | 50 Hz |",
         "| window | 50 samples (1 s), overlap 50% |",
-        "| filters | median of 3 samples, low-pass at 20 Hz, gravity split off below 0.3 Hz |",
-        "| scaling | federated: z-scores by mean and variance of the clients' training windows together |",
+        "| filters | median of 3 samples, low-pass at 20 Hz, gravity separated below 0.3 Hz |",
+        "| scaling | federated: z-scores with mean and variance of all clients' training windows |",
         "| split | shuffled, 0 windows dropped between |",
         "| clients | 3 |",
     ):
         assert line in text, line
     # 3 subjects with 179 windows: 59 or 60 of a class each, a fifth of which is tested on
     assert "| all | 429 | 108 | 3 |" in text
-    assert "Who holds which classes" in text and "classes cannot be shown" not in text
+    assert "Classes of each client" in text and "there is no plot of the classes" not in text
 
 
 def test_a_run_folder_keeps_what_its_data_were_made_from():
@@ -107,5 +107,5 @@ def test_a_folder_of_shards_cannot_be_divided_again(shard_folder, capsys):
 
 def test_help_says_what_t_varies(capsys):
     text = " ".join(parser().format_help().split())
-    assert "what differs between them, --vary says" in text
-    assert "training (initial weights, batches, client sampling) or data (split, kept share and partition, too)" in text
+    assert "--vary sets what differs between them" in text
+    assert "training (initial weights, batches, client sampling) or data (also split, kept share and partition)" in text

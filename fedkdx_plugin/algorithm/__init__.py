@@ -1,1 +1,1 @@
-"""FedKDX of the paper, what it shares with FedKD, and what this project adds to both (FedKDX+, FedKD+)."""
+"""FedKDX of the paper, the parts it shares with FedKD, and this project's additions to both (FedKDX+, FedKD+)."""

@@ -1,12 +1,13 @@
-"""What this project adds to FedKDX and FedKD; the algorithms with it are called FedKDX+ and FedKD+.
+"""Additions of this project to FedKDX and FedKD; the algorithms with additions are called FedKDX+ and FedKD+.
 
-- Both networks predict, the student as far as it suits the client (`serve`).
-- A teacher starts from the student (`teacher_init`) and is pulled towards each student that it is sent, less and less
-  (`pull_start`, `pull_end`).
-- The student gets to each client as the difference to what that client holds (`downlink`; see `downlink.differences`).
-- What compression drops is part of the next update (`error_feedback`); factors travel as 8-bit integers (`quantise`).
+- Both networks predict; the student's weight depends on its loss on the client's windows (`serve`).
+- A teacher starts from the student (`teacher_init`) and is moved towards each student received, by a share that changes
+  over the rounds (`pull_start`, `pull_end`).
+- Each client receives the difference between its student and the server's (`downlink`; see `downlink.differences`).
+- What compression leaves out is added to the next update (`error_feedback`); factors are sent as 8-bit integers
+  (`quantise`).
 
-All are on by default. With all of them off (`OFF`), an algorithm is what it adds to, bit for bit.
+All are on by default. With all of them off (`OFF`), the results are those of the base algorithm, bit for bit.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from registry.parameters import Params, hyper
 RESIDUAL = "residual"
 SHARE = "share"
 SHARPNESS = 4.0  # of `student_share`: chosen on validation windows
-SMALLEST_SHARE = 1e-6  # a mixture has no logarithm of 0
-CHUNK = 512  # windows in a forward pass
+SMALLEST_SHARE = 1e-6  # above 0, since a mixture takes the logarithm of the weights
+CHUNK = 512  # windows in a forward pass, to bound memory
 OFF: dict[str, Any] = {
     "serve": "teacher",
     "teacher_init": "own",
@@ -47,91 +48,91 @@ OFF: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class AdditionsParams(Params):
-    """Hyper-parameters of the additions, to be put before those of the algorithm that they are added to."""
+    """Hyper-parameters of the additions; inherit from this class before the parameters of the base algorithm."""
 
     serve: str = hyper(
         "both",
-        "who predicts where a client has trained: one of the two, or both, the student as far as it suits the client",
+        "which network predicts for a client that has trained: one, or both, weighted by the student's loss there",
         choices=("teacher", "student", "both"),
     )
     teacher_init: str = hyper(
         "student",
-        "where a client's teacher starts: weights of its own, or the student it is sent",
+        "initial weights of a client's teacher: random, or those of the first student received",
         choices=("own", "student"),
     )
     pull_start: float = hyper(
-        1.0, "how far a teacher goes towards the student it is sent before it trains, in the first round", 0.0, 1.0
+        1.0, "share of the way that a teacher moves to the student received before training, in round 1", 0.0, 1.0
     )
     pull_end: float = hyper(
-        0.0, "the same in the last round; a straight line between, later for a client that is rarely reached", 0.0, 1.0
+        0.0, "the same in the last round; linear in between, delayed for a client that is rarely selected", 0.0, 1.0
     )
-    error_feedback: bool = hyper(True, "add what compression dropped to the next update, on both sides")
-    quantise: bool = hyper(True, "send what is left of a matrix as 8-bit integers")
+    error_feedback: bool = hyper(True, "add what compression left out to the next update, on clients and server")
+    quantise: bool = hyper(True, "send the factors of a matrix as 8-bit integers")
     downlink: str = hyper(
         "differences",
-        "what a client is sent: every step it missed (eq. 2), or what its own student lacks, compressed for it alone",
+        "what a client receives: every step since its last one (eq. 2), or the difference to its own student",
         choices=("broadcast", "differences"),
     )
 
 
 class Feedback(Sender):
-    """Makes compressed updates with error feedback and 8-bit factors, each where the parameters ask for it.
+    """Makes compressed updates with error feedback and 8-bit factors, as the hyper-parameters say.
 
     Error feedback: Seide et al. 2014; Karimireddy et al., arXiv:1901.09847.
 
     Attributes:
         params: an `AdditionsParams`.
-        residual: the change that earlier updates left out, of the tensors of which something was; begins as {}.
+        residual: the change that earlier updates left out, of tensors that were sent as factors; {} at first.
     """
 
     params: Any
     residual: State
 
     def gradient(self, change: State, rate: float) -> State:
-        """Return the gradient to send: `change` and the residual, which is kept as a change as rates decay."""
+        """Return the gradient to send: (`change` + residual) / `rate`; the residual is a change, since rates decay."""
         return super().gradient(owed(change, self.residual), rate)
 
     def compress(self, gradients: Sequence[State], epsilon: float) -> list[Compressed]:
-        """Compress several gradients, each by itself."""
+        """Compress several gradients, each separately."""
         return compress_together(gradients, epsilon, self.params.quantise)
 
     def sent(self, gradient: State, payload: State, rate: float) -> None:
-        """Keep what the payload leaves out."""
+        """Keep what the payload leaves out as the residual."""
         self.residual = residual_of(gradient, payload, rate) if self.params.error_feedback else {}
 
 
 class FeedbackBroadcast(Feedback, BroadcastServer):
-    """The server's end of the broadcast, which remembers a residual, too."""
+    """Server's end of the broadcast, with a residual of its own."""
 
     def __init__(self, params: Any) -> None:
         super().__init__()
         self.params, self.residual = params, {}
 
     def save(self) -> Message:
-        """Return the steps, who is at which, and the residual."""
+        """Return the steps, the step of each client, and the residual."""
         saved = super().save()
         return Message(labelled(self.residual, RESIDUAL) | dict(saved.tensors), saved.meta)
 
     def restore(self, saved: Message) -> None:
-        """Become what `save` described."""
+        """Restore what `save` returned."""
         super().restore(saved)
         self.residual = group(saved.tensors, RESIDUAL)
 
 
 class AdditionsClient(Feedback, StudentClient):
-    """A client with the additions, to be put before the class of the client that they are added to.
+    """Client with the additions; inherit from this class before the client of the base algorithm.
 
-    With `serve` = both, the client notes after each training how well the student that it was sent suits it (see
-    `student_share`). What its own training made of the student is not what it will be served.
+    With `serve` = both, the client stores after each training the share of the student that it received in its
+    prediction (see `student_share`); the student that it trained itself is not the one that will predict.
     """
 
     def client_end(self) -> ClientEnd:
-        """Make this client's end of the downlink that `downlink` names."""
+        """Return this client's end of the downlink that `downlink` names."""
         return DifferencesClient() if self.params.downlink == "differences" else super().client_end()
 
     @property
     def residual(self) -> State:
-        """Return what is kept of it in `memory`, which is what outlives a round."""
+        """Residual, kept in `memory` between rounds."""
         return group(self.memory, RESIDUAL)
 
     @residual.setter
@@ -140,20 +141,20 @@ class AdditionsClient(Feedback, StudentClient):
         self.memory = others | labelled(residual, RESIDUAL)
 
     def serves(self) -> str | Mapping[str, float]:
-        """Name whom `serve` says, once the client has trained; until then the student."""
+        """Return the networks that `serve` names, with their weights; the student until the client has trained."""
         if self.trained and self.params.serve == "both":
             share = float(self.memory[SHARE])
             return {"teacher": 1 - share, "student": share}
         return super().serves()
 
     def receive(self, message: Message) -> None:
-        """Bring the student to W^t, and the teacher towards it."""
+        """Update the student to W^t, and move the teacher towards it."""
         super().receive(message)
         progress = own_progress(message.meta["progress"], self.trained, message.meta["expected"])
         self._pull(linear(progress, self.params.pull_start, self.params.pull_end))
 
     def _pull(self, share: float) -> None:
-        """Move the teacher that share of the way to the student; all of it where it starts there."""
+        """Move the teacher by a share of the way to the student; the whole way at first for one that starts there."""
         if self.params.teacher_init == "student" and not self.trained:
             share = 1.0
         if share > 0:
@@ -161,7 +162,7 @@ class AdditionsClient(Feedback, StudentClient):
             torch._foreach_lerp_(list(own.values()), [target[name] for name in own], share)
 
     def sent(self, gradient: State, payload: State, rate: float) -> None:
-        """Keep what the payload leaves out, and how well the student W^t suits this client."""
+        """Keep what the payload leaves out, and the student's share in this client's prediction."""
         super().sent(gradient, payload, rate)
         if self.params.serve == "both":
             self.load(self.start)
@@ -170,17 +171,18 @@ class AdditionsClient(Feedback, StudentClient):
     @torch.no_grad()
     def _student_loss(self) -> Tensor:
         """Return the mean cross-entropy of the student on the client's training windows."""
+        assert self.data is not None  # the engine sets it while the client works
         x, y, _ = self.data
         student = self.nets["student"].eval()
         return F.cross_entropy(torch.cat([student(chunk).logits for chunk in x.split(CHUNK)]), y)
 
 
 class AdditionsServer(StudentServer):
-    """A server with the additions, to be put before the class of the server that they are added to."""
+    """Server with the additions; inherit from this class before the server of the base algorithm."""
 
     @classmethod
     def check(cls, task: Task, params: Any) -> None:
-        """Raise UserError where a teacher starts from, or is pulled towards, a student of another kind."""
+        """Raise UserError if a teacher would start from, or be moved towards, a student of another architecture."""
         super().check(task, params)
         mixing = ("teacher_init", "pull_start", "pull_end")
         asked = [name for name in mixing if getattr(params, name) != OFF[name]]
@@ -192,27 +194,27 @@ class AdditionsServer(StudentServer):
             )
 
     def server_end(self) -> ServerEnd:
-        """Make the server's end of the downlink that `downlink` names."""
+        """Return the server's end of the downlink that `downlink` names."""
         if self.params.downlink == "differences":
             return DifferencesServer(self.weights, self.params.quantise)
         return FeedbackBroadcast(self.params)
 
 
 def owed(change: State, residual: State) -> State:
-    """Return a change and what earlier updates left out; a residual names only tensors of which something was."""
+    """Return the change plus the residual, which may hold only some of the tensors."""
     return {name: tensor + residual[name] if name in residual else tensor for name, tensor in change.items()}
 
 
 def residual_of(gradient: State, payload: State, rate: float) -> State:
-    """Return the change that a payload leaves out, to be owed next time."""
+    """Return the change that a payload leaves out, to be added to the next one."""
     return {name: rate * tensor for name, tensor in left_out(gradient, payload).items()}
 
 
 def student_share(loss: Tensor) -> Tensor:
     """Return the student's share in a client's prediction with `serve` = both, in (0, 1/2].
 
-    It counts exp(-4 L) times as much as the teacher: as much where it explains the client's training windows, which
-    the teacher was fitted to, and hardly at all where it does not.
+    Its weight is exp(-4 L) times the teacher's: equal if the student fits the client's training windows, to which the
+    teacher was fitted, and close to 0 if it does not.
 
     Args:
         loss: L, the student's mean cross-entropy on the client's training windows, before it trained on them: a scalar.
@@ -222,14 +224,14 @@ def student_share(loss: Tensor) -> Tensor:
 
 
 def own_progress(progress: float, trained: int, expected: float) -> float:
-    """Return how far a client is on the schedule of its pull, in (0, 1]: as far as the round, unless rarely reached.
+    """Return a client's progress on the schedule of its pull, in (0, 1]: the round's, unless it is rarely selected.
 
-    One that trains in less than half the rounds it was to expect is only as far as these have taken it. Its teacher is
-    old, and what it has learnt by itself is little, so that it goes on starting from the student.
+    The progress of a client that has trained in less than half of the expected rounds follows its own rounds. Its
+    teacher is stale and has been trained little, so it continues to start from the student.
 
     Args:
         progress: ρ of the round.
-        trained: rounds it has trained in before.
-        expected: rounds of a whole run in which a client takes part on average.
+        trained: number of earlier rounds in which it has trained.
+        expected: mean number of rounds of a whole run in which a client takes part.
     """
     return min(progress, (trained + 1) / (expected / 2))

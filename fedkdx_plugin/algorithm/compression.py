@@ -1,9 +1,9 @@
 """Low-rank compression of updates with a threshold on the energy kept (FedKDX paper §3.5, eq. 9-10).
 
-A payload is a dict of tensors like the update itself. A matrix that factors make smaller travels as
-`<name>.U` (P, R), `<name>.S` (R,) and `<name>.V` (R, Q); all else as it is, under its own name. A name that
-itself ends like a factor gets `.dense` added, so that the end of a name in a payload always says what it is. U and V
-may travel as 8-bit integers, the steps between which are then part of Σ.
+A payload is a dict of tensors like the update itself. A matrix that takes fewer bytes as factors is sent as
+`<name>.U` (P, R), `<name>.S` (R,) and `<name>.V` (R, Q); all else unchanged, under its own name. `.dense` is added to a
+name that itself ends like a factor, so that the end of a name in a payload is unambiguous. U and V may be sent as 8-bit
+integers; the quantisation steps are then part of Σ.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]  # exported, but without `as`
 
 from registry.interface import BadMessage, NonFinite
 from registry.tensors import first_nonfinite
@@ -22,27 +23,27 @@ FACTORS = (".U", ".S", ".V")
 DENSE = ".dense"
 INTEGERS = torch.int8
 LARGEST = torch.iinfo(INTEGERS).max
-AT_ONCE = 1 << 24  # values of matrices decomposed in one call: 128 MB as float64, and what the call takes beside
+AT_ONCE = 1 << 24  # values of matrices decomposed in one call: 128 MB as float64, plus the memory of the call
 
-Key = tuple[int, str]  # which update, and which of its tensors
+Key = tuple[int, str]  # (position of the update, name of the tensor)
 
 
 class Compressed(NamedTuple):
-    """A payload, and R of eq. 9 of every matrix that was decomposed, be it sent as factors or not."""
+    """Payload, and R of eq. 9 of every matrix that was decomposed, whether it is sent as factors or not."""
 
     payload: dict[str, Tensor]
     ranks: dict[str, int]
 
 
 class _Spectra(NamedTuple):
-    """Half of a decomposition of matrices of one shape and type, enough to choose each R: what is left is one product.
+    """Energies and one-sided bases of matrices of one shape and type; one more product gives the other side.
 
     Attributes:
-        keys: which matrices, n of them.
+        keys: keys of the n matrices.
         matrices: (n, P, Q), float64, each divided by its scale.
         scales: largest absolute values, (n,).
-        kind: the tensors' own type.
-        energy: squared singular values in falling order, (n, min(P, Q)), on the CPU.
+        kind: data type of the tensors.
+        energy: squared singular values in descending order, (n, min(P, Q)), on the CPU.
         basis: singular vectors of the shorter side as columns, in the same order, (n, min(P, Q), min(P, Q)).
     """
 
@@ -55,23 +56,23 @@ class _Spectra(NamedTuple):
 
 
 def linear(progress: float, start: float, end: float) -> float:
-    """start + (end − start)·ρ, the schedule of ε in eq. 10. Raises ValueError unless ρ is in [0, 1]."""
+    """Return start + (end − start)·ρ, the schedule of ε in eq. 10. Raises ValueError unless ρ is in [0, 1]."""
     if not 0 <= progress <= 1:
-        raise ValueError(f"progress {progress}; 0 to 1 would be right")
+        raise ValueError(f"progress {progress} must be between 0 and 1")
     return start + (end - start) * progress
 
 
 def compress(tensors: Mapping[str, Tensor], epsilon: float, quantise: bool = False) -> Compressed:
-    """Send of each matrix the smallest rank that keeps more than ε of its energy, where that saves bytes.
+    """Factorise each matrix with the smallest rank that keeps more than ε of its energy, if that saves bytes.
 
-    A tensor of two or more dimensions is the matrix of its first one against all others. The relative error
-    of what `decompress` makes of it, in the Frobenius norm, is at most √(1 − ε) up to rounding in the
-    tensor's own type. Never more bytes are sent than the tensors have: R factors only where PR + R + RQ <
-    PQ, counted in bytes. All else is sent as it is: vectors, whole numbers, everything at ε ≥ 1 (nothing less
-    keeps all), and a matrix that no method can decompose. What is sent as it is shares its memory with the tensor.
+    A tensor of two or more dimensions is treated as the matrix of its first dimension by all others. The relative error
+    of the result of `decompress`, in the Frobenius norm, is at most √(1 − ε), up to rounding in the tensor's own type.
+    A payload never has more bytes than the tensors: factors of rank R are sent only if PR + R + RQ < PQ, counted in
+    bytes. All else is sent unchanged: vectors, integers, everything if ε ≥ 1 (only the full matrix keeps all), and
+    matrices that no method can decompose. Tensors sent unchanged share the memory of the original.
 
-    Quantised, a column of U and a row of V are integers from -127 to 127: a quarter of the bytes of float32, and
-    each number off by at most half a step, 1/254 of the largest in its column or row.
+    Quantised, a column of U and a row of V are integers from -127 to 127: a quarter of the bytes of float32, with an
+    error of at most half a step, 1/254 of the largest value in the column or row.
 
     Args:
         tensors: name -> tensor.
@@ -79,7 +80,7 @@ def compress(tensors: Mapping[str, Tensor], epsilon: float, quantise: bool = Fal
         quantise: send U and V as 8-bit integers.
 
     Raises:
-        NonFinite: a tensor holds NaN or infinity. Nothing has been decomposed.
+        NonFinite: a tensor holds NaN or infinity; raised before anything is decomposed.
         ValueError: epsilon is negative or NaN.
     """
     return compress_together([tensors], epsilon, quantise)[0]
@@ -88,14 +89,14 @@ def compress(tensors: Mapping[str, Tensor], epsilon: float, quantise: bool = Fal
 def compress_together(
     updates: Sequence[Mapping[str, Tensor]], epsilon: float, quantise: bool = False
 ) -> list[Compressed]:
-    """`compress` of each; matrices of one shape are decomposed in one call, all ranks fetched from the device at once.
+    """Compress several updates like `compress`; matrices of one shape are decomposed in one call.
 
-    Raises: as `compress`, with nothing of any update decomposed.
+    All ranks are copied from the device at once. Raises as `compress`, before anything is decomposed.
     """
     if not epsilon >= 0:
-        raise ValueError(f"energy threshold {epsilon}; 0 to 1 would be right")
+        raise ValueError(f"energy threshold {epsilon} must be at least 0")
     _require_finite(updates)
-    matrices = {}
+    matrices: dict[Key, Tensor] = {}
     if epsilon < 1:
         for place, tensors in enumerate(updates):
             worthy = {name: tensor for name, tensor in tensors.items() if _worth_a_try(tensor, quantise)}
@@ -117,7 +118,8 @@ def compress_together(
 
 
 def _payload(tensors: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-    payload = {}
+    """Return the payload of an update: factors by the name of their matrix, all other tensors unchanged."""
+    payload: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name in factors:
             payload |= {name + end: values for end, values in zip(FACTORS, factors[name], strict=True)}
@@ -127,17 +129,18 @@ def _payload(tensors: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, 
 
 
 def decompress(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The tensors that `compress` was given, up to what it left out.
+    """Restore the tensors from which `compress` made a payload, except for what it left out.
 
     Args:
-        payload: as it came, nothing taken on trust.
+        payload: as received; all of it is checked.
         shapes: names and shapes of the tensors expected.
 
     Raises:
-        BadMessage (a ValueError): a tensor is missing, not expected, or of the wrong shape or type.
-        NonFinite: a tensor holds NaN or infinity, or comes out so.
+        BadMessage (a ValueError): a tensor is missing or unexpected, or has the wrong shape or type.
+        NonFinite: a tensor, or the product of its factors, holds NaN or infinity.
     """
-    tensors, used = {}, set()
+    tensors: dict[str, Tensor] = {}
+    used: set[str] = set()
     for name, shape in shapes.items():
         dense = payload.get(_dense_key(name))
         if dense is not None:
@@ -148,7 +151,7 @@ def decompress(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
         else:
             keys = [name + factor for factor in FACTORS]
             if missing := [key for key in keys if key not in payload]:
-                raise BadMessage(f"tensor '{name}' is missing, or of its factors '{missing[0]}'")
+                raise BadMessage(f"tensor '{name}' is missing, or its factor '{missing[0]}'")
             used.update(keys)
             tensors[name] = _product(name, [payload[key] for key in keys], shape)
     if extra := sorted(payload.keys() - used):
@@ -158,9 +161,10 @@ def decompress(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
 
 
 def energy_kept(payload: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
-    """Squared Frobenius norm of what `compress` made of all tensors, as a share of theirs, (), float64; 1 of nothing.
+    """Return the squared Frobenius norm of a payload as a share of that of all tensors, (), float64; 1 if that is 0.
 
-    Of factors, the squares of Σ times the lengths of U's columns and V's rows: these are orthogonal, but for rounding.
+    For factors it is the sum of squares of Σ times the lengths of U's columns and V's rows, which are orthogonal up to
+    rounding.
     """
     sent = _squares(_sizes(payload, name) for name in payload if not name.endswith((FACTORS[0], FACTORS[2])))
     whole = _squares(tensors.values())
@@ -168,21 +172,22 @@ def energy_kept(payload: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
 
 
 def _sizes(payload: Mapping[str, Tensor], name: str) -> Tensor:
-    """What of a tensor in a payload counts for energy: all values, or where these are Σ, the singular values."""
+    """Return the values of a tensor in a payload whose squares add up to its energy; for Σ, the singular values."""
     if not name.endswith(FACTORS[1]):
         return payload[name]
     left, right = (payload[name.removesuffix(FACTORS[1]) + factor].double() for factor in FACTORS[::2])
-    return payload[name] * torch.linalg.vector_norm(left, dim=0) * torch.linalg.vector_norm(right, dim=1)
+    sizes: Tensor = payload[name] * torch.linalg.vector_norm(left, dim=0) * torch.linalg.vector_norm(right, dim=1)
+    return sizes
 
 
 def _squares(tensors: Iterable[Tensor]) -> Tensor:
-    """Σ of squares, (). Flattened first, so that the sum's last bit does not depend on how a tensor lies in memory."""
+    """Return Σ of squares, (); flattened first, so that the last bit does not depend on a tensor's memory layout."""
     flat = [tensor.flatten() for tensor in tensors]
     return torch.cat(flat).double().square().sum() if flat else torch.zeros((), dtype=torch.float64)
 
 
 def rank_share(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> float:
-    """Mean over the matrices of R / min(P, Q), which is 1 for a matrix that travels as it is; NaN without any."""
+    """Return the mean over matrices of R / min(P, Q), which is 1 for a matrix sent unchanged; NaN without matrices."""
     shares = []
     for name, shape in shapes.items():
         if len(shape) >= 2 and shape.numel() > 0:
@@ -192,7 +197,7 @@ def rank_share(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
 
 
 def left_out(tensors: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a payload made of `tensors` does not tell, of each tensor that went as factors."""
+    """Return tensor minus restored tensor for each tensor that a payload made of `tensors` holds as factors."""
     restored = decompress(payload, {name: tensor.shape for name, tensor in tensors.items()})
     return {name: t - restored[name] for name, t in tensors.items() if _dense_key(name) not in payload}
 
@@ -202,10 +207,10 @@ def _dense_key(name: str) -> str:
 
 
 def _saves(rank: int, tensor: Tensor, quantise: bool) -> bool:
-    """Whether the factors of this rank take fewer bytes than the tensor."""
+    """Return whether factors of this rank take fewer bytes than the tensor."""
     rows, size = tensor.shape[0], tensor.element_size()
-    a_value = INTEGERS.itemsize if quantise else size
-    return rank * ((rows + tensor.numel() // rows) * a_value + size) < tensor.numel() * size
+    value_size = INTEGERS.itemsize if quantise else size
+    return rank * ((rows + tensor.numel() // rows) * value_size + size) < tensor.numel() * size
 
 
 def _worth_a_try(tensor: Tensor, quantise: bool) -> bool:
@@ -219,7 +224,7 @@ def _require_finite(updates: Sequence[Mapping[str, Tensor]]) -> None:
 
 
 def _decompose(matrices: Mapping[Key, Tensor]) -> list[_Spectra]:
-    """Half a decomposition of all that any method can decompose; in one call where shape and type are the same."""
+    """Return the spectra of all matrices that some method can decompose; one call for those of one shape and type."""
     alike: dict[Any, list[Key]] = {}
     for key, matrix in matrices.items():
         alike.setdefault((matrix.shape, matrix.dtype), []).append(key)
@@ -233,16 +238,16 @@ def _decompose(matrices: Mapping[Key, Tensor]) -> list[_Spectra]:
 
 
 def _decompose_alike(keys: list[Key], matrices: Tensor) -> list[_Spectra]:
-    """Spectra of (n, P, Q): all in one, or one by one where the first method does not converge for all of them.
+    """Return the spectra of (n, P, Q): in one, or one by one if the first method does not converge for all of them.
 
-    Scaled to a largest value of 1 first: squares neither vanish nor overflow.
+    Matrices are scaled to a largest value of 1 first, so that squares neither vanish nor overflow.
     """
     kind, matrices = matrices.dtype, matrices.double()
     scales = matrices.abs().amax((1, 2))
     matrices = matrices / torch.where(scales > 0, scales, 1)[:, None, None]
     try:
         return [_Spectra(keys, matrices, scales, kind, *METHODS[0](matrices))]
-    except torch.linalg.LinAlgError:
+    except LinAlgError:
         halves = [(place, half) for place in range(len(keys)) if (half := _converged(matrices[place : place + 1]))]
         return [
             _Spectra([keys[place]], matrices[place : place + 1], scales[place : place + 1], kind, *half)
@@ -251,24 +256,25 @@ def _decompose_alike(keys: list[Key], matrices: Tensor) -> list[_Spectra]:
 
 
 def _converged(matrix: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Energies and basis of a matrix (1, P, Q) by the first method that converges for it, or None."""
+    """Return energies and basis of a matrix (1, P, Q) by the first method that converges; None if none does."""
     for method in METHODS:
         try:
             return method(matrix)
-        except torch.linalg.LinAlgError:
+        except LinAlgError:
             continue
     return None
 
 
 def _flat(matrices: Tensor) -> bool:
+    """Return whether matrices (..., P, Q) have P ≤ Q."""
     return matrices.shape[-2] <= matrices.shape[-1]
 
 
 def _by_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors of the Gram matrices of the shorter side, by the CPU, several side by side.
+    """Compute eigenvectors of the Gram matrices of the shorter side on the CPU, several in parallel.
 
-    In float64 their energies are wrong by some 1e-16 of the largest: far less than any 1 − ε that matters. On an H100
-    a Gram matrix of 256 rows takes 13 ms, on a core of its host 8; and the ranks are wanted on the host anyway.
+    In float64 the energies have an error of about 1e-16 of the largest, far below any 1 − ε in use. A Gram matrix of
+    256 rows takes 13 ms on an H100 and 8 ms on a core of its host, and the ranks are needed on the host anyway.
     """
     shorter = matrices if _flat(matrices) else matrices.mT
     gram = (shorter @ shorter.mT).cpu()
@@ -281,12 +287,13 @@ def _by_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_svd(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute singular values and vectors with the default driver of torch."""
     left, values, right = torch.linalg.svd(matrices, full_matrices=False)
     return (values**2).cpu(), left if _flat(matrices) else right.mT
 
 
 def _by_gesvd(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """LAPACK's QR iteration: slower than the divide and conquer of the others, and fails least."""
+    """Compute singular values and vectors by LAPACK's QR iteration, which is the slowest method and fails least."""
     import numpy as np
     from scipy import linalg
 
@@ -295,33 +302,34 @@ def _by_gesvd(matrices: Tensor) -> tuple[Tensor, Tensor]:
         try:
             left, values, right = linalg.svd(matrix, full_matrices=False, lapack_driver="gesvd")
         except np.linalg.LinAlgError as error:
-            raise torch.linalg.LinAlgError(str(error)) from error
+            raise LinAlgError(str(error)) from error
         energies.append(torch.from_numpy(values**2))
         bases.append(torch.from_numpy((left if _flat(matrices) else right.T).copy()))
     return torch.stack(energies), torch.stack(bases).to(matrices.device)
 
 
-# each (n, P, Q) -> energies in falling order (n, min(P, Q)) on the CPU, singular vectors of the shorter side as columns
-# where the matrices are; raises LinAlgError where any of the n does not converge
+# each (n, P, Q) -> energies in descending order (n, min(P, Q)) on the CPU, singular vectors of the shorter side as
+# columns on the device of the matrices; raises LinAlgError if any of the n does not converge
 METHODS = (_by_eigh, _by_svd, _by_gesvd)
 
 
 def _ranks(spectra: _Spectra, epsilon: float) -> list[int]:
-    """The smallest R of eq. 9 of each; 0 for a matrix of zeros."""
+    """Return the smallest R of eq. 9 for each matrix; 0 for a matrix of zeros."""
     kept = spectra.energy.cumsum(1)
     whole, scales = kept[:, -1:], spectra.scales.cpu()
-    # A singular value may be too large for the type though no entry is.
+    # A singular value can exceed the range of the type although no entry does.
     overflows = scales * whole.squeeze(1).sqrt() > torch.finfo(spectra.kind).max
-    # Counted from the top: a NaN, which is greater than nothing, leads to full rank and so to dense.
+    # Counted from the largest: comparisons with NaN are false, which gives full rank and so a dense tensor.
     ranks = kept.shape[1] + 1 - (kept > epsilon * whole).sum(1)
     ranks = torch.where(overflows, kept.shape[1], ranks.clamp(max=kept.shape[1]))
-    return torch.where(scales == 0, 0, ranks).tolist()
+    found: list[int] = torch.where(scales == 0, 0, ranks).tolist()
+    return found
 
 
 def _factors(spectra: _Spectra, ranks: Mapping[Key, int], quantise: bool) -> dict[Key, tuple[Tensor, Tensor, Tensor]]:
-    """U (P, R), Σ (R,), V (R, Q) of the matrices named: the projection on the leading vectors of the shorter side.
+    """Return U (P, R), Σ (R,), V (R, Q) of the matrices named: the projection on the leading vectors of the basis.
 
-    Made for all at once with the largest of the ranks; the others' last columns are left out.
+    Computed for all at once with the largest of the ranks; the last columns of the others are dropped.
     """
     if not ranks:
         return {}
@@ -349,7 +357,7 @@ def _factors(spectra: _Spectra, ranks: Mapping[Key, int], quantise: bool) -> dic
 
 
 def _quantised(left: Tensor, singular: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (n, P, R) and V (n, R, Q) in whole steps, each column's and row's its own; the steps go into Σ (n, R)."""
+    """Round U (n, P, R) by columns and V (n, R, Q) by rows to integers; the steps are multiplied into Σ (n, R)."""
     step_left = left.abs().amax(1) / LARGEST
     step_right = right.abs().amax(2) / LARGEST
     whole_left = left / torch.where(step_left > 0, step_left, 1).unsqueeze(1)
@@ -358,7 +366,7 @@ def _quantised(left: Tensor, singular: Tensor, right: Tensor) -> tuple[Tensor, T
 
 
 def _product(name: str, factors: list[Tensor], shape: torch.Size) -> Tensor:
-    """U Σ V in its shape. Raises BadMessage where the three do not fit each other or the shape."""
+    """Return U Σ V in the given shape. Raises BadMessage if the factors do not fit each other or the shape."""
     left, singular, right = factors
     rank = len(singular) if singular.ndim == 1 else -1
     fits = len(shape) >= 2 and shape.numel() > 0

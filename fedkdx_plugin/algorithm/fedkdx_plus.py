@@ -1,4 +1,4 @@
-"""FedKDX+: FedKDX of the paper with what this project adds to it (see `additions`)."""
+"""FedKDX+: FedKDX of the paper with the additions of this project (see `additions`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fedkdx_plugin.algorithm.fedkdx import FedKDX, FedKDXClient, FedKDXParams
 
 @dataclass(frozen=True)
 class FedKDXPlusParams(AdditionsParams, FedKDXParams):
-    """Hyper-parameters of FedKDX, and of the additions."""
+    """Hyper-parameters of the additions and of FedKDX."""
 
 
 class FedKDXPlusClient(AdditionsClient, FedKDXClient):
-    """Minimises what FedKDX's client does."""
+    """Minimises the losses of FedKDX."""
 
 
 class FedKDXPlus(AdditionsServer, FedKDX):
-    """FedKDX with a teacher that starts from the student, both predicting, differences down, 8 bits, error feedback."""
+    """Adds to FedKDX: teachers start from the student, both predict, differences down, 8 bits, error feedback."""
 
     paper = "Vu et al. 2026, FedKDX, with additions of this project"
     sends = "compressed student updates up, differences down; own teacher and student"

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fedkdx_plugin.cli.options import whole
 from fedkdx_plugin.flower import require_flower
-from registry.flags import Parser
+from registry.errors import UserError
+from registry.flags import Parser, add_flags, given
+from registry.parameters import Params, option, parse
+
+
+@dataclass(frozen=True)
+class Keys(Params):
+    """For how many sites keys are made."""
+
+    sites: int | None = option(None, "how many sites", 1, flags="--sites")
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,12 +28,15 @@ def main(words: Sequence[str]) -> int:
     text = "a new folder: 'server' in it is the server's, 'site-0' the first site's"
     parser.add_argument("folder", type=Path, help=text)
     parser.add_argument("--host", action="append", required=True, help="name or address of the server; may be repeated")
-    parser.add_argument("--sites", required=True, metavar="N", help="how many sites")
-    given = parser.parse_args(words)
-    sites = whole(given.sites, "--sites", 1)
+    add_flags(parser, Keys)
+    arguments = parser.parse_args(words)
+    keys = parse(Keys, given(arguments, Keys))
+    if keys.sites is None:
+        raise UserError("--sites: missing; write --sites N, for how many sites keys are to be made")
     require_flower()
     from fedkdx_plugin.flower import certificates
 
-    certificates.make(given.folder, given.host, sites)
-    print(f"made {given.folder}: give {given.folder}/site-<k> to site k alone, and keep {given.folder}/server")
+    folder = arguments.folder
+    certificates.make(folder, arguments.host, keys.sites)
+    print(f"made {folder}: give {folder}/site-<k> to site k alone, and keep {folder}/server")
     return 0

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from fedkdx_plugin.cli.options import add_security, whole
 from fedkdx_plugin.flower import require_flower
-from registry.flags import Parser
+from fedkdx_plugin.flower.options import Security, SiteOptions
+from registry.flags import Parser, add_flags, given
+from registry.parameters import parse
 
 
 def main(words: Sequence[str]) -> int:
     """Take part until Ctrl-C. Returns the exit code; raises UserError."""
     parser = Parser(
-        prog="fedkdx join", description="Take part in a federation with this site's own shards; until Ctrl-C."
+        prog="fedkdx join",
+        description="Take part in a federation with this site's own shards; until Ctrl-C.",
+        epilog="the folder of certificates holds ca.pem and this site's private key, site.key",
     )
-    parser.add_argument("--server", required=True, metavar="HOST:PORT", help="where `fedkdx serve` listens")
-    parser.add_argument("--client", required=True, metavar="K", help="this site's number, from 0")
-    parser.add_argument("-data", "--data", type=Path, required=True, help="folder of shards (fedkdx data make)")
-    parser.add_argument("--shard", metavar="S", help="which of them, where there are several")
-    parser.add_argument("--state", type=Path, required=True, help="folder for what this site keeps to itself")
-    parser.add_argument("-dev", "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    add_security(parser, "ca.pem and this site's private key, site.key")
-    given = parser.parse_args(words)
-    given.client = whole(given.client, "--client", 0)
-    given.shard = None if given.shard is None else whole(given.shard, "--shard", 0)
+    add_flags(parser, SiteOptions)
+    add_flags(parser, Security)
+    arguments = parser.parse_args(words)
+    options, security = (parse(declared, given(arguments, declared)) for declared in (SiteOptions, Security))
+    folder = security.folder
     require_flower()
-    from fedkdx_plugin.flower import join
+    from fedkdx_plugin.flower.supernode import join
 
-    return join.run(given)
+    return join(options, folder)

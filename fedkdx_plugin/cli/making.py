@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fedkdx_plugin.cli.flower import on_this_machine
 from fedkdx_plugin.cli.options import Making
 from fedkdx_plugin.experiments import runner
 from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.flower import require_flower
 from fedkdx_plugin.tracking.trackers import trackers
+from registry.errors import UserError
 
 
 def make(experiment: Experiment, command: Sequence[str], making: Making) -> int:
@@ -18,7 +19,12 @@ def make(experiment: Experiment, command: Sequence[str], making: Making) -> int:
         runner.show(experiment)
         return 0
     if experiment.runs[0].settings["engine"] == "flower":
-        return on_this_machine(experiment, command, making)
+        if making.trackers or making.jobs:
+            raise UserError("--track and --jobs: not with --engine flower; leave them out")
+        require_flower()
+        from fedkdx_plugin.flower.superlink import on_this_machine
+
+        return on_this_machine(experiment, list(command))
     watching = trackers(making.trackers)
     try:
         results = runner.run(experiment, command, making.jobs, watching)

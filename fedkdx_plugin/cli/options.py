@@ -13,7 +13,7 @@ from fedkdx_plugin.configuration.config import Config, Options, from_dict, read_
 from fedkdx_plugin.tracking.names import TRACKERS
 from registry.errors import UserError
 from registry.flags import add_flags
-from registry.parameters import Params, check, convert, option
+from registry.parameters import Params, option
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,3 @@ def _assignment(text: str) -> tuple[str, str]:
     if not equals or not name.strip():
         raise UserError(f"--set {text}: write NAME=VALUE")
     return name.strip(), value.strip()
-
-
-def add_security(parser: argparse._ActionsContainer, what: str) -> None:
-    """Add `--certificates` and `--insecure`, one of which must be given."""
-    either = parser.add_mutually_exclusive_group(required=True)
-    either.add_argument("--certificates", type=Path, metavar="FOLDER", help=f"a folder with {what}")
-    either.add_argument("--insecure", action="store_true", help="no encryption, anybody may join: for tests alone")
-
-
-def whole(text: str, flag: str, low: int) -> int:
-    """Return the whole number that a flag is given. Raises UserError: it is none, or below `low`."""
-    number: int = convert(text, int, flag)
-    check(number, {"low": low}, flag)
-    return number

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkdx_plugin.cli.options import Making
-from fedkdx_plugin.flower.plan import ELSEWHERE
+from fedkdx_plugin.flower.options import ELSEWHERE
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse

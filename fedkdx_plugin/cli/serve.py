@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedkdx_plugin.cli.options import add_config, add_options, add_security, read_config
+from fedkdx_plugin.cli.options import add_config, add_options, read_config
 from fedkdx_plugin.flower import require_flower
-from fedkdx_plugin.flower.plan import ELSEWHERE, Address, Terms
+from fedkdx_plugin.flower.options import ELSEWHERE, Address, Security, Terms
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
@@ -18,7 +18,8 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(
         prog="fedkdx serve",
         description="Run algorithms between sites, each of which joins with its own data (`fedkdx join`).",
-        epilog="example: fedkdx serve --sites 2 --certificates keys/server -algo FedKDX -m cnn -gr 20",
+        epilog="the folder of certificates holds server.pem, server.key, and the sites' public keys in 'keys'; "
+        "example: fedkdx serve --sites 2 --certificates keys/server -algo FedKDX -m cnn -gr 20",
     )
     add_options(parser)
     add_config(parser)
@@ -27,12 +28,12 @@ def main(words: Sequence[str]) -> int:
     group = parser.add_argument_group("the federation")
     add_flags(group, Terms)
     add_flags(group, Address)
-    add_security(group, "server.pem, server.key, and the sites' public keys in 'keys'")
+    add_flags(group, Security)
     arguments = parser.parse_args(words)
-    certificates, resume = arguments.certificates, arguments.resume
-    del arguments.certificates, arguments.insecure, arguments.resume
-    terms, address = (parse(declared, given(arguments, declared)) for declared in (Terms, Address))
-    terms = terms.checked()
+    resume = arguments.resume
+    del arguments.resume
+    terms, address, security = (parse(declared, given(arguments, declared)) for declared in (Terms, Address, Security))
+    certificates = security.folder
     if arguments.data:
         raise UserError("-data: the data are the sites' own (fedkdx join); leave it out")
     if resume is not None:
@@ -41,16 +42,19 @@ def main(words: Sequence[str]) -> int:
             raise UserError(f"--resume takes the folder's own configuration, and no other option, such as {other[0]}")
 
     from fedkdx_plugin.experiments.experiment import Experiment, experiment_folder
+    from fedkdx_plugin.experiments.runner import where_it_began
 
-    if resume is not None:
-        folder = Path(resume).absolute()
-        experiment = Experiment.resumed(experiment_folder(folder) or folder)
-    else:
-        arguments.data = ELSEWHERE
-        experiment = Experiment.comparison(read_config(arguments))
-    require_flower()
-    from fedkdx_plugin.flower import serve
+    asked = Path(resume).absolute() if resume is not None else None
+    folder = asked and (experiment_folder(asked) or asked)
+    with where_it_began(folder):
+        if folder is not None:
+            experiment = Experiment.resumed(folder)
+            if experiment.runs[0].settings["data"] != ELSEWHERE:
+                raise UserError(f"{folder}: of runs on this machine; `fedkdx resume {folder}` goes on with them")
+        else:
+            arguments.data = ELSEWHERE
+            experiment = Experiment.comparison(read_config(arguments))
+        require_flower()
+        from fedkdx_plugin.flower import superlink
 
-    return serve.run(
-        experiment, ["fedkdx", "serve", *words], terms, serve.Gate(address.host, address.port, certificates)
-    )
+        return superlink.serve(experiment, ["fedkdx", "serve", *words], terms, address, certificates)

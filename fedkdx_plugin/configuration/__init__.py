@@ -1,1 +1,1 @@
-"""What is to be run, declared and checked: options, algorithms and their hyper-parameters."""
+"""Configuration of a comparison, declared and checked: options, algorithms and their hyper-parameters."""

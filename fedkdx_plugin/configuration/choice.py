@@ -1,4 +1,4 @@
-"""Which algorithms take part, with which hyper-parameters: defaults <- preset <- `--set`."""
+"""Algorithms of a comparison with their hyper-parameters: defaults <- preset <- `--set`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class Choice:
-    """An algorithm that takes part.
+    """An algorithm of a comparison.
 
     Attributes:
-        entry: its place in the catalog.
+        entry: its entry in the catalog.
         server: its class.
         params: its hyper-parameters, an instance of `server.Params`.
     """
@@ -34,14 +34,15 @@ class Choice:
 
     @property
     def name(self) -> str:
+        """Name of the algorithm."""
         return self.entry.name
 
 
 def choose(config: Config) -> list[Choice]:
-    """The algorithms of a configuration with their hyper-parameters.
+    """Return the algorithms of a configuration with their hyper-parameters.
 
     Raises:
-        UserError: unknown algorithm or hyper-parameter, value out of range.
+        UserError: an algorithm or hyper-parameter is unknown, or a value is out of range.
     """
     names = [name for word in config.algorithm for name in (_all() if word.lower() == "all" else [word])]
     entries = list(dict.fromkeys(catalog.find("algorithms", name) for name in names))
@@ -56,6 +57,7 @@ def choose(config: Config) -> list[Choice]:
 
 
 def _params(entry: catalog.Entry, servers: Mapping[str, type[Server]], values: dict[str, Any]) -> Any:
+    """Return an algorithm's hyper-parameters from their values, by name. Raises UserError for a wrong value."""
     try:
         return parse(servers[entry.name].Params, values, entry.name)
     except UserError as error:
@@ -63,19 +65,20 @@ def _params(entry: catalog.Entry, servers: Mapping[str, type[Server]], values: d
 
 
 def _instead(algorithm: str, values: Mapping[str, Any]) -> str:
-    """Name the variant of an algorithm (its name with '+') where that takes values which the algorithm does not."""
+    """Return a hint at an algorithm's variant (its name with '+') if that accepts the values; else an empty text."""
     variant = f"{algorithm}+"
     if variant not in (entry.name for entry in catalog.entries("algorithms")):
         return ""
+    server: type[Server] = catalog.load("algorithms", variant)
     try:
-        parse(catalog.load("algorithms", variant).Params, dict(values), variant)
+        parse(server.Params, dict(values), variant)
     except UserError:
         return ""
     return f"; {variant} takes it (-algo {variant})"
 
 
 def read_preset(name: str) -> dict[str, dict[str, Any]]:
-    """Algorithm -> its hyper-parameters, from a preset of the project or a YAML file of the user's own.
+    """Read hyper-parameters by algorithm from a preset of the project or a YAML file of the user.
 
     Raises:
         UserError: there is no such preset or file, or it does not map algorithms to mappings.
@@ -94,7 +97,7 @@ def read_preset(name: str) -> dict[str, dict[str, Any]]:
 
 
 def _all() -> list[str]:
-    """Every algorithm that loads; a broken plug-in is said, and left out."""
+    """Return the names of all algorithms that can be loaded; print those that cannot."""
     entries = catalog.entries("algorithms")
     for entry in entries:
         if reason := catalog.describe(entry).broken:
@@ -103,13 +106,15 @@ def _all() -> list[str]:
 
 
 def _assign(sets: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> dict[str, dict[str, Any]]:
-    """Which algorithm gets which `--set`: `Name.x` that one, `x` every one that has it; the scoped one wins."""
+    """Assign `--set` values to algorithms: `Name.x` to one, `x` to all that have it; `Name.x` takes precedence."""
     values: dict[str, dict[str, Any]] = {name: {} for name in servers}
     for key in sorted(sets, key=lambda key: "." in key):
         scope, _, name = key.rpartition(".")
         targets = [algorithm for algorithm in servers if not scope or algorithm.lower() == scope.lower()]
         if not targets:
-            raise UserError(f"--set {key}: no algorithm '{scope}' here{suggest(scope, servers)}; {', '.join(servers)}")
+            raise UserError(
+                f"--set {key}: no algorithm '{scope}' here{suggest(scope, servers)}; choose {', '.join(servers)}"
+            )
         having = [a for a in targets if name in _field_names(servers[a])]
         if not having:
             known = sorted({field for target in targets for field in _field_names(servers[target])})
@@ -124,11 +129,12 @@ def _assign(sets: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> dic
 
 
 def _field_names(server: type[Server]) -> list[str]:
+    """Return the names of an algorithm's hyper-parameters."""
     return [field.name for field in dataclasses.fields(server.Params)]
 
 
 def resolve(config: Config, choices: list[Choice]) -> dict[str, Any]:
-    """The configuration with nothing left to default: what `--config` would read to do the same again."""
+    """Return the configuration with all defaults filled in, with which `--config` repeats the comparison."""
     scoped = {
         f"{choice.name}.{name}": list(value) if isinstance(value, tuple) else value
         for choice in choices
@@ -138,9 +144,9 @@ def resolve(config: Config, choices: list[Choice]) -> dict[str, Any]:
 
 
 def run_settings(resolved: Mapping[str, Any], choice: Choice, seed: int) -> dict[str, Any]:
-    """The part of a resolved configuration that makes one run: one algorithm under one seed."""
+    """Return the part of a resolved configuration for one run: one algorithm with one seed."""
     own = {key: value for key, value in resolved["set"].items() if key.startswith(f"{choice.name}.")}
     values = dict(resolved) | {"algorithm": [choice.entry.spec], "seed": seed, "times": 1, "set": own}
-    if values["vary"] == "data":  # each seed has data of its own
+    if values["vary"] == "data":  # each seed has its own data
         values["data_seed"] += seed - resolved["seed"]
     return values

@@ -16,92 +16,108 @@ from registry.parameters import option
 
 @dataclass(frozen=True)
 class Options(Files):
-    """All that is a plain value. Names and meaning follow PFLlib's flags."""
+    """Options with plain values. Names and meaning follow PFLlib's flags."""
 
     algorithm: tuple[str, ...] = option(
-        ("FedKDX",), "one or several, separated by commas, or 'all'", flags="-algo --algorithm"
+        ("FedKDX",), "one or several algorithms, separated by commas, or 'all'", flags="-algo --algorithm"
     )
-    model: str = option("cnn", "every client's model (the teacher, where there are two)", flags="-m --model")
+    model: str = option("cnn", "every client's model (the teacher, if there are two)", flags="-m --model")
     student_model: str | None = option(None, "the shared student's model (default: as -m)", flags="-sm --student-model")
     global_rounds: int = option(500, "communication rounds", low=1, flags="-gr --global-rounds --rounds")
     join_ratio: float = option(
         0.4, "share of the clients selected in a round", low=1e-9, high=1, flags="-jr --join-ratio"
     )
     unseen: float = option(
-        0.0, "clients never selected and measured apart: a number, or a share below 1", low=0, flags="--unseen"
+        0.0, "clients never selected and evaluated separately: a number, or a share below 1", low=0, flags="--unseen"
     )
     late: str | None = option(None, "share of clients that join in a later round, such as 0.3@50", flags="--late")
     rare: str | None = option(
-        None, "share of clients reached in a round only with a probability, such as 0.3@0.1", flags="--rare"
+        None, "share of clients available in a round only with a probability, such as 0.3@0.1", flags="--rare"
     )
     dropout: float = option(
         0.0, "probability that a selected client drops out of a round", low=0, high=1, flags="--dropout"
     )
     stragglers: float = option(
-        0.0, "probability that it has time for some of its epochs only", low=0, high=1, flags="--stragglers"
+        0.0,
+        "probability that a selected client has time for only some of its epochs",
+        low=0,
+        high=1,
+        flags="--stragglers",
     )
-    corrupt: float = option(0.0, "probability that its reply arrives damaged", low=0, high=1, flags="--corrupt")
+    corrupt: float = option(0.0, "probability that a client's reply arrives damaged", low=0, high=1, flags="--corrupt")
     batch_size: int = option(32, "windows in a local batch", low=1, flags="-lbs --batch-size")
-    local_learning_rate: float = option(0.01, "of the clients' SGD", low=1e-12, flags="-lr --local-learning-rate")
+    local_learning_rate: float = option(
+        0.01, "learning rate of the clients' SGD", low=1e-12, flags="-lr --local-learning-rate"
+    )
     learning_rate_decay: bool = option(
-        True, "shrink a client's rate each time it has trained (true or false)", flags="-ld --learning-rate-decay"
+        True,
+        "reduce a client's learning rate each time it has trained (true or false)",
+        flags="-ld --learning-rate-decay",
     )
     learning_rate_decay_gamma: float = option(
         0.99, "factor of that decay", low=1e-9, high=1, flags="-ldg --learning-rate-decay-gamma"
     )
     local_epochs: int = option(4, "passes over a client's data in a round", low=1, flags="-ls --local-epochs")
-    clip_norm: float = option(10.0, "bound on each network's gradient norm; 0: none", low=0, flags="--clip-norm")
+    clip_norm: float = option(10.0, "bound on each network's gradient norm; 0: no bound", low=0, flags="--clip-norm")
     bn: str = option(
         "average", "batch norm: averaged with the weights, or local (FedBN)", choices=("average", "local"), flags="--bn"
     )
-    num_classes: int | None = option(None, "checked against the data", low=2, flags="-nb --num-classes")
+    num_classes: int | None = option(
+        None, "number of classes, checked against the data", low=2, flags="-nb --num-classes"
+    )
     times: int = option(
-        1, "repeat with seeds seed, seed + 1, ...; what differs between them, --vary says", low=1, flags="-t --times"
+        1,
+        "number of repetitions, with seeds seed, seed + 1, ...; --vary sets what differs between them",
+        low=1,
+        flags="-t --times",
     )
     vary: str = option(
         "training",
-        "what -t varies: training (initial weights, batches, client sampling) or data (split, kept share and "
-        "partition, too)",
+        "what -t varies: training (initial weights, batches, client sampling) or data (also split, kept share and "
+        "partition)",
         choices=("training", "data"),
         flags="--vary",
     )
-    seed: int = option(0, "of weights, batches and client sampling", low=0, flags="--seed")
-    device: str = option("auto", "cpu, cuda, or auto", choices=("auto", "cpu", "cuda"), flags="-dev --device")
-    device_id: int = option(0, "which CUDA device", low=0, flags="-did --device-id")
+    seed: int = option(0, "seed of weights, batches and client sampling", low=0, flags="--seed")
+    device: str = option(
+        "auto", "cpu, cuda, or auto (cuda if there is one)", choices=("auto", "cpu", "cuda"), flags="-dev --device"
+    )
+    device_id: int = option(0, "number of the CUDA device", low=0, flags="-did --device-id")
     backend: str = option(
         "auto",
-        "how clients are trained: one by one, in processes, stacked on one device, or what is fastest here",
+        "how clients are trained: one by one, in processes, stacked on one device, or auto (the fastest here)",
         choices=("auto", "sequential", "parallel", "stacked"),  # backends.selection.NAMES, which imports torch
         flags="--backend",
     )
     precision: str = option(
         "float32",
-        "products on a GPU: of float32, or of numbers shortened to 10 binary digits, which is faster",
+        "matrix products on a GPU: in float32, or in tf32 with 10-bit mantissas, which is faster",
         choices=("float32", "tf32"),
         flags="--precision",
     )
     client_memory: str = option(
         "device",
-        "where clients' state and training windows lie between rounds: on the GPU, or in the host's memory",
+        "where client state and training windows are kept between rounds: on the GPU, or in host memory",
         choices=("device", "host"),
         flags="--client-memory",
     )
     engine: str = option(
         "local",
-        "local: in this process; flower: a Flower federation of processes on this machine, one a site, to try it out",
+        "local: in this process; flower: a Flower federation of one process for each site on this machine, as a trial",
         choices=("local", "flower"),
         flags="--engine",
     )
-    eval_gap: int = option(1, "evaluate every so many rounds", low=1, flags="-eg --eval-gap")
-    preset: str = option("paper", "hyper-parameters to begin with: paper, tuned, or a YAML file", flags="--preset")
-    label: str = option("", "shown behind the algorithms' names, to tell variants of one apart", flags="--label")
-    goal: str = option("test", "a label; part of the run folder's name", flags="-go --goal")
-    out: str = option("runs", "where run folders are made", flags="-o --out")
+    eval_gap: int = option(1, "rounds between evaluations", low=1, flags="-eg --eval-gap")
+    preset: str = option("paper", "preset of hyper-parameters: paper, tuned, or a YAML file", flags="--preset")
+    label: str = option("", "text added to the algorithms' names, to distinguish variants of one", flags="--label")
+    goal: str = option("test", "label that is part of the run folder's name", flags="-go --goal")
+    out: str = option("runs", "folder in which run folders are made", flags="-o --out")
 
     def __post_init__(self) -> None:
+        """Check values that depend on more than their range. Raises UserError."""
         super().__post_init__()
         if not self.algorithm:
-            raise UserError("-algo: names none; fedkdx list shows all")
+            raise UserError("-algo: no algorithm is named; fedkdx list shows all")
         if not all(c.isalnum() or c in "-_" for c in self.goal):
             raise UserError(f"-go: {self.goal!r} may hold letters, digits, '-' and '_' only")
         if not self.label.isprintable() or any(c in self.label for c in "/\\|"):
@@ -110,31 +126,31 @@ class Options(Files):
 
 @dataclass(frozen=True)
 class Config(Options):
-    """What to run.
+    """Configuration of a comparison.
 
     Attributes:
         set: hyper-parameters of the algorithms, `name` or `Algorithm.name` -> value, checked when the algorithms load.
-        shards: which data, cut and divided how.
+        shards: the data set, and how it is cut into windows and divided among clients.
     """
 
     set: Mapping[str, Any] = field(default_factory=dict)
     shards: ShardSpec = field(default_factory=lambda: ShardSpec(""))
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat and plain, as YAML holds it; `from_dict` reads it back."""
+        """Return a flat mapping of plain values, as in YAML; `from_dict` is the inverse."""
         shards = {parameters.key_of(f): getattr(self.shards, f.name) for f in dataclasses.fields(ShardSpec)}
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(Options)}
         return shards | options | {"algorithm": list(self.algorithm), "set": dict(self.set)}
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Config:
-    """A checked configuration from flat values (YAML merged with the command line).
+    """Make a checked configuration from flat values (YAML merged with the command line).
 
     Args:
-        where: what the values come from, for error messages.
+        where: source of the values, for error messages.
 
     Raises:
-        UserError: unknown key, wrong type, value out of range, or no data set named.
+        UserError: a key is unknown, a value has the wrong type or is out of range, or no data set is named.
     """
     own, of_shards = ({parameters.key_of(f) for f in dataclasses.fields(part)} for part in (Options, ShardSpec))
     known = own | {"set"} | of_shards
@@ -152,7 +168,7 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError."""
+    """Read a mapping from a YAML file. Raises UserError."""
     import yaml
 
     try:

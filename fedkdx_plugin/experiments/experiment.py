@@ -185,7 +185,12 @@ class Experiment:
             jobs: runs side by side, a process each; 1: in this process, of a comparison. None: see `runner.run`.
             callbacks: are told what happens.
             progress: show how far the work is.
+
+        Raises:
+            UserError: also for the engine `flower`, whose processes the command line alone starts.
         """
+        if self.runs[0].settings["engine"] != "local":
+            raise UserError("engine 'flower': use the command line (fedkdx run --engine flower), or leave engine out")
         from fedkdx_plugin.experiments import runner
 
         return runner.run(self, ["python"], jobs, callbacks, progress, strict=True)

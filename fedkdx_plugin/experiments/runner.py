@@ -55,8 +55,8 @@ def run(
         UserError: wrong input, found before the first round, or nothing could be run.
         KeyboardInterrupt: stopped; all runs have saved what they have.
     """
-    _check_rounds(experiment)
-    data, failed = _prepared(experiment)
+    check_rounds(experiment)
+    data, failed = prepare(experiment)
     folder = experiment.begin(command)
     if progress:
         _say(experiment, folder, data)
@@ -101,7 +101,7 @@ def where_it_began(folder: Path | None) -> Iterator[None]:
         os.chdir(here)
 
 
-def _prepared(experiment: Experiment) -> tuple[str, dict[Path, str]]:
+def prepare(experiment: Experiment) -> tuple[str, dict[Path, str]]:
     """Make the shards that are missing, once for all runs, and check models and algorithms on them.
 
     Returns:
@@ -152,7 +152,7 @@ def _name(experiment: Experiment, shards: ShardSet) -> None:
     experiment.title = f"{shards.name}, {experiment.title.partition(', ')[2]}"
 
 
-def _check_rounds(experiment: Experiment) -> None:
+def check_rounds(experiment: Experiment) -> None:
     """Raise UserError where a run has more rounds than it is to have."""
     for planned in experiment.runs if experiment.folder else ():
         done = rounds_done(experiment.place(planned))

@@ -1,4 +1,4 @@
-"""Certificates and keys for a test: an authority, the server's certificate, and a key pair for each site."""
+"""Certificates and keys: make them for a test, and find those that a party was given."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ DAYS = 90
 
 
 def site_name(client: int) -> str:
-    """The name under which a site's key is registered: with it, it can be this client and no other."""
+    """Return the name under which a site's key is registered; its holder can be this client and no other."""
     return f"client-{client}"
 
 
 def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
-    """A folder for each party: `server` (certificate, key, the sites' public keys) and `site-<k>`.
+    """Make a folder for each party: `server` (certificate, key, the sites' public keys) and `site-<k>`.
 
     Args:
-        folder: which must not be there yet.
+        folder: a new folder.
         hosts: names and addresses by which sites reach the server.
-        sites: how many there are.
+        sites: number of sites.
 
     Raises:
-        UserError: it is there, or cannot be made.
+        UserError: the folder exists, or cannot be made.
     """
     try:
         folder.mkdir(parents=True, mode=0o700)
@@ -57,7 +57,7 @@ def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
 
 
 def make_server(folder: Path, hosts: Sequence[str]) -> bytes:
-    """A certificate for a server, signed by an authority whose key is thrown away. Returns the authority's."""
+    """Make a server's certificate, signed by an authority whose key is thrown away; return the authority's."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority_key, key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkdx test authority")])
@@ -81,10 +81,32 @@ def make_server(folder: Path, hosts: Sequence[str]) -> bytes:
     return text
 
 
+def public_keys(folder: Path) -> list[Path]:
+    """Return the files of the sites' public keys in a server's folder. Raises UserError: a file is missing."""
+    for name in (CERTIFICATE, KEY, KEYS):
+        if not (folder / name).exists():
+            raise UserError(
+                f"{folder / name}: missing; `fedkdx certificates` makes it for a test, and --insecure does without"
+            )
+    keys = sorted((folder / KEYS).glob("*.pub"))
+    if not keys:
+        raise UserError(f"{folder / KEYS}: holds no public key; put client-0.pub, client-1.pub, ... there")
+    return keys
+
+
+def site_files(folder: Path) -> tuple[Path, Path]:
+    """Return the authority's certificate and the private key in a site's folder. Raises UserError: one is missing."""
+    authority, key = folder / AUTHORITY, folder / SITE_KEY
+    for path in (authority, key):
+        if not path.is_file():
+            raise UserError(f"{path}: missing; whoever runs the server gives it to this site")
+    return authority, key
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, issuer_key: ec.EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
-    now, issuer_public = datetime.datetime.now(datetime.UTC), issuer_key.public_key()
+    now, issuer_public = datetime.datetime.now().astimezone(), issuer_key.public_key()
     return (
         x509.CertificateBuilder()
         .subject_name(subject)

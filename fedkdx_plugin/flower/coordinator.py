@@ -1,8 +1,8 @@
-"""The server's side: the engine's round loop, with sites that do the work.
+"""The server's side of a federation: the engine's round loop, with a backend whose clients are sites.
 
-One message a site and round. The request of round t + 1 asks for two things: first to measure the state after round t,
-then, of the selected, to train. So a round's figures arrive with the next round's replies, a last request after the
-last round asks for measuring alone, and the numbers are those of one process.
+Each site gets one message a round. The request of round t + 1 asks first to measure the state after round t, then, of
+the selected clients, to train. So a round's metrics arrive with the next round's replies, a last request after the last
+round asks for metrics alone, and the numbers are those of one process.
 """
 
 from __future__ import annotations
@@ -29,53 +29,46 @@ from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.setting import schedule
-from fedkdx_plugin.flower.protocol import Answer, Figures, Request
+from fedkdx_plugin.flower.protocol import Answer, ClientMetrics, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 
 
 class Silent(NonFinite):
-    """A client that gave no answer, or none that counts; the text says why. Its round passes without it."""
+    """A client gave no answer, or none that counts; the text says why. Its round goes on without it."""
 
 
-def elsewhere(roster: Roster) -> DeviceData:
-    """The data of a federation whose windows lie at the sites: sizes alone."""
-    sizes = [roster.known[id].samples if id in roster.known else 0 for id in range(roster.clients)]
-    known = {id: roster.known[id].statistics for id in roster.present(0)}
-    nothing = torch.empty(0, *roster.about.shape)
-    return DeviceData(
-        train_x=[nothing] * roster.clients,
-        train_y=[_size(size) for size in sizes],
-        test_x=nothing,
-        test_y=torch.empty(0, dtype=torch.int64),
-        test_client=torch.empty(0, dtype=torch.int64),
-        test_slices=[slice(0)] * roster.clients,
-        evaluated_on=roster.about.evaluated_on,
-        statistics=[known.get(id) for id in range(roster.clients)] if roster.about.statistics else None,
-    )
+class RemoteBackend(Backend):
+    """Lets sites do the clients' work: one request to each site and round.
 
+    It differs from the backends of one process in when results come, and in where state lies:
 
-def _size(samples: int) -> Tensor:
-    """Labels of which only the number is known."""
-    return torch.empty(samples, dtype=torch.int64, device="meta")
-
-
-class Remote(Backend):
-    """Lets the sites work.
+    - `train` asks the clients given, as every backend does. A client without an answer that counts has the result
+      `Silent`, and until the next request its reason is in `silent`.
+    - `evaluator` gives a function that measures nothing yet: it keeps the state to be measured and returns {}. The next
+      request, of `train` or `measure`, goes to every site that is there, which measures that state before it trains;
+      then `measured` has the metrics. After the last round `measure` asks for them alone.
+    - `predict` raises UserError: the windows lie at the sites.
+    - Clients keep their state at their sites, a copy for each round in which they trained. A request names the round
+      whose state a client goes on from (`states`), and the last round on the server's disk (`durable`), before which a
+      site needs no copy. Whoever runs the rounds sets `durable` after a round is on disk, and after a restart sets
+      `states` to what it was in that round.
+    - The sites scale their windows by `scaling`, which every request brings.
 
     Args:
-        link: the way to them.
-        roster: who is there.
+        workspace, data, settings: as of `Backend`; the data hold sizes alone (see `remote_data`).
+        link: carries messages to the sites.
+        roster: knows which sites are there.
         run: the run's name at the sites.
-        deadline: seconds for a round.
+        deadline: seconds that a site has to answer.
 
     Attributes:
-        states: client -> round of its last answer with a reply, which means that it kept its state after that round.
+        states: client -> round of its last answer with a reply; it kept its state after that round.
         silent: client -> why it gave no answer when it was last asked to train.
-        durable: last round on disk.
-        measured: view -> figures of the state asked for last.
-        scaling: what the sites scale their windows by, where that is still to be done.
+        durable: last round on the server's disk.
+        measured: view -> metrics of the state that was measured last.
+        scaling: statistics to scale windows by; None where they are scaled already.
     """
 
     name = "flower"
@@ -101,7 +94,7 @@ class Remote(Backend):
         self._shared: Mapping[str, Tensor] | None = None
 
     def evaluator(self) -> Callable[[Mapping[str, Tensor]], dict[str, Metrics]]:
-        """Measures with the next request: what comes back at once is empty."""
+        """Return what keeps a state for the next request to measure, and returns {}."""
 
         def later(shared: Mapping[str, Tensor]) -> dict[str, Metrics]:
             self._shared = dict(shared)
@@ -110,13 +103,7 @@ class Remote(Backend):
         return later
 
     def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
-        return self.ask(messages, round)
-
-    def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
-        raise UserError("windows lie at the sites, which alone can predict them")
-
-    def ask(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
-        """One request to each client that is to train or to be measured; the results of those that were to train."""
+        """Ask clients to train, and every site to measure the state that waits for it; return the clients' results."""
         shared, self._shared = self._shared, None
         there = set(self.roster.present(round.index))
         requests = {}
@@ -125,28 +112,35 @@ class Remote(Backend):
             request = Request(self.run, id, round, state, self.durable, messages.get(id), shared, self.scaling)
             requests[id] = request.to_message().to_bytes()
         answers = self._exchange(requests, round)
+        given = {id: answer for id, answer in answers.items() if isinstance(answer, Answer)}
         if shared is not None:
-            self.measured = self._combine({id: a.figures for id, a in answers.items() if isinstance(a, Answer)}, shared)
-        trained = {id for id in messages if isinstance(answers.get(id), Answer) and answers[id].reply is not None}
-        self.states.update(dict.fromkeys(sorted(trained), round.index))
-        missing = {id: answers.get(id, "not there") for id in messages}
-        self.silent = {id: answer for id, answer in missing.items() if isinstance(answer, str)}
-        return {id: _result(id, answer) for id, answer in missing.items()}
+            self.measured = self._combine({id: answer.metrics for id, answer in given.items()}, shared)
+        trained = (id for id in sorted(messages) if id in given and given[id].reply is not None)
+        self.states.update(dict.fromkeys(trained, round.index))
+        results = {id: answers.get(id, "not there") for id in messages}
+        self.silent = {id: answer for id, answer in results.items() if isinstance(answer, str)}
+        return {id: _result(id, answer) for id, answer in results.items()}
+
+    def measure(self, round: Round) -> None:
+        """Ask every site to measure the state that waits for it; `measured` then has the metrics."""
+        self.train({}, round)
+
+    def predict(self, net: str, predictions: Sequence[Prediction]) -> list[Tensor]:
+        """Raise UserError."""
+        raise UserError("predictions: the windows lie at the sites, which alone can predict them")
 
     def _exchange(self, requests: Mapping[int, bytes], round: Round) -> dict[int, Answer | str]:
-        """Client -> its answer, or why there is none; all of it told."""
+        """Return client -> its answer, or why there is none; the roster is told of each."""
         began = time.monotonic()
         arrived = self.link.exchange(requests, self.deadline) if requests else {}
         answers: dict[int, Answer | str] = {}
-        for id, data in sorted(requests.items()):
-            answer, up = arrived.get(id, "no answer"), 0
-            if not isinstance(answer, str):
-                up = len(answer)
-                answer = self._read(id, answer, round)
+        for id, sent in sorted(requests.items()):
+            got = arrived.get(id, "no answer")
+            answer = got if isinstance(got, str) else self._read(id, got, round)
             refused = answer if isinstance(answer, str) else answer.dropped
             kind = "silent" if isinstance(answer, str) else "refused" if refused else "answered"
-            seconds = time.monotonic() - began
-            self.roster.tell(Event(round.index, id, kind, refused, len(data), up, seconds))
+            up, seconds = 0 if isinstance(got, str) else len(got), time.monotonic() - began
+            self.roster.tell(Event(round.index, id, kind, refused, len(sent), up, seconds))
             answers[id] = answer
         return answers
 
@@ -157,19 +151,19 @@ class Remote(Backend):
             return f"no answer of ours: {error}"
 
     def _combine(
-        self, figures: Mapping[int, Mapping[str, Figures]], shared: Mapping[str, Tensor]
+        self, own: Mapping[int, Mapping[str, ClientMetrics]], shared: Mapping[str, Tensor]
     ) -> dict[str, Metrics]:
-        """Everybody's figures as `metrics.evaluate` gives them; who did not answer counts as without test windows."""
+        """Return all clients' metrics as `metrics.evaluate` does; without an answer, a client has no test windows."""
         clients, classes = self.data.clients, len(self.classes)
         result = {}
         for view in views(self.workspace, shared, self.data):
             table = np.full((len(metrics.FIGURES), clients), np.nan)
             table[0] = 0
             confusion = np.zeros((clients, classes, classes), dtype=np.int64)
-            having = {id: own[view] for id, own in figures.items() if view in own}
-            for id, own in having.items():
-                table[:, id], confusion[id] = own.row.numpy(), own.confusion.numpy()
-            result[view] = metrics.summary(table, confusion, sum(own.nonfinite for own in having.values()))
+            having = {id: found[view] for id, found in own.items() if view in found}
+            for id, found in having.items():
+                table[:, id], confusion[id] = found.row.numpy(), found.confusion.numpy()
+            result[view] = metrics.summary(table, confusion, sum(found.nonfinite for found in having.values()))
         return result
 
 
@@ -181,8 +175,30 @@ def _result(id: int, answer: Answer | str) -> Trained | NonFinite:
     return Trained(answer.reply, torch.tensor(answer.loss))
 
 
+def remote_data(roster: Roster) -> DeviceData:
+    """Return the data of a federation whose windows lie at the sites: sizes and statistics alone."""
+    sizes = [roster.known[id].samples if id in roster.known else 0 for id in range(roster.clients)]
+    known = {id: roster.known[id].statistics for id in roster.present(0)}
+    nothing = torch.empty(0, *roster.about.shape)
+    return DeviceData(
+        train_x=[nothing] * roster.clients,
+        train_y=[_size(size) for size in sizes],
+        test_x=nothing,
+        test_y=torch.empty(0, dtype=torch.int64),
+        test_client=torch.empty(0, dtype=torch.int64),
+        test_slices=[slice(0)] * roster.clients,
+        evaluated_on=roster.about.evaluated_on,
+        statistics=[known.get(id) for id in range(roster.clients)] if roster.about.statistics else None,
+    )
+
+
+def _size(samples: int) -> Tensor:
+    """Return labels of which only the number is known."""
+    return torch.empty(samples, dtype=torch.int64, device="meta")
+
+
 def check_algorithm(algorithm: type[Server], participation: Participation) -> None:
-    """Raises UserError for an algorithm or a setting that sites cannot have."""
+    """Raise UserError for an algorithm or an option that a federation between sites cannot have."""
     if algorithm.pools_data:
         raise UserError(f"{algorithm.__name__} pools everybody's data, which never leave a site; it cannot run here")
     if participation.unseen:
@@ -190,7 +206,7 @@ def check_algorithm(algorithm: type[Server], participation: Participation) -> No
 
 
 def check_sites(experiment: Experiment) -> None:
-    """Raise UserError for algorithms or settings that sites cannot have."""
+    """Raise UserError for algorithms or options of an experiment that a federation between sites cannot have."""
     for planned in experiment.runs:
         config = planned.config
         if config.vary == "data":  # each seed is to have data of its own
@@ -204,14 +220,16 @@ class Coordinator(Federation):
 
     Args:
         algorithm, task, params, settings, schedule: as of `Federation`.
-        link: the way to the sites.
-        roster: who is there.
-        run: the run's name at the sites.
-        deadline: seconds for a round; who has not answered by then is left out of it.
+        link, roster, run, deadline: as of `RemoteBackend`.
+
+    Attributes:
+        remote: the backend, by its own type.
 
     Raises:
-        UserError: an algorithm or a setting that sites cannot have.
+        UserError: an algorithm or an option that a federation between sites cannot have.
     """
+
+    remote: RemoteBackend
 
     def __init__(
         self,
@@ -229,19 +247,20 @@ class Coordinator(Federation):
         self.roster = roster
         self._snapshot: Message | None = None
 
-        def remote(workspace: Workspace, data: DeviceData, settings: Settings) -> Remote:
-            return Remote(workspace, data, settings, link, roster, run, deadline)
+        def make(workspace: Workspace, data: DeviceData, settings: Settings) -> Backend:
+            self.remote = RemoteBackend(workspace, data, settings, link, roster, run, deadline)
+            return self.remote
 
-        super().__init__(algorithm, task, params, elsewhere(roster), settings, schedule, remote)
+        super().__init__(algorithm, task, params, remote_data(roster), settings, schedule, make)
         self._scale_by(self.agreed)
 
     def run(self, observers: Sequence[Observer] = (), done: int = 0) -> None:
-        """As `Federation.run`; each record is complete, and seen, once the next round has brought its figures.
+        """Make all rounds but those already `done`; show each record once the next round has brought its metrics.
 
-        The first observer must put state and records on disk before it returns: sites forget by what it was shown.
+        The first observer must put state and records on disk before it returns: by that, sites delete old state.
         """
         last: RoundRecord | None = None
-        self.backend.durable = done
+        self.remote.durable = done
         for index in range(done + 1, self.schedule.rounds + 1):
             round = Round(index, self.schedule.rounds, self.schedule.join_ratio)
             self._meet(round)
@@ -252,30 +271,31 @@ class Coordinator(Federation):
             self._snapshot, last = self._state(), record
         if last:
             self._meet(round)
-            self.backend.ask({}, round)
+            self.remote.measure(round)
             self._finish(last, observers)
 
     def round(self, round: Round) -> RoundRecord:
-        """As `Federation.round`; who gave no answer is lost, not rejected."""
-        record, silent = super().round(round), self.backend.silent
+        """Make one round as `Federation.round`; clients that gave no answer are lost, not rejected."""
+        record, silent = super().round(round), self.remote.silent
         rejected = {id: reason for id, reason in record.rejected.items() if id not in silent}
         return replace(record, rejected=rejected, lost=dict(sorted((record.lost | silent).items())))
 
     def reachable(self, round: Round) -> list[int]:
+        """Return the clients that can be selected in a round and are there, ascending."""
         there = self.roster.present(round.index)
         return [id for id in super().reachable(round) if id in there]
 
     def save(self) -> Message:
-        """What the server holds after the last round that was seen; the clients' own state is theirs."""
+        """Return the server's state after the last round that was shown; clients keep theirs at the sites."""
         return self._snapshot or self._state()
 
     def restore(self, saved: Message) -> None:
-        """Become the coordinator that `save` described.
+        """Take over the state that `save` returned.
 
         Raises:
             KeyError or ValueError: `saved` is of another algorithm.
         """
-        self.backend.states = {int(id): round for id, round in saved.meta["states"].items()}
+        self.remote.states = {int(id): round for id, round in saved.meta["states"].items()}
         own = {name: tensor for name, tensor in saved.tensors.items() if name.startswith("server/")}
         tensors = {name.removeprefix("server/"): tensor for name, tensor in own.items()}
         self.server.restore(Message(tensors, saved.meta["server"]))
@@ -285,15 +305,15 @@ class Coordinator(Federation):
             self._scale_by(scaling.Agreement(pooled, *saved.meta["agreed"]))
 
     def _scale_by(self, agreed: scaling.Agreement | None) -> None:
-        """Let the sites scale by this; once agreed on, it stays, whoever comes and goes."""
+        """Let the sites scale their windows by this; it stays for the whole run, whoever joins or leaves."""
         self.agreed = agreed
-        self.backend.scaling = agreed and agreed.pooled
+        self.remote.scaling = agreed.pooled if agreed else None
 
     def _state(self) -> Message:
         server = self.server.save()
         tensors = {f"server/{name}": tensor for name, tensor in server.tensors.items()}
-        states = {str(id): round for id, round in sorted(self.backend.states.items())}
-        meta = {"server": dict(server.meta), "states": states}
+        states = {str(id): round for id, round in sorted(self.remote.states.items())}
+        meta: dict[str, Any] = {"server": dict(server.meta), "states": states}
         if self.agreed:
             common = scaling.to_message(self.agreed.pooled).tensors
             tensors |= {f"scaling/{name}": tensor for name, tensor in common.items()}
@@ -301,15 +321,15 @@ class Coordinator(Federation):
         return Message(tensors, meta)
 
     def _meet(self, round: Round) -> None:
-        """Wait until enough sites are there, and note how much data they have."""
+        """Wait until enough sites are there, and note how many windows they have."""
         for id in self.roster.wait(round.index):
             self.data.train_y[id] = _size(self.roster.known[id].samples)
 
     def _finish(self, record: RoundRecord | None, observers: Sequence[Observer]) -> None:
-        """Give a round its figures and show it."""
+        """Give a round's record its metrics, and show it to the observers."""
         if record:
             due = record.round % self.schedule.eval_gap == 0 or record.round == self.schedule.rounds
-            record = replace(record, metrics=self.backend.measured if due else {})
+            record = replace(record, metrics=self.remote.measured if due else {})
             for observer in observers:
                 observer.on_round_end(record)
-            self.backend.durable = record.round
+            self.remote.durable = record.round

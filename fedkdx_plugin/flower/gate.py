@@ -1,9 +1,9 @@
-"""What sites reach of a SuperLink: the calls a SuperNode makes, and nothing else.
+"""A gate before a SuperLink: it passes on the calls that a SuperNode makes, and nothing else.
 
 Flower 1.41 serves three interfaces on one port. The sites' own (`/v1/fleet`) asks for a registered key. The other two
-ask for nothing without Flower's paid extensions (`superlink/auth_plugin/noop_auth_plugin.py`): by `/v1/control`,
-whoever reaches the port can start a run, that is, run code of his choice at every site; by `/v1/runtime`, take a run
-over. So the SuperLink listens on this machine alone, and this gate passes on the sites' calls.
+ask for nothing without Flower's paid extensions (`superlink/auth_plugin/noop_auth_plugin.py`): through `/v1/control`
+whoever reaches the port can start a run, that is, run any code at every site; through `/v1/runtime`, take over a run.
+So the SuperLink listens on this machine alone, and this gate passes on the sites' calls.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ OWN_HEADERS = {"host", "connection", "content-length", "transfer-encoding"}  # o
 
 
 def make(upstream: str, verify: ssl.SSLContext | bool) -> Starlette:
-    """The gate as an ASGI application.
+    """Return the gate as an ASGI application.
 
     Args:
         upstream: URL of the SuperLink.
-        verify: its certificate is checked against this.
+        verify: what the SuperLink's certificate is checked against.
     """
 
     @asynccontextmanager
@@ -44,6 +44,7 @@ def make(upstream: str, verify: ssl.SSLContext | bool) -> Starlette:
 
 
 async def _pass_on(request: Request) -> Response:
+    """Pass on a call of a site; answer any other with 403."""
     path = request.scope["path"]
     if not ALLOWED.fullmatch(path):
         return PlainTextResponse("not for sites\n", status_code=403)
@@ -57,7 +58,7 @@ async def _pass_on(request: Request) -> Response:
 
 
 def main() -> None:
-    """Run a gate until it is told to end."""
+    """Run a gate until the process is told to end."""
     parser = argparse.ArgumentParser(prog="fedkdx gate")
     for name in ("--host", "--port", "--upstream"):
         parser.add_argument(name, required=True)

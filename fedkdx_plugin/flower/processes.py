@@ -1,4 +1,4 @@
-"""Starts Flower's programs as processes, and leaves none of them behind."""
+"""Start Flower's programs as processes, leave none of them behind, and read what they print."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -31,8 +32,16 @@ QUIET = {
 }
 
 
+class _Started(NamedTuple):
+    """A program that was started, by its name, and its log."""
+
+    process: subprocess.Popen[bytes]
+    name: str
+    log: Path
+
+
 class Processes:
-    """Programs that end with this block: on success, failure, Ctrl-C, SIGTERM, and when the terminal goes away.
+    """Start programs that end with this block: after success, failure, Ctrl-C, SIGTERM, or a closed terminal.
 
     Flower's programs start others, some in sessions of their own, so all of them are found by a mark in their
     environment.
@@ -40,8 +49,8 @@ class Processes:
 
     def __init__(self) -> None:
         self.mark = secrets.token_hex(8)
-        self._started: list[tuple[subprocess.Popen[bytes], Path]] = []
-        self._handlers: dict[int, object] = {}
+        self._started: list[_Started] = []
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Processes:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -49,7 +58,9 @@ class Processes:
                 self._handlers[number] = signal.signal(number, _interrupt)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number in self._handlers:  # a second Ctrl-C must not stop the cleaning up
             signal.signal(number, signal.SIG_IGN)
         try:
@@ -61,7 +72,7 @@ class Processes:
     def start(
         self, command: Sequence[str], home: Path, log: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a program; what it says is appended to `log`.
+        """Start a program; what it prints is appended to `log`.
 
         Args:
             command: see `flower` for Flower's own.
@@ -77,19 +88,20 @@ class Processes:
                 env=environment(home) | {MARK: self.mark} | dict(env or {}),
                 start_new_session=True,  # Ctrl-C is ours to hear
             )
-        self._started.append((process, log))
+        self._started.append(_Started(process, Path(command[0]).name, log))
         return process
 
     def check(self) -> None:
-        """Raises UserError where one of them has ended."""
-        for process, log in self._started:
+        """Raise UserError where one of them has ended."""
+        for process, name, log in self._started:
             if process.poll() is not None:
-                name = Path(process.args[0]).name
-                raise UserError(f"{name} ended with code {process.returncode}: {last_words(log)} (all of it: {log})")
+                raise UserError(
+                    f"{name} ended with code {process.returncode}: {last_words(log)}; its whole log is {log}"
+                )
 
     def stop(self) -> None:
-        """End all, and all that they started; in the end by force."""
-        for process, _ in self._started:
+        """End all programs and all that they started, by force where they do not end by themselves."""
+        for process, _, _ in self._started:
             if process.poll() is None:
                 process.terminate()
         psutil.wait_procs(self.running(), GRACE_SECONDS)
@@ -100,23 +112,45 @@ class Processes:
                 except psutil.NoSuchProcess:
                     continue
             psutil.wait_procs(left, GRACE_SECONDS)
-        for process, _ in self._started:
+        for process, _, _ in self._started:
             process.wait()
 
     def running(self) -> list[psutil.Process]:
-        """All processes of this federation on this machine."""
+        """Return all processes of this federation on this machine."""
         return [process for process in psutil.process_iter() if _mark(process) == self.mark]
 
 
+class Tail:
+    """Read the lines that another process adds to a log from now on.
+
+    Args:
+        path: the file, which need not be there yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen = path.stat().st_size if path.exists() else 0
+
+    def lines(self) -> list[str]:
+        """Return the whole lines that were added since the last call."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self._seen)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._seen += len(whole) + len(newline)
+        return whole.decode(errors="replace").splitlines()
+
+
 def environment(home: Path) -> dict[str, str]:
-    """The environment of Flower's programs: quiet, and with this installation's programs found first."""
+    """Return the environment of Flower's programs: quiet, and with this installation's programs first in PATH."""
     bin = Path(sys.executable).parent
     path = os.pathsep.join([str(bin), os.environ.get("PATH", "")])
     return dict(os.environ) | QUIET | {"FLWR_HOME": str(home.absolute()), "PATH": path}
 
 
 def run_flower(program: str, arguments: Sequence[str], home: Path) -> str:
-    """Run one of Flower's programs to its end. Returns what it printed; raises UserError where it failed."""
+    """Run one of Flower's programs to its end; return what it printed. Raises UserError where it failed."""
     result = subprocess.run(
         [flower(program), *arguments], env=environment(home), capture_output=True, text=True, check=False
     )
@@ -127,14 +161,14 @@ def run_flower(program: str, arguments: Sequence[str], home: Path) -> str:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
 
 def wait_for_port(host: str, port: int, processes: Processes, seconds: float = 60.0) -> None:
-    """Return once somebody listens there. Raises UserError after so many seconds, or when a process has ended."""
+    """Wait until a program listens there. Raises UserError after so many seconds, or when a process has ended."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         processes.check()
@@ -143,11 +177,11 @@ def wait_for_port(host: str, port: int, processes: Processes, seconds: float = 6
             return
         except OSError:
             time.sleep(0.2)
-    raise UserError(f"nobody answers at {host}:{port} after {seconds:.0f} s")
+    raise UserError(f"{host}:{port}: no program listens there after {seconds:.0f} s; is this machine overloaded?")
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises UserError where a port cannot be listened on."""
+    """Raise UserError where a port cannot be listened on."""
     try:
         with socket.create_server((host, port)):
             pass
@@ -156,15 +190,15 @@ def check_free(host: str, port: int) -> None:
 
 
 def last_words(log: Path) -> str:
-    """The last line in a log that tells of an error, or else the last that says something."""
+    """Return the last line in a log that names an error, or else the last line that is not empty."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
-    return COLOUR.sub("", (errors or lines or ["it said nothing"])[-1])
+    return COLOUR.sub("", (errors or lines or ["its log is empty"])[-1])
 
 
 def flower(name: str) -> str:
-    """The path of one of Flower's programs. Raises UserError where it is not installed."""
+    """Return the path of one of Flower's programs. Raises UserError where it is not installed."""
     path = Path(sys.executable).parent / name
     if not path.is_file():
         raise UserError(f"{path}: missing; install Flower anew: pip install 'fedkdx[flower]'")

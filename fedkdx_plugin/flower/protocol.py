@@ -1,4 +1,7 @@
-"""What a coordinator and a site say to each other: a request and an answer, each one Message. Imports no Flower."""
+"""What crosses the wire between server and sites: announcement, request and answer, each one `Message`.
+
+Whatever arrives is checked whole by one of the `from_message`, which raise BadMessage. Imports no Flower.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from fedkdx_plugin.engine.metrics import FIGURES, Metrics
 from registry.interface import BadMessage, Message, Round
 from registry.text import is_plain_name
 
-PROTOCOL = 3
-LONGEST_TEXT = 300  # letters
+PROTOCOL = 4
+LONGEST_TEXT = 300  # characters
 FEDERATED = "federated"
-# what all sites must have in common, and how a site is told that it has not
+# what all sites must have in common, and how a difference is described
 COMMON = {
     "shape": "windows of shape",
     "classes": "classes",
@@ -28,25 +31,25 @@ COMMON = {
 SHARES = ("accuracy", "f1", "recall", "auc", "auc_macro")
 
 
-def shown(value: Any) -> str:
-    """A short line that can be shown, whatever was sent."""
+def printable(value: Any) -> str:
+    """Return what was sent as a short line that is safe to print."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(value)[:LONGEST_TEXT])
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a site says of itself when it joins: counts and names, no data.
+    """Tells the server what a site has when it joins: counts and names, no windows.
 
     Attributes:
         client: its number in the federation.
-        samples, tests: how many windows it trains and is measured on.
+        samples, tests: number of its training and of its test windows.
         shape: (channels, 1, time) of a window.
         classes: names of the classes, in order.
         data: name of the data set.
-        evaluated_on: what its test windows are, 'test' or 'validation'.
+        evaluated_on: the kind of its test windows, 'test' or 'validation'.
         scale: how its windows are scaled (`spec.SCALES`).
         versions: package -> version.
-        statistics: of its training windows, where they are to be scaled by what all sites have in common.
+        statistics: mean and variance of its training windows, where windows are to be scaled by all sites' together.
     """
 
     client: int
@@ -61,38 +64,39 @@ class Announcement:
     statistics: Statistics | None = field(default=None, compare=False)
 
     def to_message(self) -> Message:
-        """As it travels."""
+        """Return it as it is sent."""
         about = {"shape": list(self.shape), "classes": list(self.classes), "versions": dict(self.versions)}
         return Message(_named("statistics", self.statistics), {"protocol": PROTOCOL, **self.facts(), **about})
 
     def facts(self) -> dict[str, Any]:
-        """All of it but the statistics."""
+        """Return all attributes but the statistics."""
         return {name: value for name, value in vars(self).items() if name != "statistics"}
 
     @staticmethod
     def from_message(message: Message) -> Announcement:
-        """Raises BadMessage."""
+        """Read what a site sent. Raises BadMessage."""
         meta = _meta(message)
         try:
-            whole = {name: _whole(meta[name]) for name in ("client", "samples", "tests")}
+            client, samples, tests = (_whole(meta[name]) for name in ("client", "samples", "tests"))
             channels, one, time = map(_whole, meta["shape"])
-            texts = {name: shown(meta[name]) for name in ("data", "evaluated_on", "scale")}
-            classes = tuple(map(shown, meta["classes"]))
-            versions = {shown(name): shown(version) for name, version in meta["versions"].items()}
+            data, evaluated_on, scale = (printable(meta[name]) for name in ("data", "evaluated_on", "scale"))
+            classes = tuple(map(printable, meta["classes"]))
+            versions = {printable(name): printable(version) for name, version in meta["versions"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadMessage(f"not an announcement: {error}") from error
-        if not is_plain_name(texts["data"]):
-            raise BadMessage(f"its data cannot be called {texts['data']!r}")
+        if not is_plain_name(data):
+            raise BadMessage(f"its data cannot be called {data!r}")
         tensors = _part(message, "statistics")
-        if bool(tensors) != (texts["scale"] == FEDERATED):
-            raise BadMessage(f"windows scaled '{texts['scale']}' with{'' if tensors else 'out'} statistics")
-        statistics = scaling.from_tensors(tensors, channels, whole["samples"] * time) if tensors else None
+        if bool(tensors) != (scale == FEDERATED):
+            raise BadMessage(f"windows scaled '{scale}' with{'' if tensors else 'out'} statistics")
+        statistics = scaling.from_tensors(tensors, channels, samples * time) if tensors else None
+        shape = (channels, one, time)
         return Announcement(
-            **whole, **texts, shape=(channels, one, time), classes=classes, versions=versions, statistics=statistics
+            client, samples, tests, shape, classes, data, evaluated_on, scale, versions, statistics=statistics
         )
 
     def differs(self, other: Announcement) -> str:
-        """Why the two cannot be in one federation, or ''."""
+        """Return why the two cannot be in one federation; '' where they can."""
         for name, what in COMMON.items():
             one, two = getattr(self, name), getattr(other, name)
             if one != two:
@@ -102,18 +106,18 @@ class Announcement:
 
 @dataclass(frozen=True)
 class Request:
-    """What a site is asked in a round: to measure the state after the last one, to train, or both; in this order.
+    """Asks a site to measure the state after the last round, to train, or to do both in this order.
 
     Attributes:
         run: the run's name; the site keeps its state under it.
-        client: whom it is for.
-        round: which one.
-        state: round of this client's last reply that reached the server (0: none): what it is to go on from.
-        durable: last round that is on the server's disk: the site may forget what was before.
-        train: the algorithm's message where the client is selected.
-        shared: what the server would give every client now (`Server.networks`), where it is to be measured.
-        scaling: what windows are scaled by, where they are still to be; each request brings it, since each meets a
-            process of its own.
+        client: the client it is for.
+        round: the round.
+        state: round of this client's last reply that reached the server (0: none), whose state it goes on from.
+        durable: last round on the server's disk; the site may delete all but the newest state up to it.
+        train: the algorithm's message; None where the client is not to train.
+        shared: what the server would give every client now (`Server.networks`); None where nothing is to be measured.
+        scaling: statistics to scale windows by; None where they are scaled already. Each request has them, since each
+            is read by a new process.
     """
 
     run: str
@@ -126,7 +130,7 @@ class Request:
     scaling: Statistics | None = field(default=None, compare=False)
 
     def to_message(self) -> Message:
-        """As it travels; a tensor that is both in the algorithm's message and in `shared` travels once."""
+        """Return it as it is sent; a tensor that is both in the algorithm's message and in `shared` is sent once."""
         train = dict(self.train.tensors) if self.train else {}
         shared = self.shared or {}
         same = sorted(name for name, tensor in shared.items() if _equal(train.get(name), tensor))
@@ -139,7 +143,7 @@ class Request:
 
     @staticmethod
     def from_message(message: Message) -> Request:
-        """Raises BadMessage."""
+        """Read what the server sent. Raises BadMessage."""
         meta = _meta(message)
         try:
             tensors, same = _part(message, "train"), meta["same"]
@@ -155,11 +159,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One client's own figures of one view.
+class ClientMetrics:
+    """Holds one client's own metrics of one view.
 
     Attributes:
-        row: `metrics.FIGURES`, float64: numbers between 0 and 1, but for sample count and loss; NaN where undefined.
+        row: `metrics.FIGURES`, float64: numbers between 0 and 1, except sample count and loss; NaN where undefined.
         confusion: (classes, classes), int64.
         nonfinite: samples with a NaN or infinite logit.
     """
@@ -169,23 +173,23 @@ class Figures:
     nonfinite: int
 
     @staticmethod
-    def of(metrics: Metrics, client: int) -> Figures:
-        """A client's own out of everybody's."""
+    def of(metrics: Metrics, client: int) -> ClientMetrics:
+        """Take one client's metrics out of all clients'."""
         row = [float(getattr(metrics, f"client_{name}")[client]) for name in FIGURES]
         confusion = torch.from_numpy(metrics.confusion[client].copy())
-        return Figures(torch.tensor(row, dtype=torch.float64), confusion, metrics.nonfinite)
+        return ClientMetrics(torch.tensor(row, dtype=torch.float64), confusion, metrics.nonfinite)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a site answers.
+    """Answers a request.
 
     Attributes:
-        client, round: whose it is, and of which round (its index).
-        reply: the algorithm's reply, where the client trained.
-        loss: its mean training loss, then.
+        client, round: number of the client, index of the round.
+        reply: the algorithm's reply; None where the client did not train.
+        loss: its mean training loss; NaN where it did not train.
         dropped: why there is no reply although one was asked for, or ''.
-        figures: view -> figures, where it was measured.
+        metrics: view -> metrics; empty where nothing was measured.
     """
 
     client: int
@@ -193,51 +197,52 @@ class Answer:
     reply: Message | None = None
     loss: float = float("nan")
     dropped: str = ""
-    figures: Mapping[str, Figures] = field(default_factory=dict)
+    metrics: Mapping[str, ClientMetrics] = field(default_factory=dict)
 
     def to_message(self) -> Message:
-        """As it travels."""
+        """Return it as it is sent."""
         tensors = {f"reply/{name}": tensor for name, tensor in (self.reply.tensors if self.reply else {}).items()}
         tensors["loss"] = torch.tensor(self.loss, dtype=torch.float64)
-        for view, own in self.figures.items():
-            tensors |= {f"figures/{view}": own.row, f"confusion/{view}": own.confusion}
+        for view, own in self.metrics.items():
+            tensors |= {f"metrics/{view}": own.row, f"confusion/{view}": own.confusion}
         meta = {"protocol": PROTOCOL, "client": self.client, "round": self.round, "dropped": self.dropped}
-        nonfinite = {view: own.nonfinite for view, own in self.figures.items()}
+        nonfinite = {view: own.nonfinite for view, own in self.metrics.items()}
         return Message(tensors, meta | {"reply": self.reply and dict(self.reply.meta), "nonfinite": nonfinite})
 
     @staticmethod
     def from_message(message: Message, client: int, round: int, classes: int) -> Answer:
-        """Raises BadMessage where it is no answer of this client in this round, or its figures cannot be."""
+        """Read a site's answer. Raises BadMessage: not of this client and round, or metrics that cannot be."""
         meta = _meta(message)
         if (meta.get("client"), meta.get("round")) != (client, round):
             raise BadMessage(f"an answer of client {meta.get('client')} in round {meta.get('round')}")
         try:
-            rows, confusions = _part(message, "figures"), _part(message, "confusion")
-            figures = {
-                view: Figures(rows[view], confusions[view], _whole(count)) for view, count in meta["nonfinite"].items()
+            rows, confusions = _part(message, "metrics"), _part(message, "confusion")
+            metrics = {
+                view: ClientMetrics(rows[view], confusions[view], _whole(count))
+                for view, count in meta["nonfinite"].items()
             }
             reply = None if meta["reply"] is None else Message(_part(message, "reply"), meta["reply"])
-            answer = Answer(client, round, reply, float(message.tensors["loss"]), shown(meta["dropped"]), figures)
+            answer = Answer(client, round, reply, float(message.tensors["loss"]), printable(meta["dropped"]), metrics)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BadMessage(f"not an answer: {error}") from error
-        for view, own in figures.items():
+        for view, own in metrics.items():
             _check(view, own, classes)
         return answer
 
 
-def _check(view: str, figures: Figures, classes: int) -> None:
-    """Raises BadMessage for figures that no measurement gives."""
-    row, confusion = figures.row, figures.confusion
+def _check(view: str, metrics: ClientMetrics, classes: int) -> None:
+    """Raise BadMessage for metrics that no measurement gives."""
+    row, confusion = metrics.row, metrics.confusion
     if row.shape != (len(FIGURES),) or confusion.shape != (classes, classes):
-        raise BadMessage(f"figures of '{view}' have shapes {tuple(row.shape)} and {tuple(confusion.shape)}")
+        raise BadMessage(f"metrics of '{view}' have shapes {tuple(row.shape)} and {tuple(confusion.shape)}")
     if row.dtype != torch.float64 or confusion.dtype != torch.int64:
-        raise BadMessage(f"figures of '{view}' are {row.dtype} and {confusion.dtype}")
+        raise BadMessage(f"metrics of '{view}' are {row.dtype} and {confusion.dtype}")
     values = dict(zip(FIGURES, row.tolist(), strict=True))
     shares = [values[name] for name in SHARES]
     if any(share < 0 or share > 1 for share in shares) or values["loss"] < 0 or not values["samples"] >= 0:
-        raise BadMessage(f"figures of '{view}' are out of range: {values}")
-    if (confusion < 0).any() or confusion.sum() + figures.nonfinite != values["samples"]:
-        raise BadMessage(f"figures of '{view}': its confusion matrix does not add up to its samples")
+        raise BadMessage(f"metrics of '{view}' are out of range: {values}")
+    if (confusion < 0).any() or confusion.sum() + metrics.nonfinite != values["samples"]:
+        raise BadMessage(f"metrics of '{view}': the confusion matrix does not add up to the samples")
 
 
 def _meta(message: Message) -> Mapping[str, Any]:
@@ -251,24 +256,25 @@ def _equal(one: Tensor | None, other: Tensor) -> bool:
 
 
 def _named(part: str, statistics: Statistics | None) -> dict[str, Tensor]:
-    """The tensors of a part of a message that holds statistics, or nothing."""
+    """Return statistics as the tensors of one part of a message; none for None."""
     own = {} if statistics is None else scaling.to_message(statistics).tensors
     return {f"{part}/{name}": tensor for name, tensor in own.items()}
 
 
 def _part(message: Message, part: str) -> dict[str, Tensor]:
+    """Return the tensors of one part of a message, by their names in it."""
     return {n.removeprefix(f"{part}/"): tensor for n, tensor in message.tensors.items() if n.startswith(f"{part}/")}
 
 
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"{value!r} is not a whole number")
     return value
 
 
 def _round(index: Any, total: Any, share: Any) -> Round:
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise ValueError(f"{share!r} is no share of the clients")
+        raise ValueError(f"{share!r} is not a share of the clients")
     return Round(_whole(index), _whole(total), share)
 
 

@@ -1,4 +1,4 @@
-"""Who takes part: the sites that are connected, and whether what they announce fits together."""
+"""The roster: which sites are connected, and whether what they announce fits together."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fedkdx_plugin.flower.protocol import COMMON, Announcement
 from registry import __version__
 from registry.errors import UserError
 
+T = TypeVar("T")
 LOOK_SECONDS = 1.0  # between two looks at who is there
-SAY_SECONDS = 30.0  # between two lines about waiting
+SAY_SECONDS = 30.0  # between two log lines about waiting
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened between the server and a site.
+    """Records something that happened between the server and a site.
 
     Attributes:
-        round: in which one (0: before the first).
-        client: with whom; -1 where nobody knows.
-        event: 'joined', 'left', 'refused', 'answered' or 'silent'.
-        detail: more of it, in words.
+        round: index of the round (0: before the first).
+        client: number of the client; -1 where it is not known.
+        event: 'joined', 'left', 'waiting', 'refused', 'answered' or 'silent'.
+        detail: the reason, or more about it.
         bytes_down, bytes_up: of the request and the answer, as serialised.
         seconds: until the answer.
     """
@@ -44,31 +45,37 @@ Tell = Callable[[Event], None]
 
 
 class Link(Protocol):
-    """The way to the sites."""
+    """Carries messages to the sites and back."""
 
     def sites(self) -> Mapping[int, Announcement]:
-        """Who is connected now, by client number."""
+        """Return what the sites that are connected now announced, by client number."""
 
     def refuse(self, client: int, reason: str) -> None:
-        """Let a client know why it is not asked to take part."""
+        """Tell a client why it is not asked to take part."""
 
     def exchange(self, requests: Mapping[int, bytes], seconds: float) -> Mapping[int, bytes | str]:
-        """Send each client its request and wait at most so long: client -> its answer, or why there is none."""
+        """Send each client its request; return client -> its answer, or why none came within `seconds`."""
 
 
 class Roster:
-    """Which clients can be asked now. The first who are enough say what the federation is about.
+    """Knows which clients can be asked now.
+
+    It waits until enough sites are connected; what most of these have in common (`protocol.COMMON`) is what every site
+    must have from then on.
 
     Args:
-        link: the way to the sites.
-        clients: how many the federation has at most, numbered from 0.
-        least: how many must be there.
-        patience: seconds to wait for them.
-        tell: is told who joins, leaves and is refused.
+        link: carries messages to the sites.
+        clients: largest number of clients, numbered from 0.
+        least: smallest number of sites that a round needs.
+        patience: seconds to wait for that many.
+        tell: is called with each event: who joins, leaves or is refused.
 
     Attributes:
         about: the announcement that all others must fit.
-        known: the last announcement of each client that was let in.
+        known: the last announcement of each client that was accepted.
+
+    Raises:
+        UserError: too few sites within `patience`.
     """
 
     def __init__(self, link: Link, clients: int, least: int, patience: float, tell: Tell) -> None:
@@ -79,7 +86,7 @@ class Roster:
         self.about = self._first()
 
     def present(self, round: int) -> list[int]:
-        """The clients that are there and fit, ascending."""
+        """Return the clients that are connected and fit, ascending."""
         there = set()
         for id, site in sorted(self.link.sites().items()):
             reason = self._against(site)
@@ -99,40 +106,41 @@ class Roster:
         return sorted(there)
 
     def wait(self, round: int) -> list[int]:
-        """As `present`, once they are enough. Raises UserError after waiting long enough in vain."""
+        """Return `present` once they are enough. Raises UserError where they are too few after `patience` seconds."""
         return self._wait(lambda: self.present(round), round)
 
     @property
     def evaluated_on(self) -> str:
-        """What the sites' test windows are, 'test' or 'validation'."""
+        """Return the kind of the sites' test windows, 'test' or 'validation'."""
         return self.about.evaluated_on
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in order."""
+        """Return the names of the classes, in order."""
         return self.about.classes
 
     def facts(self) -> dict[str, Any]:
-        """What the environment of a run says of its data, in place of `ShardSet.facts`."""
+        """Return what the environment of a run states about its data, in place of `ShardSet.facts`."""
         about = {name: getattr(self.about, name) for name in COMMON}
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         return {
             "name": self.about.data,
             "folder": "at the sites",
             "evaluated_on": self.about.evaluated_on,
-            "manifest_sha256": digest,  # of what all sites have in common; their own data stay unknown here
+            "manifest_sha256": digest,  # of what all sites have in common; the data themselves are not known here
             "sites": {id: site.facts() | {"versions": dict(site.versions)} for id, site in sorted(self.known.items())},
         }
 
     def _first(self) -> Announcement:
-        """What most of the first sites agree on; the lowest number decides between equals."""
+        """Return what most of the first sites announce; among equals, the kind of the lowest client number."""
         sites = self.link.sites
         there = self._wait(lambda: [site for _, site in sorted(sites().items()) if site.client < self.clients], 0)
         kinds = Counter(map(_kind, there))
-        common = max(kinds, key=kinds.get)  # of equals, the first seen
+        common, _ = kinds.most_common(1)[0]  # of equals, the first seen
         return next(site for site in there if _kind(site) == common)
 
-    def _wait(self, look: Callable[[], list[Any]], round: int) -> list[Any]:
+    def _wait(self, look: Callable[[], list[T]], round: int) -> list[T]:
+        """Call `look` until it returns enough. Raises UserError after `patience` seconds."""
         began, said = time.monotonic(), -SAY_SECONDS
         while True:
             there, waited = look(), time.monotonic() - began
@@ -149,10 +157,11 @@ class Roster:
             time.sleep(min(LOOK_SECONDS, self.patience / 10))
 
     def _against(self, site: Announcement) -> str:
+        """Return why a site cannot take part; '' where it can."""
         if site.client >= self.clients:
             return f"calls itself client {site.client}, but the federation has clients 0 to {self.clients - 1}"
         if site.versions.get("fedkdx") != __version__:
-            return f"runs fedkdx {site.versions.get('fedkdx')}, the server {__version__}"
+            return f"runs fedkdx {site.versions.get('fedkdx')}, the server {__version__}; install the same version"
         return site.differs(self.about)
 
 

@@ -1,15 +1,18 @@
-"""One site: its own shards, its private state, and the engine's work for one client."""
+"""A site: its own shards, its private state on its own disk, and the engine's work for its client."""
 
 from __future__ import annotations
 
 import platform
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dataset_utils import shards
+from dataset_utils.files import replacing, unwritable
 from dataset_utils.scaling import Statistics
 from dataset_utils.shards import Shard
 from fedkdx_plugin.engine import scaling
@@ -18,23 +21,25 @@ from fedkdx_plugin.engine.data import DeviceData, memory_format
 from fedkdx_plugin.engine.training import ClientError, Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
-from fedkdx_plugin.flower.protocol import Announcement, Answer, Figures, Request
-from fedkdx_plugin.flower.store import Store
+from fedkdx_plugin.flower.protocol import Announcement, Answer, ClientMetrics, Request
 from registry import __version__
 from registry.errors import UserError
-from registry.interface import BadMessage, Message, NonFinite, Server, Task
+from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run, which becomes a folder
+ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Place:
-    """What is the site's own business; nothing of it comes from the server.
+class SiteSetup:
+    """What a site decides by itself; nothing of it comes from the server.
 
     Attributes:
-        client: its number in the federation, counted from 0.
-        folder: of shards.
-        shard: which of them is its own.
-        state: folder of its private state.
-        device: where it computes.
+        client: its number in the federation, from 0.
+        folder: the folder of shards.
+        shard: number of its own shard in that folder.
+        state: the folder of its private state.
+        device: the device it computes on.
     """
 
     client: int
@@ -45,21 +50,21 @@ class Place:
 
 
 class LocalData:
-    """A site's windows as they lie on its disk.
+    """A site's windows, read from its disk.
 
     Raises:
         UserError: they cannot be read.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.manifest, self.train, self.test = shards.load_client(place.folder, place.shard)
+    def __init__(self, setup: SiteSetup) -> None:
+        self.setup = setup
+        self.manifest, self.train, self.test = shards.load_client(setup.folder, setup.shard)
 
     def announcement(self) -> Announcement:
-        """What the server is told of them."""
+        """Return what the site tells the server about them."""
         channels, one, time = self.manifest["shape"]
         return Announcement(
-            client=self.place.client,
+            client=self.setup.client,
             samples=len(self.train.y),
             tests=len(self.test.y),
             shape=(channels, one, time),
@@ -67,15 +72,19 @@ class LocalData:
             data=self.manifest["name"],
             evaluated_on=shards.evaluated_on(self.manifest),
             scale=shards.scale_of(self.manifest),
-            statistics=shards.statistics_of(self.manifest, self.place.shard),
+            statistics=shards.statistics_of(self.manifest, self.setup.shard),
             versions={"fedkdx": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
 
     def on_device(self, clients: int) -> DeviceData:
-        """The federation's data as this site sees it: its own windows, and of all others none."""
-        own, device = self.place.client, self.place.device
+        """Return the federation's data as this site sees them: its own windows, and none of the other clients.
 
-        def windows(shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
+        Args:
+            clients: number of clients of the federation.
+        """
+        own, device = self.setup.client, self.setup.device
+
+        def windows(shard: Shard) -> tuple[Tensor, Tensor]:
             x = torch.from_numpy(shard.x).to(device, memory_format=memory_format(device))
             return x, torch.from_numpy(shard.y).to(device)
 
@@ -91,19 +100,104 @@ class LocalData:
         )
 
 
-class Site:
-    """Does what one client is asked: the same code as in one process, on this site's windows alone.
+class StateFolder:
+    """Keeps one client's private state of one run on disk: a file for each round in which the client trained.
+
+    The state of a round is written before the reply leaves the site, but it counts only once the server says that the
+    reply arrived. So a reply that was lost or late leaves no trace, and a server that went back to its checkpoint
+    finds the state that belongs to it.
 
     Args:
-        place: what is the site's own.
+        folder: the site's folder for private state; readable by its owner alone.
+        run: name of the run.
+        client: the client's number.
+
+    Raises:
+        UserError: the run's name is not a plain file name, or the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, run: str, client: int) -> None:
+        if not isinstance(run, str) or not NAME.fullmatch(run):
+            raise UserError(f"run {run!r}: a run's name consists of letters, digits, '.', '_' and '-'")
+        self.folder = folder / run / f"client-{client}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
+
+    def rounds(self) -> list[int]:
+        """Return the rounds whose state is there, ascending."""
+        return sorted(int(path.stem) for path in self.folder.glob(f"*{ENDING}") if path.stem.isdecimal())
+
+    def load(self, round: int) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """Return the tensors a client kept, its memory, and how often it had trained, after a round (0: nothing).
+
+        Raises:
+            UserError: the state of that round is missing or damaged.
+        """
+        if not round:
+            return {}, {}, 0
+        path = self._path(round)
+        if not path.is_file():
+            there = ", ".join(map(str, self.rounds())) or "none"
+            raise UserError(
+                f"{path}: missing; the server goes on from round {round}, this site has state of rounds: {there}; "
+                "put the site's --state folder back, or begin a new federation"
+            )
+        try:
+            saved = Message.from_bytes(path.read_bytes())
+            parts = {
+                part: {n.removeprefix(part): t for n, t in saved.tensors.items() if n.startswith(part)}
+                for part in ("kept/", "memory/")
+            }
+            return parts["kept/"], parts["memory/"], int(saved.meta["trained"])
+        except (BadMessage, KeyError, OSError) as error:
+            raise UserError(f"{path}: damaged ({error}); put a copy back, or begin a new federation") from error
+
+    def save(self, round: int, kept: dict[str, Tensor], memory: dict[str, Tensor], trained: int) -> None:
+        """Write the state after a round. Raises UserError."""
+        tensors = {f"kept/{name}": tensor for name, tensor in kept.items()}
+        tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
+        with replacing(self._path(round)) as part:
+            part.write_bytes(Message(tensors, {"trained": trained}).to_bytes())
+
+    def settle(self, accepted: int, durable: int) -> None:
+        """Delete the states that no request can name any more.
+
+        These are the states after the last round whose reply arrived, and, of those that the server's checkpoint
+        covers, all but the newest.
+
+        Args:
+            accepted: round of the last reply that reached the server.
+            durable: last round on the server's disk.
+        """
+        rounds = self.rounds()
+        base = max((round for round in rounds if round <= min(accepted, durable)), default=0)
+        for round in rounds:
+            if round > accepted or round < base:
+                self._path(round).unlink(missing_ok=True)
+
+    def _path(self, round: int) -> Path:
+        return self.folder / f"{round}{ENDING}"
+
+
+class Site:
+    """Does the work of one client with the code that works in one process, on this site's windows alone.
+
+    Args:
+        setup: what the site decides by itself.
         algorithm, task, params, settings: as of `engine.rounds.Federation`.
         data: the site's windows.
-        clients: how many the federation has.
+        clients: number of clients of the federation.
+
+    Raises:
+        UserError: the federation has no client of this number.
     """
 
     def __init__(
         self,
-        place: Place,
+        setup: SiteSetup,
         algorithm: type[Server],
         task: Task,
         params: Any,
@@ -111,67 +205,84 @@ class Site:
         data: LocalData,
         clients: int,
     ) -> None:
-        if place.client >= clients:
-            raise UserError(f"client {place.client}: the federation has clients 0 to {clients - 1}")
-        self.place, self.settings = place, settings
+        if setup.client >= clients:
+            raise UserError(
+                f"client {setup.client}: the federation has 0 to {clients - 1}; give one of these as --client"
+            )
+        self.setup, self.settings = setup, settings
         self.data, self.common = data.on_device(clients), data.announcement().statistics is not None
         samples = [len(y) for y in self.data.train_y]
         task = replace(task, seed=settings.seed)
-        self.workspace = Workspace(algorithm, task, params, samples, settings.seed, place.device)
+        self.workspace = Workspace(algorithm, task, params, samples, settings.seed, setup.device)
         self._begin(self.data)
 
     def _begin(self, data: DeviceData) -> None:
-        """Work on these windows from now on."""
+        """Train and measure on these windows from now on."""
         self.backend = Sequential(self.workspace, data, self.settings)
         self.evaluate = self.backend.evaluator()
 
     def _scale(self, pooled: Statistics | None) -> None:
-        """Bring the windows to what all sites have in common. Raises UserError where they are not to be, or how?"""
+        """Scale the windows by what all sites have in common.
+
+        Args:
+            pooled: statistics that the server sent; None where the windows are scaled already.
+
+        Raises:
+            UserError: the server and this site differ on whether, or in how many channels, windows are to be scaled.
+        """
         if (pooled is not None) != self.common:
-            raise UserError("the server and this site do not agree on whether windows are still to be scaled")
+            raise UserError(
+                "the server and this site do not agree on whether windows are still to be scaled; make this site's "
+                "shards with the --scale of the other sites"
+            )
         if pooled is None:
             return
         if len(pooled.mean) != self.data.test_x.shape[1]:
-            raise UserError(f"the server scales {len(pooled.mean)} channels, here are {self.data.test_x.shape[1]}")
+            raise UserError(
+                f"the server scales {len(pooled.mean)} channels, this site's windows have {self.data.test_x.shape[1]}; "
+                "make the shards with the channels of the other sites"
+            )
         self._begin(scaling.apply(self.data, pooled))
 
     def handle(self, request: Request) -> Answer:
-        """Measure the state after the last round, then train; private state is on disk before the answer exists.
+        """Measure the state after the last round, then train, as far as either is asked for.
+
+        The private state of the round is on disk before the answer is returned.
 
         Raises:
-            UserError: the request is for somebody else, or the state it goes on from is not here.
+            UserError: the request is for another client, or the private state it goes on from is missing.
         """
-        id = self.place.client
+        id = self.setup.client
         if request.client != id:
-            raise UserError(f"a request for client {request.client} reached client {id}: is a number given twice?")
+            raise UserError(f"a request for client {request.client} reached client {id}: do two sites join as one?")
         self._scale(request.scaling)
-        store = Store(self.place.state, request.run, id)
-        self._load(store, request.state)
-        store.settle(request.state, request.durable)
+        folder = StateFolder(self.setup.state, request.run, id)
+        self._load(folder, request.state)
+        folder.settle(request.state, request.durable)
         answer = Answer(id, request.round.index)
         if request.shared is not None:
-            shared = {name: tensor.to(self.place.device) for name, tensor in request.shared.items()}
+            shared = {name: tensor.to(self.setup.device) for name, tensor in request.shared.items()}
             measured = self.evaluate(shared)
-            answer = replace(answer, figures={view: Figures.of(metrics, id) for view, metrics in measured.items()})
-        return self._train(request, answer, store) if request.train else answer
+            answer = replace(answer, metrics={view: ClientMetrics.of(own, id) for view, own in measured.items()})
+        return self._train(request.train, request.round, answer, folder) if request.train else answer
 
-    def _load(self, store: Store, round: int) -> None:
-        kept, memory, trained = store.load(round)
-        device, client = self.place.device, self.workspace.clients[self.place.client]
+    def _load(self, folder: StateFolder, round: int) -> None:
+        kept, memory, trained = folder.load(round)
+        device, client = self.setup.device, self.workspace.clients[self.setup.client]
         self.workspace.kept[client.id] = {name: tensor.to(device) for name, tensor in kept.items()}
         client.memory, client.trained = {name: tensor.to(device) for name, tensor in memory.items()}, trained
 
-    def _train(self, request: Request, answer: Answer, store: Store) -> Answer:
-        id = self.place.client
-        transport = Transport(self.place.device, self.workspace.private)
+    def _train(self, sent: Message, round: Round, answer: Answer, folder: StateFolder) -> Answer:
+        id = self.setup.client
+        transport = Transport(self.setup.device, self.workspace.private)
         try:
-            message = Message.from_bytes(request.train.to_bytes(), self.place.device)
-            result = self.backend.train_one(id, message, request.round)
+            message = Message.from_bytes(sent.to_bytes(), self.setup.device)
+            result = self.backend.train_one(id, message, round)
             if isinstance(result, NonFinite):
                 raise result
-            transport.send_up(id, result.reply)  # private or non-finite: it does not leave
+            transport.send_up(id, result.reply)  # raises where a tensor is private or not finite
         except (NonFinite, ClientError, BadMessage, RuntimeError) as error:
             return replace(answer, dropped=str(error))
         client = self.workspace.clients[id]
-        store.save(request.round.index, self.workspace.kept[id], client.memory, client.trained)
+        folder.save(round.index, self.workspace.kept[id], client.memory, client.trained)
         return replace(answer, reply=result.reply, loss=float(result.loss))

@@ -1,24 +1,37 @@
-"""A site's machine: a SuperNode with its own shards and its own folder for private state."""
+"""A site's machine: a SuperNode with its own shards and its own folder for private state (`fedkdx join`)."""
 
 from __future__ import annotations
 
+import re
 import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
+import torch
 
-from fedkdx_plugin.flower.processes import Processes, flower, free_port
-from fedkdx_plugin.flower.site import Place
+from dataset_utils import shards
+from fedkdx_plugin.flower import certificates
+from fedkdx_plugin.flower.options import SiteOptions
+from fedkdx_plugin.flower.processes import COLOUR, Processes, Tail, flower, free_port, last_words
+from fedkdx_plugin.flower.site import LocalData, SiteSetup
+from registry.errors import UserError
+
+AGAIN_SECONDS = 5.0  # before a SuperNode that has ended is started again
+SOON_SECONDS = 30.0  # a SuperNode that ends before this could not connect
+ATTEMPTS = 3  # how often in a row that may happen
+WORTH_PRINTING = re.compile(r"^fedkdx site |WARNING|ERROR|SuperNode ID|^\[code")
 
 
 @dataclass(frozen=True)
-class Server:
-    """The server as a site sees it.
+class Connection:
+    """How a site reaches the server.
 
     Attributes:
         address: 'host:port'.
-        authority: the certificate that its own must be signed by; None: no TLS.
+        authority: the certificate that must have signed the server's; None: no TLS.
         key: the site's private key; None where the server asks for none.
     """
 
@@ -27,28 +40,97 @@ class Server:
     key: Path | None = None
 
 
-def start(processes: Processes, place: Place, server: Server, threads: int = 0) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start a site's SuperNode. Returns the process and its log.
+def start(
+    processes: Processes, setup: SiteSetup, connection: Connection, threads: int = 0
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start a site's SuperNode; return the process and its log.
 
     Args:
-        threads: for PyTorch at this site; 0: as many as it likes.
+        threads: number of PyTorch's threads at this site; 0: PyTorch's default.
     """
-    place.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    setup.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     own = {
-        "partition-id": place.client,
-        "data": str(place.folder.absolute()),
-        "shard": place.shard,
-        "state": str(place.state.absolute()),
-        "device": str(place.device),
+        "partition-id": setup.client,
+        "data": str(setup.folder.absolute()),
+        "shard": setup.shard,
+        "state": str(setup.state.absolute()),
+        "device": str(setup.device),
     }
-    config, log = place.state / "site.toml", place.state / "supernode.log"
+    config, log = setup.state / "site.toml", setup.state / "supernode.log"
     config.write_text(tomli_w.dumps(own), encoding="utf-8")
-    arguments = ["--superlink", server.address, "--port", str(free_port()), "--node-config", str(config)]
-    if server.authority is None:
+    arguments = ["--superlink", connection.address, "--port", str(free_port()), "--node-config", str(config)]
+    if connection.authority is None:
         arguments.append("--insecure")
     else:
-        arguments += ["--root-certificates", str(server.authority.absolute())]
-    if server.key is not None:
-        arguments += ["--auth-supernode-private-key", str(server.key.absolute())]
+        arguments += ["--root-certificates", str(connection.authority.absolute())]
+    if connection.key is not None:
+        arguments += ["--auth-supernode-private-key", str(connection.key.absolute())]
     env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    return processes.start([flower("flower-supernode"), *arguments], place.state / "flower", log, env), log
+    return processes.start([flower("flower-supernode"), *arguments], setup.state / "flower", log, env), log
+
+
+def join(options: SiteOptions, given: Path | None) -> int:
+    """Take part in a federation until Ctrl-C (`fedkdx join`). Returns the exit code.
+
+    Args:
+        given: the site's folder of certificates and keys; None: neither TLS nor authentication.
+
+    Raises:
+        UserError: wrong input, or the server cannot be reached.
+    """
+    authority, key = certificates.site_files(given) if given else (None, None)
+    connection = Connection(options.server, authority, key)
+    setup = _setup(options)
+    about = LocalData(setup).announcement()  # finds wrong shards now, not when the server asks
+    channels, _, length = about.shape
+    print(
+        f"client {setup.client}: {about.samples} training and {about.tests} {about.evaluated_on} windows of {channels} "
+        f"channels x {length}, {len(about.classes)} classes; {setup.device}; state in {setup.state}",
+        flush=True,
+    )
+    try:
+        with Processes() as processes:
+            _stay(processes, setup, connection)
+    except KeyboardInterrupt:
+        print("\nleft the federation; the same command joins again", file=sys.stderr)
+    return 130
+
+
+def _stay(processes: Processes, setup: SiteSetup, connection: Connection) -> None:
+    """Start the SuperNode, and start it again when it ends. Raises UserError where it cannot stay connected."""
+    short, log = 0, Path()
+    while short < ATTEMPTS:
+        began = time.monotonic()
+        process, log = start(processes, setup, connection)
+        tail = Tail(log)
+        while process.poll() is None:
+            _print(tail)
+            time.sleep(0.2)
+        _print(tail)
+        short = short + 1 if time.monotonic() - began < SOON_SECONDS else 0
+        print(f"the connection ended; joining again in {AGAIN_SECONDS:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(AGAIN_SECONDS)
+    raise UserError(
+        f"cannot stay in the federation: {last_words(log)}; does the server know this site's key, and was its "
+        f"certificate signed by this site's authority? The whole log is {log}"
+    )
+
+
+def _print(tail: Tail) -> None:
+    """Print the new lines of a SuperNode's log that concern an operator."""
+    for line in tail.lines():
+        if WORTH_PRINTING.search(line):
+            print(COLOUR.sub("", line).removeprefix("fedkdx "), file=sys.stderr, flush=True)
+
+
+def _setup(options: SiteOptions) -> SiteSetup:
+    """Return the site that options describe. Raises UserError: no such shard or device."""
+    folder = Path(options.data)
+    count = len(shards.read_manifest(folder)["clients"])
+    if options.shard is None and count > 1:
+        raise UserError(f"{folder}: holds {count} shards; give the number of this site's, --shard 0 to {count - 1}")
+    cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not cuda:
+        raise UserError("-dev cuda: this PyTorch finds no CUDA device; use -dev cpu")
+    device = torch.device("cuda" if cuda and options.device != "cpu" else "cpu")
+    return SiteSetup(options.client or 0, folder, options.shard or 0, Path(options.state), device)

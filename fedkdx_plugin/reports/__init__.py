@@ -1,1 +1,1 @@
-"""Tables and figures of finished runs."""
+"""Tables and plots of finished runs."""

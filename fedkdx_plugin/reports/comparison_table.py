@@ -18,23 +18,24 @@ from fedkdx_plugin.results.runs import Run
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
 REJECTED = "rejected"
 PLAIN = ("MB up", "MB down", "s/round", REJECTED)
-COLUMNS = {"MB up": "megabytes_up", "MB down": "megabytes_down", "s/round": "seconds_per_round"}  # of data frames
-VARIED = {  # what `--vary` makes differ from seed to seed
-    "training": "initial weights, batches, client sampling, and who is set apart, differ; the windows, their split and "
-    "who holds them are the same (--vary data varies them, too).",
-    "data": "split, kept windows and partition differ, and so do initial weights, batches, client sampling, and who is "
-    "set apart (--vary data).",
+COLUMNS = {"MB up": "megabytes_up", "MB down": "megabytes_down", "s/round": "seconds_per_round"}  # in data frames
+VARIED = {  # what differs between seeds, by `--vary`
+    "training": "initial weights, batches, client sampling, and the clients set apart differ; the windows, their split "
+    "and their partition are the same (--vary data varies them, too).",
+    "data": "split, kept windows and partition differ, and so do initial weights, batches, client sampling, and the "
+    "clients set apart (--vary data).",
 }
-TUNING = "Measured on validation windows, to choose hyper-parameters by: not results."
+TUNING = "Measured on validation windows, for the choice of hyper-parameters: these are not results."
 
 
 @dataclass(frozen=True)
 class Row:
-    """One algorithm, or one of its networks, under one seed: figures of the last round, and the best accuracy.
+    """Metrics of one algorithm, or one of its networks, with one seed: those of the last round, and the best accuracy.
 
     Attributes:
-        name: as the table shows it.
-        values: figure -> value; shares in [0, 1], megabytes and rejected replies of the whole run, seconds.
+        name: name in the table.
+        seed: seed of the run.
+        values: metric -> value; shares in [0, 1], megabytes and rejected replies of the whole run, seconds.
     """
 
     name: str
@@ -43,10 +44,11 @@ class Row:
 
 
 def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[str, Sequence[int]]) -> list[Row]:
-    """The served models' row, and one for each network that did not predict the very same for everybody.
+    """Return the row of the models that predict, and one for each network whose predictions differ from theirs.
 
     Args:
-        name: the method's.
+        name: name of the method.
+        seed: seed of the run.
         records: all rounds of one run.
         groups: clients set apart (see `Participation.groups`).
     """
@@ -62,8 +64,8 @@ def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[s
         if view != SERVED and np.array_equal(metrics.client_loss, last[SERVED].client_loss, equal_nan=True):
             continue
         best = max(record.metrics[view].accuracy for record in evaluated)
-        figures = (metrics.accuracy, best, metrics.auc, metrics.f1, metrics.recall, metrics.accuracy_worst)
-        values = dict(zip(PERCENT, figures, strict=True))
+        shares = (metrics.accuracy, best, metrics.auc, metrics.f1, metrics.recall, metrics.accuracy_worst)
+        values = dict(zip(PERCENT, shares, strict=True))
         for group, ids in groups.items():
             if group != UNSEEN:
                 values[f"{group} clients"] = metrics.accuracy_of(ids)
@@ -73,13 +75,13 @@ def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[s
 
 
 def _columns(table: Sequence[Row]) -> list[str]:
-    """All figures, but for rejected replies where there were none."""
+    """Return the names of all metrics, without rejected replies if there were none."""
     names = dict.fromkeys(name for row in table for name in row.values)
     return [name for name in names if name != REJECTED or any(row.values.get(name) for row in table)]
 
 
 def markdown(table: Sequence[Row]) -> str:
-    """A Markdown table, aligned to be read as it is; mean ± std (ddof 1) where there are several seeds."""
+    """Return an aligned Markdown table with mean, ± std (ddof 1) if there are several seeds."""
     names = list(dict.fromkeys(row.name for row in table))
     columns = _columns(table)
     header = ["algorithm", *(name if name in PLAIN else f"{name} %" for name in columns)]
@@ -97,6 +99,7 @@ def markdown(table: Sequence[Row]) -> str:
 
 
 def _cells(same: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Return the cells of the rows of one method, without its name."""
     texts = []
     for name in columns:
         scale = 1 if name in PLAIN else 100
@@ -108,10 +111,11 @@ def _cells(same: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 
 def write(folder: Path, runs: Sequence[Run], vary: str) -> str:
-    """Write `comparison.md` and `comparison.csv` (a row a seed) into `folder`. Returns the Markdown.
+    """Write `comparison.md` and `comparison.csv` (one row for each seed) into `folder`, and return the Markdown.
 
     Args:
-        vary: what differs from seed to seed, a key of `VARIED`.
+        runs: finished runs of one comparison.
+        vary: what differs between seeds: a key of `VARIED`.
     """
     table = [row for run in runs for row in rows(run.name, run.seed, run.records, run.groups)]
     on = runs[0].evaluated_on

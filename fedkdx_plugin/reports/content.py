@@ -1,4 +1,4 @@
-"""Which tables a section of the report holds."""
+"""Tables of a section of the report."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fedkdx_plugin.results.records import PARTS
 
 METRICS = {"accuracy": "accuracy %", "auc": "AUC %", "f1": "F1 %", "recall": "recall %"}
 PAPER = Path(__file__).parent / "paper.yaml"
-# what the paper's own runs were, besides their model and join ratio
-PAPERS_SETTING = {
+# options of the paper's own runs, except model and join ratio
+PAPER_OPTIONS = {
     "partition": "subject",
     "split": "shuffled",
     "train_fraction": 1.0,
@@ -31,21 +31,21 @@ PAPERS_SETTING = {
     "stragglers": 0.0,
     "corrupt": 0.0,
 }
-PAPERS_ROUNDS = 500
+PAPER_ROUNDS = 500
 
 
-def last(method: Method, figure: str) -> statistics.Spread:
-    """A figure of the last round, over seeds."""
-    return spread([getattr(run.evaluated[-1].metrics[SERVED], figure) for run in method.runs])
+def last(method: Method, metric: str) -> statistics.Spread:
+    """Return mean and standard deviation over seeds of a metric in the last round."""
+    return spread([getattr(run.evaluated[-1].metrics[SERVED], metric) for run in method.runs])
 
 
 def whole_run(method: Method) -> statistics.Spread:
-    """Seconds of all rounds, over seeds."""
+    """Return mean and standard deviation over seeds of the seconds of all rounds together."""
     return spread([sum(sum(record.seconds.values()) for record in run.records) for run in method.runs])
 
 
 def results(section: Section) -> Table:
-    """The section's main table: last round, best round, cost."""
+    """Return the section's main table: last round, best round, cost."""
     rows = {name: same for method in section.methods for name, same in _rows(method).items()}
     names = list(dict.fromkeys(name for same in rows.values() for row in same for name in row.values))
     apart = [name for name in names if name.endswith("clients")]
@@ -74,51 +74,52 @@ def results(section: Section) -> Table:
     return Table(
         f"{section.slug}-results",
         f"{section.title}: mean ± standard deviation over seeds, on {section.on} windows. Bold: best, underlined: "
-        f"second{f', {CEILING} apart' if CEILING in served else ''}. The best round is chosen on these same windows, "
-        "which flatters. A row with a name in brackets is one of a method's networks alone.",
+        f"second{f', without {CEILING}' if CEILING in served else ''}. The best round is chosen on these same windows, "
+        "so it is too optimistic. A row with a name in brackets is one of a method's networks alone.",
         [("", "method"), ("", "seeds"), *heads],
         [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
     )
 
 
 def _any(rows: Mapping[str, Sequence[comparison_table.Row]], name: str) -> bool:
-    """Whether a figure is other than 0 somewhere."""
+    """Return whether a metric is not 0 in some row."""
     return any(row.values[name] for same in rows.values() for row in same)
 
 
 def _rows(method: Method) -> dict[str, list[comparison_table.Row]]:
-    """The rows of the method and of its networks, one a seed each."""
+    """Return the rows of a method and of its networks, by name, one for each seed."""
     seeds = [
         {row.name: row for row in comparison_table.rows(method.name, r.seed, r.records, r.groups)} for r in method.runs
     ]
     names = dict.fromkeys(name for rows in seeds for name in rows)
-    # a network has no row where it predicted the very same as the method
+    # a network has no row for a seed with which its predictions equal those of the method
     return {name: [rows.get(name, rows[method.name]) for rows in seeds] for name in names}
 
 
 def _merge(old: Sequence[Cell], new: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of `old` that have a rank, and those of `new` elsewhere."""
     return [before if before.rank else after for before, after in zip(old, new, strict=True)]
 
 
 def significance(section: Section) -> tuple[Table | None, str]:
-    """Each method against the reference, and what that means; or None, and why it cannot be said."""
+    """Return the table of significance tests against the reference (None without any), and an explanation."""
     tests, untested = statistics.tests(section)
     left_out = f" Fewer than {statistics.PAIRS} pairs, so not tested: {', '.join(untested)}." if untested else ""
     if not tests:
-        return None, f"Significance cannot be told: there is nothing to compare with.{left_out}" if not untested else (
-            f"Significance cannot be told.{left_out}"
-        )
+        reason = "" if untested else " There is nothing to compare with."
+        return None, f"Significance cannot be tested.{reason}{left_out}"
     reference, pairs = section.reference.name, min(test.pairs for test in tests)
     meaning = (
         f"Each method's accuracy in the last round, paired with that of {reference} by {tests[0].over[:-1]} "
         "(a client's accuracies are averaged over seeds first). p: Wilcoxon signed-rank test, two-sided; corrected by "
-        f"Holm for {len(tests)} comparisons. Below {statistics.LEVEL}, such a difference would hardly come about by "
-        "chance alone; above it, these runs do not tell the methods apart, which is not to say that they are equal."
+        f"Holm for {len(tests)} comparisons. Below {statistics.LEVEL}, such a difference is unlikely to come from "
+        "chance alone; above it, these runs show no difference between the methods, which does not mean that they are "
+        "equal."
     )
     if tests[0].over == "clients":
-        meaning += " Pairs of clients say nothing of how much other seeds would change."
+        meaning += " Pairs of clients do not show how much results would change with other seeds."
     if statistics.smallest_p(pairs) * len(tests) >= statistics.LEVEL:
-        meaning += f" With {pairs} pairs and {len(tests)} comparisons, no difference could come out as significant."
+        meaning += f" With {pairs} pairs and {len(tests)} comparisons, no difference can be significant."
     rows = [
         [
             Cell(test.name),
@@ -127,7 +128,7 @@ def significance(section: Section) -> tuple[Table | None, str]:
             Cell(f"{test.better} / {test.pairs - test.better - test.worse} / {test.worse}"),
             _p(test.p),
             _p(test.corrected),
-            Cell(("better" if test.difference > 0 else "worse") if test.significant else "not told apart"),
+            Cell(("better" if test.difference > 0 else "worse") if test.significant else "no difference shown"),
         ]
         for test in tests
     ]
@@ -137,18 +138,19 @@ def significance(section: Section) -> tuple[Table | None, str]:
 
 
 def _p(value: float) -> Cell:
+    """Return the cell of a p-value."""
     return Cell(f"{value:.3f}" if value >= 0.001 else "< 0.001", value)
 
 
 def reaching(section: Section) -> Table:
-    """Rounds and megabytes until an accuracy is reached."""
+    """Return the table of rounds and megabytes until an accuracy is reached."""
     targets = statistics.targets(section)
     rows = []
     for method in section.methods:
         cells = [Cell(method.name)]
         for target in targets.values():
             hits = [hit for hit in (statistics.reached(run, target) for run in method.runs) if hit]
-            # a mean of those seeds alone that got there would flatter
+            # the mean over only the seeds that reach it is too optimistic
             short = f" ({len(hits)} of {len(method.runs)} seeds)" if hits and len(hits) < len(method.runs) else ""
             for values, digits in (([h[0] for h in hits], 0), ([h[1] for h in hits], 1)):
                 cell = number(spread(values), digits=digits)
@@ -157,34 +159,34 @@ def reaching(section: Section) -> Table:
     return Table(
         f"{section.slug}-targets",
         f"{section.title}: rounds, and megabytes sent both ways by all clients, until {section.on} accuracy first "
-        f"reaches a target; '{NONE}' where it never does. Mean ± standard deviation over the seeds that do.",
+        f"reaches a target; '{NONE}' if it never does. Mean ± standard deviation over the seeds that do.",
         [("", "method"), *((name, unit) for name in targets for unit in ("rounds", "MB"))],
         rows,
     )
 
 
 def clients(section: Section) -> Table:
-    """How accuracy spreads over clients, and who is worst off."""
+    """Return the table of the distribution of accuracy over clients, with the client of the lowest accuracy."""
     rows = []
     for method in section.methods:
         values = statistics.per_client(method)
         known = values[~np.isnan(values)]
         quartiles = np.percentile(known, (25, 50, 75))
         worst = int(np.nanargmin(values))
-        figures = (known.mean(), known.std(), known.min(), *quartiles, known.max())
-        rows.append([Cell(method.name), *(plain(100 * float(f)) for f in figures), Cell(str(worst), worst)])
+        summary = (known.mean(), known.std(), known.min(), *quartiles, known.max())
+        rows.append([Cell(method.name), *(plain(100 * float(f)) for f in summary), Cell(str(worst), worst)])
     heads = ("method", "mean", "std", "lowest", "quarter", "median", "three quarters", "highest", "lowest is client")
     return Table(
         f"{section.slug}-clients",
-        f"{section.title}: accuracy of each client in the last round, %, mean over seeds, as it spreads over clients. "
-        "A client counts once, however many windows it has.",
+        f"{section.title}: distribution over clients of the accuracy in the last round, %, mean over seeds. Each "
+        "client has the same weight, regardless of its number of windows.",
         [("", head) for head in heads],
         rows,
     )
 
 
 def seconds(section: Section) -> Table:
-    """Where the time went."""
+    """Return the table of seconds of each part of a round, and of whole runs."""
     rows = []
     for method in section.methods:
         parts = {part: [np.mean([r.seconds[part] for r in run.records]) for run in method.runs] for part in PARTS}
@@ -193,29 +195,32 @@ def seconds(section: Section) -> Table:
         rows.append([Cell(method.name), *cells, total, number(whole_run(method), digits=0)])
     return Table(
         f"{section.slug}-seconds",
-        f"{section.title}: wall time. Runs made side by side on one machine slow each other down.",
+        f"{section.title}: wall time. Runs that share a machine slow each other down.",
         [("", "method"), *(("mean of a round, s", head) for head in (*PARTS, "all")), ("", "whole run, s")],
         rows,
     )
 
 
 @cache
-def _papers() -> list[dict[str, Any]]:
-    return yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+def _paper_rows() -> list[dict[str, Any]]:
+    """Read the rows of the paper's tables."""
+    rows: list[dict[str, Any]] = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    return rows
 
 
-def _is_papers(config: Mapping[str, Any]) -> bool:
-    return all(config.get(key, value) == value for key, value in PAPERS_SETTING.items())
+def _has_paper_options(config: Mapping[str, Any]) -> bool:
+    """Return whether the options are those of the paper's runs."""
+    return all(config.get(key, value) == value for key, value in PAPER_OPTIONS.items())
 
 
 def paper(section: Section) -> Table | None:
-    """The paper's own figures beside these; None where it has none for this data set, model and setting."""
-    if section.on != "test" or not _is_papers(section.config):
+    """Return the paper's metrics beside these; None if it has none for this data set, model and options."""
+    if section.on != "test" or not _has_paper_options(section.config):
         return None
     rows = [
         (method, entry)
         for method in section.methods
-        for entry in _papers()
+        for entry in _paper_rows()
         if entry["method"] == method.name
         and section.data in entry
         and all(entry[key] == section.config[key] for key in ("model", "join_ratio"))
@@ -225,12 +230,12 @@ def paper(section: Section) -> Table | None:
     rounds = section.config["global_rounds"]
     caption = (
         f"{section.title}: this report's last round beside the paper's tables, %. "
-        + (f"The paper's are after {PAPERS_ROUNDS} rounds, these after {rounds}. " if rounds != PAPERS_ROUNDS else "")
-        + "The paper does not say over how many seeds, nor whether its round is the last or the best. Its tables 1, 2 "
-        "and 3 differ from each other for the same setting."
+        + (f"The paper's are after {PAPER_ROUNDS} rounds, these after {rounds}. " if rounds != PAPER_ROUNDS else "")
+        + "The paper does not state the number of seeds, nor whether its round is the last or the best. Its tables "
+        "1, 2 and 3 differ from each other for the same options."
     )
     heads = [(head, part) for head in METRICS.values() for part in ("here", "paper", "difference")]
-    cells = [[Cell(m.name), Cell(str(entry["table"])), *_beside(m, entry[section.data])] for m, entry in rows]
+    cells = [[Cell(m.name), Cell(str(entry["table"])), *_compared(m, entry[section.data])] for m, entry in rows]
     if any("seconds" in entry for _, entry in rows):
         heads += [("whole run, s", part) for part in ("here", "paper")]
         for line, (method, entry) in zip(cells, rows, strict=True):
@@ -239,9 +244,10 @@ def paper(section: Section) -> Table | None:
     return Table(f"{section.slug}-paper", caption, [("", "method"), ("", "table"), *heads], cells)
 
 
-def _beside(method: Method, papers: Iterable[float]) -> list[Cell]:
+def _compared(method: Method, published: Iterable[float]) -> list[Cell]:
+    """Return the cells of each metric: here, in the paper, and the difference in points."""
     cells = []
-    for metric, value in zip(METRICS, papers, strict=True):
+    for metric, value in zip(METRICS, published, strict=True):
         own = 100 * last(method, metric).mean
         cells += [plain(own), plain(value), plain(own - value, sign=True)]
     return cells

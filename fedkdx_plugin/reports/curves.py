@@ -1,4 +1,4 @@
-"""The comparison's picture: accuracy over rounds and over bytes."""
+"""Plot of a comparison: accuracy over rounds and over bytes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def plotted(runs: Sequence[Run], title: str) -> Figure:
         mean, std = accuracy.mean(0), accuracy.std(0)
         (line,) = left.plot(rounds, mean, label=name)
         left.fill_between(rounds, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
-        if sent[-1] > 0.1:  # who sends next to nothing has no place on this axis
+        if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
             right.plot(sent, mean, color=line.get_color())
     left.set(xlabel="round", ylabel=f"{runs[0].evaluated_on} accuracy, %", title=title)
     left.xaxis.get_major_locator().set_params(integer=True)
-    right.set(xlabel="megabytes sent, up and down", xscale="log", title="the same, by what it costs")
+    right.set(xlabel="megabytes sent, up and down", xscale="log", title="the same over megabytes")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend()
@@ -46,12 +46,12 @@ def plotted(runs: Sequence[Run], title: str) -> Figure:
 
 
 def draw(path: Path, runs: Sequence[Run], title: str) -> None:
-    """Write the plot into a file, whose ending says in which format."""
+    """Write the plot to a file, whose ending determines the format."""
     with replacing(path) as part:
         plotted(runs, title).savefig(part, dpi=150)
 
 
 def _megabytes(run: Run) -> np.ndarray:
-    """What had been sent, both ways, by each evaluated round."""
+    """Return the megabytes sent until each evaluated round, up and down together."""
     total = np.cumsum([record.bytes_up + record.bytes_down for record in run.records]) / 1e6
     return np.array([megabytes for record, megabytes in zip(run.records, total, strict=True) if record.metrics])

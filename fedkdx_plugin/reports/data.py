@@ -1,4 +1,4 @@
-"""What a section's runs were trained and measured on, from the manifest in a run's folder."""
+"""Tables of the data of a section's runs, from the manifest in a run folder."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fedkdx_plugin.reports.tables import NONE, Cell, Table
 from registry.errors import UserError
 
 SCALED = {
-    "federated": "federated: z-scores by mean and variance of the clients' training windows together",
-    "client": "client: z-scores by each client's own training windows",
-    "minmax": "minmax: 0 to 1 by each client's own training windows",
+    "federated": "federated: z-scores with mean and variance of all clients' training windows",
+    "client": "client: z-scores with mean and variance of each client's own training windows",
+    "minmax": "minmax: to [0, 1] with minimum and maximum of each client's own training windows",
     "none": "none",
 }
 
 
 def manifest_folder(section: Section) -> Path | None:
-    """A folder that holds the manifest of these runs' data: a run's own, or that of the shards if it is unchanged."""
+    """Return a folder with the manifest of these runs' data: a run folder, or that of the shards if unchanged."""
     run = section.first
     for folder in (run.folder, Path(run.data["folder"])):
         try:
@@ -36,7 +36,7 @@ def manifest_folder(section: Section) -> Path | None:
 
 
 def described(section: Section) -> list[Table]:
-    """How the windows were made, and how many there are; nothing where no manifest is left."""
+    """Return tables of how the windows were made and how many there are; none if there is no manifest."""
     folder = manifest_folder(section)
     if folder is None:
         return []
@@ -50,43 +50,47 @@ def described(section: Section) -> list[Table]:
 
 
 def _whose(section: Section) -> str:
-    """Where each seed has data of its own: which one's these are."""
+    """Return the seed of the data described, in words, if each seed has its own data; else an empty text."""
     return f" (seed {section.first.seed})" if section.config.get("vary") == "data" else ""
 
 
 def _made(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """What -> how, in words."""
-    settings, spec = (_mapping(manifest.get(name)) for name in ("preprocessing", "spec"))
+    """Return a description of the data: property -> text."""
+    preprocessing, spec = (_mapping(manifest.get(name)) for name in ("preprocessing", "spec"))
     rate, (channels, _, time) = manifest.get("rate"), manifest["shape"]
     known = isinstance(rate, int | float) and rate > 0
-    overlap = f", overlap {settings['overlap']:.0%}" if "overlap" in settings else ""
+    scale = scale_of(dict(manifest))
+    overlap = f", overlap {preprocessing['overlap']:.0%}" if "overlap" in preprocessing else ""
     return {
         "rate": f"{rate:g} Hz" if known else NONE,
         "window": f"{time} samples" + (f" ({time / rate:.3g} s)" if known else "") + overlap,
         "channels": f"{channels}: {', '.join(manifest['channels'])}",
-        "filters": _filters(settings) if settings else NONE,
-        "scaling": SCALED.get(scale_of(manifest), scale_of(manifest)),
+        "filters": _filters(preprocessing) if preprocessing else NONE,
+        "scaling": SCALED.get(scale, scale),
         "split": f"{spec['split']}, {manifest.get('dropped', 0)} windows dropped between" if "split" in spec else NONE,
         "partition": str(spec.get("partition", NONE)),
         "clients": str(len(manifest["clients"])),
     }
 
 
-def _filters(settings: Mapping[str, Any]) -> str:
+def _filters(preprocessing: Mapping[str, Any]) -> str:
+    """Return the filters of a recording, in words."""
     named = {
         "median": "median of {:g} samples",
         "lowpass": "low-pass at {:g} Hz",
-        "gravity": "gravity split off below {:g} Hz",
+        "gravity": "gravity separated below {:g} Hz",
     }
-    return ", ".join(text.format(settings[key]) for key, text in named.items() if settings.get(key)) or "none"
+    return ", ".join(text.format(preprocessing[key]) for key, text in named.items() if preprocessing.get(key)) or "none"
 
 
 def _counts(section: Section, manifest: Mapping[str, Any]) -> Table:
+    """Return the table of the numbers of windows of each class."""
     parts = {part: np.array([client[part]["histogram"] for client in manifest["clients"]]) for part in PARTS}
     classes = manifest["classes"]
     rows = []
-    for index, name in [*enumerate(classes), (slice(None), "all")]:
-        own = [parts[part][:, index].reshape(len(manifest["clients"]), -1).sum(axis=1) for part in PARTS]
+    everything = list(range(len(classes)))
+    for indices, name in [*(([index], name) for index, name in enumerate(classes)), (everything, "all")]:
+        own = [parts[part][:, indices].sum(axis=1) for part in PARTS]
         holders = int((own[0] > 0).sum())
         rows.append([Cell(name), *(Cell(str(n), n) for n in (int(own[0].sum()), int(own[1].sum()), holders))])
     heads = ("class", "training windows", f"{section.on} windows", "clients that train on it")
@@ -95,4 +99,5 @@ def _counts(section: Section, manifest: Mapping[str, Any]) -> Table:
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return the value if it is a mapping; else an empty one."""
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""All sections of a report at a glance."""
+"""Overview tables, over all sections of a report."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, number, plain, ranked
 from fedkdx_plugin.results.runs import Run
 
-ABREAST = 4  # sections whose four metrics stand side by side, as in the paper's tables
-FEW = 3  # methods for which there is a row a section instead
-USUAL = "usual setting"
+ABREAST = 4  # most sections whose four metrics are side by side, as in the paper's tables
+FEW = 3  # most methods for which the table has one row for each section and method
+USUAL = "usual options"
+Reader = Callable[[Run], float]  # a metric of a run
 CAPTION = "mean ± standard deviation over seeds. Bold: best, underlined: second."
 
 
 def overview(sections: Sequence[Section]) -> list[Table]:
-    """The paper's layout where it fits, else a table a data set: one of each metric, or with a row a section."""
+    """Return one table in the paper's layout if it fits; else for each data set one table, or one for each metric."""
     if len(sections) < 2:
         return []
     methods = list(dict.fromkeys(method.name for section in sections for method in section.methods))
@@ -37,86 +38,103 @@ def overview(sections: Sequence[Section]) -> list[Table]:
 
 
 def _abreast(sections: Sequence[Section], methods: Sequence[str]) -> Table:
+    """Return a table with the four metrics of all sections side by side."""
     columns = [_column(section, methods, _served(metric)) for section in sections for metric in METRICS]
     heads = [(section.title, head.removesuffix(" %")) for section in sections for head in METRICS.values()]
     return Table("overview", f"Last round, %, {CAPTION}", [("", "method"), *heads], _rows(methods, columns))
 
 
 def _across(sections: Sequence[Section], metric: str) -> Table:
-    """One metric in all settings of a data set, and the methods' mean rank in them."""
+    """Return a table of one metric in all sections of a data set, with the methods' mean rank."""
     methods = list(dict.fromkeys(method.name for section in sections for method in section.methods))
-    heads, columns, main = [], [], []
+    heads: list[tuple[str, str]] = []
+    columns, main = [], []
     for section in sections:
-        name, figures = section.setting or USUAL, _figures(section, metric)
+        name, readers = section.particular or USUAL, _readers(section, metric)
         main.append(_column(section, methods, _served(metric)))
-        for group, figure in figures.items():
-            heads.append((name, group) if len(figures) > 1 else ("", name))
-            columns.append(_column(section, methods, figure))
+        for group, read in readers.items():
+            heads.append((name, group) if len(readers) > 1 else ("", name))
+            columns.append(_column(section, methods, read))
     caption = f"{sections[0].data}: {METRICS[metric].removesuffix(' %')} in the last round, %, {CAPTION}"
     ranks = _mean_ranks(methods, main)
     if any(cell.value is not None for cell in ranks):
         heads.append(("", "mean rank"))
         columns.append(ranks)
-        caption += " Mean rank: over the settings, of the methods that all of them have; 1 is best."
+        caption += " Mean rank: over the sections, of the methods that all of them have; 1 is best."
     name = slug(f"overview-{sections[0].data}-{metric}")
     return Table(name, caption, [("", "method"), *heads], _rows(methods, columns))
 
 
 def _downwards(sections: Sequence[Section]) -> Table:
+    """Return a table with one row for each section and method of a data set."""
     rows = []
     for section in sections:
         for method in section.methods:
-            setting, figures = section.setting or USUAL, [number(last(method, metric), 100) for metric in METRICS]
-            rows.append([Cell(setting), Cell(method.name), *figures, number(whole_run(method), digits=0)])
-    heads = ("setting", "method", *METRICS.values(), "whole run, s")
+            name, cells = section.particular or USUAL, [number(last(method, metric), 100) for metric in METRICS]
+            rows.append([Cell(name), Cell(method.name), *cells, number(whole_run(method), digits=0)])
+    heads = ("options", "method", *METRICS.values(), "whole run, s")
     caption = f"{sections[0].data}: last round, mean ± standard deviation over seeds."
     return Table(slug(f"overview-{sections[0].data}"), caption, [("", head) for head in heads], rows)
 
 
-def _served(metric: str) -> Callable[[Run], float]:
-    return lambda run: getattr(run.evaluated[-1].metrics[SERVED], metric)
+def _served(metric: str) -> Reader:
+    """Return a reader of a metric of all clients that can train."""
+    return lambda run: float(getattr(run.evaluated[-1].metrics[SERVED], metric))
 
 
-def _figures(section: Section, metric: str) -> dict[str, Callable[[Run], float]]:
-    """What is to be read from a run: of all clients that can train, and of those set apart."""
-    figures = {"all": _served(metric)}
+def _readers(section: Section, metric: str) -> dict[str, Reader]:
+    """Return readers of a metric by group: of all clients that can train, and of the clients set apart."""
+    readers = {"all": _served(metric)}
     for group in section.first.groups:
         if group == UNSEEN:
-            figures[group] = _strangers(metric)
-        elif metric == "accuracy":  # what clients have of the others does not add up to a group's
-            figures[group] = lambda run, group=group: run.evaluated[-1].metrics[SERVED].accuracy_of(run.groups[group])
-    return figures
+            readers[group] = _unseen(metric)
+        elif metric == "accuracy":  # the other metrics of a group do not follow from those of its clients
+            readers[group] = _accuracy_of(group)
+    return readers
 
 
-def _strangers(metric: str) -> Callable[[Run], float]:
-    """Of clients never trained on; NaN for a method that has no model for them."""
+def _accuracy_of(group: str) -> Reader:
+    """Return a reader of the accuracy of a group of clients."""
+    return lambda run: run.evaluated[-1].metrics[SERVED].accuracy_of(run.groups[group])
 
-    def figure(run: Run) -> float:
+
+def _unseen(metric: str) -> Reader:
+    """Return a reader of a metric of unseen clients; NaN for a method that has no model for them."""
+
+    def read(run: Run) -> float:
         view = run.evaluated[-1].metrics.get(UNSEEN)
-        return np.nan if view is None else getattr(view, metric)
+        return float(np.nan if view is None else getattr(view, metric))
 
-    return figure
+    return read
 
 
-def _column(section: Section, methods: Sequence[str], figure: Callable[[Run], float]) -> list[Cell]:
-    own = {method.name: number(spread([figure(run) for run in method.runs]), 100) for method in section.methods}
+def _column(section: Section, methods: Sequence[str], read: Reader) -> list[Cell]:
+    """Return the cells of a section, one for each method, with ranks."""
+    own = {method.name: number(spread([read(run) for run in method.runs]), 100) for method in section.methods}
     return ranked([own.get(name, Cell(NONE)) for name in methods], _competing(methods))
 
 
 def _competing(methods: Sequence[str]) -> list[int]:
+    """Return the positions of the methods that are ranked."""
     return [i for i, name in enumerate(methods) if name != CEILING]
 
 
 def _mean_ranks(methods: Sequence[str], columns: Sequence[Sequence[Cell]]) -> list[Cell]:
-    """Demšar, Statistical comparisons of classifiers over multiple data sets, 2006: what is equal shares its ranks."""
-    there = [i for i in _competing(methods) if all(column[i].value is not None for column in columns)]
+    """Return the mean rank of each method over columns; equal values have the mean of their ranks (Demšar 2006).
+
+    Demšar, Statistical comparisons of classifiers over multiple data sets, 2006.
+    """
+    values = {i: [column[i].value for column in columns] for i in _competing(methods)}
+    known = {i: [round(value, 2) for value in own if value is not None] for i, own in values.items()}
+    complete = {i: own for i, own in known.items() if len(own) == len(columns)}
     cells = [Cell(NONE)] * len(methods)
-    if len(there) > 1:
-        ranks = rankdata([[-round(column[i].value, 2) for i in there] for column in columns], axis=1).mean(0)
-        for i, rank in zip(there, ranks, strict=True):
+    if len(complete) > 1:
+        ranks = rankdata(-np.array(list(complete.values())), axis=0).mean(1)
+        for i, rank in zip(complete, ranks, strict=True):
             cells[i] = plain(float(rank), digits=1)
     return cells
 
 
 def _rows(methods: Sequence[str], columns: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+    """Return the rows of a table from its columns."""
     return [[Cell(name), *cells] for name, *cells in zip(methods, *columns, strict=True)]

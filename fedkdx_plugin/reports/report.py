@@ -1,9 +1,9 @@
-"""The report of finished runs: one HTML page, a Markdown file, and every table and figure as a file of its own.
+"""Report of finished runs: one HTML page, a Markdown file, and separate files for each table and plot.
 
 report.html             everything, self-contained
-report.md               the tables, with links to the figures
+report.md               the tables, with links to the plots
 tables/*.tex, *.csv     each table
-figures/*.pdf, *.png    each figure
+figures/*.pdf, *.png    each plot
 """
 
 from __future__ import annotations
@@ -19,54 +19,64 @@ import yaml
 
 from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
-from fedkdx_plugin.reports import content, data, figures, overview, tables
+from fedkdx_plugin.reports import content, data, overview, plots, tables
 from fedkdx_plugin.reports.comparison_table import TUNING, VARIED
+from fedkdx_plugin.reports.plots import Plot
 from fedkdx_plugin.reports.sections import Section, arrange
 from fedkdx_plugin.reports.tables import Table
 from fedkdx_plugin.results.runs import Run, read_all
 from registry import __version__
 from registry.errors import UserError
 
-PAGE, TEXT, TABLES, FIGURES = "report.html", "report.md", "tables", "figures"
+PAGE, TEXT, TABLES, PLOTS = "report.html", "report.md", "tables", "figures"
 SHUFFLED = (
-    "Split 'shuffled': overlapping windows fall into training and test part alike, which flatters every method; "
-    "'--split blocked' does not."
+    "Split 'shuffled': windows of the training part overlap windows of the test part, so all metrics are too "
+    "optimistic; with '--split blocked' they do not overlap."
 )
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the report holds of a section, in the page's order: a heading, and paragraphs, tables and figures below."""
+    """Contents of a section of the report.
+
+    Attributes:
+        section: the section.
+        parts: headings, in the order of the page, each with its paragraphs, tables and plots.
+    """
 
     section: Section
-    parts: list[tuple[str, list[str | Table | figures.Drawn]]] = field(default_factory=list)
+    parts: list[tuple[str, list[str | Table | Plot]]] = field(default_factory=list)
 
     @property
     def anchor(self) -> str:
+        """Name by which the page links to this chapter."""
         return self.section.slug
 
     @property
-    def items(self) -> list[str | Table | figures.Drawn]:
+    def items(self) -> list[str | Table | Plot]:
+        """Paragraphs, tables and plots of all parts."""
         return [item for _, items in self.parts for item in items]
 
 
 def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Path:
-    """Write the report of these runs into the folder `out`; returns its page.
+    """Write the report of finished runs into the folder `out`, and return the path of its HTML page.
 
     Args:
-        folders: of runs; those that are not there, or not finished, are said to be so and count in nothing.
-        about: a paragraph.
+        folders: run folders; the report names those that are missing or not finished, and uses only the others.
+        out: folder of the report.
+        title: title of the report.
+        about: introductory paragraph.
 
     Raises:
-        UserError: a damaged run, jinja2 or matplotlib missing, or `out` cannot be written.
+        UserError: a run folder is damaged, jinja2 or matplotlib is not installed, or `out` cannot be written.
     """
     _check_packages()
     runs, missing = read_all(folders)
     sections = arrange(runs)
-    looks = figures.Looks([method.name for section in sections for method in figures.shown(section)])
+    looks = plots.Looks([method.name for section in sections for method in plots.shown(section)])
     chapters = [_chapter(section, out, looks) for section in sections]
-    glance = overview.overview(sections)
-    for table in [*glance, *(item for chapter in chapters for item in chapter.items if isinstance(item, Table))]:
+    summary = overview.overview(sections)
+    for table in [*summary, *(item for chapter in chapters for item in chapter.items if isinstance(item, Table))]:
         _write(out / TABLES / f"{table.name}.tex", tables.latex(table))
         _write(out / TABLES / f"{table.name}.csv", tables.to_csv(table))
     values = {
@@ -75,7 +85,7 @@ def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Pa
         "warning": TUNING if any(section.on != "test" for section in sections) else "",
         "count": len(runs),
         "missing": missing,
-        "overview": glance,
+        "overview": summary,
         "chapters": chapters,
         "version": __version__,
     }
@@ -85,6 +95,7 @@ def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Pa
 
 
 def _check_packages() -> None:
+    """Raise UserError if a package is not installed."""
     try:
         import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
@@ -93,52 +104,51 @@ def _check_packages() -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def _chapter(section: Section, out: Path, looks: figures.Looks) -> Chapter:
-    """All tables of a section, and its figures, which are written now."""
-    drawn = {figure.name.rpartition("-")[2]: figure for figure in figures.draw(section, out / FIGURES, looks)}
+def _chapter(section: Section, out: Path, looks: plots.Looks) -> Chapter:
+    """Make the tables and plots of a section, and write the plots."""
+    made = {plot.name.rpartition("-")[2]: plot for plot in plots.draw(section, out / PLOTS, looks)}
     tested, meaning = content.significance(section)
-    beside = content.paper(section)
-    parts: list[tuple[str, list[Any]]] = [
+    paper = content.paper(section)
+    parts: list[tuple[str, list[str | Table | Plot]]] = [
         ("Results", [content.results(section)]),
-        ("Beside the paper", [beside] if beside else []),
-        ("More than chance?", [item for item in (tested, meaning) if item]),
-        ("Convergence", [drawn["convergence"], content.reaching(section)]),
-        ("Clients", [drawn["clients"], content.clients(section), drawn["confusion"]]),
-        ("Data", data.described(section)),
-        ("Who holds which classes", [_classes(section, out / FIGURES)]),
-        ("Compression", [drawn["compression"]] if "compression" in drawn else []),
-        ("Time", [drawn["seconds"], content.seconds(section)]),
+        ("Comparison with the paper", [paper] if paper else []),
+        ("Significance", [item for item in (tested, meaning) if item]),
+        ("Convergence", [made["convergence"], content.reaching(section)]),
+        ("Clients", [made["clients"], content.clients(section), made["confusion"]]),
+        ("Data", [*data.described(section)]),
+        ("Classes of each client", [_classes(section, out / PLOTS)]),
+        ("Compression", [made["compression"]] if "compression" in made else []),
+        ("Time", [made["seconds"], content.seconds(section)]),
     ]
     return Chapter(section, [(heading, items) for heading, items in parts if items])
 
 
-def _classes(section: Section, folder: Path) -> str | figures.Drawn:
-    """The figure of the data's own manifest, or why it cannot be had."""
+def _classes(section: Section, folder: Path) -> str | Plot:
+    """Write the plot of windows by client and class, from the data's manifest; return it, or why there is none."""
     shards, name = data.manifest_folder(section), f"{section.slug}-classes"
     if shards is None:
         return (
             f"No manifest of these runs' data is left in {section.first.folder} or {section.first.data['folder']}, so "
-            "their classes cannot be shown."
+            "there is no plot of the classes of each client."
         )
     for ending in data_figure.FORMATS:
         folder.mkdir(parents=True, exist_ok=True)
         data_figure.draw(shards, folder / f"{name}{ending}")
-    return figures.Drawn(
-        name, f"{section.data}: windows of each client (left), and how many of each class (right).", 9.5
-    )
+    return Plot(name, f"{section.data}: windows of each client (left), and how many of each class (right).", 9.5)
 
 
-def setting(section: Section) -> str:
-    """The section's setting in a line, for people."""
+def main_options(section: Section) -> str:
+    """Return the main options of a section in one line."""
     config = section.config
     trained = {
         "model": config.get("model"),
         "rounds": config.get("global_rounds"),
-        "join ratio": config.get("join_ratio"),
+        "join_ratio": config.get("join_ratio"),
         "local epochs": config.get("local_epochs"),
         "batch": config.get("batch_size"),
         "learning rate": config.get("local_learning_rate"),
@@ -152,7 +162,7 @@ def setting(section: Section) -> str:
 
 
 def remarks(section: Section) -> list[str]:
-    """What a reader must know before the figures."""
+    """Return remarks without which the metrics would be misunderstood."""
     runs = [run for method in section.methods for run in method.runs]
     found = [*section.notes]
     if section.config.get("split") == "shuffled":
@@ -160,20 +170,20 @@ def remarks(section: Section) -> list[str]:
     if max(len(method.runs) for method in section.methods) > 1:
         found.append(f"± over seeds: {VARIED[section.config.get('vary', 'training')]}")
     if min(len(method.runs) for method in section.methods) < 2:
-        found.append("Some methods have one seed only: nothing is known of how much another seed would change.")
+        found.append("Some methods have only one seed, which does not show how much results change with the seed.")
     if len({len(method.runs) for method in section.methods}) > 1:
         found.append("Not all methods have the same number of seeds.")
     if len({run.environment.get("device") for run in runs}) > 1:
-        found.append("Runs were made on different devices: their seconds do not compare.")
+        found.append("Runs were made on different devices, so their seconds cannot be compared.")
     if len({str(run.environment["versions"]) for run in runs}) > 1:
         found.append(
-            "Runs were made with different versions of packages; each run's own are listed at the section's end."
+            "Runs were made with different versions of packages, listed for each run at the end of the section."
         )
     return found
 
 
 def origin(run: Run, section: Section) -> dict[str, str]:
-    """Where a run comes from: what to type, and what its figures depend on besides the section's setting."""
+    """Return the origin of a run: its command, and all that its metrics depend on besides the section's options."""
     own = {key: value for key, value in run.config.items() if key not in section.config}
     versions = ", ".join(f"{name} {version}" for name, version in run.environment["versions"].items() if version)
     return {
@@ -184,19 +194,21 @@ def origin(run: Run, section: Section) -> dict[str, str]:
             str(run.environment[key]) for key in ("device", "platform", "backend") if key in run.environment
         ),
         "data": f"{run.data['name']}, manifest {run.data['manifest_sha256']}",
-        "settings": as_yaml(own),
+        "options": as_yaml(own),
     }
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    """Return values as YAML, in their order."""
+    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def _render(template: str, values: Mapping[str, Any], out: Path) -> str:
+    """Return a filled-in template; plots are read from the report's folder `out`."""
     import jinja2
 
-    def embedded(figure: figures.Drawn) -> str:
-        content = (out / FIGURES / f"{figure.name}.png").read_bytes()
+    def embedded(plot: Plot) -> str:
+        content = (out / PLOTS / f"{plot.name}.png").read_bytes()
         return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
     environment = jinja2.Environment(
@@ -208,6 +220,6 @@ def _render(template: str, values: Mapping[str, Any], out: Path) -> str:
     )
     environment.filters |= {"markdown": tables.markdown, "plain": tables.escaped, "embedded": embedded, "yaml": as_yaml}
     environment.tests["table"] = lambda item: isinstance(item, Table)
-    environment.tests["figure"] = lambda item: isinstance(item, figures.Drawn)
-    environment.globals |= {"setting": setting, "remarks": remarks, "origin": origin}
+    environment.tests["plot"] = lambda item: isinstance(item, Plot)
+    environment.globals |= {"main_options": main_options, "remarks": remarks, "origin": origin}
     return environment.get_template(template).render(values)

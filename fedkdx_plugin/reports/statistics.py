@@ -1,4 +1,4 @@
-"""Figures over seeds and clients, and whether methods differ by more than chance."""
+"""Metrics over seeds and clients, and significance tests."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of all values that are not NaN."""
+    """Return the mean and standard deviation of all values that are not NaN."""
     known = np.array([value for value in values if not np.isnan(value)], dtype=float)
     mean = known.mean() if len(known) else np.nan
     return Spread(float(mean), float(known.std(ddof=1)) if len(known) > 1 else float("nan"), len(known))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): the k-th smallest of m times m + 1 - k, never falling."""
+    """Return p-values corrected for their number m (Holm 1979): the k-th smallest times m + 1 - k, non-decreasing."""
     corrected, highest = [0.0] * len(p), 0.0
     for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         highest = max(highest, min(1.0, (len(p) - rank) * p[index]))
@@ -43,16 +43,16 @@ def holm(p: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Test:
-    """A method against the section's reference.
+    """Comparison of a method with the section's reference.
 
     Attributes:
-        name: the method's.
-        over: what the pairs are: 'seeds' or 'clients'.
-        pairs: how many.
+        name: name of the method.
+        over: kind of pairs: 'seeds' or 'clients'.
+        pairs: number of pairs.
         better, worse: pairs in which the method is above, and below, the reference.
         difference: mean accuracy of the pairs, method minus reference, in [-1, 1].
-        p: of the Wilcoxon signed-rank test, two-sided; 1 where no pair differs.
-        corrected: the same, by Holm over all methods of the section.
+        p: p-value of the Wilcoxon signed-rank test, two-sided; 1 if no pair differs.
+        corrected: p corrected by Holm over all methods of the section.
     """
 
     name: str
@@ -66,11 +66,12 @@ class Test:
 
     @property
     def significant(self) -> bool:
+        """Whether the corrected p-value is below `LEVEL`."""
         return self.corrected < LEVEL
 
 
 def tests(section: Section) -> tuple[list[Test], list[str]]:
-    """Every method against the reference, by the last round's accuracy; and the names of those that cannot be tested.
+    """Compare every method's accuracy in the last round with the reference's; also name those that cannot be tested.
 
     Pairs are the seeds of both methods if there are enough, else clients, their accuracies averaged over those seeds.
     """
@@ -86,7 +87,7 @@ def tests(section: Section) -> tuple[list[Test], list[str]]:
 
 
 def _differences(method: Method, reference: Method) -> tuple[str, np.ndarray]:
-    """What the pairs are, 'seeds' or 'clients', and of each the method's accuracy minus the reference's."""
+    """Return the kind of pairs, 'seeds' or 'clients', and for each the method's accuracy minus the reference's."""
     seeds = set(method.seeds) & set(reference.seeds)
     if len(seeds) >= PAIRS:
         own, other = (np.array([one.accuracy for one in _last(m, seeds)]) for m in (method, reference))
@@ -98,41 +99,45 @@ def _differences(method: Method, reference: Method) -> tuple[str, np.ndarray]:
 
 
 def _difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of the pairs that are known; what differs by rounding alone, as equal sums in another order do, is 0."""
-    difference = np.round(own - other, 12)
-    return difference[~np.isnan(difference)]
+    """Return the differences of known pairs, rounded so that sums in another order do not differ."""
+    difference: np.ndarray = np.round(own - other, 12)
+    known: np.ndarray = difference[~np.isnan(difference)]
+    return known
 
 
 def _last(method: Method, seeds: Collection[int]) -> list[Metrics]:
-    """The last round's figures under each of these seeds."""
+    """Return the metrics of the last round with each of these seeds."""
     return [run.evaluated[-1].metrics[SERVED] for run in method.runs if run.seed in seeds]
 
 
 def client_mean(values: np.ndarray) -> np.ndarray:
-    """(seeds, clients) -> (clients,), of the seeds for which a client has a value; NaN where it never has."""
+    """Average (seeds, clients) to (clients,), over the seeds for which a client has a value; NaN if none."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(axis=0)
-    return np.divide(total, known.sum(axis=0), out=np.full(values.shape[1], np.nan), where=known.any(axis=0))
+    mean = np.full(values.shape[1], np.nan)
+    np.divide(total, known.sum(axis=0), out=mean, where=known.any(axis=0))
+    return mean
 
 
 def _wilcoxon(differences: np.ndarray) -> float:
+    """Return the p-value of the two-sided signed-rank test; 1 if all differences are 0."""
     from scipy.stats import wilcoxon
 
     return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
 def per_client(method: Method) -> np.ndarray:
-    """(clients,): the last round's accuracy, mean over seeds; NaN where a client has no test windows."""
+    """Return (clients,): accuracy in the last round, mean over seeds; NaN for a client without test windows."""
     return client_mean(np.array([one.client_accuracy for one in _last(method, method.seeds)]))
 
 
 def sent(run: Run) -> np.ndarray:
-    """(rounds,): megabytes (10^6 bytes) sent until each round's end, up and down, all clients together."""
+    """Return (rounds,): megabytes (10^6 bytes) sent until the end of each round, up and down, by all clients."""
     return np.cumsum([record.bytes_up + record.bytes_down for record in run.records]) / 1e6
 
 
 def reached(run: Run, target: float) -> tuple[int, float] | None:
-    """The first evaluated round whose accuracy is at least `target`, and megabytes until then; None without one."""
+    """Return the first evaluated round with an accuracy of at least `target`, and megabytes until then, or None."""
     for record in run.evaluated:
         if record.metrics[SERVED].accuracy >= target:
             return record.round, float(sent(run)[record.round - 1])
@@ -140,7 +145,7 @@ def reached(run: Run, target: float) -> tuple[int, float] | None:
 
 
 def targets(section: Section) -> dict[str, float]:
-    """Accuracies worth reaching: name -> share. 80, 90 and 95 %, and 99 % of FedAvg's best where it takes part."""
+    """Return target accuracies, name -> share: 80, 90 and 95 %, and 99 % of FedAvg's best if it takes part."""
     fixed = {f"{percent} %": percent / 100 for percent in (80, 90, 95)}
     best = [best_round(run)[1] for method in section.methods if method.name == "FedAvg" for run in method.runs]
     return fixed | (
@@ -149,11 +154,11 @@ def targets(section: Section) -> dict[str, float]:
 
 
 def best_round(run: Run) -> tuple[int, float]:
-    """The first round of the highest accuracy, and that accuracy."""
+    """Return the first round of the highest accuracy, and that accuracy."""
     best = max(run.evaluated, key=lambda record: record.metrics[SERVED].accuracy)
     return best.round, best.metrics[SERVED].accuracy
 
 
 def smallest_p(pairs: int) -> float:
-    """The smallest p-value that so many pairs can give."""
+    """Return the smallest p-value that the signed-rank test can give for this number of pairs."""
     return 2.0 ** (1 - pairs)

@@ -1,4 +1,4 @@
-"""Tables, and how they are written: Markdown, LaTeX (booktabs), CSV; the HTML page has its own template."""
+"""Tables as Markdown, LaTeX (booktabs) and CSV; the HTML page has its own template."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table.
+    """Cell of a table.
 
     Attributes:
-        text: as people read it.
-        value, std: as programs do; None where the text is all there is.
+        text: text to show.
+        value, std: the same as numbers, for CSV; None if there is only text.
         rank: 1 for the best of the column, 2 for the second, 0 for all others.
     """
 
@@ -33,13 +33,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns, the first of which names the rows.
+    """Table, whose first column has the names of the rows.
 
     Attributes:
-        name: of its files.
-        caption: what it shows, and what one must know to read it.
-        columns: (group, title); neighbours of one group share a heading, '' has none.
-        rows: a cell a column.
+        name: name of its files.
+        caption: what it shows, and how to read it.
+        columns: (group, title); adjacent columns of one group share a heading, '' has none.
+        rows: rows, with one cell for each column.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def groups(self) -> list[tuple[str, int]]:
-        """Headings above the columns' own, and how many columns each spans; [] without any."""
+        """Return the headings of groups and the number of columns that each spans; [] if there are no groups."""
         spans = [(name, len(list(same))) for name, same in itertools.groupby(group for group, _ in self.columns)]
         return spans if any(name for name, _ in spans) else []
 
 
 def number(values: Spread, scale: float = 1.0, digits: int = 2, sign: bool = False) -> Cell:
-    """mean ± std, times `scale`; '–' where there is nothing."""
+    """Return a cell with mean ± std, times `scale`; '–' if there is no value."""
     if np.isnan(values.mean):
         return Cell(NONE)
     spec = f"{'+' if sign else ''}.{digits}f"
@@ -65,23 +65,24 @@ def number(values: Spread, scale: float = 1.0, digits: int = 2, sign: bool = Fal
 
 
 def plain(value: float, digits: int = 2, sign: bool = False) -> Cell:
-    """One number."""
+    """Return a cell with one number."""
     return number(Spread(value, float("nan"), 1), digits=digits, sign=sign)
 
 
 def ranked(column: Sequence[Cell], among: Iterable[int], digits: int = 2) -> list[Cell]:
-    """The column with the best and the second of the rows `among` marked; what reads the same ranks the same."""
-    values = {i: round(column[i].value, digits) for i in among if column[i].value is not None}
+    """Return the column with the ranks 1 and 2 in the rows `among`; values that are equal as shown share a rank."""
+    known = ((i, column[i].value) for i in among)
+    values = {i: round(value, digits) for i, value in known if value is not None}
     best = sorted(set(values.values()), reverse=True)[:2]
     places = {value: place for place, value in enumerate(best, 1)} if len(values) > 1 else {}
     return [
-        Cell(cell.text, cell.value, cell.std, places.get(values.get(i), 0) if i in values else 0)
+        Cell(cell.text, cell.value, cell.std, places.get(values[i], 0) if i in values else 0)
         for i, cell in enumerate(column)
     ]
 
 
 def markdown(table: Table) -> str:
-    """Aligned to be read as it is; the best is bold, the second in italics, which Markdown has for underlined."""
+    """Return an aligned Markdown table; the best is bold, the second in italics, as Markdown cannot underline."""
     header = [escaped(f"{group} {title}".strip()) for group, title in table.columns]
     marks = ("", "**", "*")
     cells = [[f"{marks[cell.rank]}{escaped(cell.text)}{marks[cell.rank]}" for cell in row] for row in table.rows]
@@ -97,7 +98,7 @@ def markdown(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as it is, in Markdown."""
+    """Escape the characters that have a meaning in Markdown."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|~" else c for c in text)
 
 
@@ -120,7 +121,7 @@ LATEX = {
 
 
 def latex(table: Table) -> str:
-    """A `table` environment; its preamble needs \\usepackage{booktabs}."""
+    r"""Return a LaTeX `table` environment; the preamble needs \usepackage{booktabs}."""
     columns = "l" + "r" * (len(table.columns) - 1)
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.caption)}}}", rf"\label{{tab:{table.name}}}"]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
@@ -132,6 +133,7 @@ def latex(table: Table) -> str:
 
 
 def _latex_groups(table: Table) -> list[str]:
+    """Return the lines of the headings of groups; [] if there are no groups."""
     spans = table.groups()
     if not spans:
         return []
@@ -142,11 +144,12 @@ def _latex_groups(table: Table) -> list[str]:
 
 
 def _latex(text: str) -> str:
+    """Escape the characters that have a meaning in LaTeX."""
     return "".join(LATEX.get(c, c) for c in text)
 
 
 def to_csv(table: Table) -> str:
-    """Plain numbers; a column that has standard deviations is followed by one that holds them."""
+    """Return CSV with plain numbers; a column with standard deviations is followed by one that contains them."""
     with_std = [any(row[i].std is not None for row in table.rows) for i in range(len(table.columns))]
     header = [f"{group} {title}".strip() for group, title in table.columns]
 

@@ -7,9 +7,9 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -56,6 +56,17 @@ def new_folder(parent: Path, name: str) -> Path:
     raise FileExistsError(folder)
 
 
+class Data(Protocol):
+    """States what a run's data are; `ShardSet` does, and so does what stands for data at sites."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes, in order."""
+
+    def facts(self) -> dict[str, Any]:
+        """Name, folder and code of the data, for the environment of a run."""
+
+
 class RunFolder(Observer):
     """Writes one run's folder while the run goes on; a context manager and an observer.
 
@@ -87,7 +98,7 @@ class RunFolder(Observer):
         entry: Entry,
         settings: Mapping[str, Any],
         command: list[str],
-        shards: ShardSet,
+        shards: Data,
         device: torch.device,
         federation: Federation,
     ) -> None:
@@ -218,7 +229,7 @@ def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def environment(entry: Entry, command: list[str], shards: ShardSet, device: torch.device) -> dict[str, Any]:
+def environment(entry: Entry, command: list[str], shards: Data, device: torch.device) -> dict[str, Any]:
     """What a run's numbers depend on besides its configuration."""
     return {
         "format": FORMAT,

@@ -173,7 +173,7 @@ def test_a_client_first_seen_late_trains_alone_once_and_then_is_related():
 def test_clients_keep_nothing_but_their_model():
     federation = make_federation(FedMTL, join_ratio=1)
     federation.run()
-    assert not any(one.memory or one.told for one in federation.workspace.clients)
+    assert not any(one.memory or one.received for one in federation.workspace.clients)
 
 
 def test_a_saved_server_goes_on_as_if_nothing_had_happened():

@@ -171,7 +171,9 @@ def test_a_client_that_lost_its_student_says_so():
     message = federation.server.message(0, Round(2, 2))
     one = federation.workspace.enter(0)
     one.memory = {}
-    with pytest.raises(BadMessage, match=r"client 0: students held are of steps none, the server's difference of 1"):
+    with pytest.raises(
+        BadMessage, match=r"client 0: students held are of steps none, but the server's difference starts at 1"
+    ):
         one.receive(message)
 
 
@@ -187,7 +189,7 @@ def test_the_first_message_costs_next_to_nothing():
 
 def test_a_client_of_another_seed_is_told():
     mine, other = (make_federation(FedKDXPlus, rounds=2, seed=seed, params=DIFFERENCES) for seed in (0, 1))
-    with pytest.raises(BadMessage, match=r"client 2: 'student\..*' does not begin as the server's"):
+    with pytest.raises(BadMessage, match=r"client 2: initial 'student\..*' differs from the server's"):
         mine.workspace.enter(2).receive(other.server.message(2, Round(1, 2)))
 
 

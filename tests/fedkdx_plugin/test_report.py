@@ -269,16 +269,15 @@ def test_every_table_and_figure_is_a_file(written):
 
 
 def test_long_class_names_are_not_clipped(tmp_path, monkeypatch):
-    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from fedkdx_plugin.reports import figures
+    from fedkdx_plugin.reports import plots
 
     names = ("W" * 30, "ascending the stairs with a heavy bag in the left hand, slowly", "costs $5 or $10")
     monkeypatch.setattr(made_runs, "CLASSES", names)
     (section,) = sections_of(make_run(tmp_path / "run"))
-    with rc_context(figures.STYLE):
-        figure, _ = figures.confusion(section, section.methods, None)
+    with plots.style():
+        figure, _ = plots.confusion(section, section.methods, None)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         axes = figure.axes[0]

@@ -14,7 +14,7 @@ from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.flower.coordinator import Coordinator
 from fedkdx_plugin.flower.protocol import Announcement, Answer, Request
 from fedkdx_plugin.flower.roster import Event, Roster
-from fedkdx_plugin.flower.site import LocalData, Place, Site
+from fedkdx_plugin.flower.site import LocalData, Site, SiteSetup
 from registry.errors import UserError
 from registry.interface import Message, Server, Task
 from tests.conftest import TinierNet, TinyNet
@@ -32,8 +32,8 @@ class FakeLink:
         refused: client -> what it was told.
     """
 
-    def __init__(self, places: Mapping[int, Place], make: Callable[[Place], Site]) -> None:
-        self.places, self.make = places, make
+    def __init__(self, setups: Mapping[int, SiteSetup], make: Callable[[SiteSetup], Site]) -> None:
+        self.setups, self.make = setups, make
         self.away: set[int] = set()
         self.spoil: dict[int, Callable[[bytes], bytes | str | None]] = {}
         self.requests: list[tuple[int, bytes]] = []
@@ -41,8 +41,8 @@ class FakeLink:
         self.refused: dict[int, str] = {}
 
     def sites(self) -> dict[int, Announcement]:
-        there = {id: place for id, place in self.places.items() if id not in self.away}
-        return {id: _travel(LocalData(place).announcement()) for id, place in there.items()}
+        there = {id: setup for id, setup in self.setups.items() if id not in self.away}
+        return {id: _travel(LocalData(setup).announcement()) for id, setup in there.items()}
 
     def refuse(self, client: int, reason: str) -> None:
         self.refused[client] = reason
@@ -53,7 +53,7 @@ class FakeLink:
             self.requests.append((id, data))
             request = Request.from_message(Message.from_bytes(data))
             try:
-                answer = self.make(self.places[id]).handle(request)
+                answer = self.make(self.setups[id]).handle(request)
             except UserError as error:
                 answer = Answer(id, request.round.index, dropped=str(error))
             sent = answer.to_message().to_bytes()
@@ -86,12 +86,12 @@ def task(folder: Path) -> Task:
 def make_link(algorithm: type[Server], folder: Path, state: Path, clients: int = 3, settings=SETTINGS) -> FakeLink:
     """Each client of a folder of shards as a site with a disk of its own."""
     cpu = torch.device("cpu")
-    places = {id: Place(id, folder, id, state / f"site-{id}", cpu) for id in range(clients)}
+    setups = {id: SiteSetup(id, folder, id, state / f"site-{id}", cpu) for id in range(clients)}
 
-    def make(place: Place) -> Site:
-        return Site(place, algorithm, task(folder), algorithm.Params(), settings, LocalData(place), clients)
+    def make(setup: SiteSetup) -> Site:
+        return Site(setup, algorithm, task(folder), algorithm.Params(), settings, LocalData(setup), clients)
 
-    return FakeLink(places, make)
+    return FakeLink(setups, make)
 
 
 def make_coordinator(

@@ -1,4 +1,4 @@
-"""Command lines of the federation that cannot be: one clear line each, exit code 2. Needs no Flower."""
+"""Wrong command lines of a federation: one clear line each, exit code 2. Needs no Flower."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import pytest
 
 from fedkdx_plugin import flower
 from fedkdx_plugin.cli import main as cli
+from fedkdx_plugin.configuration.config import from_dict
+from fedkdx_plugin.experiments.experiment import Experiment
+from registry.errors import UserError
 
 SERVE = "serve --sites 2 --insecure -algo FedAvg"
 JOIN = "join --server here:9092 --client 0 --state state --insecure"
 WRONG = {
-    "serve --sites 2": "--certificates --insecure",
+    "serve --sites 2": "--certificates FOLDER or --insecure",
     "serve --insecure": "--sites",
-    "serve --sites 2 --insecure --certificates keys": "not allowed with",
+    "serve --sites 2 --insecure --certificates keys": "give one of the two",
     f"{SERVE} --min-clients 3": "at most 2 sites",
     f"{SERVE} --deadline 0": "--deadline: 0 is out of range; it must be above 0",
     f"{SERVE} --port 99999": "it must be at least 1 and at most 65535",
@@ -23,8 +26,13 @@ WRONG = {
     "serve --sites 2 --insecure --resume nowhere": "no experiment there",
     "certificates keys --sites 2": "--host",
     "certificates keys --sites 0 --host localhost": "--sites: 0 is out of range",
-    JOIN: "-data",
-    f"{JOIN} -data x --client -1": "--client",
+    "certificates keys --host localhost": "--sites: missing",
+    JOIN: "-data: missing",
+    f"{JOIN} -data x --client -1": "--client: -1 is out of range",
+    "join --server here --client 0 -data x --state state --insecure": "--server here: write HOST:PORT",
+    "join --server here:9092 -data x --state state --insecure": "--client: missing",
+    "join --server here:9092 --client 0 -data x --insecure": "--state: missing",
+    "join --server here:9092 --client 0 -data x --state state": "--certificates FOLDER or --insecure",
 }
 
 
@@ -41,3 +49,21 @@ def test_without_flower_the_line_says_what_to_install(line, capsys, monkeypatch)
     monkeypatch.setattr(flower.importlib.util, "find_spec", lambda name: None)
     assert cli.main(line.split()) == 2
     assert "pip install 'fedkdx[flower]'" in capsys.readouterr().err
+
+
+def test_a_folder_goes_on_with_the_command_that_began_it(tmp_path, capsys):
+    """Data at sites: `serve --resume`; on this machine: `resume`. The other is refused, and names the right one."""
+    folders = {}
+    for data in ("sites", "SPAR"):
+        experiment = Experiment.comparison(from_dict({"data": data, "algorithm": ["FedAvg"], "out": str(tmp_path)}, ""))
+        folders[data] = str(experiment.begin(["fedkdx"]))
+    assert cli.main(["resume", folders["sites"]]) == 2
+    assert f"`fedkdx serve --resume {folders['sites']}" in capsys.readouterr().err
+    assert cli.main(["serve", "--sites", "2", "--insecure", "--resume", folders["SPAR"]]) == 2
+    assert f"`fedkdx resume {folders['SPAR']}`" in capsys.readouterr().err
+
+
+def test_python_does_not_start_processes_of_flower():
+    experiment = Experiment.comparison(from_dict({"data": "SPAR", "algorithm": ["FedAvg"], "engine": "flower"}, ""))
+    with pytest.raises(UserError, match="fedkdx run --engine flower"):
+        experiment.run()

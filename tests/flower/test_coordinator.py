@@ -14,14 +14,15 @@ from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Schedule
 from registry import catalog
-from registry.interface import Message
+from registry.errors import UserError
+from registry.interface import Message, Round
 from tests.conftest import Recorder, same_state
 from tests.flower.fakes import make_coordinator, make_link, make_local
 
 PAPERS = [name for name in catalog.BUILT_IN["algorithms"] if name != "Centralised" and not name.endswith("+")]
 
 
-def figures(metrics: Metrics) -> dict[str, np.ndarray]:
+def values(metrics: Metrics) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in vars(metrics).items()}
 
 
@@ -33,7 +34,7 @@ def assert_same_records(some, others):
         assert one.train_loss == other.train_loss
         assert one.metrics.keys() == other.metrics.keys()
         for view in one.metrics:
-            for name, value in figures(one.metrics[view]).items():
+            for name, value in values(one.metrics[view]).items():
                 np.testing.assert_array_equal(value, getattr(other.metrics[view], name), err_msg=f"{view} {name}")
 
 
@@ -90,14 +91,14 @@ def test_what_was_agreed_on_outlives_the_server(federated_folder, tmp_path):
     assert again.agreed.pooled.count.tolist() == [108 * 32] * 3
     again.restore(saved)
     assert (again.agreed.round, again.agreed.up, again.agreed.down) == (first.round, first.up, first.down)
-    np.testing.assert_array_equal(again.backend.scaling.mean, first.pooled.mean)
-    np.testing.assert_array_equal(again.backend.scaling.variance, first.pooled.variance)
+    np.testing.assert_array_equal(again.remote.scaling.mean, first.pooled.mean)
+    np.testing.assert_array_equal(again.remote.scaling.variance, first.pooled.variance)
 
 
 def test_a_site_whose_windows_are_scaled_otherwise_is_refused_by_name(shard_folder, federated_folder, tmp_path):
     algorithm = catalog.load("algorithms", "FedAvg")
     link = make_link(algorithm, federated_folder, tmp_path)
-    link.places[2] = replace(link.places[2], folder=shard_folder)
+    link.setups[2] = replace(link.setups[2], folder=shard_folder)
     coordinator, story = make_coordinator(algorithm, federated_folder, link, Schedule(2, 1.0))
     there = Recorder()
     coordinator.run([there])
@@ -120,6 +121,24 @@ def check_same_bits(algorithm, shard_folder, tmp_path, schedule):
     assert same_state(dict(coordinator.server.save().tensors), dict(local.server.save().tensors))
     assert coordinator.server.save().meta == local.server.save().meta
     return link
+
+
+def test_metrics_come_with_the_next_request(shard_folder, tmp_path):
+    algorithm = catalog.load("algorithms", "FedAvg")
+    link = make_link(algorithm, shard_folder, tmp_path)
+    coordinator, _ = make_coordinator(algorithm, shard_folder, link, Schedule(2, 1.0))
+    remote, shared, first = coordinator.remote, coordinator.server.networks(), Round(1, 2, 1.0)
+    assert coordinator.backend is remote
+    assert coordinator.evaluate(shared) == {} and remote.measured == {} and link.requests == []
+    results = remote.train({1: coordinator.server.messages([1], first)[1]}, first)
+    assert results.keys() == {1} and remote.states == {1: 1}
+    assert [id for id, _ in link.requests] == [2, 1, 0]  # all measure, one trains
+    local = make_local(algorithm, shard_folder, Schedule(2, 1.0))
+    assert remote.measured["served"].accuracy == local.evaluate(shared)["served"].accuracy
+    remote.measure(Round(2, 2, 1.0))  # no state waits to be measured
+    assert len(link.requests) == 3
+    with pytest.raises(UserError, match="lie at the sites"):
+        remote.predict("model", [])
 
 
 def test_nothing_private_is_in_any_answer(shard_folder, tmp_path):

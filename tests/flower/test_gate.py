@@ -115,3 +115,19 @@ def test_each_site_has_a_key_of_its_own_that_nobody_else_can_read(keys):
     assert not list((keys / "server").rglob("site.key"))
     with pytest.raises(UserError, match="is there already"):
         certificates.make(keys, ["localhost"], 2)
+
+
+def test_a_missing_file_is_named(keys):
+    server, site = keys / "server", keys / "site-1"
+    assert [path.name for path in certificates.public_keys(server)] == ["client-0.pub", "client-1.pub"]
+    assert certificates.site_files(site) == (site / "ca.pem", site / "site.key")
+    (site / "site.key").unlink()
+    with pytest.raises(UserError, match=r"site\.key: missing; whoever runs the server"):
+        certificates.site_files(site)
+    for path in certificates.public_keys(server):
+        path.unlink()
+    with pytest.raises(UserError, match="holds no public key"):
+        certificates.public_keys(server)
+    (server / "server.key").unlink()
+    with pytest.raises(UserError, match=r"server\.key: missing; `fedkdx certificates` makes it"):
+        certificates.public_keys(server)

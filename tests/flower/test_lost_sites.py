@@ -76,15 +76,15 @@ RUBBISH = {
     "another client's": lambda data: Message(
         Message.from_bytes(data).tensors, {**Message.from_bytes(data).meta, "client": 0}
     ).to_bytes(),
-    "impossible figures": lambda data: _figures(data),
+    "impossible metrics": lambda data: _wrong_metrics(data),
     "silence": lambda data: None,
     "Flower's error": lambda data: "Flower says: no",
 }
 
 
-def _figures(data: bytes) -> bytes:
+def _wrong_metrics(data: bytes) -> bytes:
     answer = Message.from_bytes(data)
-    tensors = {name: tensor + 2 if name.startswith("figures/") else tensor for name, tensor in answer.tensors.items()}
+    tensors = {name: tensor + 2 if name.startswith("metrics/") else tensor for name, tensor in answer.tensors.items()}
     return Message(tensors, answer.meta).to_bytes()
 
 
@@ -169,7 +169,7 @@ def test_data_of_another_kind_is_refused_by_name(what, change, shard_folder, tmp
     about = {"name": "other", "classes": list("abcd"), "channels": list("xyz")} | change
     shards.write(tmp_path / "other", about, [shards.ClientData(*cut, {})])
     link = make_link(FEDAVG, shard_folder, tmp_path)
-    link.places[1] = replace(link.places[1], folder=tmp_path / "other", shard=0)
+    link.setups[1] = replace(link.setups[1], folder=tmp_path / "other", shard=0)
     coordinator, story = make_coordinator(FEDAVG, shard_folder, link, Schedule(1, 1.0), least=2)
     records = Recorder()
     coordinator.run([records])

@@ -1,1 +1,1 @@
-"""How the shared student gets from the server to the clients: one module a way, both ends of it in each."""
+"""Downlinks, which send the shared student to the clients: one module each, with the server's and the client's end."""

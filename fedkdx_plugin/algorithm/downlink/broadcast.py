@@ -1,8 +1,8 @@
-"""Every step of the student, compressed once for all clients: eq. 2 to the letter.
+"""Downlink of the paper (eq. 2): every step of the student, compressed once for all clients.
 
-The averaged update is compressed once, the server moves its own student by what it is about to send, and on contact a
-client is told all steps it missed. All hold the very same student. Whoever trains in two rounds of five still hears of
-all five.
+The averaged update is compressed once, the server applies the compressed update to its own student, and a selected
+client receives all steps that it missed. All hold the same student. A client that trains in two rounds of five still
+receives all five steps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedkdx_plugin.algorithm.downlink.ends import VERSION, ClientEnd, ServerEnd, told
+from fedkdx_plugin.algorithm.downlink.ends import VERSION, ClientEnd, ServerEnd, compression_metrics
 from fedkdx_plugin.algorithm.updates import Sender, State, group, labelled, move, size
 from registry.interface import BadMessage, Client, Message
 from registry.tensors import copied
@@ -21,7 +21,7 @@ from registry.tensors import copied
 
 @dataclass
 class Step:
-    """One movement of the student: W ← W - rate · decompress(payload)."""
+    """One step of the student: W ← W - rate · decompress(payload)."""
 
     version: int
     rate: float
@@ -29,16 +29,16 @@ class Step:
 
     @property
     def size(self) -> int:
-        """Return the bytes sent."""
+        """Number of bytes of the payload."""
         return size(self.payload)
 
 
 class BroadcastServer(Sender, ServerEnd):
-    """Makes the steps and keeps the last ones, as many as the student has bytes; older clients get the whole student.
+    """Makes the steps and keeps the last ones, up to the student's own bytes; staler clients get the whole student.
 
     Attributes:
         steps: the last steps, oldest first.
-        synced: client -> the step that it is known to be at.
+        synced: client -> the last step that it is known to have received.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class BroadcastServer(Sender, ServerEnd):
         self.synced: dict[int, int] = {}
 
     def message(self, client: int, weights: State, version: int, epsilon: float) -> Message:
-        """Return the steps that a client missed, or the student where that is less or they are no longer known."""
+        """Return the steps that a client missed, or the student if that has fewer bytes or a step is no longer kept."""
         since = self.synced.get(client, -1)
         missed = [step for step in self.steps if step.version > since]
         if since < version - len(self.steps) or sum(step.size for step in missed) > size(weights):
@@ -58,8 +58,8 @@ class BroadcastServer(Sender, ServerEnd):
     def step(
         self, weights: State, version: int, epsilon: float, change: State, rate: float, replied: Iterable[int]
     ) -> tuple[State, list[dict[str, float | Tensor]]]:
-        """Compress the mean update, move the student by what arrives of it, and keep it for `message`."""
-        # one whose reply was lost may be ahead of what is noted here, never behind
+        """Compress the mean update, apply the compressed one to the student, and keep it for `message`."""
+        # a client whose reply was lost may be ahead of what is stored here, never behind
         self.synced.update(dict.fromkeys(replied, version))
         gradient = self.gradient(change, rate)
         payload = self.compress([gradient], epsilon)[0].payload
@@ -69,25 +69,25 @@ class BroadcastServer(Sender, ServerEnd):
         self.steps.append(Step(version + 1, rate, payload))
         while sum(step.size for step in self.steps) > size(weights):
             del self.steps[0]
-        return moved, [told(payload, gradient)]
+        return moved, [compression_metrics(payload, gradient)]
 
     def save(self) -> Message:
-        """Return the steps and who is at which."""
+        """Return the steps, and the last step of each client."""
         tensors = {name: t for step in self.steps for name, t in labelled(step.payload, step.version).items()}
         rates = [[step.version, step.rate] for step in self.steps]
         return Message(tensors, {"synced": sorted(self.synced.items()), "rates": rates})
 
     def restore(self, saved: Message) -> None:
-        """Become what `save` described."""
+        """Restore what `save` returned."""
         self.synced = dict(map(tuple, saved.meta["synced"]))
         self.steps = [Step(version, rate, group(saved.tensors, version)) for version, rate in saved.meta["rates"]]
 
 
 class BroadcastClient(ClientEnd):
-    """Takes the steps it missed one after the other, or the whole student; remembers the step it is at."""
+    """Applies the steps it missed in order, or takes the whole student; stores the number of the last step."""
 
     def receive(self, client: Client, message: Message) -> State:
-        """Bring the student to the server's, to which it goes back after training, too."""
+        """Update the student to the server's, and return a copy, to be restored after training."""
         if "rates" in message.meta:
             self._catch_up(client, message)
         else:
@@ -97,10 +97,11 @@ class BroadcastClient(ClientEnd):
 
     @staticmethod
     def _catch_up(client: Client, message: Message) -> None:
+        """Apply the steps of a message that the client has not applied yet."""
         own = int(client.memory[VERSION]) if VERSION in client.memory else None
         if own is None or own < message.meta["since"]:
             raise BadMessage(
-                f"client {client.id}: student is at step {own}, the server's steps start at {message.meta['since']}"
+                f"client {client.id}: student is at step {own}, but the server's steps start at {message.meta['since']}"
             )
         for version, rate in message.meta["rates"]:
             if version > own:

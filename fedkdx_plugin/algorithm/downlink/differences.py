@@ -1,104 +1,107 @@
-"""What each client's student lacks, compressed for it alone. An addition of this project, not the paper's.
+"""Downlink of differences between a client's student and the server's. An addition of this project, not the paper's.
 
-The server's student is moved by the uncompressed average, and the server remembers what each client holds; so what one
-message leaves out is part of the next (error feedback by construction; Philippenko & Dieuleveut 2021, arXiv:2102.12528,
-keep the central model so). All begin with the student that the federation's seed gives, so that not even that must be
-sent: the first message names its sums instead. Fewer bytes, for one model of memory a client on the server and one
-decomposition a message.
+The server's student takes the uncompressed mean update, and the server stores the student that each client holds, so
+what one message leaves out is part of the next (error feedback by construction; Philippenko & Dieuleveut 2021,
+arXiv:2102.12528, treat the central model in this way). All start with the student that follows from the federation's
+seed, so it is not sent: the first message has the sums of its tensors instead, as a check. Compared to the broadcast,
+this takes fewer bytes, but memory for one model for each client on the server, and one decomposition for each message.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedkdx_plugin.algorithm.compression import compress_together
-from fedkdx_plugin.algorithm.downlink.ends import VERSION, ClientEnd, ServerEnd, told
+from fedkdx_plugin.algorithm.downlink.ends import VERSION, ClientEnd, ServerEnd, compression_metrics
 from fedkdx_plugin.algorithm.updates import State, difference, group, labelled, move
 from registry.interface import BadMessage, Client, Message
 from registry.tensors import copied
 
 PENDING = "pending"
-SAME_SUM = 1e-5  # of the sum of absolute values: initial weights may differ in their last bits between machines
+SAME_SUM = 1e-5  # relative to the sum of absolute values; initial weights may differ in the last bits between machines
 
 
 class DifferencesServer(ServerEnd):
-    """Makes each client's difference; remembers what each client is known to hold.
+    """Makes each client's difference; stores the student that each client is known to hold.
 
     Args:
-        initial: the student that all clients begin with.
-        quantise: send what is left of a matrix as 8-bit integers.
+        initial: the student with which all clients start.
+        quantise: whether factors are sent as 8-bit integers.
     """
 
     def __init__(self, initial: Mapping[str, Tensor], quantise: bool) -> None:
         self.initial, self.quantise = dict(initial), quantise
         self._held: dict[int, tuple[int, State]] = {}
-        self._made: dict[int, tuple[int, State]] = {}  # client -> step and payload: not to be made twice
+        self._made: dict[int, tuple[int, State]] = {}  # client -> (step, payload), so that none is made twice
 
     def held(self, client: int) -> tuple[int, State]:
-        """Return the step that a client is known to have been brought to, and what that made of its student."""
+        """Return the last step that a client is known to have received, and the student that it then holds."""
         return self._held.get(client, (0, self.initial))
 
     def message(self, client: int, weights: State, version: int, epsilon: float) -> Message:
-        """Return the difference, the step it starts from, and to a client not heard of yet the sums of its student."""
-        meta = {"since": self.held(client)[0]}
+        """Return the difference, the step it starts from, and for a client without replies the sums of its student."""
+        meta: dict[str, Any] = {"since": self.held(client)[0]}
         if client not in self._held:
             meta["sums"] = sums(self.initial)
         return Message(self._payload(client, weights, version, epsilon), meta)
 
     def prepare(self, clients: Sequence[int], weights: State, version: int, epsilon: float) -> None:
-        """Compress the differences of all these clients in one call."""
+        """Compress the differences of several clients in one call."""
         missing = [client for client in clients if self._made.get(client, (-1, {}))[0] != version]
         behind = [self._behind(client, weights) for client in missing]
         for client, made in zip(missing, compress_together(behind, epsilon, self.quantise), strict=True):
             self._made[client] = version, made.payload
 
     def _payload(self, client: int, weights: State, version: int, epsilon: float) -> State:
+        """Return the payload for a client."""
         self.prepare([client], weights, version, epsilon)
         return self._made[client][1]
 
     def _behind(self, client: int, weights: State) -> State:
+        """Return the student that a client holds minus the server's."""
         return difference(self.held(client)[1], weights)
 
     def step(
         self, weights: State, version: int, epsilon: float, change: State, rate: float, replied: Iterable[int]
     ) -> tuple[State, list[dict[str, float | Tensor]]]:
-        """Move the student by the whole mean; note of all who replied what their difference made of theirs."""
-        figures = []
+        """Apply the whole mean update, and store the students that the clients that replied now hold."""
+        metrics = []
         for client in replied:
             payload = self._payload(client, weights, version, epsilon)
-            figures.append(told(payload, self._behind(client, weights)))
+            metrics.append(compression_metrics(payload, self._behind(client, weights)))
             student = copied(self.held(client)[1])
             move(student, payload, 1.0)
             self._held[client] = version, student
         self._made.clear()
-        return difference(weights, change), figures
+        return difference(weights, change), metrics
 
     def save(self) -> Message:
-        """Return what each client holds."""
-        tensors = {}
+        """Return the student that each client holds."""
+        tensors: State = {}
         for client, (_, student) in self._held.items():
             tensors |= labelled(student, client)
         return Message(tensors, {"held": [[client, step] for client, (step, _) in sorted(self._held.items())]})
 
     def restore(self, saved: Message) -> None:
-        """Become what `save` described."""
+        """Restore what `save` returned."""
         self._held = {client: (step, group(saved.tensors, client)) for client, step in saved.meta["held"]}
         self._made.clear()
 
 
 class DifferencesClient(ClientEnd):
-    """Adds the difference to the student it holds; remembers that student's step, and the last difference as pending.
+    """Applies the difference to its student; stores the step of that student, and the last difference as pending.
 
-    A client cannot know whether its reply arrived. It keeps the student that the last message started from, and the
-    message; the next one says from which of the two the server goes on.
+    A client does not know whether its reply arrived. It keeps the student from which the last message started, and that
+    message; the next message says from which of the two students it starts.
     """
 
     def receive(self, client: Client, message: Message) -> State:
-        """Bring the student to what the difference makes of it; after training it goes back to where that started."""
+        """Apply the difference to the student, and return the student before it, to be restored after training."""
         version, since = message.meta[VERSION], message.meta["since"]
         self._settle(client, since, message.meta.get("sums"))
         memory = {name: tensor for name, tensor in client.memory.items() if not name.startswith(PENDING)}
@@ -109,9 +112,9 @@ class DifferencesClient(ClientEnd):
         return base
 
     def _settle(self, client: Client, since: int, initial: Mapping[str, float] | None) -> None:
-        """Become the student that the server knows of: with the last difference where that counted, else without.
+        """Set the student from which the message starts: apply the pending difference if the server counted it.
 
-        One that the server has had no reply of is still at its first student, whose sums it is told.
+        A client from which the server has no reply still has its initial student, which is checked against `initial`.
         """
         held = {name: int(client.memory[name]) for name in (VERSION, PENDING) if name in client.memory}
         if initial is not None and VERSION not in held:
@@ -121,17 +124,20 @@ class DifferencesClient(ClientEnd):
         elif held.get(VERSION) != since:
             has = " and ".join(map(str, held.values())) or "none"
             raise BadMessage(
-                f"client {client.id}: students held are of steps {has}, the server's difference of {since}"
+                f"client {client.id}: students held are of steps {has}, but the server's difference starts at {since}"
             )
 
     @staticmethod
     def _check_initial(client: Client, sums: Mapping[str, float]) -> None:
+        """Raise BadMessage if the sums of the initial student differ from the server's."""
         for name, tensor in client.shared().items():
             off = abs(float(tensor.double().sum()) - sums.get(name, math.nan))
             if not off <= SAME_SUM * (1 + float(tensor.double().abs().sum())):
-                raise BadMessage(f"client {client.id}: '{name}' does not begin as the server's: another seed or model?")
+                raise BadMessage(
+                    f"client {client.id}: initial '{name}' differs from the server's; use the same seed and model"
+                )
 
 
 def sums(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return name -> sum of all values: enough to tell one seed's student from another's."""
+    """Return name -> sum of all values, by which students of different seeds can be distinguished."""
     return {name: float(tensor.double().sum()) for name, tensor in tensors.items()}

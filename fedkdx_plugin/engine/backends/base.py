@@ -48,7 +48,10 @@ class Backend(ABC):
         """Return the logits (n, classes) of one network in several states, each on some of the test windows."""
 
     def evaluator(self) -> Callable[[Mapping[str, Tensor]], dict[str, Metrics]]:
-        """Return a function that evaluates shared state of the server; by default in this process, on `data`."""
+        """Return a function that evaluates shared state of the server; by default in this process, on `data`.
+
+        Where windows lie elsewhere, it may return {} and bring the metrics later (see `flower.coordinator`).
+        """
         return Evaluator(self.workspace, self.data, self.predict)
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to release

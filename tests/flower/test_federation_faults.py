@@ -30,9 +30,9 @@ import sys
 if "flwr-clientapp" in sys.argv[0]:
     from fedkdx_plugin.flower import site
     train = site.Site._train
-    def spoilt(self, request, answer, store):
-        answer = train(self, request, answer, store)
-        if request.round.index >= 6 and answer.reply:
+    def spoilt(self, sent, round, answer, folder):
+        answer = train(self, sent, round, answer, folder)
+        if round.index >= 6 and answer.reply:
             for tensor in answer.reply.tensors.values():
                 tensor[...] = float("nan")
         return answer
@@ -83,6 +83,7 @@ def wait_for(what: Callable[[], object], meanwhile: Program) -> None:
         time.sleep(0.3)
 
 
+@pytest.mark.slow
 def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, free_tcp_port):
     fedkdx = [sys.executable, "-m", "fedkdx_plugin.cli.main"]
     made = [*fedkdx, "certificates", "keys", "--host", "localhost", "--sites", "3"]
@@ -177,6 +178,7 @@ def test_too_few_sites_end_with_one_line(tmp_path, free_tcp_port):
     assert "INSECURE" in server.said()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes(shard_folder, tmp_path):
     program = Program(tmp_path, "-data", shard_folder, "-algo", "FedAvg", "--engine", "flower", "-gr", 50)
     wait_for(lambda: len(psutil.Process(program.process.pid).children(recursive=True)) >= 8, program)
@@ -189,6 +191,6 @@ def test_ctrl_c_ends_all_processes(shard_folder, tmp_path):
         assert settings["FLWR_TELEMETRY_ENABLED"] == "0" and settings["FLWR_DISABLE_UPDATE_CHECK"] == "1"
         assert settings["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
     assert program.end() == 130
-    assert "to go on: fedkdx --resume" in program.said()
+    assert "to go on: fedkdx resume" in program.said()
     _, alive = psutil.wait_procs(started, 5)
     assert not alive

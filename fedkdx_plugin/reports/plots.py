@@ -1,9 +1,10 @@
-"""Figures of a section, as files for papers and for the page. Needs matplotlib."""
+"""Plots of a section, as files for papers and for the HTML page. Needs matplotlib."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,27 +20,19 @@ from fedkdx_plugin.results.records import PARTS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Paul Tol's muted scheme, which colour-blind readers can tell apart (https://personal.sron.nl/~pault/), with black,
-# dark grey and orange in place of its pale grey; FedKDX gets the first, and so always the same
+# Paul Tol's muted scheme, which colour-blind readers can distinguish (https://personal.sron.nl/~pault/), with black,
+# dark grey and orange instead of its pale grey; FedKDX has the first colour in every report
 COLOURS = (
     *("#cc6677", "#332288", "#117733", "#88ccee", "#ddcc77", "#882255", "#44aa99", "#999933", "#aa4499"),
     *("#000000", "#777777", "#ee7733"),
 )
 DASHES = ("-", "--", ":", "-.")
-MANY = 12  # methods from which on a figure shows the best variant of each algorithm alone
-POINTS = 250  # of a line: more cannot be seen
-MATRICES = 3
-LONGEST = 40  # letters of a class's name in a figure; tables have the whole
-BANDS = 6  # methods up to which bands can be told apart
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # text that can be searched and edited
-}
+MANY = 12  # most methods in a plot; with more, it shows only the best variant of each algorithm
+POINTS = 250  # most points of a line; more are not visible
+MATRICES = 3  # most confusion matrices
+LONGEST = 40  # most letters of a class's name in a plot; tables have the whole name
+BANDS = 6  # most methods with bands, which overlap
+FONT_SIZE = 9
 SERVER = {
     "epsilon": "threshold ε",
     "rank_share": "rank kept, %",
@@ -49,8 +42,14 @@ SERVER = {
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure that lies in files. `name` is theirs, without ending; `caption` says what is seen; `width` in inches."""
+class Plot:
+    """Plot that has been written to files.
+
+    Attributes:
+        name: name of the files, without ending.
+        caption: what the plot shows.
+        width: width in inches.
+    """
 
     name: str
     caption: str
@@ -58,7 +57,7 @@ class Drawn:
 
 
 class Looks:
-    """One colour and one kind of line for each method, through all figures."""
+    """Colour and line style of each method, the same in all plots."""
 
     def __init__(self, names: Sequence[str]) -> None:
         ordered = sorted(dict.fromkeys(names), key=lambda name: name != "FedKDX")
@@ -66,15 +65,17 @@ class Looks:
         self._of = dict(zip(ordered, itertools.cycle(kinds), strict=False))
 
     def colour(self, name: str) -> str:
+        """Return the colour of a method."""
         return self._of[name][0]
 
     def line(self, name: str) -> dict[str, Any]:
+        """Return matplotlib's options for the line of a method."""
         colour, dashes = self._of[name]
         return {"color": colour, "linestyle": dashes, "linewidth": 1.6, "label": name}
 
 
 def shown(section: Section) -> list[Method]:
-    """The methods that figures show: all, or where they are many, of each algorithm the best in the last round."""
+    """Return the methods that plots show: all, or of many the best of each algorithm in the last round."""
     if len(section.methods) <= MANY:
         return list(section.methods)
     return [
@@ -83,13 +84,28 @@ def shown(section: Section) -> list[Method]:
     ]
 
 
-def draw(section: Section, folder: Path, looks: Looks) -> Iterator[Drawn]:
-    """Write all figures of a section into `folder`, each as .png and .pdf."""
+def style() -> AbstractContextManager[None]:
+    """Return a context in which plots have the style of the report."""
     import matplotlib
 
+    return matplotlib.rc_context(
+        {
+            "font.size": FONT_SIZE,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "legend.frameon": False,
+            "pdf.fonttype": 42,  # text that can be searched and edited
+        }
+    )
+
+
+def draw(section: Section, folder: Path, looks: Looks) -> Iterator[Plot]:
+    """Write all plots of a section into `folder`, each as .png and .pdf."""
     methods = shown(section)
-    some = "" if len(methods) == len(section.methods) else " Of each algorithm, its best variant."
-    with matplotlib.rc_context(STYLE):
+    some = "" if len(methods) == len(section.methods) else " Only the best variant of each algorithm is shown."
+    with style():
         for kind, make in {
             "convergence": convergence,
             "clients": clients,
@@ -102,26 +118,27 @@ def draw(section: Section, folder: Path, looks: Looks) -> Iterator[Drawn]:
                 figure, caption = made
                 name = f"{section.slug}-{kind}"
                 save(figure, folder / name)
-                yield Drawn(name, caption + some, figure.get_figwidth())
+                yield Plot(name, caption + some, figure.get_figwidth())
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As .png and .pdf, without a date, so that the same runs give the same files."""
+    """Write a plot as .png and .pdf, without a date, so that the same runs give the same files."""
     for ending, metadata in ((".png", {}), (".pdf", {"CreationDate": None})):
         with replacing(path.with_name(path.name + ending)) as part:
             figure.savefig(part, dpi=180, metadata=metadata)
-        figure.set_layout_engine("none")  # it is laid out now, which takes as long as to draw it
+        figure.set_layout_engine("none")  # the layout is done, and takes as long as drawing
 
 
 def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure  # no pyplot: no display, no state shared with the caller's figures
+    """Return a new plot, and its axes."""
+    from matplotlib.figure import Figure  # not pyplot, which opens displays and shares state with the caller's plots
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, columns, **options)
 
 
 def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
-    """Accuracy over rounds, and over megabytes."""
+    """Plot accuracy over rounds, and over megabytes."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, (left, right) = _figure(7.2, 3.2 + 0.18 * -(-len(methods) // 4), 2, sharey=True)
@@ -133,7 +150,7 @@ def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tu
         left.plot(rounds, values.mean(0), **looks.line(method.name))
         if len(values) > 1 and len(methods) <= BANDS:
             left.fill_between(rounds, values.min(0), values.max(0), color=looks.colour(method.name), alpha=0.15, lw=0)
-        if sent[-1] > 0.1:  # who sends next to nothing has no place on this axis
+        if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
             right.plot(sent, values.mean(0), **looks.line(method.name))
     left.set(xlabel="round", ylabel=f"{section.on} accuracy, %")
     left.xaxis.get_major_locator().set_params(integer=True)
@@ -151,13 +168,13 @@ def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tu
 
 
 def _accuracies(method: Method) -> tuple[np.ndarray, np.ndarray]:
-    """Evaluated rounds (n,) and accuracies (seeds, n)."""
+    """Return the evaluated rounds (n,) and accuracies (seeds, n)."""
     rounds = np.array([record.round for record in method.runs[0].evaluated])
     return rounds, np.array([[r.metrics[SERVED].accuracy for r in run.evaluated] for run in method.runs])
 
 
 def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
-    """How accuracy spreads over clients."""
+    """Plot the distribution of accuracy over clients."""
     figure, axes = _figure(7.2, 1.1 + 0.32 * len(methods))
     values = [100 * statistics.per_client(method) for method in methods]
     known = [own[~np.isnan(own)] for own in values]
@@ -166,7 +183,7 @@ def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[
     )
     for place, (method, box, own) in enumerate(zip(methods, boxes["boxes"], known, strict=True), 1):
         box.set(facecolor=looks.colour(method.name), alpha=0.35)
-        # the same for the same data: clients in order, up and down in turn
+        # not random: by the order of clients, so that the same data give the same plot
         height = place + 0.18 * (np.arange(len(own)) % 3 - 1)
         axes.plot(own, height, ".", color=looks.colour(method.name), markersize=4, alpha=0.8)
     axes.set(
@@ -177,13 +194,13 @@ def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     return figure, (
-        f"{section.title}: each client's accuracy in the last round, mean over seeds. A point is a client; boxes hold "
-        "the middle half of the clients, the line is the median, whiskers reach at most 1.5 box lengths."
+        f"{section.title}: each client's accuracy in the last round, mean over seeds. A point is a client; boxes "
+        "contain the middle half of the clients, the line is the median, whiskers extend at most 1.5 box lengths."
     )
 
 
 def confusion(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
-    """What is taken for what."""
+    """Plot confusion matrices."""
     chosen = _chosen(section)
     names = [shortened(name) for name in section.first.classes]
     size = max(1.6, 0.26 * len(names))
@@ -220,26 +237,26 @@ def confusion(section: Section, methods: Sequence[Method], looks: Looks) -> tupl
         else (f" Of {len(section.methods)} methods: the reference, FedAvg, and the best of the others.")
     )
     return figure, (
-        f"{section.title}: which class (row) is taken for which (column), last round, all clients and seeds together; "
-        f"rows add up to 100 %.{which}"
+        f"{section.title}: predicted class (column) of each true class (row), last round, all clients and seeds "
+        f"together; rows add up to 100 %.{which}"
     )
 
 
 def shortened(name: str) -> str:
-    """A name that fits beside a figure: of a longer one, both ends. A dollar sign is one, and begins no formula."""
+    """Shorten a name to `LONGEST` letters, from both its ends, and escape dollar signs, which begin formulas."""
     short = name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-(LONGEST // 2 - 1) :]}"
     return short.replace("$", r"\$")
 
 
 def text_width(text: str) -> float:
-    """Inches that a text takes in a figure's letters."""
+    """Return the width of a text in a plot, in inches."""
     from matplotlib.textpath import TextPath
 
-    return TextPath((0, 0), text, size=STYLE["font.size"]).get_extents().x1 / 72
+    return float(TextPath((0, 0), text, size=FONT_SIZE).get_extents().x1 / 72)
 
 
 def _chosen(section: Section) -> list[Method]:
-    """All methods where they are few; else the reference, FedAvg and the best of the others."""
+    """Return the methods with a confusion matrix: all, or of many the reference, FedAvg and the best other ones."""
     if len(section.methods) <= MATRICES:
         return list(section.methods)
     first = [section.reference, *(m for m in section.methods if m.name == "FedAvg" and m is not section.reference)]
@@ -248,31 +265,31 @@ def _chosen(section: Section) -> list[Method]:
 
 
 def compression(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str] | None:
-    """What servers recorded of their compression; None where none did."""
-    told = {method.name: _told(method) for method in methods}
-    told = {name: figures for name, figures in told.items() if figures}
-    if not told:
+    """Plot what servers recorded of their compression; None if none did."""
+    recorded = {method.name: _recorded(method) for method in methods}
+    recorded = {name: metrics for name, metrics in recorded.items() if metrics}
+    if not recorded:
         return None
-    figure, axes = _figure(7.2, 2.6 + 0.18 * -(-len(told) // 4), 3)
+    figure, axes = _figure(7.2, 2.6 + 0.18 * -(-len(recorded) // 4), 3)
     for own, key in zip(axes, ("rank_share", "energy_kept", "bytes_share"), strict=True):
-        for name, figures in told.items():
-            if key in figures:
-                own.plot(np.arange(1, len(figures[key]) + 1), 100 * figures[key], **looks.line(name))
-            if key == "energy_kept" and "epsilon" in figures:
-                own.plot(np.arange(1, len(figures[key]) + 1), 100 * figures["epsilon"], color="0.5", lw=0.8, zorder=0)
+        for name, metrics in recorded.items():
+            if key in metrics:
+                own.plot(np.arange(1, len(metrics[key]) + 1), 100 * metrics[key], **looks.line(name))
+            if key == "energy_kept" and "epsilon" in metrics:
+                own.plot(np.arange(1, len(metrics[key]) + 1), 100 * metrics["epsilon"], color="0.5", lw=0.8, zorder=0)
         own.set(xlabel="round", title=SERVER[key])
         own.title.set_fontsize(9)
         own.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure, (
-        f"{section.title}: what the server's compressed broadcast keeps, round by round, mean over seeds: rank (mean "
-        "over the weight matrices, 100 is full), energy (squared Frobenius norm) with the threshold ε it must exceed "
-        "in grey, and bytes against sending the same uncompressed."
+        f"{section.title}: what remains after the server's compression in each round, mean over seeds: rank (mean over "
+        "the weight matrices, 100 is full), energy (squared Frobenius norm) with the threshold ε that it must exceed "
+        "in grey, and bytes relative to the same without compression."
     )
 
 
-def _told(method: Method) -> Mapping[str, np.ndarray]:
-    """Figure -> (rounds,), mean over seeds, NaN where no seed has it; only the figures of compression."""
+def _recorded(method: Method) -> Mapping[str, np.ndarray]:
+    """Return compression metric -> (rounds,), mean over seeds, NaN for rounds in which no seed has it."""
     found = {}
     for key in SERVER:
         values = np.array([[record.server.get(key, np.nan) for record in run.records] for run in method.runs])
@@ -282,7 +299,7 @@ def _told(method: Method) -> Mapping[str, np.ndarray]:
 
 
 def seconds(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
-    """Where a round's time goes."""
+    """Plot the seconds of each part of a round."""
     figure, axes = _figure(7.2, 1.2 + 0.3 * len(methods))
     left = np.zeros(len(methods))
     for part, colour in zip(PARTS, ("#4477aa", "#ccbb44", "#bbbbbb"), strict=True):

@@ -1,4 +1,4 @@
-"""The ServerApp: makes the coordinator of a run, lets it run, and leaves a run's folder as every engine does."""
+"""The ServerApp, the server's side: makes one run with a coordinator, and writes its run folder and its journal."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.experiments.setting import make_task, schedule, training
 from fedkdx_plugin.flower.coordinator import Coordinator
-from fedkdx_plugin.flower.flower_link import FlowerLink
-from fedkdx_plugin.flower.plan import FOLDER, ServerOptions, read_settings, write_outcome
+from fedkdx_plugin.flower.link import FlowerLink
+from fedkdx_plugin.flower.options import FOLDER, ServerOptions, read_settings, write_outcome
 from fedkdx_plugin.flower.roster import Event, Roster
 from fedkdx_plugin.results.run_folder import RunFolder
 from registry.errors import UserError
@@ -28,15 +28,16 @@ EVENTS = "sites.csv"
 
 
 class SavedEachRound(RunFolder):
-    """A run's folder whose checkpoint is never behind what the sites were told."""
+    """Writes a checkpoint after each round, so that it is never behind what the sites were told."""
 
     def on_round_end(self, record: RoundRecord) -> None:
+        """Write the round, and all state."""
         super().on_round_end(record)
         self.save()
 
 
 class Journal:
-    """Writes what happens with the sites, a row each, and what an operator should know into the run's log."""
+    """Writes a row for each event with a site (`sites.csv`), and what an operator should know into the run's log."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / EVENTS
@@ -48,6 +49,7 @@ class Journal:
             self._csv.writeheader()
 
     def __call__(self, event: Event) -> None:
+        """Write one event."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         self._csv.writerow({"time": now} | asdict(event) | {"seconds": round(event.seconds, 3)})
         self._file.flush()
@@ -59,7 +61,7 @@ class Journal:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run."""
+    """Make one run."""
     folder = Path(os.environ[FOLDER]) / str(context.run_config["folder"])
     write_outcome(folder, "running")
     try:
@@ -75,13 +77,14 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, context: Context, folder: Path) -> None:
+    """Make the run of a folder. Raises UserError."""
     options = ServerOptions.read(folder)
     terms = options.terms
     config = read_settings(str(context.run_config["settings"]))
     (choice,) = choose(config)
     journal = Journal(folder)
     link = FlowerLink(grid, journal)
-    roster = Roster(link, terms.clients, terms.min_clients, terms.wait, journal)
+    roster = Roster(link, terms.clients, terms.least, terms.wait, journal)
     task = make_task(config, roster.about.shape, len(roster.about.classes))
     choice.server.check(task, choice.params)
     roster.wait(0)
@@ -97,6 +100,6 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         terms.deadline,
     )
     device = torch.device("cpu")
-    one = SavedEachRound(folder, choice.entry, options.settings, options.command, roster, device, coordinator)
-    with one:
-        coordinator.run([one], len(one.records))
+    saved = SavedEachRound(folder, choice.entry, options.settings, options.command, roster, device, coordinator)
+    with saved:
+        coordinator.run([saved], len(saved.records))

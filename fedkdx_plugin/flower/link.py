@@ -1,14 +1,17 @@
-"""The way to the sites over Flower's Grid."""
+"""Carry messages over Flower: between the server and its sites, and as the content of one of Flower's messages.
+
+The bytes of a message are one array in an ArrayRecord, so that no pickle ever touches them.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
-from flwr.app import Message, MessageType
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedkdx_plugin.flower.flower_records import pack, unpack
 from fedkdx_plugin.flower.protocol import Announcement
 from fedkdx_plugin.flower.roster import Event, Tell
 from registry import interface
@@ -19,17 +22,34 @@ LOOK_SECONDS = 5.0  # between two looks at whether a silent site is still connec
 ANNOUNCE_SECONDS = 120.0  # for a newcomer to say who it is
 AGAIN_SECONDS = 30.0  # before one that was refused is asked again: it may have been put right
 NAME = "client-"  # how `serve` registers keys: 'client-3' may be client 3 and nobody else
+RECORD, ARRAY = "fedkdx", "message"  # names in a Flower message
+
+
+def pack(data: bytes) -> RecordDict:
+    """Return a message's bytes as the content of a Flower message."""
+    return RecordDict({RECORD: ArrayRecord({ARRAY: Array(np.frombuffer(data, dtype=np.uint8))})})
+
+
+def unpack(content: RecordDict) -> bytes:
+    """Return the bytes that `pack` packed. Raises BadMessage."""
+    try:
+        array = content.array_records[RECORD][ARRAY].numpy()
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadMessage(f"not one of our messages: {type(error).__name__} {error}") from error
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise BadMessage(f"not one of our messages: an array of {array.dtype}, {array.ndim} dimensions")
+    return bytes(array.tobytes())
 
 
 class FlowerLink:
-    """Asks newcomers who they are, and carries requests.
+    """Ask newcomers who they are, and carry requests; the `roster.Link` of a real federation.
 
     Flower's own waiting loop (`Grid.send_and_receive`) sleeps three seconds between looks; this one looks ten times a
     second.
 
     Args:
         grid: Flower's.
-        tell: is told who is refused.
+        tell: is called with each site that is refused.
     """
 
     def __init__(self, grid: Grid, tell: Tell) -> None:
@@ -40,6 +60,7 @@ class FlowerLink:
         self._node_of: dict[int, int] = {}
 
     def sites(self) -> Mapping[int, Announcement]:
+        """Return the announcements of all connected sites that are accepted, by client number."""
         nodes = {node.node_id: node.name for node in self.grid.get_nodes()}
         self._hear(nodes)
         for gone in self._announced.keys() - nodes.keys():  # whoever comes back may be another
@@ -55,9 +76,11 @@ class FlowerLink:
         return {id: self._announced[node] for id, node in self._node_of.items()}
 
     def refuse(self, client: int, reason: str) -> None:
+        """Tell a client why it is not asked to take part."""
         self._let_know(self._node_of[client], reason)
 
     def exchange(self, requests: Mapping[int, bytes], seconds: float) -> Mapping[int, bytes | str]:
+        """Send each client its request; return its answer, or the reason why there is none."""
         until = time.monotonic() + seconds
         messages = [
             Message(pack(data), dst_node_id=self._node_of[id], message_type=MessageType.TRAIN, ttl=seconds)
@@ -92,16 +115,17 @@ class FlowerLink:
                 self._asked[message] = (node, until)
 
     def _let_know(self, node: int, reason: str) -> None:
-        """Say to a site why it is not asked anything; nobody waits for an answer."""
+        """Tell a site why it gets no requests; no answer is waited for."""
         data = pack(reason.encode())
         self.grid.push_messages([Message(data, dst_node_id=node, message_type=MessageType.QUERY, ttl=ANNOUNCE_SECONDS)])
 
     def _hear(self, nodes: Mapping[int, str]) -> None:
-        """Take in the announcements that have come."""
+        """Accept or refuse the announcements that have arrived."""
         for reply in self.grid.pull_messages(list(self._asked)) if self._asked else ():
-            node, _ = self._asked.pop(reply.metadata.reply_to_message_id, (None, 0.0))
-            if node is None:
+            asked = self._asked.pop(reply.metadata.reply_to_message_id, None)
+            if asked is None:
                 continue
+            node, _ = asked
             try:
                 content = _content(reply)
                 if isinstance(content, str):
@@ -116,7 +140,7 @@ class FlowerLink:
                 self._refused[node] = str(error), time.monotonic() + AGAIN_SECONDS
 
     def _check(self, site: Announcement, node: int, nodes: Mapping[int, str]) -> None:
-        """Raises BadMessage where a site calls itself what it is not."""
+        """Raise BadMessage where a site claims the number of another."""
         name = nodes.get(node, "")
         if name.startswith(NAME) and name != f"{NAME}{site.client}":
             raise BadMessage(f"calls itself client {site.client}, but its key is {name}'s")

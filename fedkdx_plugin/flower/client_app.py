@@ -1,4 +1,4 @@
-"""The ClientApp: Flower starts a fresh process for each message, which finds shards and private state on disk."""
+"""The ClientApp, a site's side: a new process for each message, which reads shards and private state from disk."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from flwr.clientapp import ClientApp
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.experiments.setting import make_task, training
-from fedkdx_plugin.flower.flower_records import pack, unpack
-from fedkdx_plugin.flower.plan import read_settings
-from fedkdx_plugin.flower.protocol import Answer, Request, shown
-from fedkdx_plugin.flower.site import LocalData, Place, Site
+from fedkdx_plugin.flower.link import pack, unpack
+from fedkdx_plugin.flower.options import read_settings
+from fedkdx_plugin.flower.protocol import Answer, Request, printable
+from fedkdx_plugin.flower.site import LocalData, Site, SiteSetup
 from registry import interface
 from registry.errors import UserError
 from registry.interface import BadMessage, Round
@@ -23,10 +23,10 @@ from registry.interface import BadMessage, Round
 app = ClientApp()
 
 
-def place(context: Context) -> Place:
-    """What is the site's own, from its SuperNode's configuration alone."""
+def setup(context: Context) -> SiteSetup:
+    """Return what the site decides by itself, from its SuperNode's configuration alone."""
     own = context.node_config
-    return Place(
+    return SiteSetup(
         client=int(own["partition-id"]),
         folder=Path(str(own["data"])),
         shard=int(own["shard"]),
@@ -35,8 +35,8 @@ def place(context: Context) -> Place:
     )
 
 
-def site(context: Context, own: Place) -> Site:
-    """The site of this run. Raises UserError."""
+def site(context: Context, own: SiteSetup) -> Site:
+    """Return the site of this run. Raises UserError."""
     config = read_settings(str(context.run_config["settings"]))
     (choice,) = choose(config)
     data = LocalData(own)
@@ -48,17 +48,17 @@ def site(context: Context, own: Place) -> Site:
 
 @app.query()
 def announce(message: Message, context: Context) -> Message:
-    """Say who is here; and on the screen, where the server says so, why it does not want us."""
+    """Announce this site; print the reason where the message says that the server refuses it."""
     reason = unpack(message.content).decode(errors="replace")
     if reason:
-        _say(place(context), f"refused by the server: {shown(reason)}")
-    return Message(pack(LocalData(place(context)).announcement().to_message().to_bytes()), reply_to=message)
+        _say(setup(context), f"refused by the server: {printable(reason)}")
+    return Message(pack(LocalData(setup(context)).announcement().to_message().to_bytes()), reply_to=message)
 
 
 @app.train()
 def work(message: Message, context: Context) -> Message:
-    """Measure, train, or both."""
-    own, request = place(context), None
+    """Measure, train, or do both, as the message asks."""
+    own, request = setup(context), None
     try:
         request = Request.from_message(interface.Message.from_bytes(unpack(message.content)))
         if request.run != context.run_config["run"]:
@@ -73,10 +73,10 @@ def work(message: Message, context: Context) -> Message:
 
 
 def _summary(request: Request, answer: Answer) -> str:
-    """What an operator of the site sees of a round."""
+    """Return what an operator of the site sees of a round."""
     did = []
-    if answer.figures:
-        samples, accuracy = answer.figures[SERVED].row[:2].tolist()
+    if answer.metrics:
+        samples, accuracy = answer.metrics[SERVED].row[:2].tolist()
         did.append(f"measured on {samples:.0f} windows, accuracy {100 * accuracy:.1f} %")
     if answer.reply is not None:
         did.append(f"trained, loss {answer.loss:.4f}")
@@ -85,5 +85,5 @@ def _summary(request: Request, answer: Answer) -> str:
     return f"{request.run} round {request.round.index}/{request.round.total}: {'; '.join(did)}"
 
 
-def _say(own: Place, text: str) -> None:
+def _say(own: SiteSetup, text: str) -> None:
     print(f"fedkdx site {own.client}: {text}", file=sys.stderr, flush=True)
