@@ -141,7 +141,7 @@ def _given(windows: Windows) -> np.ndarray:
     if windows.test is None or not (windows.test == 1).any():
         raise UserError(
             "--split given: no window is to be tested on; name recordings under 'test' in the YAML of your own data "
-            "(docs/datasets.md), each long enough for a window, or choose another --split"
+            "(docs/guide/own-data.md), each long enough for a window, or choose another --split"
         )
     if (windows.test != 0).all():
         raise UserError(

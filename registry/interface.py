@@ -1,7 +1,7 @@
 """Interface of algorithms: a Server and a Client that exchange Messages and share nothing else.
 
 The algorithm defines what to optimise: the networks it trains, their losses, and what is sent. The engine defines how:
-epochs, batches, optimiser, clipping, schedule, devices, bytes. See docs/algorithm.md for a worked example.
+epochs, batches, optimiser, clipping, schedule, devices, bytes. See docs/extend/algorithm.md for a worked example.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ def test_ruff_finds_nothing():
 def test_the_top_level_is_the_agreed_one():
     allowed = {"setup.cfg", "fedkdx_plugin", "registry", "baselines", "dataset_utils", "run.py", "tests"}
     allowed |= {"README.md", "pyproject.toml", "docs", "examples", "benchmarks", "experiments", ".ci", ".gitignore"}
+    allowed |= {"LICENSE", "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile", ".dockerignore", ".github"}
+    allowed |= {".pre-commit-config.yaml"}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0:
         assert {name.partition("/")[0] for name in tracked.stdout.splitlines()} <= allowed

@@ -151,7 +151,7 @@ class FedKDXClient(StudentClient):
     def distil(self, teacher: Output, student: Output, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of teacher and student, each with the other as target (eq. 3-4).
 
-        A compiled operation runs instead if it gives the same result (docs/performance.md).
+        A compiled operation runs instead if it gives the same result (docs/reference/performance.md).
         """
         p = self.params
         loss_t = F.cross_entropy(teacher.logits, batch.y, reduction="none")

@@ -76,7 +76,7 @@ def test_the_documented_device_code_finds_the_same_classes(watch, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     folder = watch.run("low-pass", "FedAvg")
     export(folder, 1, "onnx", "watch-model")
-    *_, code = (ROOT / "docs" / "predict.md").read_text().split("```python")
+    *_, code = (ROOT / "docs" / "guide" / "predict.md").read_text().split("```python")
     names = {}
     exec(code.partition("```")[0], names)
     signals = recording(1).loc[2000:, ["ax", "ay", "az", "hr"]].interpolate().to_numpy().T[:, ::2]

@@ -1,4 +1,4 @@
-"""The user's own recordings, described by a YAML file (docs/datasets.md)."""
+"""The user's own recordings, described by a YAML file (docs/guide/own-data.md)."""
 
 from dataset_utils.sources.own.source import OwnData, load_source
 

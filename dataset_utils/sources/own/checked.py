@@ -35,7 +35,7 @@ class Checked:
         self.path, self.values, self.within = path, values, within
         known = (*required, *optional)
         if not isinstance(values, Mapping):
-            raise self.error(f"must hold keys and values ({', '.join(known)}); see docs/datasets.md")
+            raise self.error(f"must hold keys and values ({', '.join(known)}); see docs/guide/own-data.md")
         for key in values:
             if key not in known:
                 name = quoted(key) if not isinstance(key, str) else shown(key)

@@ -192,7 +192,7 @@ def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, paren
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc not to give memory back between steps: page faults cost 5 to 7 % of them (docs/performance.md)."""
+    """Keep glibc from giving memory back between steps: page faults cost 5 to 7 % (docs/reference/performance.md)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
