@@ -35,6 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise unwritable(path, error) from error
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be the path of a file ({error})") from error
     try:
         part = holder / path.name
         yield part
@@ -173,7 +175,7 @@ def expanded(item: Any, parts: Callable[[Any], Iterable[Any]]) -> float:
 
 def _parts(node: Any) -> Iterable[Any]:
     """Return the nodes in a node of YAML. Raises ValueError for a whole number too long for what is done with it."""
-    value = getattr(node, "value", None)
+    value: Any = getattr(node, "value", None)
     if getattr(node, "tag", "").endswith(":int") and len(value) > limits.DIGITS:
         raise ValueError(f"a whole number of {len(value)} digits")
     if not isinstance(value, list):
@@ -193,7 +195,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
     """Return the error for a write that failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; free some space and run the same command again")
-    return UserError(f"{path}: cannot be written ({error.strerror or error})")
+    return UserError(f"{shown(path)}: cannot be written ({error.strerror or error})")
 
 
 def sha256(path: Path) -> str:

@@ -118,7 +118,10 @@ def _made_before(source: Source, spec: ShardSpec, settings: Preprocessing, data_
     """
     wanted = plain(source.description()), asdict(settings)
     found = []
-    for folder in sorted((data_root / source.name).glob(f"{spec.folder_name()}-*")):
+    place = data_root / source.name
+    if not is_folder(place):
+        return None
+    for folder in sorted(place.glob(f"{spec.folder_name()}-*")):
         if (folder / "manifest.json").is_file():
             manifest = shards.read_manifest(folder)
             if (manifest.get("description"), manifest.get("preprocessing")) == wanted:
@@ -147,7 +150,7 @@ def find_source(data: str) -> Source:
         try:
             source = catalog.load("datasets", data)()
         except UserError as error:
-            if is_folder(Path(data)) and shards_folder(data) is None:
+            if data and is_folder(Path(data)) and shards_folder(data) is None:
                 raise UserError(f"{error}; a folder of shards is named with a separator: ./{data}") from error
             raise
     if not is_plain_name(source.name):

@@ -14,7 +14,7 @@ UNPACKED = 50 << 30
 """Most bytes that a compressed file may hold; no data set here is larger."""
 RATIO = 100
 """Largest compression ratio, checked above `RATIO_FROM` bytes: sensor text shrinks 4 to 20 times, a zip bomb 1000."""
-RATIO_FROM = 1 << 30
+RATIO_FROM = 1 << 28
 MEMBERS = 1_000_000
 """Most files in a zip."""
 HEADER = 1 << 16

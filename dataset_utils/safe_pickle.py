@@ -73,7 +73,10 @@ def _parts(item: Any) -> Iterable[Any]:
     return item if isinstance(item, list | tuple | set | frozenset) else ()
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+_InPython: Any = pickle._Unpickler
+
+
+class _Unpickler(_InPython):  # type: ignore[misc]
     """Unpickler that gives the accepted names harmless meanings, and refuses all others.
 
     It is pickle's own in Python: the one in C takes 32 GB for a memo entry of a high number. Dictionaries and sets take
@@ -96,7 +99,7 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
             self.known[f"{core}.multiarray", "scalar"] = self.scalar
             self.known[f"{core}.numeric", "_frombuffer"] = self.frombuffer
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch = dict(_InPython.dispatch)
 
     def load_build(self) -> None:
         """Give an array or a dtype its state; nothing else has one."""

@@ -211,9 +211,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not is_folder(folder):
         raise UserError(f"{folder}: no such folder of shards")
     if state_of(path) is None:
-        raise UserError(
-            f"{path}: missing; this is not a folder of shards, or it is damaged: remove it and make it again"
-        )
+        raise UserError(f"{path}: missing; {folder} is no folder of shards, or was damaged: make the shards again")
     if (size := check_regular(path)) > limits.MANIFEST_BYTES:
         raise UserError(f"{path}: has {size} bytes, which no manifest of shards has")
     with parsing(path, "readable JSON", f"remove {folder} and make it again"):

@@ -116,8 +116,8 @@ class ShardSpec(Params):
             del values["evaluate_on"]
         if not self.allow_missing:
             del values["allow_missing"]
-        # 1 and 1.0 must give the same name
-        return {k: float(v) if isinstance(v, int | float) else v for k, v in sorted(values.items())}
+        # 1 and 1.0 must give the same name, and whole numbers that a float does not tell apart different ones
+        return {k: float(v) if isinstance(v, int | float) and float(v) == v else v for k, v in sorted(values.items())}
 
     def folder_name(self) -> str:
         """Return a readable name that differs if a parameter of `counted` differs."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
 from registry.errors import UserError
+from registry.text import shown
 
+WIDEST = 2**63  # whole numbers of 64 bits lie below it
 WORDS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
 
@@ -148,8 +150,10 @@ def _number(value: Any, kind: type, where: str) -> int | float:
             number = float(value)
         except (ValueError, OverflowError):
             raise UserError(f"{where}: {value!r} is not {noun}") from None
-    if not math.isfinite(number) or (kind is int and number != int(number)):
+    if isinstance(number, float) and (not math.isfinite(number) or (kind is int and number != int(number))):
         raise UserError(f"{where}: {value!r} is not {noun}")
+    if kind is int and abs(number) >= WIDEST:
+        raise UserError(f"{where}: {shown(value)} is too large; whole numbers lie below {WIDEST}")
     return int(number) if kind is int else number
 
 
@@ -160,8 +164,8 @@ def check(value: Any, metadata: Mapping[str, Any], where: str) -> None:
     bounds = _bounds(metadata)
     if bounds and not isinstance(value, (str, tuple)) and not all(fits(value) for _, fits in bounds):
         text = " and ".join(words for words, _ in bounds)
-        shown = f"{value:g}" if isinstance(value, float) else value
-        raise UserError(f"{where}: {shown} is out of range; it must be {text}")
+        written = f"{value:g}" if isinstance(value, float) else value
+        raise UserError(f"{where}: {written} is out of range; it must be {text}")
     choices = metadata.get("choices")
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:

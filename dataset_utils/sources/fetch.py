@@ -72,7 +72,7 @@ def locate(name: str, place: Place, raw: Path | None, data_root: Path, download:
     if raw is not None:
         candidates.insert(0, raw)
     for candidate in candidates:
-        if candidate.is_file() or (candidate.is_dir() and holds(candidate, place.key)):
+        if files.is_file(candidate) or (files.is_folder(candidate) and holds(candidate, place.key)):
             return candidate
     if raw is None and download and place.url:
         return _download_archive(name, place, folder)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataset_utils import files
 from dataset_utils.spec import Files, ShardSpec
 from registry import parameters
 from registry.errors import UserError
@@ -169,23 +170,22 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
     sets = values.get("set") or {}
     if not isinstance(sets, Mapping):
         raise UserError(f"{where or '--set'}: 'set' must map names to values, such as 'gamma: 0.5'")
+    for name in sets:
+        if not isinstance(name, str):
+            raise UserError(f"{where or '--set'}: set: the key {name!r} is no text; write the name of a hyper-parameter")
     options = parameters.parse(Options, {key: value for key, value in values.items() if key in own}, where)
     shards = parameters.parse(ShardSpec, {key: value for key, value in values.items() if key in of_shards}, where)
     return Config(**vars(options), set=dict(sets), shards=shards)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping from a YAML file. Raises UserError."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    """Read a mapping with text keys from a YAML file. Raises UserError."""
+    values = files.read_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: must hold 'name: value' lines")
+    for key in values:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: the key {key!r} is no text; write a name")
     return values

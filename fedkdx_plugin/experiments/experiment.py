@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataset_utils.spec import shards_folder
 from dataset_utils.files import write_yaml
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
@@ -267,7 +268,7 @@ def _goal(config: Config) -> str:
 
 def _check_vary(config: Config) -> None:
     """Raise UserError if `--vary data` is given for shards, which cannot be divided again."""
-    if config.vary == "data" and Path(config.shards.data).is_dir():
+    if config.vary == "data" and shards_folder(config.shards.data):
         raise UserError(
             f"--vary data: {config.shards.data} holds shards, which cannot be divided again; give the data set's name "
             "instead of a folder"

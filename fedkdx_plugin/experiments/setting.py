@@ -14,6 +14,7 @@ import torch
 from dataset_utils import shards as shard_files
 from dataset_utils.generate import prepare
 from dataset_utils.shards import ShardSet
+from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import Choice, choose
 from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine.data import DeviceData
@@ -201,14 +202,14 @@ def run_device(config: Config) -> torch.device:
 
 def prepare_shards(config: Config) -> ShardSet:
     """Return the configured shards; make them first if they are missing. Raises UserError."""
-    given = Path(config.shards.data)
-    if given.is_dir():
+    given = shards_folder(config.shards.data)
+    if given is not None:
         folder = given
     else:
         raw = Path(config.raw) if config.raw else None
         folder = prepare(config.shards, Path(config.data_root), raw, config.download)
     shards = shard_files.load(folder)
-    if given.is_dir():
+    if given is not None:
         _check_given(config, shards)
     if config.shards.clients not in (None, shards.num_clients):
         raise UserError(f"-nc {config.shards.clients}: {folder} has {shards.num_clients} clients; leave it out")

@@ -604,3 +604,46 @@ def test_windows_that_do_not_fit_into_memory_are_refused(folder, monkeypatch):
     monkeypatch.setattr(limits, "_memory", lambda: 1000)
     message = outcome(folder)
     assert "windows of 8 samples would take" in message and "choose a smaller window or overlap" in message
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize("data", ["", ".", "/", LONG, f"{LONG}.yaml", "x/" * 5000, "a\0b", "a\0b.yaml", "a\nerror: b"])
+def test_absurd_names_of_data(tmp_path, monkeypatch, capsys, data):
+    monkeypatch.chdir(tmp_path)
+    for main, arguments in ((describe.main, [data]), (generate.main, ["-data", data])):
+        assert main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-data", "UCI-HAR", "--raw", LONG],
+        ["-data", "UCI-HAR", "--raw", "a\0"],
+        ["-data", "UCI-HAR", "--data-root", LONG],
+        ["-data", "SPAR", "--data-root", "a\0"],
+        ["-data", "SPAR", "--data-root", LONG],
+        ["-data", "SPAR", "--data-root", "/dev/full"],
+        ["-data", "SPAR", "--window", "9" * 400],
+        ["-data", "SPAR", "--median", "9" * 400],
+        ["-data", "SPAR", "--seed", "9" * 400],
+        ["-data", "SPAR", "--seed", "9" * 5000],
+        ["import-pfllib", LONG, "--name", "x"],
+        ["import-pfllib", "a\0", "--name", "x"],
+        ["import-pfllib", ".", "--name", LONG],
+        ["import-pfllib", ".", "--name", "x", "--data-root", LONG],
+    ],
+)
+def test_absurd_command_lines(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert generate.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.isprintable()
+
+
+def test_seeds_that_a_float_does_not_tell_apart_give_different_shards():
+    one, other = (generate.ShardSpec("X", seed=seed) for seed in (2**53, 2**53 + 1))
+    assert one.counted()["seed"] != other.counted()["seed"] and one.folder_name() != other.folder_name()
