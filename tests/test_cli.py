@@ -354,9 +354,12 @@ def test_cuda_without_cuda(data, capsys):
         ("set: {gamma: [1]}", "gamma: [1] is not a number"),
         ("alpha: none", "alpha: 'none' is not a number"),
         ("- a\n- b", "must hold 'name: value' lines"),
-        ("a: [", "is not YAML"),
-        ("!!python/object/apply:os.system ['touch hacked']", "is not YAML"),
-        ("\x00", "is not YAML"),
+        ("1: 2", "the key 1 is no text"),
+        ("set: {1: 2}", "set: the key 1 is no text"),
+        ("out: ~", "out: None is not a text"),
+        ("a: [", "is no YAML"),
+        ("!!python/object/apply:os.system ['touch hacked']", "is no YAML"),
+        ("\x00", "is no YAML"),
     ],
 )
 def test_a_wrong_yaml_gets_one_line(data, capsys, text, says):

@@ -172,7 +172,9 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
         raise UserError(f"{where or '--set'}: 'set' must map names to values, such as 'gamma: 0.5'")
     for name in sets:
         if not isinstance(name, str):
-            raise UserError(f"{where or '--set'}: set: the key {name!r} is no text; write the name of a hyper-parameter")
+            raise UserError(
+                f"{where or '--set'}: set: the key {name!r} is no text; write the name of a hyper-parameter"
+            )
     options = parameters.parse(Options, {key: value for key, value in values.items() if key in own}, where)
     shards = parameters.parse(ShardSpec, {key: value for key, value in values.items() if key in of_shards}, where)
     return Config(**vars(options), set=dict(sets), shards=shards)

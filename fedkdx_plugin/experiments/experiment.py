@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_utils.spec import shards_folder
 from dataset_utils.files import write_yaml
+from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.setting import check
