@@ -98,7 +98,17 @@ def profile(algorithm: str, device: str = "cuda") -> dict[str, object]:
 
 def tests(seconds: float) -> str:
     """The last line of the tests marked `cuda`, and what failed."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda and not slow", "tests/fedkdx_plugin/test_cuda.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-m",
+        "cuda and not slow",
+        "tests/fedkdx_plugin/test_cuda.py",
+    ]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
