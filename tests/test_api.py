@@ -14,6 +14,7 @@ import fedkdx_plugin as fedkdx
 from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.models.cnn import CNNSmall
+from registry import catalog
 
 COMMON = {"model": "cnn_small", "rounds": 2, "join_ratio": 0.5, "local_epochs": 1, "device": "cpu", "progress": False}
 FLAGS = "-m cnn_small -gr 2 -jr 0.5 -ls 1 -dev cpu".split()
@@ -22,6 +23,7 @@ FLAGS = "-m cnn_small -gr 2 -jr 0.5 -ls 1 -dev cpu".split()
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalog, "_registered", {})  # what is registered here is no other test's
 
 
 def test_the_import_loads_no_torch_and_lists_its_names():
