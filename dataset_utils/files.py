@@ -183,6 +183,30 @@ def _parts(node: Any) -> Iterable[Any]:
     return chain.from_iterable(value) if value and isinstance(value[0], tuple) else value
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file as long as the block lasts; the system gives it up when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it, or it cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover - systems without it have no such lock
+        yield
+        return
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{path.parent}: another process works in this folder; wait for it, or stop it") from error
+        yield
+
+
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as YAML, keeping its order. Raises UserError where it cannot be written."""
     import yaml

@@ -11,10 +11,17 @@ from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.tracking.callbacks import Callback
 from registry import catalog
+from registry.errors import UserError
 from registry.interface import Model, Server
 
 if TYPE_CHECKING:
     from dataset_utils.recording import Source
+
+OWN_NAMES = {
+    "global_rounds": "rounds",
+    "times": "seeds",
+    "algorithm": "algorithms",
+}  # options that `compare` names itself
 
 
 def compare(
@@ -49,6 +56,9 @@ def compare(
     Raises:
         UserError: wrong input, found before the first round. Exceptions of an algorithm are raised as they are.
     """
+    for name, own in OWN_NAMES.items():
+        if name in options:
+            raise UserError(f"compare: {name}: write {own}=")
     several = algorithms if isinstance(algorithms, (list, tuple)) else [algorithms]
     values = options | {
         "data": _name("datasets", data),

@@ -199,6 +199,8 @@ def find(kind: str, name: str) -> Entry:
         UserError: there is no such name or file, or two packages provide it.
     """
     path, _, attribute = name.rpartition(":")
+    if name.endswith(".py"):
+        raise UserError(f"{NOUNS[kind]} '{name}': which class of it? write {name}:Class")
     if path.endswith(".py"):
         if not Path(path).is_file():
             raise UserError(f"{NOUNS[kind]} '{name}': no such file; write path/to/file.py:Class")
@@ -207,6 +209,8 @@ def find(kind: str, name: str) -> Entry:
     hits = [entry for entry in known if entry.name.lower() == name.lower()]
     noun = NOUNS[kind]
     if not hits:
+        if "/" in name or os.sep in name:
+            raise UserError(f"{NOUNS[kind]} '{name}': no such file or folder, and no name; see fedkdx list")
         names = ", ".join(entry.name for entry in known)
         raise UserError(f"unknown {noun} '{name}'{suggest(name, [e.name for e in known])}; known: {names}")
     if len(hits) > 1:
@@ -235,6 +239,8 @@ def load_entry(entry: Entry) -> type:
     try:
         loaded: object = _from_file(Path(module)) if entry.word else importlib.import_module(module)
         for part in attribute.split("."):
+            if entry.word and not hasattr(loaded, part):
+                raise AttributeError(f"it has no class '{part}'; it has {_classes_of(loaded)}")
             loaded = getattr(loaded, part)
     except Exception as error:  # a third party's module may raise anything; the message names its package
         if entry.origin == OURS:
@@ -245,6 +251,16 @@ def load_entry(entry: Entry) -> type:
     if problem or not isinstance(loaded, type):
         raise UserError(f"'{entry.name}' from {entry.origin} ({entry.target}) {problem}")
     return loaded
+
+
+def _classes_of(module: object) -> str:
+    """Return the names of the classes that are written in a module, for messages."""
+    own = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == getattr(module, "__name__", "")
+    ]
+    return ", ".join(own) or "none"
 
 
 def _from_file(path: Path) -> ModuleType:

@@ -141,6 +141,8 @@ def _as(value: Any, kind: Any, where: str) -> Any:
 
 def _number(value: Any, kind: type, where: str) -> int | float:
     noun = "a whole number" if kind is int else "a number"
+    if not isinstance(value, (str, int, float)) and hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()  # of NumPy or PyTorch
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise UserError(f"{where}: {value!r} is not {noun}")
     try:  # a whole number is read as one: as a float it loses its last digits above 2**53

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -237,3 +238,73 @@ def test_an_experiment_from_python(shard_folder):
     assert sorted(results.table.index.get_level_values("method").unique()) == ["FedAvg", "Local"]
     with pytest.raises(fedkdx.UserError, match="several settings"):
         results.plot()
+
+
+@pytest.mark.parametrize("name", ["global_rounds", "times", "algorithm"])
+def test_an_option_that_compare_names_itself_is_refused(shard_folder, name):
+    with pytest.raises(fedkdx.UserError, match=f"compare: {name}: write (rounds|seeds|algorithms)="):
+        fedkdx.compare(shard_folder, "FedAvg", **{name: 3})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"jobs": 0}, "jobs: 0 is out of range; it must be at least 1"),
+        ({"jobs": "x"}, "jobs: 'x' is not a whole number"),
+        ({"callbacks": fedkdx.Callback()}, "callbacks: must be a list of objects"),
+        ({"callbacks": [print]}, "callbacks: must be a list of objects"),
+        ({"callbacks": [fedkdx.Callback]}, "callbacks: must be a list of objects"),
+    ],
+)
+def test_wrong_arguments_are_found_before_the_first_round(shard_folder, options, says):
+    with pytest.raises(fedkdx.UserError, match=says):
+        fedkdx.compare(shard_folder, "FedAvg", **COMMON, **options)
+    assert not Path("runs").exists()
+
+
+def test_numbers_of_numpy_are_numbers(shard_folder):
+    options = COMMON | {"rounds": np.int64(2), "join_ratio": np.float32(0.5), "callbacks": None}
+    results = fedkdx.compare(shard_folder, "Local", seed=np.int32(3), **options)
+    assert results.runs[0].seed == 3 and len(results.runs[0].records) == 2
+    assert (results.folder / "comparison.md").read_text().startswith("| algorithm")
+
+
+def test_an_experiment_goes_on_from_python(shard_folder):
+    results = fedkdx.compare(shard_folder, "Local", **COMMON)
+    again = fedkdx.Experiment.resumed(str(results.folder), rounds=3)
+    assert "3 rounds instead of 2" in again.remark
+    assert len(again.run(progress=False).runs[0].records) == 3
+    with pytest.raises(fedkdx.UserError, match="-gr: 'x' is not a whole number"):
+        fedkdx.Experiment.resumed(results.folder, rounds="x")
+    options = {"data": str(shard_folder), "algorithm": ["Local"], "global_rounds": 2}
+    assert [run.name for run in fedkdx.Experiment.comparison(options).runs] == ["Local"]
+
+
+def test_two_at_once_do_not_work_in_one_folder(shard_folder, capsys):
+    results = fedkdx.compare(shard_folder, "Local", **COMMON)
+    experiment = fedkdx.Experiment.resumed(results.folder, rounds=3)
+    with experiment.locked():
+        assert main(["resume", str(results.folder)]) == 2
+        assert "another process works in this folder" in capsys.readouterr().err
+    assert main(["resume", str(results.folder)]) == 0
+
+
+def test_changed_code_of_an_algorithm_is_not_mixed_in(shard_folder, capsys):
+    Path("own.py").write_text(textwrap.dedent(OWN))
+    assert main(["-data", str(shard_folder), "-algo", "own.py:Half", *FLAGS]) == 0
+    (folder,) = Path("runs").iterdir()
+    Path("own.py").write_text(textwrap.dedent(OWN) + "\n# changed\n")
+    assert main(["resume", str(folder), "-gr", "3"]) == 2
+    assert "version or code of the algorithm" in capsys.readouterr().err
+
+
+def test_a_file_without_the_class_says_what_it_has(shard_folder, capsys):
+    Path("own.py").write_text(textwrap.dedent(OWN))
+    for name, says in (
+        ("own.py", "algorithm 'own.py': which class of it? write own.py:Class"),
+        ("own.py:Third", "it has no class 'Third'; it has Half, Net"),
+    ):
+        assert main(["-data", str(shard_folder), "-algo", name, *FLAGS]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["-data", "/nonexistent/foo", "-algo", "Local", *FLAGS]) == 2
+    assert "data set '/nonexistent/foo': no such file or folder, and no name" in capsys.readouterr().err

@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser, data: bool = True) -> None:
     """
     if data:
         text = "name of a data set, YAML file that describes your own, or folder of shards"
-        parser.add_argument("-data", "--dataset", dest="data", help=text)
+        parser.add_argument("-data", "--data", "--dataset", dest="data", help=text)
     add_flags(parser, Options, {"raw": "", "download": "", "data_root": ""})
     text = "set a hyper-parameter (FedKDX.gamma=0.5: of one algorithm only)"
     parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=text)

@@ -20,11 +20,12 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_utils.files import write_yaml
+from dataset_utils.files import locked, write_yaml
 from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
@@ -34,12 +35,13 @@ from fedkdx_plugin.results.runs import ENVIRONMENT
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from registry import catalog
 from registry.errors import UserError
-from registry.parameters import suggest
+from registry.parameters import check as check_range
+from registry.parameters import convert, suggest
 
 if TYPE_CHECKING:
     from fedkdx_plugin.experiments.results import Results
 
-FILE = "experiment.yaml"
+FILE, LOCK = "experiment.yaml", ".lock"
 FORMAT = 2  # of the experiment folder
 PARTS = ("title", "about", "base", "grid")
 # in a clone, and where setup.cfg installs them
@@ -93,6 +95,7 @@ class Experiment:
         out: the folder in which the experiment folder is made.
         source: what the runs are planned from: 'base' and, of a grid, 'grid', 'given' and 'only'.
         folder: the experiment folder; None before `begin`.
+        remark: what the user should know when its runs go on.
     """
 
     title: str
@@ -102,10 +105,13 @@ class Experiment:
     out: Path
     source: Mapping[str, Any]
     folder: Path | None = field(default=None)
+    remark: str = ""
 
     @staticmethod
-    def comparison(config: Config) -> Experiment:
-        """Plan a run for each algorithm and seed of a configuration. Raises UserError: wrong input."""
+    def comparison(config: Config | Mapping[str, Any]) -> Experiment:
+        """Plan a run for each algorithm and seed of a configuration, or of its options by name. Raises UserError."""
+        if not isinstance(config, Config):
+            config = from_dict(config, "comparison")
         choices = check(config)
         _check_vary(config)
         model = catalog.find("models", config.model).name
@@ -146,7 +152,7 @@ class Experiment:
         return _planned_grid(path.stem, str(path), content, given or {}, only)
 
     @staticmethod
-    def resumed(folder: Path, rounds: str | None = None) -> Experiment:
+    def resumed(folder: str | Path, rounds: int | str | None = None) -> Experiment:
         """Plan the runs of an experiment folder again, to resume them.
 
         Args:
@@ -155,6 +161,7 @@ class Experiment:
         Raises:
             UserError: the folder holds no experiment, or one of another version.
         """
+        folder = Path(folder)
         path = folder / FILE
         if not path.is_file():
             older = (folder / "config.yaml").is_file() and not (folder / "environment.json").is_file()
@@ -167,14 +174,15 @@ class Experiment:
                 f"{path}: has format {found}, and this version resumes format {FORMAT}; use the one that made it"
             )
         base = _mapping(path.name, content, "base")
+        changed = {} if rounds is None else {"global_rounds": _rounds(rounds)}
         if "grid" in content:
-            given = _mapping(path.name, content, "given") | ({"global_rounds": rounds} if rounds else {})
+            given = _mapping(path.name, content, "given") | changed
             planned = _planned_grid(str(content["name"]), str(path), content, given, content.get("only") or ())
         else:
-            planned = Experiment.comparison(from_dict(base | ({"global_rounds": rounds} if rounds else {}), str(path)))
+            planned = Experiment.comparison(from_dict(base | changed, str(path)))
             before, now = base.get("global_rounds"), planned.runs[0].rounds
             if before != now:
-                print(
+                planned.remark = (
                     f"{now} rounds instead of {before}: what depends on the number of rounds, such as a compression "
                     f"schedule, is computed for {now} from here on, so this is not a run of {now} rounds from the start"
                 )
@@ -197,7 +205,15 @@ class Experiment:
             raise UserError("engine 'flower': use the command line (fedkdx run --engine flower), or leave engine out")
         from fedkdx_plugin.experiments import runner
 
-        return runner.run(self, ["python"], jobs, callbacks, progress, strict=True)
+        if jobs is not None:
+            jobs = convert(jobs, int, "jobs")
+            check_range(jobs, {"low": 1}, "jobs")
+        if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks or ()):
+            raise UserError("callbacks: must be a list of objects whose classes derive from fedkdx.Callback")
+        results = runner.run(self, ["python"], jobs, callbacks or (), progress, strict=True)
+        for section in results.sections():
+            section.write()
+        return results
 
     @property
     def is_grid(self) -> bool:
@@ -217,11 +233,21 @@ class Experiment:
         write_yaml(path, about | began | dict(self.source))
         return self.folder
 
-    def place(self, run: PlannedRun) -> Path:
-        """Return the run folder of a run. Raises RuntimeError before `begin`."""
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working in the experiment folder. Raises UserError where one does."""
+        with locked(self.place_of(LOCK)):
+            yield
+
+    def place_of(self, name: str) -> Path:
+        """Return the path of a file in the experiment folder. Raises RuntimeError before `begin`."""
         if self.folder is None:
             raise RuntimeError("the experiment has no folder yet; call begin first")
-        return self.folder / run.folder
+        return self.folder / name
+
+    def place(self, run: PlannedRun) -> Path:
+        """Return the run folder of a run. Raises RuntimeError before `begin`."""
+        return self.place_of(str(run.folder))
 
 
 def experiment_folder(folder: Path) -> Path | None:
@@ -257,6 +283,13 @@ def find(name: str) -> Path:
 def file_name(text: str) -> str:
     """Return a text with characters that are unusual in file names replaced by '-'."""
     return re.sub(r"[^\w.,=+@-]+", "-", text).strip("-")
+
+
+def _rounds(given: int | str) -> int:
+    """Return a new number of rounds. Raises UserError: it is none."""
+    rounds: int = convert(given, int, "-gr")
+    check_range(rounds, {"low": 1}, "-gr")
+    return rounds
 
 
 def _goal(config: Config) -> str:

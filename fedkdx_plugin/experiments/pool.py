@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.context
 import signal
+import threading
 import traceback
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 
 import torch
@@ -52,6 +54,8 @@ class Pool:
     def run(self, runs: Sequence[RunInfo]) -> dict[str, BaseException]:
         """Make all runs, and return name -> error of those that failed; on KeyboardInterrupt, all save their state."""
         waiting = deque(runs)
+        _start_server()
+        stopped: BaseException = KeyboardInterrupt()
         busy: dict[Connection, _Worker] = {}
         try:
             while waiting or busy:
@@ -62,10 +66,14 @@ class Pool:
                     assert isinstance(connection, Connection)
                     if self._heard(busy[connection]):
                         del busy[connection]
+        except BaseException as error:
+            stopped = error
+            raise
         finally:
             for worker in busy.values():
                 worker.interrupt()
-                self._ended(worker.run, KeyboardInterrupt())
+            for worker in busy.values():
+                self._ended(worker.run, stopped)
         return self.failed
 
     def _heard(self, worker: _Worker) -> bool:
@@ -113,6 +121,20 @@ class _Worker:
         """Make the run save its state and end, and wait for it."""
         self.process.terminate()
         self.process.join()
+
+
+def _start_server() -> None:
+    """Start what starts the workers deaf to Ctrl-C, which reaches workers through this process alone.
+
+    A terminal sends Ctrl-C to every process; one that is still importing would print a traceback.
+    """
+    context = _context()
+    if context.get_start_method() == "forkserver" and threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _context() -> multiprocessing.context.ForkServerContext | multiprocessing.context.SpawnContext:

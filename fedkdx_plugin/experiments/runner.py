@@ -57,7 +57,24 @@ def run(
     """
     check_rounds(experiment)
     data, failed = prepare(experiment)
-    folder = experiment.begin(command)
+    experiment.begin(command)
+    with experiment.locked():
+        _make(experiment, list(command), data, failed, at_once, callbacks, progress, strict)
+    return Results.of(experiment)
+
+
+def _make(
+    experiment: Experiment,
+    command: list[str],
+    data: str,
+    failed: dict[Path, str],
+    at_once: int | None,
+    callbacks: Sequence[Callback],
+    progress: bool,
+    strict: bool,
+) -> None:
+    """Make the runs of an experiment whose folder nobody else works in; see `run`."""
+    folder = experiment.place_of("")
     if progress:
         _say(experiment, folder, data)
     for path, reason in failed.items():
@@ -71,13 +88,12 @@ def run(
     with bar or nullcontext():
         told = [*([bar] if bar else []), *callbacks, _Folders(keep_models=not experiment.is_grid)]
         if side_by_side == 1 and not experiment.is_grid:
-            _run_here(folder, ahead, list(command), told, strict)
+            _run_here(folder, ahead, command, told, strict)
         else:
             _check_session(ahead)
-            failures = Pool(list(command), side_by_side, told).run([planned.info(folder) for planned in ahead])
+            failures = Pool(command, side_by_side, told).run([planned.info(folder) for planned in ahead])
             if strict and failures:
                 raise next(iter(failures.values()))
-    return Results.of(experiment)
 
 
 def show(experiment: Experiment) -> None:
@@ -167,6 +183,8 @@ def _say(experiment: Experiment, folder: Path, data: str) -> None:
     done = sum(rounds_done(experiment.place(planned)) >= planned.rounds for planned in experiment.runs)
     count = len(experiment.runs)
     runs = f"{count} run{'s' if count != 1 else ''}" + (f", {done} of them done" if done else "")
+    if experiment.remark:
+        print(experiment.remark)
     parts = [data, runs, str(run_device(experiment.runs[0].config)), f"results in {folder}"]
     print(f"{experiment.title}: {'; '.join(filter(None, parts))}", flush=True)
 

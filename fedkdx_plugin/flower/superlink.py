@@ -69,7 +69,7 @@ def serve(experiment: Experiment, command: list[str], terms: Terms, address: Add
     how = f"TLS, keys of {len(keys)} sites" if given else "INSECURE: no encryption, anybody may join"
     print(f"sites join at port {address.port} ({how}); results in {folder}", flush=True)
     try:
-        with Processes() as processes:
+        with experiment.locked(), Processes() as processes:
             link = SuperLink(processes, folder, secure=given is not None)
             link.register(keys)
             link.open_gate(address, given)
@@ -96,7 +96,7 @@ def on_this_machine(experiment: Experiment, command: list[str]) -> int:
     print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}", flush=True)
     threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
     try:
-        with Processes() as processes:
+        with experiment.locked(), Processes() as processes:
             link = SuperLink(processes, folder, secure=False)
             for id in range(clients):
                 setup = SiteSetup(id, shards.folder, id, folder / "sites" / str(id), device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import json
 import platform
 import time
@@ -35,7 +36,7 @@ from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, FORMAT, RESULTS, ROU
 from registry import __version__
 from registry.catalog import Entry
 from registry.errors import UserError
-from registry.interface import BadMessage, Message
+from registry.interface import BadMessage, Message, Server
 
 STATE = "state.safetensors"
 CHECKPOINT_SECONDS = 60.0
@@ -107,7 +108,10 @@ class RunFolder(Observer):
         federation: Federation,
     ) -> None:
         self.path, self.entry, self.settings, self.shards, self.federation = path, entry, settings, shards, federation
-        self.environment = environment(entry, command, shards, device) | {"backend": federation.backend.name}
+        self.environment = environment(entry, command, shards, device) | {
+            "backend": federation.backend.name,
+            "code": code_of(type(federation.server)),
+        }
         self.records: list[RoundRecord] = []
         self.planned: list[int] = [settings["global_rounds"]]
         self._confusion: dict[str, np.ndarray] = {}
@@ -195,6 +199,17 @@ class RunFolder(Observer):
             part.write_bytes(Message(self._state.tensors, meta).to_bytes())
         self._state, self._saved = None, time.monotonic()
 
+    def _records(self) -> list[RoundRecord]:
+        """Read the rounds so far and the last confusion matrices. Raises UserError: the file is damaged."""
+        path = self.path / RESULTS
+        try:
+            with h5py.File(path) as file:
+                records, self._confusion = read_results(file)
+        except (KeyError, ValueError, OSError) as error:
+            again = f"remove {self.path} to run it from the start"
+            raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
+        return records
+
     def _go_on(self) -> None:
         """Restore records and federation from the checkpoint. Raises UserError: it is damaged, or of another run."""
         path = self.path / STATE
@@ -202,9 +217,10 @@ class RunFolder(Observer):
         try:
             state = Message.from_bytes(path.read_bytes(), self.federation.data.test_x.device)
             if state.meta["identity"] != identity(self.settings, self.environment):
-                raise UserError(f"{path}: a checkpoint of another configuration, data or version; {again}")
-            with h5py.File(self.path / RESULTS) as file:
-                records, self._confusion = read_results(file)
+                raise UserError(
+                    f"{path}: a checkpoint of another configuration, data, version or code of the algorithm; {again}"
+                )
+            records = self._records()
             self.federation.restore(Message(state.tensors, state.meta["state"]))
             planned = list(map(int, state.meta["planned"]))
         except (BadMessage, KeyError, ValueError, OSError) as error:
@@ -220,7 +236,7 @@ class RunFolder(Observer):
 
 
 def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of what two runs must share to be the same run: configuration, data, versions.
+    """Return the SHA-256 of what two runs must share to be the same run: configuration, data, versions, code.
 
     Args:
         settings: the resolved configuration, as in `config.yaml`.
@@ -229,8 +245,29 @@ def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str
     data, versions = environment["data"]["manifest_sha256"], environment["versions"]
     free = ("out", "data_root", "raw", "global_rounds")
     settings = {key: value for key, value in settings.items() if key not in free}
-    text = json.dumps([settings, data, versions["fedkdx"], versions["torch"]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    parts = [settings, data, versions["fedkdx"], versions["torch"]]
+    parts += [environment["code"]] if "code" in environment else []  # run folders of format 1 have none
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def code_of(server: type[Server]) -> str:
+    """Return the SHA-256 of the source files that an algorithm's classes, and those they derive from, are written in.
+
+    A class without a file, as of a notebook, counts by its own text, where that is known.
+    """
+    digest, seen = hashlib.sha256(), set()
+    for part in (*server.__mro__, *server.Client.__mro__):
+        if part.__module__ in ("builtins", "abc"):
+            continue
+        try:
+            file = inspect.getsourcefile(part)
+            text = Path(file).read_text(encoding="utf-8") if file and Path(file).is_file() else inspect.getsource(part)
+        except (OSError, TypeError):
+            text = ""
+        if text not in seen:
+            seen.add(text)
+            digest.update(text.encode())
+    return digest.hexdigest()
 
 
 def environment(entry: Entry, command: list[str], shards: Data, device: torch.device) -> dict[str, Any]:
