@@ -15,10 +15,8 @@ names of its run folders end in a hash of their settings, so that a changed grid
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from dataset_utils.files import locked, write_yaml
 from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
+from fedkdx_plugin.experiments.grid import PARTS, combinations, condition, find, mapping, meets, varied
 from fedkdx_plugin.experiments.setting import check
 from fedkdx_plugin.results.run_folder import new_folder
 from fedkdx_plugin.results.runs import ENVIRONMENT
@@ -43,11 +42,6 @@ if TYPE_CHECKING:
 
 FILE, LOCK = "experiment.yaml", ".lock"
 FORMAT = 2  # of the experiment folder
-PARTS = ("title", "about", "base", "grid")
-# in a clone, and where setup.cfg installs them
-FOLDERS = (Path(__file__).parents[2] / "experiments", Path(sys.prefix) / "share" / "fedkdx" / "experiments")
-# keys that differ between runs of one section; any other key that varies makes sections
-IN_THE_RUN = ("algorithm", "label", "set", "preset", "student_model")
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change the results
 
 
@@ -173,10 +167,10 @@ class Experiment:
             raise UserError(
                 f"{path}: has format {found}, and this version resumes format {FORMAT}; use the one that made it"
             )
-        base = _mapping(path.name, content, "base")
+        base = mapping(path.name, content, "base")
         changed = {} if rounds is None else {"global_rounds": _rounds(rounds)}
         if "grid" in content:
-            given = _mapping(path.name, content, "given") | changed
+            given = mapping(path.name, content, "given") | changed
             planned = _planned_grid(str(content["name"]), str(path), content, given, content.get("only") or ())
         else:
             planned = Experiment.comparison(from_dict(base | changed, str(path)))
@@ -268,18 +262,6 @@ def title_and_about(folder: Path) -> tuple[str, str]:
     return content["title"], content["about"]
 
 
-def find(name: str) -> Path:
-    """Return the YAML file of an experiment, by its name or path. Raises UserError: the name is unknown."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
-    if name not in known:
-        raise UserError(
-            f"{name}: no such experiment{suggest(name, known)}; choose {', '.join(sorted(known))}, or give a YAML file"
-        )
-    return known[name]
-
-
 def file_name(text: str) -> str:
     """Return a text with characters that are unusual in file names replaced by '-'."""
     return re.sub(r"[^\w.,=+@-]+", "-", text).strip("-")
@@ -312,15 +294,15 @@ def _planned_grid(
     name: str, where: str, content: Mapping[str, Any], given: Mapping[str, Any], only: Sequence[str]
 ) -> Experiment:
     """Plan the runs of a grid whose file `where` holds `content`; the other arguments are as of `Experiment.grid`."""
-    base, grid = (_mapping(where, content, part) for part in ("base", "grid"))
-    conditions = [_condition(text) for text in only]
+    base, grid = (mapping(where, content, part) for part in ("base", "grid"))
+    conditions = [condition(text) for text in only]
     runs: dict[Path, PlannedRun] = {}
     out = Path()
-    for values in _combinations(where, base, grid, given):
+    for values in combinations(where, base, grid, given):
         config = from_dict(values, where)
         out = Path(config.out)
-        for run in _runs(config, values, _varied(grid, given)):
-            if all(_meets(run, key, allowed) for key, allowed in conditions):
+        for run in _runs(config, values, varied(grid, given)):
+            if all(meets(run.settings, key, allowed) for key, allowed in conditions):
                 runs.setdefault(run.folder, run)
     if not runs:
         raise UserError(
@@ -334,60 +316,13 @@ def _planned_grid(
     return Experiment(str(content.get("title", name)), about, ordered, name, out, source)
 
 
-def _mapping(where: str, content: Mapping[str, Any], part: str) -> dict[str, Any]:
-    value = content.get(part) or {}
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where}: {part}: must hold 'name: value' lines")
-    return dict(value)
-
-
-def _combinations(
-    where: str, base: Mapping[str, Any], grid: Mapping[str, Any], given: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Yield flat configurations: the base, an entry of every axis, and `given`; a later one overrides an earlier one.
-
-    An axis is a key with a list of values, or any name with a list of mappings that set several keys at once.
-    """
-    axes = []
-    for key, entries in grid.items():
-        if not isinstance(entries, list) or not entries:
-            raise UserError(f"{where}: grid: {key}: must be a list of values, or of mappings")
-        axes.append([dict(entry) if isinstance(entry, Mapping) else _assigned(key, entry) for entry in entries])
-    for entries in itertools.product(*axes):
-        values: dict[str, Any] = {}
-        for part in (base, *entries, given):
-            sets = {**(values.get("set") or {}), **(part.get("set") or {})}
-            values = values | dict(part) | {"set": sets}
-        yield values
-
-
-def _assigned(key: str, value: Any) -> dict[str, Any]:
-    """Return what a scalar of an axis sets: a key, or, for `set.NAME`, a hyper-parameter and the run's label."""
-    if key.startswith("set."):
-        name = key.removeprefix("set.")
-        return {"set": {name: value}, "label": f"{name.rpartition('.')[2]}={value}"}
-    return {key: value}
-
-
-def _varied(grid: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Return the keys that make sections: those that the grid varies, without those that vary within a section."""
-    keys = [
-        key
-        for axis, entries in grid.items()
-        for entry in entries
-        for key in (entry if isinstance(entry, Mapping) else [axis])
-    ]
-    apart = (*IN_THE_RUN, "data")
-    return [key for key in dict.fromkeys(keys) if key not in apart and not key.startswith("set.") and key not in given]
-
-
-def _runs(config: Config, values: Mapping[str, Any], varied: Sequence[str]) -> Iterator[PlannedRun]:
+def _runs(config: Config, values: Mapping[str, Any], axes: Sequence[str]) -> Iterator[PlannedRun]:
     """Yield a run for each algorithm and seed of one configuration."""
     choices = check(config)
     _check_vary(config)
     resolved = resolve(config, choices)
     data = Path(config.shards.data).stem
-    section = ",".join([data, *(f"{k}={resolved[k]}" for k in varied if values.get(k) is not None)])
+    section = ",".join([data, *(f"{k}={resolved[k]}" for k in axes if values.get(k) is not None)])
     for seed in range(config.seed, config.seed + config.times):
         for choice in choices:
             settings = run_settings(resolved, choice, seed)
@@ -397,19 +332,3 @@ def _runs(config: Config, values: Mapping[str, Any], varied: Sequence[str]) -> I
             folder = Path(file_name(section)) / file_name(f"{label}-seed{seed}-{code}")
             name = f"{section}: {label}" + (f" seed {seed}" if config.times > 1 else "")
             yield PlannedRun(name, folder.parts[0], folder, settings)
-
-
-def _condition(text: str) -> tuple[str, list[str]]:
-    """Return key and values of a condition of `--only`. Raises UserError."""
-    key, equals, values = text.partition("=")
-    if not equals or not values:
-        raise UserError(f"--only {text}: is no condition; write KEY=VALUE or KEY=VALUE,VALUE, such as data=SLEEP")
-    return key.strip(), [value.strip().lower() for value in values.split(",")]
-
-
-def _meets(run: PlannedRun, key: str, allowed: Sequence[str]) -> bool:
-    """Return whether a run meets a condition. Raises UserError: a key that runs do not have."""
-    if key not in run.settings:
-        raise UserError(f"--only {key}: runs have no option '{key}'{suggest(key, run.settings)}")
-    value = run.settings[key]
-    return any(str(item).lower() in allowed for item in (value if isinstance(value, list) else [value]))
