@@ -43,7 +43,7 @@ def test_clients_set_apart_have_figures_of_their_own(shard_folder, capsys):
 
 def test_validation_is_named_wherever_its_figures_are(shard_folder, capsys):
     manifest = json.loads((shard_folder / "manifest.json").read_text()) | {"spec": {"evaluate_on": "validation"}}
-    folder = Path("tuning")
+    folder = Path("tuning").absolute()
     shutil.copytree(shard_folder, folder)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert "holds validation windows" in fails(capsys, "-data", str(folder), *RUN)

@@ -74,7 +74,7 @@ def make_server(folder: Path, hosts: Sequence[str]) -> bytes:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
-    text = root.public_bytes(serialization.Encoding.PEM)
+    text: bytes = root.public_bytes(serialization.Encoding.PEM)
     (folder / AUTHORITY).write_bytes(text)
     (folder / CERTIFICATE).write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
     _write_private(folder / KEY, key, serialization.PrivateFormat.PKCS8)
