@@ -264,9 +264,12 @@ def _classes_of(module: object) -> str:
 
 
 def _from_file(path: Path) -> ModuleType:
-    """Run the module in a file, once in this process, and return it; it may not import its neighbours by name."""
+    """Run the module in a file, once in this process as long as the file stays the same, and return it.
+
+    It may not import its neighbours by name.
+    """
     whole = path.resolve()
-    name = f"fedkdx_file_{hashlib.sha256(str(whole).encode()).hexdigest()[:12]}"
+    name = f"fedkdx_file_{hashlib.sha256(str(whole).encode() + whole.read_bytes()).hexdigest()[:12]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, whole)
         if spec is None or spec.loader is None:
