@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from baselines.local import LocalClient
 from registry.interface import BadMessage, Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 
 OUTPUTS = "outputs"
 ROUNDING = 1e-3  # tolerance for the sum of probabilities above 1
@@ -27,7 +27,7 @@ CHUNK = 512  # windows in a forward pass, to bound memory for a client with many
 class FedDistillParams(Params):
     """Hyper-parameters of FedDistill; the paper gives no value for γ."""
 
-    gamma: float = hyper(1.0, "weight γ of the distillation term", low=0)
+    gamma: float = option(1.0, "weight γ of the distillation term", low=0)
 
 
 class FedDistillClient(LocalClient):

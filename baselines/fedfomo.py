@@ -14,7 +14,7 @@ from baselines.fedavg import FedAvgClient
 from registry.aggregation import by_client, labelled, weighted_sum
 from registry.interface import BadMessage, Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 
 START = "start/"
 CHUNK = 512  # windows in a forward pass, to bound memory
@@ -24,10 +24,10 @@ CHUNK = 512  # windows in a forward pass, to bound memory
 class FedFomoParams(Params):
     """Defaults of the authors' runs (github.com/NVlabs/FedFomo), where 5 models include the client's own."""
 
-    models: int = hyper(5, "other clients' models sent to a client each round (M)", 0)
-    validation: float = hyper(0.2, "share of a client's windows held out, on which models are weighted", 0.01, 0.99)
-    epsilon: float = hyper(0.3, "probability of sending a random model instead of the best, in round 1", 0.0, 1.0)
-    epsilon_decay: float = hyper(0.05, "decrease of this probability in each round, down to 0", 0.0, 1.0)
+    models: int = option(5, "other clients' models sent to a client each round (M)", 0)
+    validation: float = option(0.2, "share of a client's windows held out, on which models are weighted", 0.01, 0.99)
+    epsilon: float = option(0.3, "probability of sending a random model instead of the best, in round 1", 0.0, 1.0)
+    epsilon_decay: float = option(0.05, "decrease of this probability in each round, down to 0", 0.0, 1.0)
 
 
 class FedFomoClient(FedAvgClient):

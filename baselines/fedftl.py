@@ -21,7 +21,7 @@ from baselines.fedavg import FedAvg, FedAvgClient
 from registry.aggregation import sample_weights
 from registry.interface import Batch, Message, Model, Round, Task, float_state
 from registry.messages import check_state
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 
 MEAN, COVARIANCE = "features/mean", "features/covariance"
 CHUNK = 512  # windows in a forward pass, to bound memory for a client with many windows
@@ -31,7 +31,7 @@ CHUNK = 512  # windows in a forward pass, to bound memory for a client with many
 class FedFTLParams(Params):
     """Hyper-parameters of FedFTL; neither paper gives a value for the weight, and the default is small."""
 
-    coral: float = hyper(0.01, "weight of the CORAL term (FedHealth's η)", low=0)
+    coral: float = option(0.01, "weight of the CORAL term (FedHealth's η)", low=0)
 
 
 class Transferred(Model):

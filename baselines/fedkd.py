@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedkdx_plugin.algorithm.student import StudentClient, StudentParams, StudentServer
 from registry.functional import kd, soften
 from registry.interface import Batch, Task, outputs
-from registry.parameters import hyper
+from registry.parameters import option
 
 SMALLEST_TASK_LOSS = 1e-2  # against division by 0 if both networks fit a batch perfectly (a client with one window)
 
@@ -24,8 +24,8 @@ SMALLEST_TASK_LOSS = 1e-2  # against division by 0 if both networks fit a batch 
 class FedKDParams(StudentParams):
     """Hyper-parameters of FedKD: T_start and T_end of its dynamic approximation are `epsilon_start` and `_end`."""
 
-    epsilon_start: float = hyper(0.95, "share of energy kept in the first round (the paper's T_start)", 0.0, 1.0)
-    epsilon_end: float = hyper(0.98, "share of energy kept in the last round (the paper's T_end)", 0.0, 1.0)
+    epsilon_start: float = option(0.95, "share of energy kept in the first round (the paper's T_start)", 0.0, 1.0)
+    epsilon_end: float = option(0.98, "share of energy kept in the last round (the paper's T_end)", 0.0, 1.0)
 
 
 class FedKDClient(StudentClient):

@@ -13,7 +13,7 @@ from baselines.fedavg import FedAvgClient
 from registry.aggregation import by_client, labelled, weighted_sum
 from registry.interface import Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 
 CENTRE = "centre/"
 STIFFNESS = "stiffness"
@@ -24,7 +24,7 @@ SHRINKAGE = 0.1  # share of I/m in Ω: bounds the penalty's curvature by 2λm/SH
 class FedMTLParams(Params):
     """Hyper-parameters of FedMTL; MOCHA chooses λ by cross-validation."""
 
-    lam: float = hyper(1e-3, "weight λ of the relationship penalty; 0 is Local", 0.0)
+    lam: float = option(1e-3, "weight λ of the relationship penalty; 0 is Local", 0.0)
 
 
 class FedMTLClient(FedAvgClient):

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.interface import Batch
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 
 
 @dataclass(frozen=True)
 class FedProxParams(Params):
     """Hyper-parameters of FedProx; the authors tune μ in {0.001, 0.01, 0.1, 1} for each data set."""
 
-    mu: float = hyper(0.01, "weight μ of the proximal term; 0 is FedAvg", 0.0)
+    mu: float = option(0.01, "weight μ of the proximal term; 0 is FedAvg", 0.0)
 
 
 class FedProxClient(FedAvgClient):

@@ -14,7 +14,7 @@ from baselines.fedavg import FedAvg, FedAvgClient
 from registry.functional import unit
 from registry.interface import Batch, Message, Task, outputs
 from registry.messages import check_state
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 
 MODEL, GLOBAL, PREVIOUS = "model.", "global.", "previous."
 
@@ -23,8 +23,8 @@ MODEL, GLOBAL, PREVIOUS = "model.", "global.", "previous."
 class MOONParams(Params):
     """Hyper-parameters of MOON; the paper tunes μ in {0.1, 1, 5, 10} and sets τ = 0.5 (§4.1)."""
 
-    mu: float = hyper(1.0, "weight μ of the contrastive term; 0 is FedAvg", 0.0)
-    tau: float = hyper(0.5, "temperature τ of the contrastive term", 1e-3)
+    mu: float = option(1.0, "weight μ of the contrastive term; 0 is FedAvg", 0.0)
+    tau: float = option(0.5, "temperature τ of the contrastive term", 1e-3)
 
 
 class MOONClient(FedAvgClient):

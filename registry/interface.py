@@ -259,7 +259,7 @@ class Server(ABC):
         paper: citation with link.
         sends: one line for listings: what a selected client receives and sends, and which model predicts.
         Client: class of its clients.
-        Params: frozen dataclass of its hyper-parameters, declared with `registry.parameters.hyper`.
+        Params: frozen dataclass of its hyper-parameters, declared with `registry.parameters.option`.
         pools_data: whether client 0 trains on all clients' windows, which the others upload (no federation).
         accepts_partial_work: whether replies of clients that made fewer local epochs than the others are accepted
             (`--stragglers`); otherwise such a reply counts as too late and is dropped.

@@ -48,9 +48,6 @@ def option(
     )
 
 
-hyper = option  # as algorithms call it
-
-
 @dataclass(frozen=True)
 class Params:
     """Declared values that have checked themselves, wherever an instance is made.

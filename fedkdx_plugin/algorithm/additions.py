@@ -28,7 +28,7 @@ from fedkdx_plugin.algorithm.student import StudentClient, StudentServer
 from fedkdx_plugin.algorithm.updates import Sender, State, group, labelled
 from registry.errors import UserError
 from registry.interface import Message, Task, float_state
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 
 RESIDUAL = "residual"
 SHARE = "share"
@@ -50,25 +50,25 @@ OFF: dict[str, Any] = {
 class AdditionsParams(Params):
     """Hyper-parameters of the additions; inherit from this class before the parameters of the base algorithm."""
 
-    serve: str = hyper(
+    serve: str = option(
         "both",
         "which network predicts for a client that has trained: one, or both, weighted by the student's loss there",
         choices=("teacher", "student", "both"),
     )
-    teacher_init: str = hyper(
+    teacher_init: str = option(
         "student",
         "initial weights of a client's teacher: random, or those of the first student received",
         choices=("own", "student"),
     )
-    pull_start: float = hyper(
+    pull_start: float = option(
         1.0, "share of the way that a teacher moves to the student received before training, in round 1", 0.0, 1.0
     )
-    pull_end: float = hyper(
+    pull_end: float = option(
         0.0, "the same in the last round; linear in between, delayed for a client that is rarely selected", 0.0, 1.0
     )
-    error_feedback: bool = hyper(True, "add what compression left out to the next update, on clients and server")
-    quantise: bool = hyper(True, "send the factors of a matrix as 8-bit integers")
-    downlink: str = hyper(
+    error_feedback: bool = option(True, "add what compression left out to the next update, on clients and server")
+    quantise: bool = option(True, "send the factors of a matrix as 8-bit integers")
+    downlink: str = option(
         "differences",
         "what a client receives: every step since its last one (eq. 2), or the difference to its own student",
         choices=("broadcast", "differences"),

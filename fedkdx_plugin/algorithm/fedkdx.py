@@ -20,23 +20,23 @@ from fedkdx_plugin.native import losses as fused
 from registry import functional
 from registry.functional import kd, soften, unit
 from registry.interface import Batch, Output, Task, outputs
-from registry.parameters import hyper
+from registry.parameters import option
 
 
 @dataclass(frozen=True)
 class FedKDXParams(StudentParams):
     """Hyper-parameters of FedKDX; the defaults are the paper's (§4.3), with equal weights of all terms (eq. 3-4)."""
 
-    gamma: float = hyper(0.9, "share of non-target knowledge in NKD (eq. 8)", 0.0, 1.0)
-    tau: float = hyper(0.8, "temperature of KD, NKD and the contrastive term", 1e-3)
-    tau_ctl: float | None = hyper(None, "temperature of the contrastive term; tau by default", 1e-3)
-    kd_weight: float = hyper(1.0, "weight of KD; cross-entropy has weight 1", 0.0)
-    nkd_weight: float = hyper(1.0, "weight of NKD", 0.0)
-    ctl_weight: float = hyper(1.0, "weight of the contrastive term", 0.0)
-    use: tuple[str, ...] = hyper(
+    gamma: float = option(0.9, "share of non-target knowledge in NKD (eq. 8)", 0.0, 1.0)
+    tau: float = option(0.8, "temperature of KD, NKD and the contrastive term", 1e-3)
+    tau_ctl: float | None = option(None, "temperature of the contrastive term; tau by default", 1e-3)
+    kd_weight: float = option(1.0, "weight of KD; cross-entropy has weight 1", 0.0)
+    nkd_weight: float = option(1.0, "weight of NKD", 0.0)
+    ctl_weight: float = option(1.0, "weight of the contrastive term", 0.0)
+    use: tuple[str, ...] = option(
         ("kd", "nkd", "ctl"), "terms added to cross-entropy (ablation of Table 2)", choices=("kd", "nkd", "ctl")
     )
-    nkd_direction: str = hyper(
+    nkd_direction: str = option(
         "mutual",
         "NKD of the teacher: with the student as its target, or eq. 8 as printed",
         choices=("mutual", "literal"),

@@ -22,7 +22,7 @@ from fedkdx_plugin.algorithm.updates import Sender, State, difference, group, la
 from registry.aggregation import sample_weights, weighted_sum
 from registry.interface import BadMessage, Client, Message, Round, Server
 from registry.messages import check_state
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 from registry.tensors import copied, first_nonfinite
 from registry.text import shown
 
@@ -36,12 +36,12 @@ FLOAT = torch.finfo(torch.float32)
 class StudentParams(Params):
     """Hyper-parameters of teacher and student, and of the compressed exchange."""
 
-    epsilon_start: float = hyper(0.9, "share of energy kept in the first round (eq. 10)", 0.0, 1.0)
-    epsilon_end: float = hyper(0.98, "share of energy kept in the last round (eq. 10)", 0.0, 1.0)
-    weights: str = hyper(
+    epsilon_start: float = option(0.9, "share of energy kept in the first round (eq. 10)", 0.0, 1.0)
+    epsilon_end: float = option(0.98, "share of energy kept in the last round (eq. 10)", 0.0, 1.0)
+    weights: str = option(
         "samples", "weights of the averaged updates: by number of samples, or all equal", choices=("samples", "uniform")
     )
-    serve: str = hyper(
+    serve: str = option(
         "teacher", "which network predicts for a client that has trained", choices=("teacher", "student")
     )
 

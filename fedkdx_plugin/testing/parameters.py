@@ -25,7 +25,7 @@ def check_parameters_documented(case: AlgorithmCase) -> None:
     )
     for field in dataclasses.fields(params):
         text = str(field.metadata.get("help", "")).strip()
-        require(text, f"hyper-parameter '{field.name}' has no help: declare it by registry.parameters.hyper")
+        require(text, f"hyper-parameter '{field.name}' has no help: declare it by registry.parameters.option")
 
 
 @CHECKS

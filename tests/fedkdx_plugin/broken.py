@@ -23,7 +23,7 @@ from baselines.moon import MOON
 from fedkdx_plugin.testing.made import TinyNet
 from registry.interface import BadMessage, Message, Output, Server
 from registry.messages import check_state, check_tensors
-from registry.parameters import Params, hyper
+from registry.parameters import Params, option
 from tests.dataset_utils.synthetic import Synthetic
 
 
@@ -165,8 +165,8 @@ class Silent(Params):
 class Idle(Params):
     """A hyper-parameter that nothing reads."""
 
-    mu: float = hyper(0.01, "weight of the proximal term", 0.0)
-    zeta: int = hyper(3, "nothing", 1)
+    mu: float = option(0.01, "weight of the proximal term", 0.0)
+    zeta: int = option(3, "nothing", 1)
 
 
 def other_in_a_process(self, tensors, meta):

@@ -7,17 +7,17 @@ import pytest
 
 from registry import parameters
 from registry.errors import UserError
-from registry.parameters import hyper, parse, suggest
+from registry.parameters import option, parse, suggest
 
 
 @dataclass(frozen=True)
 class Params:
-    gamma: float = hyper(0.9, "a share", 0.0, 1.0)
-    count: int = hyper(5, "a number", 1)
-    flag: bool = hyper(False, "a switch")
-    use: tuple[str, ...] = hyper(("kd",), "terms", choices=("kd", "nkd"))
-    maybe: int | None = hyper(None, "optional", 0)
-    mode: str = hyper("a", "a mode", choices=("a", "b"))
+    gamma: float = option(0.9, "a share", 0.0, 1.0)
+    count: int = option(5, "a number", 1)
+    flag: bool = option(False, "a switch")
+    use: tuple[str, ...] = option(("kd",), "terms", choices=("kd", "nkd"))
+    maybe: int | None = option(None, "optional", 0)
+    mode: str = option("a", "a mode", choices=("a", "b"))
 
 
 def test_text_and_typed_values_give_the_same():
@@ -64,8 +64,8 @@ def test_suggestions_ignore_case():
 
 @dataclass(frozen=True)
 class Checked(parameters.Params):
-    gamma: float = hyper(0.9, "a share", 0.0, 1.0)
-    use: tuple[str, ...] = hyper(("kd",), "terms", choices=("kd", "nkd"))
+    gamma: float = option(0.9, "a share", 0.0, 1.0)
+    use: tuple[str, ...] = option(("kd",), "terms", choices=("kd", "nkd"))
 
 
 def test_an_instance_checks_itself_wherever_it_is_made():
