@@ -139,7 +139,7 @@ class ShardSpec(Params):
 
 @dataclass(frozen=True)
 class Files(Params):
-    """Where the original files and the prepared data lie."""
+    """Paths of the original files and of the prepared data."""
 
     raw: str | None = option(None, "the data set's original files: folder, zip or file", flags="--raw")
     download: bool = option(False, "allow fetching the original files", flags="--download", switch=True)

@@ -66,7 +66,7 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
 
 @dataclass(frozen=True)
 class Setting:
-    """What runs share that differ in algorithm and seed alone.
+    """Data, task and device of runs that differ in algorithm and seed alone.
 
     Attributes:
         config: the configuration.

@@ -28,7 +28,7 @@ RESOLVED = ("preset",)  # its values are in 'set'
 
 @dataclass(frozen=True)
 class Terms(Params):
-    """Who may take part, and how long the server waits."""
+    """Bounds on the number of sites and on the time that the server waits for them."""
 
     sites: int | None = option(None, "how many sites at most", 1, flags="--sites")
     min_clients: int | None = option(None, "sites that a round needs (default: all)", 1, flags="--min-clients")
@@ -56,7 +56,7 @@ class Terms(Params):
 
 @dataclass(frozen=True)
 class Address(Params):
-    """Where the server listens."""
+    """Address and port that the server listens on."""
 
     host: str = option("0.0.0.0", "address to listen on; 0.0.0.0: all of this machine's", flags="--host")
     port: int = option(9092, "port to listen on", 1, 65535, flags="--port")
