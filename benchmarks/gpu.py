@@ -10,6 +10,7 @@ time for is named at the end. FOLDER/gpu.md holds all of it.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from fedkdx_plugin.engine.randomness import sample_clients
 from registry.interface import Round
 
 REPEATS = 5
+TESTS_AT_ONCE = min(8, os.cpu_count() or 1)  # processes that share the GPU
 TESTS_SHARE = 0.4  # of the time, at most: the rest is for measuring
 GOALS = {  # seconds a round
     ("FedKDX", "SLEEP", "float32"): 0.060,
@@ -96,25 +98,19 @@ def profile(algorithm: str, device: str = "cuda") -> dict[str, object]:
         return {"algorithm": algorithm, "kernels": len(kernels), "ms on the device": busy}
 
 
-def tests(seconds: float) -> str:
-    """The last line of the tests marked `cuda`, and what failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-m",
-        "cuda and not slow",
-        "tests/fedkdx_plugin/test_cuda.py",
-    ]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired as error:
-        return f"not ended after {seconds:.0f} s: {(error.stdout or b'').decode(errors='replace')[-2000:]}"
-    lines = run.stdout.splitlines()
-    return "\n".join([*(line for line in lines if line.startswith(("FAILED", "ERROR", "E   "))), *lines[-1:]])
+def tests(seconds: float, log: Path) -> str:
+    """Run the tests marked `cuda`, all they print into `log`; return the last line and what failed."""
+    command = [sys.executable, "-m", "pytest", "-v", "-n", str(TESTS_AT_ONCE), "--maxprocesses", str(TESTS_AT_ONCE)]
+    command += ["-m", "cuda and not slow", "tests/fedkdx_plugin/test_cuda.py"]
+    with log.open("w") as out:
+        try:
+            subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, timeout=seconds, check=False)
+            ended = ""
+        except subprocess.TimeoutExpired:
+            ended = f"not ended after {seconds:.0f} s"
+    lines = log.read_text(errors="replace").splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR", "E   "))]
+    return "\n".join([*failed, ended or lines[-1], f"{sum(' PASSED ' in line for line in lines)} passed by then"])
 
 
 Job = tuple[str, Callable[[], object]]
@@ -152,7 +148,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     report = rounds.Report(options.out / "gpu.md")
     report.add(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
-    report.add("Tests marked cuda:", tests(60 * options.minutes * TESTS_SHARE))
+    report.add("Tests marked cuda:", tests(60 * options.minutes * TESTS_SHARE, options.out / "tests.txt"))
     left = jobs()
     while left and time.monotonic() < end:
         name, job = left.pop(0)

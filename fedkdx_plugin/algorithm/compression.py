@@ -8,8 +8,10 @@ integers; the quantisation steps are then part of Σ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -281,9 +283,26 @@ def _by_eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     if gram.device == matrices.device or len(gram) == 1:
         values, vectors = torch.linalg.eigh(gram)
     else:
-        with ThreadPoolExecutor() as pool:
-            values, vectors = map(torch.stack, zip(*pool.map(torch.linalg.eigh, gram), strict=True))
+        with _one_thread_each():
+            values, vectors = map(torch.stack, zip(*_pool().map(torch.linalg.eigh, gram), strict=True))
     return values.flip(-1).clamp(min=0), vectors.flip(-1).to(matrices.device)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Make the threads that find eigenvectors side by side, once for the process."""
+    return ThreadPoolExecutor()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Within, an operation on the CPU takes one thread: those of a pool would wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _by_svd(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,9 @@ def test_every_algorithm_on_every_backend_is_the_cpus_reference(name, backend, d
     for key, tensor in reference.items():
         torch.testing.assert_close(found[key], tensor, rtol=1e-8, atol=1e-8, msg=key)
     for a, b in zip(records, own_records, strict=True):
-        assert (a.selected, a.rejected, a.bytes_down) == (b.selected, b.rejected, b.bytes_down)
+        assert (a.selected, a.rejected) == (b.selected, b.rejected)
+        # a number in a message's metadata may take another digit, and its header is padded to multiples of 8
+        assert abs(a.bytes_down - b.bytes_down) <= 8 * len(a.selected)
         assert b.train_loss == pytest.approx(a.train_loss, rel=1e-8)
         assert b.metrics["served"].loss == pytest.approx(a.metrics["served"].loss, rel=1e-8)
 
