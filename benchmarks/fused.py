@@ -25,7 +25,7 @@ def step_times(algorithm: str, sizes: Sizes, repeats: int) -> tuple[float, float
     for found in (None, library.operations()):
         with mock.patch.object(library, "operations", lambda found=found: found):
             run = federation(algorithm, sizes, "cpu", "sequential")
-        client = run.backend.begin(0, run.server.message(0, Round(1, ROUNDS)))
+        client = run.backend.begin(0, run.server.message(0, Round(1, ROUNDS)), Round(1, ROUNDS))
         works.append((found, run, client))
     times: list[list[float]] = [[], []]
     for repeat in range(repeats + 1):  # the first warms up

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rounds import ROUNDS, SIZES, Sizes, federation, table
 from fedkdx_plugin.engine.backends.parallel import keep_freed_memory
-from fedkdx_plugin.engine.training import batches, mover
+from fedkdx_plugin.engine.steps import mover
+from fedkdx_plugin.engine.training import batches
 from fedkdx_plugin.native import library
 from registry.interface import Batch, Round
 
@@ -58,7 +59,7 @@ class Clocked:
 def stepper(algorithm: str, sizes: Sizes) -> Callable[[], None]:
     """Return a function that takes one training step of client 0, on its first batch of the first round."""
     run, first = federation(algorithm, sizes, "cpu", "sequential"), Round(1, ROUNDS)
-    client = run.backend.begin(0, run.server.message(0, first))
+    client = run.backend.begin(0, run.server.message(0, first), first)
     x, y, _ = client.data
     index = next(batches(len(y), first, 0, run.settings, x.device))
     context = client.context()

@@ -168,6 +168,7 @@ class Client(ABC):
         validation: windows held out of them (see `holdout`); None if none are held out.
         memory: further tensors to keep between rounds; the engine never sends them.
         learning_rate: learning rate of the present round.
+        steps: number of training steps of the present round, known from `receive` on.
         trained: number of earlier rounds in which this client has trained.
     """
 
@@ -184,6 +185,7 @@ class Client(ABC):
         self.validation: Batch | None = None
         self.memory: dict[str, Tensor] = {}
         self.learning_rate = 0.0
+        self.steps = 0
         self.trained = 0
 
     @classmethod
@@ -201,6 +203,44 @@ class Client(ABC):
         should not train. Reduce over the batch with `batch.mean`. Use `nets` and `context`, never `self.nets`, so that
         several clients can be trained at once.
         """
+
+    def trains(self, epoch: int, epochs: int) -> Sequence[str]:
+        """Return patterns of full names of the parameters that are trained in an epoch; by default all of them.
+
+        For training in phases: the other parameters stay as they are in this epoch. Running statistics of batch norm
+        follow the batches in every epoch.
+
+        Args:
+            epoch: from 0.
+            epochs: number of epochs of the round; fewer for a straggler.
+        """
+        return ("*",)
+
+    def repeats(self) -> int:
+        """Return the number of training steps that are taken one after the other on each batch; by default 1."""
+        return 1
+
+    def update(
+        self,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        rate: Tensor,
+        step: Tensor,
+        context: Mapping[str, Tensor],
+    ) -> Mapping[str, Tensor]:
+        """Return the parameters after a training step; by default w − η g, plain SGD.
+
+        For methods with an inner loop or another kind of step. Like `losses` it must be a pure function of its
+        arguments, `task` and `params`, without branches on values: use `torch.where` with `step`.
+
+        Args:
+            weights: for each trained network, all its parameters one after the other, (values,).
+            gradients: the same, after clipping; zero for parameters that no loss reaches or that are not trained now.
+            rate: learning rate η, ().
+            step: number of the step in this round, from 0, (), int64.
+            context: result of `context`.
+        """
+        return {name: own - rate * gradients[name] for name, own in weights.items()}
 
     def holdout(self) -> float:
         """Return the share of the training windows to hold out as `validation` in all rounds; by default 0."""
@@ -409,6 +449,11 @@ def private_names(client: type[Client], task: Task, nets: Mapping[str, nn.Module
         for name in float_state(nets)
         if matches(name, client.private) or (task.local_bn and name.startswith(batch_norm))
     )
+
+
+def moves_by_sgd(client: type[Client]) -> bool:
+    """Return whether a client class takes plain steps of SGD, as `Client.update` describes."""
+    return client.update is Client.update
 
 
 def _is_bn(module: nn.Module) -> bool:

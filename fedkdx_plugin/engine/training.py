@@ -1,19 +1,17 @@
-"""Local training of one client: epochs, batches, one backward for all its networks, clipping, plain SGD."""
+"""Local training of one client: epochs and batches; see `steps` for a single step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import add
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.randomness import generator, seeded
-from fedkdx_plugin.native.sgd import ClipAndMove, clip_and_move
+from fedkdx_plugin.engine.steps import Steps
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
 
@@ -56,25 +54,18 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     Returns:
         mean over the round's windows of the summed losses: a scalar on the device, not synchronised.
     """
-    context = client.context()
-    trained = {name: net for name, net in client.nets.items() if name not in client.frozen}
-    parameters = {name: list(net.parameters()) for name, net in trained.items()}
-    move = mover(list(parameters.values()), client.learning_rate, settings.clip_norm)
+    steps = Steps(client, client.nets, client.context(), settings.clip_norm)
     x, y, _ = windows_of(client)
     sums: list[Tensor] = []
     rows: list[int] = []
-    for name, net in client.nets.items():
-        net.train(name in trained)
-        net.zero_grad()
+    epochs = permutations(len(y), round, client.id, settings).to(x.device)
     with seeded(settings.seed, "dropout", round.index, client.id):
-        for step, index in enumerate(batches(len(y), round, client.id, settings, x.device), 1):
-            with named(f"client {client.id}, round {round.index}, step {step}"):
-                losses = client.losses(client.nets, Batch(x[index], y[index]), context)
-                loss = reduce(add, losses.values())
-                loss.backward()
-                move()
-                sums.append(loss.detach())
-                rows.append(len(index))
+        for epoch, order in enumerate(epochs):
+            still = steps.still(client.trains(epoch, len(epochs)))
+            for index in (one for one in order.split(settings.batch_size) for _ in range(client.repeats())):
+                with named(f"client {client.id}, round {round.index}, step {len(sums) + 1}"):
+                    sums.append(steps.take(Batch(x[index], y[index]), still))
+                    rows.append(len(index))
     losses_of_batches = torch.stack(sums)
     weights = torch.tensor(rows, dtype=losses_of_batches.dtype).to(x.device)
     return losses_of_batches @ weights / weights.sum()
@@ -118,6 +109,12 @@ def batches(n: int, round: Round, client: int, settings: Settings, device: torch
         yield from order.split(settings.batch_size)
 
 
+def planned_steps(client: Client, round: Round, settings: Settings) -> int:
+    """Return the number of training steps that a client makes in a round."""
+    batches = -(-len(windows_of(client).y) // settings.batch_size)
+    return settings.epochs(round, client.id) * batches * client.repeats()
+
+
 def hold_out(data: Batch, share: float, client: int, seed: int) -> tuple[Batch, Batch | None]:
     """Divide a client's windows into (training, validation), in the same way in every round.
 
@@ -133,16 +130,3 @@ def hold_out(data: Batch, share: float, client: int, seed: int) -> tuple[Batch, 
     parts = (order[held:].sort().values, order[:held].sort().values)
     training, validation = (Batch(data.x[part], data.y[part]) for part in parts)
     return training, validation
-
-
-def mover(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> Callable[[], None]:
-    """Return a function that makes a step of plain SGD for several networks and clears the gradients.
-
-    Args:
-        groups: each network's parameters.
-        rate: learning rate.
-        bound: bound on the norm of each network's gradient (0: none).
-    """
-    everything = [parameter for group in groups for parameter in group]
-    make = ClipAndMove if ClipAndMove.takes(everything) else clip_and_move
-    return make(groups, rate, bound)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.fedkdx import FedKDXClient, FedKDXParams
-from fedkdx_plugin.engine.training import mover
+from fedkdx_plugin.engine.steps import mover
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
 from fedkdx_plugin.native import library
 from fedkdx_plugin.native.sgd import ClipAndMove

@@ -59,7 +59,7 @@ def made_step(algorithm, model, place=lambda tensor: tensor, spare=0):
     nets = copy.deepcopy(dict(federation.workspace.nets))
     losses = Losses(ready[0].client, {name: net.to(place(torch.empty(0)).device) for name, net in nets.items()})
     state = State(*(tuple(place(tensor) for tensor in part) for part in backend._state))
-    return Step(losses, len(ids) + spare, 8, plan.index.shape[2], plan.masked, 64, ready[0], 10.0), ready, plan, state
+    return Step(losses, len(ids) + spare, 8, plan, 64, ready[0], 10.0), ready, plan, state
 
 
 @pytest.mark.parametrize(("name", "model"), [("FedAvg", CNNLSTM), *((name, CNNSmall) for name in NAMES)])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm import fedkdx
 from fedkdx_plugin.algorithm.fedkdx import FedKDX, FedKDXClient, FedKDXParams
-from fedkdx_plugin.engine.training import mover
+from fedkdx_plugin.engine.steps import mover
 from fedkdx_plugin.models.cnn import CNN
 from fedkdx_plugin.native import library, sgd, twin
 from fedkdx_plugin.native import losses as compiled_losses

@@ -10,7 +10,7 @@ from fedkdx_plugin.engine import evaluation
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction
-from fedkdx_plugin.engine.training import Settings, hold_out, named, train
+from fedkdx_plugin.engine.training import Settings, hold_out, named, planned_steps, train
 from fedkdx_plugin.engine.transport import check_finite
 from registry.interface import Batch, Client, Message, NonFinite, Round
 
@@ -33,7 +33,7 @@ class Sequential(Backend):
         before = dict(self.workspace.clients[id].memory)
         try:
             with named(f"client {id}, round {round.index}"):
-                client = self.begin(id, message)
+                client = self.begin(id, message, round)
                 loss = train(client, round, self.settings)
                 return self.end(client, loss)
         except NonFinite as error:
@@ -42,10 +42,10 @@ class Sequential(Backend):
         finally:
             release(self.workspace.clients[id])
 
-    def begin(self, id: int, message: Message) -> Client:
+    def begin(self, id: int, message: Message, round: Round) -> Client:
         """Return a client with networks, data and learning rate in place that has received its message."""
         client = self.workspace.enter(id)
-        prepare(client, self.data, self.settings)
+        prepare(client, round, self.data, self.settings)
         client.receive(message)
         return client
 
@@ -64,12 +64,13 @@ class Sequential(Backend):
         return reply
 
 
-def prepare(client: Client, data: DeviceData, settings: Settings) -> None:
-    """Give a client its windows, on the device of the test windows, and its learning rate."""
+def prepare(client: Client, round: Round, data: DeviceData, settings: Settings) -> None:
+    """Give a client its windows, on the device of the test windows, its learning rate, and its number of steps."""
     device = data.test_x.device
     own = Batch(data.train_x[client.id].to(device), data.train_y[client.id].to(device))
     client.data, client.validation = hold_out(own, client.holdout(), client.id, settings.seed)
     client.learning_rate = settings.learning_rate * settings.decay**client.trained
+    client.steps = planned_steps(client, round, settings)
 
 
 def release(client: Client) -> None:

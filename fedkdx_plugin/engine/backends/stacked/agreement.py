@@ -15,8 +15,9 @@ from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
 from fedkdx_plugin.engine.backends.stacked.state import State
 from fedkdx_plugin.engine.backends.stacked.step import Step
 from fedkdx_plugin.engine.randomness import seeded
-from fedkdx_plugin.engine.training import mover, windows_of
-from registry.interface import Batch, Model, copy_state, float_state
+from fedkdx_plugin.engine.steps import Steps
+from fedkdx_plugin.engine.training import windows_of
+from registry.interface import Batch, Client, Model, copy_state, float_state
 
 ROWS = 8  # rows of a trial batch: few, so that a padding row has much weight
 STEPS = 2
@@ -98,8 +99,8 @@ def _try(
     together = State(*(tuple(tensor[chosen] for tensor in part) for part in state))
     ready = [trial.ready for trial in trials]
     rows = [len(windows_of(one.client).y) for one in ready]
-    plan = _plan(rows)
-    step = Step(losses, len(ready), STEPS, plan.index.shape[2], True, sum(rows), ready[0], clip)
+    plan = _plan(rows, _trained_in_trial(ready[0].client))
+    step = Step(losses, len(ready), STEPS, plan, sum(rows), ready[0], clip)
     return _compare(nets, losses, trials, step.train(ready, plan, together), together)
 
 
@@ -109,7 +110,12 @@ def _shortened(one: Ready, rows: int, place: int) -> Ready:
     return Ready(client, one.context, place)
 
 
-def _plan(rows: Sequence[int]) -> Plan:
+def _trained_in_trial(client: Client) -> list[tuple[str, ...]]:
+    """Return what is trained in each step of the trial, which are as many epochs."""
+    return [tuple(client.trains(step, STEPS)) for step in range(STEPS)]
+
+
+def _plan(rows: Sequence[int], trains: Sequence[tuple[str, ...]]) -> Plan:
     """Plan the same batch of each client for every step, with at least one padding row."""
     index = torch.zeros(len(rows), STEPS, max(rows) + 1, dtype=torch.int64)
     start = 0
@@ -117,25 +123,18 @@ def _plan(rows: Sequence[int]) -> Plan:
         index[place] = start
         index[place, :, :count] += torch.arange(count)
         start += count
-    return Plan(index, torch.tensor(rows).unsqueeze(1).expand(-1, STEPS).contiguous())
+    patterns = tuple(sorted(set(trains)))
+    phase = torch.tensor([patterns.index(pattern) for pattern in trains]).expand(len(rows), -1)
+    return Plan(index, torch.tensor(rows).unsqueeze(1).expand(-1, STEPS), patterns, phase)
 
 
 def _alone(
     nets: Mapping[str, nn.Module], one: Ready, start: Mapping[str, Tensor], clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Train a client alone; return the mean loss of the steps, and the state after them."""
-    client, losses = one.client, []
     copy_state(nets, start)
-    trained = {name: net for name, net in nets.items() if name not in client.frozen}
-    for name, net in nets.items():
-        net.train(name in trained)
-        net.zero_grad()
-    move = mover([list(net.parameters()) for net in trained.values()], client.learning_rate, clip)
-    for _ in range(STEPS):
-        loss = torch.stack(list(client.losses(nets, windows_of(client), one.context).values())).sum()
-        loss.backward()
-        move()
-        losses.append(loss.detach())
+    steps = Steps(one.client, nets, one.context, clip)
+    losses = [steps.take(windows_of(one.client), steps.still(patterns)) for patterns in _trained_in_trial(one.client)]
     return torch.stack(losses).mean(), {name: tensor.clone() for name, tensor in float_state(nets).items()}
 
 

@@ -166,7 +166,7 @@ class Stacked(Backend):
             client = self.workspace.clients[id]
             self._enter(client, place)
             client.memory = _moved(client.memory, self.device)
-            prepare(client, self.data, self.settings)
+            prepare(client, round, self.data, self.settings)
             client.receive(message)
             context = client.context().items()
             on_device = {name: t.detach().to(self.device) if isinstance(t, Tensor) else t for name, t in context}
@@ -250,7 +250,7 @@ class Stacked(Backend):
         if self.way is None:
             self.way = self._best_way(group, plan, round.total)
         clients = count if self.way == EAGER else max(count, min(self._at_once, self._selected))
-        key = what, clients, width, plan.masked
+        key = what, clients, width, plan.masked, plan.patterns
         if key in self._steps:
             self._steps[key] = self._steps.pop(key)  # in the order of last use
         else:
@@ -261,9 +261,8 @@ class Stacked(Backend):
         return self._steps[key]
 
     def _made(self, group: Sequence[Ready], plan: Plan, clients: int) -> Step:
-        most = size.most(self.data, self.settings, clients)
-        width, clip = plan.index.shape[2], self.settings.clip_norm
-        return Step(self._losses, clients, most.steps, width, plan.masked, most.windows, group[0], clip)
+        most = size.most(self.data, self.settings, clients, group[0].client.repeats())
+        return Step(self._losses, clients, most.steps, plan, most.windows, group[0], self.settings.clip_norm)
 
     def _best_way(self, group: Sequence[Ready], plan: Plan, rounds: int) -> str:
         """Return the fastest way for a whole run; resumed parts use the same way, so that the bits are equal."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import add
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -103,6 +104,39 @@ class Losses(nn.Module):
             in_dims = (0, 0, 0, 0, None if batch.mask is None else 0, 0)
             losses: Tensor = vmap(one, in_dims)(own, groups, *batch, dict(context))
         return losses
+
+    def updated(
+        self,
+        trained: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        rates: Tensor,
+        step: Tensor,
+        context: Mapping[str, Tensor],
+    ) -> list[Tensor]:
+        """Return the parameters after a step as the client class's own `update` gives them.
+
+        Args:
+            trained, gradients: for each group of networks, (clients, networks, values).
+            rates: (clients,).
+            step: ().
+            context: as for one client, with a leading axis of clients.
+        """
+        places = {
+            net: (group, place)
+            for group, one in enumerate(self.arrangement.groups)
+            for place, net in enumerate(one.nets)
+            if trained[group].shape[2]
+        }
+        weights, slopes = (
+            {net: tensors[group][:, place] for net, (group, place) in places.items()}
+            for tensors in (trained, gradients)
+        )
+        update = vmap(self._stand_in.update, (0, 0, 0, None, 0))
+        moved = update(weights, slopes, rates, step, dict(context))
+        return [
+            torch.stack([moved[net] for net in group.nets], 1) if own.shape[2] else own
+            for group, own in zip(self.arrangement.groups, trained, strict=True)
+        ]
 
     def _asked_together(self, names: Sequence[str], groups: Sequence[Mapping[str, Tensor]], x: Tensor) -> list[Output]:
         """Return the outputs of networks: of a whole group in one pass, of others one after the other."""

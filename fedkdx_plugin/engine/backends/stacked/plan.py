@@ -35,10 +35,14 @@ class Plan:
         index: (clients, steps, width), positions in all clients' windows laid end to end; padding rows hold the
             client's first window.
         rows: number of real rows of every batch, (clients, steps); 0 where a client has no batch left.
+        patterns: what is trained in some step, as `Client.trains` gives it.
+        phase: position in `patterns` of what is trained in each step, (clients, steps).
     """
 
     index: Tensor
     rows: Tensor
+    patterns: tuple[tuple[str, ...], ...]
+    phase: Tensor
 
     @property
     def masked(self) -> bool:
@@ -54,10 +58,15 @@ class Plan:
     def of(ready: Sequence[Ready], round: Round, settings: Settings) -> Plan:
         """Plan the batches of `training.batches`."""
         own = [permutations(len(windows_of(one.client).y), round, one.client.id, settings) for one in ready]
+        trains = [
+            [tuple(one.client.trains(epoch, len(order))) for epoch in range(len(order))]
+            for one, order in zip(ready, own, strict=True)
+        ]
+        patterns = tuple(sorted({pattern for epochs in trains for pattern in epochs}))
         width = min(settings.batch_size, max(order.shape[1] for order in own))
         steps = max(len(order) * -(-order.shape[1] // settings.batch_size) for order in own)
         index = torch.zeros(len(ready), steps, width, dtype=torch.int64)
-        rows = torch.zeros(len(ready), steps, dtype=torch.int64)
+        rows, phase = (torch.zeros(len(ready), steps, dtype=torch.int64) for _ in range(2))
         start = 0
         for place, order in enumerate(own):
             epochs, count = order.shape
@@ -67,8 +76,12 @@ class Plan:
             index[place] = start
             index[place, : len(batches)] += batches.clamp(min=0)
             rows[place, : len(batches)] = (batches >= 0).sum(1)
+            phases = torch.tensor([patterns.index(pattern) for pattern in trains[place]])
+            phase[place, : len(batches)] = phases.repeat_interleave(len(batches) // epochs)
             start += count
-        return Plan(index, rows)
+        times = ready[0].client.repeats()  # the same for all, as it depends on hyper-parameters alone
+        index, rows, phase = (part.repeat_interleave(times, 1) for part in (index, rows, phase))
+        return Plan(index, rows, patterns, phase)
 
 
 def kind(context: Mapping[str, Tensor]) -> tuple[Any, ...]:

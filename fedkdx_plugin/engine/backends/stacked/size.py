@@ -85,7 +85,7 @@ def clients_at_once(memory: int, probe: Probe, initial: Mapping[str, Tensor], ba
     return max(1, memory // (batch_size * probe.bytes_a_window + STATES * state))
 
 
-def most(data: DeviceData, settings: Settings, clients: int) -> Most:
-    """Return the sizes of static tensors that suffice for any set of so many clients."""
+def most(data: DeviceData, settings: Settings, clients: int, repeats: int) -> Most:
+    """Return the sizes of static tensors that suffice for any set of so many clients, with `repeats` steps a batch."""
     counts = sorted((len(y) for y in data.train_y), reverse=True)
-    return Most(settings.local_epochs * -(-counts[0] // settings.batch_size), sum(counts[:clients]))
+    return Most(settings.local_epochs * -(-counts[0] // settings.batch_size) * repeats, sum(counts[:clients]))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from registry.interface import float_state
+from registry.interface import float_state, matches
 
 ALIGNED = 16  # values; alignment of tensors in a row, so that products can read it in large words
 
@@ -123,6 +123,14 @@ class Arrangement:
             for name, tensor in part.views(flat).items()
             for place, net in enumerate(group.nets)
         }
+
+    def matching(self, patterns: Sequence[Sequence[str]], like: Tensor) -> tuple[Tensor, ...]:
+        """Return which parameters match each set of patterns: for each group (sets, networks, width), bool."""
+        state = self.empty(len(patterns), like.new_empty((), dtype=torch.bool))
+        for place, some in enumerate(patterns):
+            for name, tensor in self.row(state, place).items():
+                tensor.fill_(matches(name, some))
+        return state.trained
 
     def row(self, state: State, client: int) -> dict[str, Tensor]:
         """Return full name -> tensor of one client, views; tensors without rows are left out."""

@@ -20,7 +20,7 @@ from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
 from fedkdx_plugin.engine.backends.stacked.state import State
 from fedkdx_plugin.engine.training import windows_of
 from fedkdx_plugin.native.library import cache_folder
-from registry.interface import Batch
+from registry.interface import Batch, moves_by_sgd
 
 EAGER, GRAPH, COMPILED = "operation by operation", "as a CUDA graph", "compiled, as a CUDA graph"
 WARM_UPS = 3  # runs before a capture, in which CUDA's libraries initialise
@@ -39,8 +39,8 @@ class Step:
         losses: the stacked losses.
         clients: number of clients it trains at once; if fewer are loaded, the other places have no effect.
         steps: largest number of steps of a round.
-        width: rows of a batch.
-        masked: whether batches may have padding rows.
+        plan: a round's batches; the width of a batch, whether there are padding rows, and the sets of parameters that
+            are trained in some step are the same in all rounds for which the step is used.
         windows: largest number of training windows of all clients together.
         one: a client, for shapes and dtypes of windows and context.
         clip_norm: bound on each network's gradient norm; 0: none.
@@ -52,20 +52,22 @@ class Step:
         losses: Losses,
         clients: int,
         steps: int,
-        width: int,
-        masked: bool,
+        plan: Plan,
         windows: int,
         one: Ready,
         clip_norm: float,
         way: str = EAGER,
     ) -> None:
         x, y, _ = windows_of(one.client)
-        self.losses, self.masked, self.clip_norm, self.way = losses, masked, clip_norm, way
+        self.losses, self.masked, self.clip_norm, self.way = losses, plan.masked, clip_norm, way
+        self.by_sgd = moves_by_sgd(type(one.client))
+        width = plan.index.shape[2]
         self.state = losses.arrangement.empty(clients, x.new_empty((), dtype=_type(losses)))
         self.context = {name: t.detach().new_zeros(clients, *t.shape) for name, t in one.context.items()}
         self.windows, self.labels = x.new_zeros(windows, *x.shape[1:]), y.new_zeros(windows)
         self.index = y.new_zeros(clients, steps, width)
-        self.rows = y.new_zeros(clients, steps)
+        self.rows, self.phase = y.new_zeros(clients, steps), y.new_zeros(clients, steps)
+        self._trains = None if plan.patterns == (("*",),) else losses.arrangement.matching(plan.patterns, x)
         self.at = y.new_zeros(1)
         self.rates, self.total = x.new_zeros(clients), x.new_zeros(clients)
         self._places = torch.arange(width, device=y.device)
@@ -106,6 +108,7 @@ class Step:
         self.index[:count, :steps].copy_(plan.index)
         self.rows.zero_()
         self.rows[:count, :steps].copy_(plan.rows)
+        self.phase[:count, :steps].copy_(plan.phase)
         self.rates[:count].copy_(torch.tensor([one.client.learning_rate for one in ready], dtype=self.rates.dtype))
         self.at.zero_()
         self.total.zero_()
@@ -124,25 +127,38 @@ class Step:
         """Make the next step operation by operation."""
         rows = self.rows.index_select(1, self.at).squeeze(1)
         index = self.index.index_select(1, self.at).squeeze(1)
-        trained, other, losses = self._move(self, self.state, self.windows[index], self.labels[index], rows)
+        phase = self.phase.index_select(1, self.at).squeeze(1)
+        windows, labels = self.windows[index], self.labels[index]
+        trained, other, losses = self._move(self, self.state, windows, labels, rows, phase, self.at)
         for own, new in zip(self.state.tensors, trained + other, strict=True):
             own.copy_(new)
         self.total += losses
         self.at += 1
 
-    def _moved(self, state: State, x: Tensor, y: Tensor, rows: Tensor) -> Moved:
+    def _moved(self, state: State, x: Tensor, y: Tensor, rows: Tensor, phase: Tensor, at: Tensor) -> Moved:
         """Return the state after a step, and each client's losses times the number of its rows, (clients,)."""
         mask = self._places < rows.unsqueeze(1) if self.masked else None
         gradients_of = torch.func.grad(self._loss, has_aux=True)
         gradients, (losses, other) = gradients_of(state.trained, state.other, Batch(x, y, mask), self.context)
+        if self._trains is not None:
+            chosen = (trains.index_select(0, phase) for trains in self._trains)
+            gradients = tuple(torch.where(own, g, 0) for own, g in zip(chosen, gradients, strict=True))
         active = rows > 0
         by_client = active.view(-1, 1, 1)
-        trained = tuple(
-            torch.where(by_client, own - bounded(gradient, self.rates, self.clip_norm), own)
-            for own, gradient in zip(state.trained, gradients, strict=True)
-        )
+        after = self._after(state.trained, gradients, at)
+        trained = tuple(torch.where(by_client, new, own) for own, new in zip(state.trained, after, strict=True))
         other = tuple(torch.where(by_client, new, own) for own, new in zip(state.other, other, strict=True))
         return trained, other, torch.where(active, losses, 0) * rows
+
+    def _after(self, trained: tuple[Tensor, ...], gradients: tuple[Tensor, ...], at: Tensor) -> Sequence[Tensor]:
+        """Return the parameters after a step by the clients' `update`, each (clients, networks, values)."""
+        if self.by_sgd:
+            return [
+                own - bounded(gradient, self.rates, self.clip_norm)
+                for own, gradient in zip(trained, gradients, strict=True)
+            ]
+        clipped = [bounded(gradient, torch.ones_like(self.rates), self.clip_norm) for gradient in gradients]
+        return self.losses.updated(trained, clipped, self.rates, at.squeeze(0), self.context)
 
     def _loss(
         self, trained: tuple[Tensor, ...], other: tuple[Tensor, ...], batch: Batch, context: Mapping[str, Tensor]
