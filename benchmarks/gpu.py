@@ -124,14 +124,14 @@ def jobs() -> list[Job]:
         for way in (GRAPH, COMPILED):
             planned.append((f"{algorithm} SLEEP {way}", partial(a_round, algorithm, "SLEEP", "float32", way)))
     planned += [(f"profile of {algorithm}", partial(profile, algorithm)) for algorithm in ("FedKDX", "FedAvg")]
-    planned.append(("500 rounds of FedKDX on SLEEP", partial(rounds.whole, "FedKDX", "SLEEP", "cuda")))
     planned.append(("FedKDX PAMAP2", partial(a_round, "FedKDX", "PAMAP2", "float32", GRAPH)))
-    for algorithm in ("FedKDX", "FedAvg"):
-        planned.append((f"{algorithm} SLEEP TF32", partial(a_round, algorithm, "SLEEP", "tf32", COMPILED)))
-    planned.append(("FedKDX SLEEP without graphs", partial(a_round, "FedKDX", "SLEEP", "float32", EAGER)))
     planned.append(("parts of a round", lambda: rounds.split("FedKDX", "SLEEP", "cuda", REPEATS)))
     for clients in (10, 100, 1000):
         planned.append((f"{clients} clients", partial(rounds.grow, "FedKDX", clients, "cuda", 588, "auto")))
+    planned.append(("500 rounds of FedKDX on SLEEP", partial(rounds.whole, "FedKDX", "SLEEP", "cuda")))
+    for algorithm in ("FedKDX", "FedAvg"):
+        planned.append((f"{algorithm} SLEEP TF32", partial(a_round, algorithm, "SLEEP", "tf32", COMPILED)))
+    planned.append(("FedKDX SLEEP without graphs", partial(a_round, "FedKDX", "SLEEP", "float32", EAGER)))
     planned.append(("FedKDX PAMAP2 compiled", partial(a_round, "FedKDX", "PAMAP2", "float32", COMPILED)))
     return planned
 

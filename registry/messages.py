@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -81,7 +81,7 @@ class Message:
     def size(self) -> int:
         """Compute the number of bytes of `to_bytes` without making them; nothing is fetched from a device."""
         meta = json.dumps(self._meta_text(), ensure_ascii=False).encode()
-        kinds = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(self.tensors.items()))
+        kinds = ((name, tensor.shape, tensor.dtype) for name, tensor in self.tensors.items())
         header = _header_size(kinds) + len(meta) - len('""')
         data = sum(tensor.nbytes for tensor in self.tensors.values())
         return LENGTH + header + -header % LENGTH + data
@@ -144,16 +144,36 @@ def _refuse_constant(name: str) -> None:
     raise BadMessage(f"not a message: {name} in its metadata")
 
 
-@lru_cache(maxsize=4096)
-def _header_size(kinds: tuple[tuple[str, tuple[int, ...], torch.dtype], ...]) -> int:
+def _header_size(kinds: Iterable[tuple[str, torch.Size, torch.dtype]]) -> int:
     """Return the bytes of a message's header without metadata, before it is padded to a multiple of `LENGTH`.
 
     Args:
         kinds: name, shape and dtype of each tensor.
     """
-    # measured with the library, which decides the order of tensors and so the number of digits of their offsets
-    data = safetensors.torch.save({name: torch.zeros(shape, dtype=kind) for name, shape, kind in kinds}, {"meta": ""})
-    return len(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")].rstrip(b" "))
+    kinds = list(kinds)
+    types = _types_in_order(frozenset(kind for _, _, kind in kinds))
+    header: dict[str, Any] = {METADATA: {"meta": ""}}
+    end = 0
+    for name, shape, kind in sorted(kinds, key=lambda one: (types[one[2]].place, one[0].encode())):
+        start, end = end, end + shape.numel() * kind.itemsize
+        header[name] = {"dtype": types[kind].name, "shape": shape, "data_offsets": (start, end)}
+    return len(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+class _Type(NamedTuple):
+    """How the library writes a dtype, and the place of its tensors among those of other dtypes."""
+
+    name: str
+    place: int
+
+
+@lru_cache
+def _types_in_order(types: frozenset[torch.dtype]) -> Mapping[torch.dtype, _Type]:
+    """Ask the library in which order it stores tensors of several dtypes; those of one dtype are ordered by name."""
+    data = safetensors.torch.save({str(kind): torch.zeros(1, dtype=kind) for kind in types})
+    header = json.loads(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")])
+    order = sorted(types, key=lambda kind: header[str(kind)]["data_offsets"])
+    return {kind: _Type(header[str(kind)]["dtype"], place) for place, kind in enumerate(order)}
 
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

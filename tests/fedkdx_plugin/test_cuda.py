@@ -17,9 +17,11 @@ from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog
-from registry.interface import Message, Round, Task
+from registry.interface import Message, Round, Server, Task
 from registry.parameters import parse
 from tests.conftest import CLASSES, Recorder, make_data, same_state
+from tests.fedkdx_plugin.stacked_runs import with_client
+from tests.fedkdx_plugin.test_own_steps import VARIANTS
 
 pytestmark = [
     pytest.mark.cuda,
@@ -49,13 +51,19 @@ def windows(device: str, dtype: torch.dtype = torch.float32) -> DeviceData:
 
 
 def federation(
-    name: str, device: str = "cuda", backend="auto", model=CNNSmall, student=CNNSmall, params=None, rounds=2
+    name: str | type[Server],
+    device: str = "cuda",
+    backend="auto",
+    model=CNNSmall,
+    student=CNNSmall,
+    params=None,
+    rounds=2,
 ):
-    algorithm = catalog.load("algorithms", name)
+    algorithm = catalog.load("algorithms", name) if isinstance(name, str) else name
     return Federation(
         algorithm,
         Task(SHAPE, CLASSES, model, student),
-        parse(algorithm.Params, params or {}, name),
+        parse(algorithm.Params, params or {}, algorithm.__name__),
         windows(device, torch.get_default_dtype()),
         Settings(batch_size=16, local_epochs=2, learning_rate=0.05),
         Schedule(rounds, 0.8),
@@ -128,6 +136,16 @@ def test_every_model_and_a_smaller_student_run_as_graphs(model, student, double,
     assert capsys.readouterr().err == ""
     for key, tensor in reference.items():
         torch.testing.assert_close(found[key], tensor, rtol=1e-7, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_own_steps_as_graphs_are_the_cpus_reference(variant, double, capsys):
+    algorithm = with_client(**VARIANTS[variant])
+    reference, _ = run(federation(algorithm, "cpu", "sequential"))
+    found, _ = run(federation(algorithm, "cuda", stacked(GRAPH)))
+    assert capsys.readouterr().err == ""
+    for key, tensor in reference.items():
+        torch.testing.assert_close(found[key], tensor, rtol=1e-8, atol=1e-8, msg=key)
 
 
 @pytest.mark.slow
