@@ -41,10 +41,10 @@ def test_a_step_is_taken_apart():
 
 
 def test_memory_is_of_the_processes_themselves():
-    held = torch.ones(300_000_000)  # 1.2 GB, which are not those of the processes that are measured
+    held = torch.ones(500_000_000)  # 2 GB, which are not those of the processes that are measured
     rows = list(rounds.growth("cpu", 5, (4,)))
     assert [row["algorithm"] for row in rows] == ["FedAvg", "FedKDX"] and len(held)
-    assert all(0.1 < row["GB"] < 1 for row in rows)
+    assert all(0.1 < row["GB"] < 1.8 for row in rows)  # PyTorch alone takes 0.4 to 1
 
 
 def test_what_is_measured_on_a_gpu_runs(monkeypatch, tmp_path, capsys):
