@@ -53,6 +53,13 @@ BUILT_IN = {
         "cnn": "fedkdx_plugin.models.cnn:CNN",
         "cnn_small": "fedkdx_plugin.models.cnn:CNNSmall",
         "cnn_lstm": "fedkdx_plugin.models.cnn_lstm:CNNLSTM",
+        "deep_conv_lstm": "fedkdx_plugin.models.deep_conv_lstm:DeepConvLSTM",
+        "resnet": "fedkdx_plugin.models.resnet:ResNet1d",
+        "inception_time": "fedkdx_plugin.models.inception:InceptionTime",
+        "tcn": "fedkdx_plugin.models.tcn:TCN",
+        "transformer": "fedkdx_plugin.models.transformer:PatchTransformer",
+        "tiny_har": "fedkdx_plugin.models.tiny_har:TinyHAR",
+        "feature_mlp": "fedkdx_plugin.models.feature_mlp:FeatureMLP",
     },
     "datasets": {
         "SPAR": "dataset_utils.sources.spar:SPAR",

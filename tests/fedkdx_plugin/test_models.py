@@ -1,15 +1,22 @@
-"""The built-in models: what every model must do, then sizes, the shortest windows, and that they can be stacked."""
+"""The built-in models: what every model must do, sizes, the shortest windows, and what each paper says."""
 
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
-from fedkdx_plugin.models.cnn_lstm import CNNLSTM
+from fedkdx_plugin.models.deep_conv_lstm import DeepConvLSTM
+from fedkdx_plugin.models.feature_mlp import FeatureMLP
+from fedkdx_plugin.models.inception import InceptionTime
+from fedkdx_plugin.models.parts import Attention, conv_norm
+from fedkdx_plugin.models.resnet import ResNet1d
+from fedkdx_plugin.models.tcn import TCN
 from fedkdx_plugin.testing import ModelCase, model_checks
+from registry import catalog
 from registry.errors import UserError
 
-MODELS = [CNN, CNNSmall, CNNLSTM]
+MODELS = [catalog.load("models", name) for name in catalog.BUILT_IN["models"]]
 SHAPES = {"UCI-HAR": ((9, 1, 128), 6), "SLEEP": ((3, 1, 100), 12), "PAMAP2": ((27, 1, 256), 12)}
 
 
@@ -104,5 +111,71 @@ def test_absurd_sizes_are_refused_in_one_line(model, shape, classes):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_catalog_has_something_to_show(model):
-    assert model.paper.startswith("FedKDX")
+    assert model.paper.startswith("FedKDX") or "arXiv:" in model.paper or "doi:" in model.paper
     assert model.__doc__.splitlines()[0].endswith(".")
+
+
+def weights(model):
+    """Return the shapes of all weights of convolutions, linear layers and LSTMs, in order."""
+    return [tuple(p.shape) for name, p in model.named_parameters() if "weight" in name and p.ndim > 1]
+
+
+def test_resnet_has_the_papers_layers():
+    """Blocks of 8, 5, 3 samples with 64, 128, 128 filters; a shortcut of one sample where channels change."""
+    convolutions = []
+    for inputs, filters in ((9, 64), (64, 128), (128, 128)):
+        convolutions += [(filters, inputs, 1, 8), (filters, filters, 1, 5), (filters, filters, 1, 3)]
+        convolutions += [(filters, inputs, 1, 1)] * (inputs != filters)
+    assert weights(ResNet1d((9, 1, 128), 6)) == [*convolutions, (6, 128)]
+
+
+def test_inception_time_has_the_papers_layers():
+    """Six modules: bottleneck, 10, 20, 40 samples, maxima; two shortcuts."""
+    expected = []
+    for block in (9, 128):
+        for inputs in (block, 128, 128):
+            expected += [(32, inputs, 1, 1), *[(32, 32, 1, kernel) for kernel in (10, 20, 40)], (32, inputs, 1, 1)]
+        expected += [(128, block, 1, 1)]
+    assert weights(InceptionTime((9, 1, 128), 6)) == [*expected, (6, 128)]
+
+
+def test_deep_conv_lstm_has_the_papers_layers():
+    """Channels are not mixed before the LSTMs: 64 filters of each of 9 channels are their input."""
+    lstms = [(512, 576), (512, 128), (512, 128), (512, 128)]
+    assert weights(DeepConvLSTM((9, 1, 128), 6)) == [(64, 1, 1, 5), *[(64, 64, 1, 5)] * 3, *lstms, (6, 128)]
+
+
+@pytest.mark.parametrize(("time", "blocks"), [(4, 1), (13, 1), (14, 2), (37, 2), (38, 3), (128, 4), (256, 5)])
+def test_tcn_reaches_the_first_sample_with_no_block_too_many(time, blocks):
+    """Blocks of two convolutions of 7 samples reach 12 · (1 + 2 + 4 + ...) samples back: 12, 36, 84, 180, 372."""
+    assert len(build(TCN, (2, 1, time), 3).blocks) == blocks
+
+
+def test_a_causal_convolution_sees_no_later_sample(double):
+    layers = conv_norm(2, 4, 7, dilation=2, causal=True).eval()
+    x = torch.randn(1, 2, 1, 40)
+    other = x.clone()
+    other[..., 20:] = 0
+    one, two = layers(x), layers(other)
+    assert torch.equal(one[..., :20], two[..., :20]) and not torch.equal(one[..., 20], two[..., 20])
+    by_hand = torch.nn.functional.conv2d(x[..., 20 - 12 : 21], layers[1].weight, dilation=(1, 2))
+    norm = layers[2]
+    torch.testing.assert_close(one[..., 20:21], by_hand / (norm.running_var.view(1, -1, 1, 1) + norm.eps).sqrt())
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_is_pytorchs(heads, double):
+    own, like = Attention(16, heads), torch.nn.MultiheadAttention(16, heads, batch_first=True)
+    like.in_proj_weight.data, like.in_proj_bias.data = own.inner.weight.data, own.inner.bias.data
+    like.out_proj.weight.data, like.out_proj.bias.data = own.outer.weight.data, own.outer.bias.data
+    x = torch.randn(3, 7, 16)
+    torch.testing.assert_close(own(x), like(x, x, x)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_statistics_are_those_of_numpy(double):
+    """A ramp with a dip: its crossings and changes counted by hand, the others by NumPy."""
+    window = np.array([[0.0, 1.0, 2.0, 3.0, 2.0, 9.0]])  # mean 17/6: below it are all but the fourth and the last
+    own = build(FeatureMLP, (1, 1, 6), 2).statistics(torch.tensor(window)[None, :, None])[0].numpy()
+    changes = [(1 + 1 + 1 + 1 + 7) / 5, (2 + 2 + 0 + 6) / 4, (2 + 8) / 2]  # over 1, 2 and 4 samples
+    right = [window.mean(), window.std(), 0.0, 9.0, 3 / 5, *changes]
+    np.testing.assert_allclose(own, right, rtol=1e-12)
