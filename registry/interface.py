@@ -22,6 +22,7 @@ from registry.messages import BadMessage as BadMessage
 from registry.messages import Message as Message
 from registry.messages import NonFinite as NonFinite
 from registry.messages import check_state
+from registry.normalisation import is_batch_norm, with_norm
 from registry.parameters import Params as _Params
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ class Task:
         local_bn: whether batch-norm layers stay on the client (FedBN, arXiv:2102.07623) instead of being averaged.
         seed: seed for an algorithm's own random numbers; derive them from it, the round and the client, never from
             call order.
+        norm: what takes the place of the models' batch norm (see `registry.normalisation`).
     """
 
     shape: tuple[int, int, int]
@@ -137,14 +139,20 @@ class Task:
     student_class: Callable[[tuple[int, int, int], int], Model]
     local_bn: bool = False
     seed: int = 0
+    norm: str = "batch"
 
     def model(self, shape: tuple[int, int, int] | None = None) -> Model:
         """Return a newly initialised model, for windows of another shape if one is given."""
-        return self.model_class(shape or self.shape, self.classes)
+        return self._made(self.model_class, shape or self.shape)
 
     def student(self) -> Model:
         """Return a newly initialised model to be shared."""
-        return self.student_class(self.shape, self.classes)
+        return self._made(self.student_class, self.shape)
+
+    def _made(self, model: Callable[[tuple[int, int, int], int], Model], shape: tuple[int, int, int]) -> Model:
+        made = model(shape, self.classes)
+        with_norm(made, self.norm)
+        return made
 
 
 class Client(ABC):
@@ -442,7 +450,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def private_names(client: type[Client], task: Task, nets: Mapping[str, nn.Module]) -> frozenset[str]:
     """Return the full names of the state that never leaves a client: what its class declares, and local batch norm."""
     batch_norm = tuple(
-        f"{net}.{path}." for net, module in nets.items() for path, part in module.named_modules() if _is_bn(part)
+        f"{net}.{path}." for net, module in nets.items() for path, part in module.named_modules() if is_batch_norm(part)
     )
     return frozenset(
         name
@@ -454,7 +462,3 @@ def private_names(client: type[Client], task: Task, nets: Mapping[str, nn.Module
 def moves_by_sgd(client: type[Client]) -> bool:
     """Return whether a client class takes plain steps of SGD, as `Client.update` describes."""
     return client.update is Client.update
-
-
-def _is_bn(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)

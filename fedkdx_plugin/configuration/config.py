@@ -70,6 +70,12 @@ class Options(Files):
     bn: str = option(
         "average", "batch norm: averaged with the weights, or local (FedBN)", choices=("average", "local"), flags="--bn"
     )
+    norm: str = option(
+        "batch",
+        "what normalises in the models: batch norm, or group, layer or no norm in its place",
+        choices=("batch", "group", "layer", "none"),  # registry.normalisation.NORMS, which imports torch
+        flags="--norm",
+    )
     num_classes: int | None = option(
         None, "number of classes, checked against the data", low=2, flags="-nb --num-classes"
     )
@@ -126,6 +132,8 @@ class Options(Files):
         super().__post_init__()
         if not self.algorithm:
             raise UserError("-algo: no algorithm is named; fedkdx list shows all")
+        if self.bn == "local" and self.norm != "batch":
+            raise UserError(f"--bn local: --norm {self.norm} leaves no batch norm; leave one of the two out")
         if not all(c.isalnum() or c in "-_" for c in self.goal):
             raise UserError(f"-go: {self.goal!r} may hold letters, digits, '-' and '_' only")
         if not self.label.isprintable() or any(c in self.label for c in "/\\|"):

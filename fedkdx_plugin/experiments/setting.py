@@ -149,7 +149,7 @@ def schedule(config: Config) -> Schedule:
 def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task:
     """Return the learning task. Raises UserError: an unknown model."""
     model, student = _models(config)
-    return Task(shape, classes, model, student, local_bn=config.bn == "local")
+    return Task(shape, classes, model, student, local_bn=config.bn == "local", norm=config.norm)
 
 
 def _without_run(config: Config) -> Config:

@@ -20,7 +20,8 @@ class TinyHAR(Model):
 
     Four convolutions of 5 samples, the first and the third with a stride of 2 (not in windows of fewer than 8 samples);
     then, for each step of time, attention between the channels and a layer that joins them; an LSTM; the sum of its
-    states weighted by attention, times a learnt γ, plus the last state. Deviations: one attention head in place of the authors' variant, and no dropout.
+    states weighted by attention, times a learnt γ, plus the last state. Deviations: one attention head in place of the
+    authors' variant, and no dropout.
 
     Args:
         shape: (channels, 1, time) of one window.

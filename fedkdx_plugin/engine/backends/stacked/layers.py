@@ -211,6 +211,19 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         running.add_((new - running) * self.momentum)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm by its formula, for the reason of `_BatchNorm`; each window is normalised by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (n, channels, ...)."""
+        grouped = x.reshape(len(x), self.num_groups, -1)
+        centred = grouped - grouped.mean(2, keepdim=True)
+        scaled = centred * (centred.square().mean(2, keepdim=True) + self.eps).rsqrt()
+        y = scaled.reshape(x.shape)
+        across = (1, -1, *[1] * (x.ndim - 2))
+        return y * self.weight.view(across) + self.bias.view(across) if self.affine else y
+
+
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
     """See `_BatchNorm`."""
 
@@ -227,6 +240,7 @@ CONVERTED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
     nn.LSTM: LSTM,
+    nn.GroupNorm: GroupNorm,
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
