@@ -10,14 +10,23 @@ The paper calls it FATHOM. Deviations from it:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.interface import Model, Task
+from registry.parameters import Params, option
 
-SEGMENTS = 4  # time steps in a window; the paper uses 10 to 30 single samples, to which no convolution can be applied
 SHORTEST_SEGMENT = 8  # samples; shorter windows have fewer segments
+
+
+@dataclass(frozen=True)
+class FedMATParams(Params):
+    """Hyper-parameters of FedMAT. The paper's time steps are 10 to 30 single samples, which no convolution can take."""
+
+    segments: int = option(2, "time steps that a window is cut into; 1 leaves attention over time out", 1)
 
 
 class HierarchicalAttention(Model):
@@ -25,12 +34,13 @@ class HierarchicalAttention(Model):
 
     Args:
         task: makes the feature network, for windows of the length of a segment.
+        segments: number of segments, fewer in a window that would have segments of less than 8 samples.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, segments: int) -> None:
         super().__init__(task.shape, task.classes)
         channels, _, time = task.shape
-        self.segments = max(1, min(SEGMENTS, time // SHORTEST_SEGMENT))
+        self.segments = max(1, min(segments, time // SHORTEST_SEGMENT))
         self.length = time // self.segments
         self.network = task.model((channels, 1, self.length))
         self.network.head = nn.Identity()  # only its features are used
@@ -62,7 +72,7 @@ class FedMATClient(FedAvgClient):
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
         """Return the model with both attentions."""
-        return {"model": HierarchicalAttention(task)}
+        return {"model": HierarchicalAttention(task, task.params.segments)}
 
 
 class FedMAT(FedAvg):
@@ -71,3 +81,4 @@ class FedMAT(FedAvg):
     paper = "Chen et al. 2020, FATHOM, doi:10.1109/IJCNN48605.2020.9207508"
     sends = "shared part down and up; own attention and classifier"
     Client = FedMATClient
+    Params = FedMATParams

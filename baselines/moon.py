@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.functional import unit
-from registry.interface import Batch, Message, Task, outputs
+from registry.interface import Batch, Message, Model, Task, outputs
 from registry.messages import check_state
 from registry.parameters import Params, option
 
@@ -25,6 +25,27 @@ class MOONParams(Params):
 
     mu: float = option(1.0, "weight μ of the contrastive term; 0 is FedAvg", 0.0)
     tau: float = option(0.5, "temperature τ of the contrastive term", 1e-3)
+    projection: int = option(
+        0, "outputs of a projection head before the output layer, 256 in the paper; 0: none", 0, 100_000
+    )
+
+
+class Projected(Model):
+    """A model with the paper's projection head (§3.2): two layers between its features and a new output layer."""
+
+    def __init__(self, model: Model, outputs: int) -> None:
+        super().__init__((model.shape[0], 1, model.shape[2]), model.classes)
+        size = model.feature_size
+        self.network = model
+        self.network.head = nn.Identity()  # only its features are used
+        self.projection = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, outputs))
+        self.feature_size = outputs
+        self.head = nn.Linear(outputs, model.classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Compute z, the projected features: (n, channels, 1, time) -> (n, outputs)."""
+        projected: Tensor = self.projection(self.network.features(x))
+        return projected
 
 
 class MOONClient(FedAvgClient):
@@ -41,6 +62,8 @@ class MOONClient(FedAvgClient):
     def build(cls, task: Task) -> dict[str, nn.Module]:
         """Return the model, and two copies that `receive` fills."""
         model = task.model()
+        if task.params.projection:
+            model = Projected(model, task.params.projection)
         return {"model": model, "global": copy.deepcopy(model), "previous": copy.deepcopy(model)}
 
     def receive(self, message: Message) -> None:
@@ -69,9 +92,10 @@ class MOONClient(FedAvgClient):
 class MOON(FedAvg):
     """Averages models as FedAvg does; a contrastive term keeps clients' features near those of the global model.
 
-    The representation z is the input of the output layer, `features`. The paper adds a projection head, two fully
-    connected layers between the convolutions and the output layer. The models here already have these two layers, so no
-    head is added and MOON trains the same network as the other algorithms.
+    The representation z is the input of the output layer, `features`. By default it is the model's own, so that MOON
+    trains the same network as the other algorithms; that of most models here is rectified, and so two of them are never
+    at more than a right angle. The paper adds a projection head before the output layer, whose outputs may have any
+    sign: `projection=256`.
     """
 
     paper = "Li et al. 2021, arXiv:2103.16257"

@@ -33,8 +33,8 @@ def partition(
     - `subject`: one client for each subject; with fewer clients than subjects, the first subjects. A subject with test
       windows only is no client: its windows are divided equally among the clients, and each predicts its part.
     - `iid`: every client gets an equal share of each class.
-    - `dirichlet`: each class is divided in proportions drawn from Dir(alpha) over the clients (Hsu et al.
-      2019, https://arxiv.org/abs/1909.06335).
+    - `dirichlet`: each class is divided in proportions drawn from Dir(alpha) over the clients (Yurochkin et al.
+      2019, https://arxiv.org/abs/1905.12022; Hsu et al. 2019 draw each client's classes instead).
     - `pathological`: a client holds `classes_per_client` classes; each class is divided equally among its
       holders (after McMahan et al. 2017, https://arxiv.org/abs/1602.05629).
 

@@ -131,6 +131,7 @@ class Task:
         seed: seed for an algorithm's own random numbers; derive them from it, the round and the client, never from
             call order.
         norm: what takes the place of the models' batch norm (see `registry.normalisation`).
+        params: the algorithm's hyper-parameters, for a `build` that depends on them.
     """
 
     shape: tuple[int, int, int]
@@ -140,6 +141,7 @@ class Task:
     local_bn: bool = False
     seed: int = 0
     norm: str = "batch"
+    params: Any = None
 
     def model(self, shape: tuple[int, int, int] | None = None) -> Model:
         """Return a newly initialised model, for windows of another shape if one is given."""
@@ -336,6 +338,14 @@ class Server(ABC):
     def messages(self, clients: Sequence[int], round: Round) -> dict[int, Message]:
         """Return `message` of all clients selected in a round; override it to make several at once."""
         return {client: self.message(client, round) for client in clients}
+
+    @classmethod
+    def trains_everyone(cls, params: Any) -> bool:
+        """Return whether all clients train in every round, whoever is selected, as they need no server; by default not.
+
+        Such clients never drop out or come too late; only unseen ones do not train.
+        """
+        return False
 
     @abstractmethod
     def message(self, client: int, round: Round) -> Message:

@@ -125,7 +125,8 @@ class Federation:
         client_memory: str = "device",
     ) -> None:
         settings.faults.check()
-        if algorithm.pools_data:  # there is no network in which faults could happen
+        self.everyone = algorithm.trains_everyone(params)
+        if algorithm.pools_data or self.everyone:  # there is no network in which faults could happen
             settings = replace(settings, faults=Faults())
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
@@ -138,13 +139,13 @@ class Federation:
         windows = zip(data.train_x, data.train_y, strict=True)
         self.uploads = [own for own in windows if len(own[1])] if self.pools_data else []
         self.data = data = data.pooled() if self.pools_data else data
-        task = replace(task, seed=settings.seed)
+        task = replace(task, seed=settings.seed, params=params)
         device = data.test_x.device
         samples = [len(y) for y in data.train_y]
         self.workspace = Workspace(algorithm, task, params, samples, settings.seed, device)
         shared = {n: t for n, t in self.workspace.initial.items() if n not in self.workspace.private}
         self.server = algorithm(task, params, shared)
-        selected = 1 if self.pools_data else count_selected(data.clients, schedule.join_ratio)
+        selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)
         if isinstance(backend, str):
             self.backend = selection.make(backend, self.workspace, data, settings, selected, client_memory)
         else:
@@ -225,6 +226,8 @@ class Federation:
         return replace(agreed, up=0, down=0) if agreed and self.pools_data else agreed
 
     def _select(self, round: Round) -> list[int]:
+        if self.everyone:
+            return [id for id in range(self.data.clients) if id not in self.groups.get(UNSEEN, ())]
         if not self.pools_data:
             there = self.reachable(round)
             return [

@@ -316,6 +316,10 @@ class Coordinator(Federation):
         """Return all of the server's state."""
         return self.server.save().tensors
 
+    def _select(self, round: Round) -> list[int]:
+        """Return the sites of a round; one that is away cannot be asked to train, even if it needs no server for it."""
+        return self.reachable(round) if self.everyone else super()._select(round)
+
     def reachable(self, round: Round) -> list[int]:
         """Return the clients that can be selected in a round and are there, ascending."""
         there = self.roster.present(round.index)

@@ -212,7 +212,7 @@ class Site:
         self.setup, self.settings = setup, settings
         self.data, self.common = data.on_device(clients), data.announcement().statistics is not None
         samples = [len(y) for y in self.data.train_y]
-        task = replace(task, seed=settings.seed)
+        task = replace(task, seed=settings.seed, params=params)
         self.workspace = Workspace(algorithm, task, params, samples, settings.seed, setup.device)
         self._begin(self.data)
 

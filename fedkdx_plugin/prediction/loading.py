@@ -175,7 +175,8 @@ def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restore
     channels, one, time = manifest["shape"]
     with where_it_began(experiment_folder(run.folder)):
         (choice,) = choose(config)
-        task = dataclasses.replace(make_task(config, (channels, one, time), len(manifest["classes"])), seed=run.seed)
+        task = make_task(config, (channels, one, time), len(manifest["classes"]))
+        task = dataclasses.replace(task, seed=run.seed, params=choice.params)
     samples = [entry["train"]["samples"] for entry in manifest["clients"]]
     try:
         workspace = Workspace(choice.server, task, choice.params, samples, run.seed, CPU)

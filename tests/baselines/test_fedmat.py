@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from baselines.fedmat import FedMAT, FedMATClient, HierarchicalAttention
+from baselines.fedmat import FedMAT, FedMATClient, FedMATParams, HierarchicalAttention
 from fedkdx_plugin.models.cnn import CNN
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry.aggregation import sample_weights, weighted_sum
@@ -22,7 +22,7 @@ def task(model: type = TinyNet, shape: tuple[int, int, int] = SHAPE, local_bn: b
 
 def network(model: type = TinyNet, shape: tuple[int, int, int] = SHAPE) -> HierarchicalAttention:
     torch.manual_seed(0)
-    net = HierarchicalAttention(task(model, shape))
+    net = HierarchicalAttention(task(model, shape), 4)
     nn.init.normal_(net.attention.weight)
     return net
 
@@ -51,7 +51,7 @@ def test_the_number_of_segments_leaves_each_long_enough(time, segments):
 
 def test_at_first_no_channel_is_preferred_and_the_attention_learns():
     torch.manual_seed(0)
-    net = HierarchicalAttention(task())
+    net = HierarchicalAttention(task(), 2)
     x = torch.randn(4, *SHAPE)
     torch.testing.assert_close(net._attend(x), x)
     net(x).logits.square().sum().backward()
@@ -85,7 +85,7 @@ class AllShared(FedMATClient):
 class Plain(FedAvgClient):
     @classmethod
     def build(cls, task):
-        return {"model": HierarchicalAttention(task)}
+        return {"model": HierarchicalAttention(task, FedMATParams().segments)}
 
 
 def test_with_nothing_private_it_is_fedavg_of_the_same_network():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from baselines.fedavg import FedAvg
 from baselines.moon import MOON, MOONClient, MOONParams, contrastive
 from registry.interface import Batch, Message, Round, float_state
 from tests.conftest import CLASSES, SHAPE, Recorder, make_data, make_federation, make_task, same_state
+from tests.fedkdx_plugin.stacked_runs import assert_alike, both
 
 
 def batch(count: int = 24) -> Batch:
@@ -22,7 +23,7 @@ def client(**params) -> MOONClient:
     """With three different networks."""
     torch.manual_seed(0)
     one = MOONClient(0, make_task(), MOONParams(**params), 24)
-    one.nets = MOONClient.build(one.task)
+    one.nets = MOONClient.build(replace(one.task, params=one.params))
     for name, net in one.nets.items():
         net.train(name == "model")
         for tensor in float_state({name: net}).values():
@@ -140,7 +141,7 @@ def test_by_default_it_is_not_fedavg():
     assert not same_state(dict(plain.server.weights), dict(moon.server.weights))
 
 
-CHANGES = {"mu": 5.0, "tau": 2.0}
+CHANGES = {"mu": 5.0, "tau": 2.0, "projection": 5}
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -179,3 +180,23 @@ def test_it_learns_also_with_a_client_of_one_window():
     make_federation(MOON, make_data((40, 1, 65, 20)), rounds=15).run([recorder])
     assert not any(record.rejected for record in recorder.records)
     assert recorder.records[-1].metrics["served"].accuracy > 2 / CLASSES
+
+
+def test_the_projection_head_is_two_layers_before_a_new_output_layer(double):
+    """The paper's (section 3.2): features, a hidden layer of as many, 5 outputs of any sign, the output layer."""
+    one = client(projection=5)
+    model = one.nets["model"].double().eval()
+    assert [tuple(p.shape) for p in model.projection.parameters()] == [(16, 16), (16,), (5, 16), (5,)]
+    assert tuple(model.head.weight.shape) == (CLASSES, 5) and model.feature_size == 5
+    x = batch().x.double()
+    first, _, second = model.projection
+    hidden = (model.network.features(x) @ first.weight.T + first.bias).clamp(min=0)
+    z = hidden @ second.weight.T + second.bias
+    torch.testing.assert_close(model(x).features, z, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model(x).logits, z @ model.head.weight.T + model.head.bias, rtol=1e-12, atol=1e-12)
+    assert not any("network.head" in name for name in model.state_dict())
+
+
+def test_with_the_projection_head_it_runs_on_every_backend(double):
+    one, other = both(MOON, params={"projection": 5})
+    assert_alike(one, other, 1e-9)

@@ -17,7 +17,7 @@ from registry import catalog
 from registry.errors import UserError
 
 MODELS = [catalog.load("models", name) for name in catalog.BUILT_IN["models"]]
-SHAPES = {"UCI-HAR": ((9, 1, 128), 6), "SLEEP": ((3, 1, 100), 12), "PAMAP2": ((27, 1, 256), 12)}
+SHAPES = {"UCI-HAR": ((9, 1, 128), 6), "SLEEP": ((3, 1, 100), 12), "PAMAP2": ((36, 1, 256), 12)}
 
 
 def build(model, shape, classes, seed=0):

@@ -1,0 +1,48 @@
+"""Local: every client trains in every round, whoever is selected, or only when it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from baselines.fedavg import FedAvg
+from baselines.local import Local
+from fedkdx_plugin.engine.faults import Faults
+from fedkdx_plugin.engine.participation import Participation
+from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.training import Settings
+from registry.parameters import parse
+from tests.conftest import Recorder, make_data, make_task
+
+CLIENTS = 4
+
+
+def selected(algorithm, backend="sequential", params=None, participation=None, faults=None, rounds=3):
+    """Return the clients of each round, and which were lost."""
+    settings = Settings(batch_size=16, local_epochs=1, learning_rate=0.05, faults=faults or Faults())
+    schedule = Schedule(rounds, 0.5, participation=participation or Participation())
+    own = parse(algorithm.Params, params or {}, algorithm.__name__)
+    recorder = Recorder()
+    made = Federation(algorithm, make_task(), own, make_data(), settings, schedule, backend)
+    made.run([recorder])
+    trained = [client.trained for client in made.workspace.clients]
+    return [record.selected for record in recorder.records], trained, [record.lost for record in recorder.records]
+
+
+@pytest.mark.parametrize("backend", ["sequential", "stacked"])
+def test_every_client_trains_in_every_round(backend):
+    rounds, trained, _ = selected(Local, backend)
+    assert rounds == [[0, 1, 2, 3]] * 3 and trained == [3] * CLIENTS
+
+
+def test_at_equal_work_the_clients_are_those_of_every_other_method():
+    assert selected(Local, params={"local_rounds": "selected"})[0] == selected(FedAvg)[0]
+    assert all(len(ids) == 2 for ids in selected(FedAvg)[0])
+
+
+def test_nobody_waits_for_a_server_that_is_out_of_reach():
+    """Late and rare clients train, dropouts and stragglers do not occur; unseen clients stay untrained."""
+    away = Participation(unseen=1, late=(0.5, 3), rare=(0.5, 0.01))
+    rounds, trained, lost = selected(Local, participation=away, faults=Faults(dropout=0.9, stragglers=0.9))
+    assert len({tuple(ids) for ids in rounds}) == 1 and len(rounds[0]) == CLIENTS - 1
+    assert sorted(trained) == [0, 3, 3, 3] and lost == [{}] * 3
+    assert any(selected(FedAvg, participation=away, faults=Faults(dropout=0.9))[2])
