@@ -55,7 +55,13 @@ class Options(Files):
     )
     batch_size: int = option(32, "windows in a local batch", low=1, flags="-lbs --batch-size")
     local_learning_rate: float = option(
-        0.01, "learning rate of the clients' SGD", low=1e-12, flags="-lr --local-learning-rate"
+        0.01, "learning rate of the clients' optimiser", low=1e-12, flags="-lr --local-learning-rate"
+    )
+    optimizer: str = option(
+        "sgd",
+        "the clients' optimiser, started anew in each round: plain SGD, SGD with momentum 0.9, Adam or AdamW",
+        choices=("sgd", "momentum", "adam", "adamw"),  # engine.optimizers.NAMES, which imports torch
+        flags="--optimizer",
     )
     learning_rate_decay: bool = option(
         True,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from fedkdx_plugin.engine.optimizers import SGD, Optimizer
 from fedkdx_plugin.native.sgd import ClipAndMove, clip_and_move
 from registry.interface import Batch, Client, matches, moves_by_sgd
 
@@ -24,10 +25,16 @@ class Steps:
         nets: its networks.
         context: its context.
         bound: bound on the norm of each network's gradient (0: none).
+        optimizer: how parameters move, a name of `optimizers.NAMES`.
     """
 
     def __init__(
-        self, client: Client, nets: Mapping[str, nn.Module], context: Mapping[str, Tensor], bound: float
+        self,
+        client: Client,
+        nets: Mapping[str, nn.Module],
+        context: Mapping[str, Tensor],
+        bound: float,
+        optimizer: str = SGD,
     ) -> None:
         self.client, self.nets, self.context = client, nets, context
         self.trained = {name: net for name, net in nets.items() if name not in client.frozen}
@@ -35,10 +42,15 @@ class Steps:
             net.train(name in self.trained)
             net.zero_grad()
         groups = {name: list(net.parameters()) for name, net in self.trained.items()}
-        if moves_by_sgd(type(client)):
+        self._move: Move
+        if not moves_by_sgd(type(client)):
+            self._move = _OwnMove(client, groups, context, bound)
+        elif optimizer == SGD:
             self._move = mover(list(groups.values()), client.learning_rate, bound)
         else:
-            self._move = _OwnMove(client, groups, context, bound)
+            self._move = Optimizer(optimizer, list(groups.values()), client.learning_rate, bound)
+        # one that remembers moves parameters that no loss reaches in this step
+        self._unreached = [] if optimizer == SGD else [parameter for group in groups.values() for parameter in group]
 
     def still(self, patterns: Sequence[str]) -> list[nn.Parameter]:
         """Return the parameters that do not match the patterns, which `take` is to leave as they are."""
@@ -49,6 +61,9 @@ class Steps:
         """Take a step on a batch, without moving the parameters `still`; return the sum of its losses, detached."""
         loss = reduce(add, self.client.losses(self.nets, batch, self.context).values())
         loss.backward()
+        for parameter in self._unreached:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         for parameter in still:
             parameter.grad = None
         self._move()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine.faults import Faults
+from fedkdx_plugin.engine.optimizers import SGD
 from fedkdx_plugin.engine.randomness import generator, seeded
 from fedkdx_plugin.engine.steps import Steps
 from registry.errors import UserError
@@ -23,9 +24,10 @@ class Settings:
     Attributes:
         batch_size: windows in a batch; the last one of an epoch may be smaller.
         local_epochs: passes over a client's windows in a round.
-        learning_rate: learning rate of plain SGD.
+        learning_rate: learning rate.
         decay: factor on a client's learning rate after each round in which it trained (1: none).
         clip_norm: bound on the norm of each network's gradient (0: none).
+        optimizer: how parameters move, a name of `optimizers.NAMES`.
         seed: seed of all random numbers.
         faults: probabilities of injected faults.
     """
@@ -35,6 +37,7 @@ class Settings:
     learning_rate: float = 0.01
     decay: float = 0.99
     clip_norm: float = 10.0
+    optimizer: str = SGD
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
 
@@ -54,7 +57,7 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     Returns:
         mean over the round's windows of the summed losses: a scalar on the device, not synchronised.
     """
-    steps = Steps(client, client.nets, client.context(), settings.clip_norm)
+    steps = Steps(client, client.nets, client.context(), settings.clip_norm, settings.optimizer)
     x, y, _ = windows_of(client)
     sums: list[Tensor] = []
     rows: list[int] = []

@@ -26,7 +26,7 @@ from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo
 from registry import catalog
 from registry.errors import UserError
-from registry.interface import Task
+from registry.interface import Task, moves_by_sgd
 
 
 @contextmanager
@@ -44,6 +44,7 @@ def room_on_device() -> Iterator[None]:
 def check(config: Config) -> list[Choice]:
     """Check what can be checked without the data, and return the algorithms. Raises UserError: wrong input."""
     choices = choose(config)
+    _optimizer(config, choices)
     _models(config)
     run_device(config)
     _participation(config)
@@ -136,6 +137,7 @@ def training(config: Config, seed: int) -> Settings:
         learning_rate=config.local_learning_rate,
         decay=config.learning_rate_decay_gamma if config.learning_rate_decay else 1.0,
         clip_norm=config.clip_norm,
+        optimizer=config.optimizer,
         seed=seed,
         faults=_faults(config),
     )
@@ -155,6 +157,13 @@ def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task
 def _without_run(config: Config) -> Config:
     """Return a configuration with what may differ within a setting replaced by constants."""
     return dataclasses.replace(config, algorithm=("any",), set={}, seed=0, times=1, label="", preset="")
+
+
+def _optimizer(config: Config, choices: Sequence[Choice]) -> None:
+    """Raise UserError if an optimiser is asked for of an algorithm whose clients take steps of their own."""
+    own = [choice.name for choice in choices if not moves_by_sgd(choice.server.Client)]
+    if own and config.optimizer != "sgd":
+        raise UserError(f"--optimizer {config.optimizer}: {', '.join(own)} takes steps of its own; leave one out")
 
 
 def _participation(config: Config) -> Participation:

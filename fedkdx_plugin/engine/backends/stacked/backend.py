@@ -262,7 +262,8 @@ class Stacked(Backend):
 
     def _made(self, group: Sequence[Ready], plan: Plan, clients: int) -> Step:
         most = size.most(self.data, self.settings, clients, group[0].client.repeats())
-        return Step(self._losses, clients, most.steps, plan, most.windows, group[0], self.settings.clip_norm)
+        clip, optimizer = self.settings.clip_norm, self.settings.optimizer
+        return Step(self._losses, clients, most.steps, plan, most.windows, group[0], clip, optimizer=optimizer)
 
     def _best_way(self, group: Sequence[Ready], plan: Plan, rounds: int) -> str:
         """Return the fastest way for a whole run; resumed parts use the same way, so that the bits are equal."""

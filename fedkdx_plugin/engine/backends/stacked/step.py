@@ -7,6 +7,7 @@ graph and replayed for all steps of all rounds.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedkdx_plugin.engine.backends.stacked.losses import Losses
 from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
 from fedkdx_plugin.engine.backends.stacked.state import State
+from fedkdx_plugin.engine.optimizers import NUMBERS, SGD, step
 from fedkdx_plugin.engine.training import windows_of
 from fedkdx_plugin.native.library import cache_folder
 from registry.interface import Batch, moves_by_sgd
@@ -29,7 +31,8 @@ WARM_UPS = 3  # runs before a capture, in which CUDA's libraries initialise
 COMPILE_FROM = 10_000_000
 TOLERANCE = 1e-2  # relative difference of a step's results by graph and by operation; errors are far larger
 
-Moved = tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]
+Numbers = tuple[tuple[Tensor, ...], ...]  # of an optimiser, for each group of networks
+Moved = tuple[tuple[Tensor, ...], tuple[Tensor, ...], Numbers, Tensor]
 
 
 class Step:
@@ -45,6 +48,7 @@ class Step:
         one: a client, for shapes and dtypes of windows and context.
         clip_norm: bound on each network's gradient norm; 0: none.
         way: EAGER, GRAPH or COMPILED.
+        optimizer: how parameters move, unless the clients say so themselves.
     """
 
     def __init__(
@@ -57,12 +61,15 @@ class Step:
         one: Ready,
         clip_norm: float,
         way: str = EAGER,
+        optimizer: str = SGD,
     ) -> None:
         x, y, _ = windows_of(one.client)
         self.losses, self.masked, self.clip_norm, self.way = losses, plan.masked, clip_norm, way
-        self.by_sgd = moves_by_sgd(type(one.client))
+        self.optimizer = optimizer if moves_by_sgd(type(one.client)) else None
         width = plan.index.shape[2]
         self.state = losses.arrangement.empty(clients, x.new_empty((), dtype=_type(losses)))
+        numbers = NUMBERS[optimizer] if self.optimizer else 0
+        self.numbers = tuple(tuple(torch.zeros_like(t) for _ in range(numbers)) for t in self.state.trained)
         self.context = {name: t.detach().new_zeros(clients, *t.shape) for name, t in one.context.items()}
         self.windows, self.labels = x.new_zeros(windows, *x.shape[1:]), y.new_zeros(windows)
         self.index = y.new_zeros(clients, steps, width)
@@ -110,8 +117,8 @@ class Step:
         self.rows[:count, :steps].copy_(plan.rows)
         self.phase[:count, :steps].copy_(plan.phase)
         self.rates[:count].copy_(torch.tensor([one.client.learning_rate for one in ready], dtype=self.rates.dtype))
-        self.at.zero_()
-        self.total.zero_()
+        for tensor in (self.at, self.total, *itertools.chain(*self.numbers)):
+            tensor.zero_()
 
     def run(self) -> None:
         """Make the next step of the loaded round. Raises RuntimeError if a graph's results differ from the step's."""
@@ -129,36 +136,54 @@ class Step:
         index = self.index.index_select(1, self.at).squeeze(1)
         phase = self.phase.index_select(1, self.at).squeeze(1)
         windows, labels = self.windows[index], self.labels[index]
-        trained, other, losses = self._move(self, self.state, windows, labels, rows, phase, self.at)
-        for own, new in zip(self.state.tensors, trained + other, strict=True):
+        moved = self._move(self, self.state, self.numbers, windows, labels, rows, phase, self.at)
+        trained, other, numbers, losses = moved
+        before = (*self.state.tensors, *itertools.chain(*self.numbers))
+        for own, new in zip(before, (*trained, *other, *itertools.chain(*numbers)), strict=True):
             own.copy_(new)
         self.total += losses
         self.at += 1
 
-    def _moved(self, state: State, x: Tensor, y: Tensor, rows: Tensor, phase: Tensor, at: Tensor) -> Moved:
-        """Return the state after a step, and each client's losses times the number of its rows, (clients,)."""
+    def _moved(
+        self, state: State, numbers: Numbers, x: Tensor, y: Tensor, rows: Tensor, phase: Tensor, at: Tensor
+    ) -> Moved:
+        """Return state and the optimiser's numbers after a step, and losses times numbers of rows, (clients,)."""
         mask = self._places < rows.unsqueeze(1) if self.masked else None
         gradients_of = torch.func.grad(self._loss, has_aux=True)
         gradients, (losses, other) = gradients_of(state.trained, state.other, Batch(x, y, mask), self.context)
+        moving: tuple[Tensor | None, ...] = (None,) * len(gradients)
         if self._trains is not None:
-            chosen = (trains.index_select(0, phase) for trains in self._trains)
+            chosen = tuple(trains.index_select(0, phase) for trains in self._trains)
             gradients = tuple(torch.where(own, g, 0) for own, g in zip(chosen, gradients, strict=True))
+            moving = chosen
         active = rows > 0
         by_client = active.view(-1, 1, 1)
-        after = self._after(state.trained, gradients, at)
+        after, numbers = self._after(state.trained, gradients, numbers, moving, at)
         trained = tuple(torch.where(by_client, new, own) for own, new in zip(state.trained, after, strict=True))
         other = tuple(torch.where(by_client, new, own) for own, new in zip(state.other, other, strict=True))
-        return trained, other, torch.where(active, losses, 0) * rows
+        return trained, other, numbers, torch.where(active, losses, 0) * rows
 
-    def _after(self, trained: tuple[Tensor, ...], gradients: tuple[Tensor, ...], at: Tensor) -> Sequence[Tensor]:
-        """Return the parameters after a step by the clients' `update`, each (clients, networks, values)."""
-        if self.by_sgd:
-            return [
-                own - bounded(gradient, self.rates, self.clip_norm)
-                for own, gradient in zip(trained, gradients, strict=True)
-            ]
+    def _after(
+        self,
+        trained: tuple[Tensor, ...],
+        gradients: tuple[Tensor, ...],
+        numbers: Numbers,
+        moving: tuple[Tensor | None, ...],
+        at: Tensor,
+    ) -> tuple[Sequence[Tensor], Numbers]:
+        """Return the parameters after a step, each (clients, networks, values), and the optimiser's numbers."""
+        if self.optimizer == SGD:
+            pairs = zip(trained, gradients, strict=True)
+            return [own - bounded(gradient, self.rates, self.clip_norm) for own, gradient in pairs], numbers
         clipped = [bounded(gradient, torch.ones_like(self.rates), self.clip_norm) for gradient in gradients]
-        return self.losses.updated(trained, clipped, self.rates, at.squeeze(0), self.context)
+        if self.optimizer is None:
+            return self.losses.updated(trained, clipped, self.rates, at.squeeze(0), self.context), numbers
+        rates = self.rates.view(-1, 1, 1)
+        results = [
+            step(self.optimizer, own, gradient, kept, rates, chosen)
+            for own, gradient, kept, chosen in zip(trained, clipped, numbers, moving, strict=True)
+        ]
+        return [own for own, _ in results], tuple(kept for _, kept in results)
 
     def _loss(
         self, trained: tuple[Tensor, ...], other: tuple[Tensor, ...], batch: Batch, context: Mapping[str, Tensor]
@@ -216,7 +241,7 @@ class Step:
 
     @property
     def _changed(self) -> tuple[Tensor, ...]:
-        return (*self.state.tensors, self.total, self.at)
+        return (*self.state.tensors, *itertools.chain(*self.numbers), self.total, self.at)
 
     def _put_back(self, before: Sequence[Tensor]) -> None:
         for own, old in zip(self._changed, before, strict=True):
