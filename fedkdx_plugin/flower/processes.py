@@ -55,7 +55,7 @@ class Processes:
     def __enter__(self) -> Processes:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` means it
-                self._handlers[number] = signal.signal(number, _interrupt)
+                self._handlers[number] = signal.signal(number, interrupt)
         return self
 
     def __exit__(
@@ -212,5 +212,11 @@ def _mark(process: psutil.Process) -> str | None:
         return None
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, as a handler of signals that end a program."""
     raise KeyboardInterrupt
+
+
+def say(client: int, text: str) -> None:
+    """Print a line for the operator of a site."""
+    print(f"fedkdx site {client}: {text}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from dataclasses import dataclass, replace
@@ -47,6 +48,19 @@ class SiteSetup:
     shard: int
     state: Path
     device: torch.device
+
+    def write(self, path: Path) -> None:
+        """Write it to a file, for the site's processes."""
+        own = {**vars(self), "folder": self.folder.absolute(), "state": self.state.absolute()}
+        with replacing(path) as part:
+            part.write_text(json.dumps(own, default=str) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def read(path: Path) -> SiteSetup:
+        """Read what `write` wrote."""
+        own = json.loads(path.read_text(encoding="utf-8"))
+        paths = {name: Path(own[name]) for name in ("folder", "state")}
+        return SiteSetup(**own | paths | {"device": torch.device(own["device"])})
 
 
 class LocalData:

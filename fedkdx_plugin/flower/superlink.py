@@ -46,10 +46,8 @@ START_SECONDS = 120.0  # for a run that was handed over to begin
 WAIT_SECONDS = 120.0  # for the sites, where all are on this machine
 DEADLINE_SECONDS = 3600.0  # for a round, where all sites are on this machine: a slow one is not lost
 HOST = "127.0.0.1"
-APP = {
-    "serverapp": "fedkdx_plugin.flower.server_app:app",
-    "clientapp": "fedkdx_plugin.flower.client_app:app",
-}
+# sites run nothing that they are sent, but Flower wants a clientapp's name
+APP = dict.fromkeys(("serverapp", "clientapp"), "fedkdx_plugin.flower.server_app:app")
 
 
 def serve(experiment: Experiment, command: list[str], terms: Terms, address: Address, given: Path | None) -> int:

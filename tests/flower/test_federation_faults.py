@@ -27,7 +27,7 @@ PATIENCE = 600  # seconds, for anything a test waits for
 # a site that answers rubbish from round 6 on: its own process spoils what it sends
 SPOIL = """
 import sys
-if "flwr-clientapp" in sys.argv[0]:
+if "fedkdx_plugin.flower.worker" in sys.orig_argv:
     from fedkdx_plugin.flower import site
     train = site.Site._train
     def spoilt(self, sent, round, answer, folder):
