@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -19,6 +20,7 @@ from registry.errors import UserError
 AUTHORITY, CERTIFICATE, KEY = "ca.pem", "server.pem", "server.key"
 KEYS, SITE_KEY = "keys", "site.key"
 DAYS = 90
+MADE = "make it with: ssh-keygen -t ecdsa -b 384 -N '' -f site.key"
 
 
 def site_name(client: int) -> str:
@@ -82,7 +84,7 @@ def make_server(folder: Path, hosts: Sequence[str]) -> bytes:
 
 
 def public_keys(folder: Path) -> list[Path]:
-    """Return the files of the sites' public keys in a server's folder. Raises UserError: a file is missing."""
+    """Return the files of the sites' public keys in a server's folder. Raises UserError: one is missing, or no key."""
     for name in (CERTIFICATE, KEY, KEYS):
         if not (folder / name).exists():
             raise UserError(
@@ -91,16 +93,42 @@ def public_keys(folder: Path) -> list[Path]:
     keys = sorted((folder / KEYS).glob("*.pub"))
     if not keys:
         raise UserError(f"{folder / KEYS}: holds no public key; put client-0.pub, client-1.pub, ... there")
+    for path in keys:
+        read_public_key(path)
     return keys
 
 
 def site_files(folder: Path) -> tuple[Path, Path]:
-    """Return the authority's certificate and the private key in a site's folder. Raises UserError: one is missing."""
+    """Return the authority's certificate and the private key in a site's folder. Raises UserError: one is no such."""
     authority, key = folder / AUTHORITY, folder / SITE_KEY
     for path in (authority, key):
         if not path.is_file():
             raise UserError(f"{path}: missing; whoever runs the server gives it to this site")
+    read_key(key)
     return authority, key
+
+
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return a site's private key. Raises UserError unless it is of an elliptic curve, without a passphrase."""
+    key = _load(path, lambda data: serialization.load_ssh_private_key(data, None))
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UserError(f"{path}: not a key of an elliptic curve; {MADE}")
+    return key
+
+
+def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """Return a site's public key. Raises UserError unless it is of an elliptic curve."""
+    key = _load(path, serialization.load_ssh_public_key)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise UserError(f"{path}: not a key of an elliptic curve; {MADE}")
+    return key
+
+
+def _load(path: Path, load: Callable[[bytes], object]) -> object:
+    try:
+        return load(path.read_bytes())
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise UserError(f"{path}: not a key that can be read ({error}); {MADE}") from error
 
 
 def _builder(

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Error, Message, MessageType
 from flwr.common.config import get_fused_config_from_fab
 from flwr.common.constant import ErrorCode
@@ -26,6 +25,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from fedkdx_plugin.flower import certificates
 from fedkdx_plugin.flower.packing import pack, unpack
 from fedkdx_plugin.flower.processes import interrupt, say
 
@@ -157,7 +157,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, interrupt)  # so that the server is told
     worker = Worker(given.setup, given.client)
     authority = given.authority.read_bytes() if given.authority else None
-    key = load_ssh_private_key(given.key.read_bytes(), None) if given.key else None
+    key = certificates.read_key(given.key) if given.key else None
     keys = (key, key.public_key()) if key else None
     try:
         with http_request_response(given.superlink, authority is None, authority, keys) as connection:

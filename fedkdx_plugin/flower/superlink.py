@@ -70,7 +70,7 @@ def serve(experiment: Experiment, command: list[str], terms: Terms, address: Add
         with experiment.locked(), Processes() as processes:
             link = SuperLink(processes, folder, secure=given is not None)
             link.register(keys)
-            link.open_gate(address, given)
+            link.open_gate(address, given, keys)
             link.run_all(experiment, command, terms)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: the same command with --resume {folder} and no -algo, -m, ...", file=sys.stderr)
@@ -144,12 +144,13 @@ class SuperLink:
             arguments = ["supernode", "register", str(path.absolute()), CONNECTION, "--name", path.stem]
             run_flower("flwr", arguments, self.home)
 
-    def open_gate(self, address: Address, given: Path | None) -> None:
+    def open_gate(self, address: Address, given: Path | None, keys: Sequence[Path]) -> None:
         """Let sites in from outside, through a gate that passes on no other calls than theirs.
 
         Args:
             address: where it listens.
             given: folder of the certificate that sites are shown, and its key; None: no TLS.
+            keys: files of the sites' public keys; none: anybody may come in.
         """
         host, port = address.host, address.port
         command = [sys.executable, "-m", gate.__name__, "--host", host, "--port", str(port), "--upstream", self.url]
@@ -157,6 +158,8 @@ class SuperLink:
             command += ["--authority", str(self.authority)]
         if given:
             command += ["--certificate", str(given / certificates.CERTIFICATE), "--key", str(given / certificates.KEY)]
+        if keys:
+            command += ["--allow", *map(str, keys)]
         self.processes.start(command, self.home, self.own / "gate.log")
         wait_for_port(HOST if host == "0.0.0.0" else host, port, self.processes)
 
