@@ -92,6 +92,7 @@ def on_this_machine(experiment: Experiment, command: list[str]) -> int:
     clients = shards.num_clients
     folder = experiment.begin(command)
     print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}", flush=True)
+    terms = Terms(clients, clients, WAIT_SECONDS, DEADLINE_SECONDS, min_updates=1)
     threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
     try:
         with experiment.locked(), Processes() as processes:
@@ -99,7 +100,7 @@ def on_this_machine(experiment: Experiment, command: list[str]) -> int:
             for id in range(clients):
                 setup = SiteSetup(id, shards.folder, id, folder / "sites" / str(id), device)
                 supernode.start(processes, setup, supernode.Connection(link.address), threads)
-            link.run_all(experiment, command, Terms(clients, clients, WAIT_SECONDS, DEADLINE_SECONDS))
+            link.run_all(experiment, command, terms)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: fedkdx resume {folder}", file=sys.stderr)
         return 130

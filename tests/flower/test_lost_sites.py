@@ -49,6 +49,27 @@ def test_a_lost_answer_leaves_no_trace_in_private_state(shard_folder, tmp_path):
     assert same_state(dict(coordinator.server.save().tensors), dict(local.server.save().tensors))
 
 
+def test_a_round_of_too_few_updates_leaves_no_trace(shard_folder, tmp_path):
+    """One answer is lost, so the other two would reveal each other: nothing of the round counts, here or there."""
+
+    def each(round, link):
+        link.spoil = {1: lambda data: None} if round == 2 else {}
+
+    coordinator, records, _ = run(FEDKDX, shard_folder, tmp_path, each=each, min_updates=3)
+    few = "one of 2 updates, of at least 3 (--min-updates)"
+    assert [record.lost for record in records] == [
+        {},
+        {0: f"client 0: {few}", 1: "no answer", 2: f"client 2: {few}"},
+        {},
+        {},
+    ]
+    assert [record.rejected for record in records] == [{}] * 4
+    local = make_local(FEDKDX, shard_folder, Schedule(4, 1.0))
+    local._lost = lambda selected, round: dict.fromkeys(selected, "all") if round.index == 2 else {}
+    local.run()
+    assert same_state(dict(coordinator.server.save().tensors), dict(local.server.save().tensors))
+
+
 def noise(data: bytes) -> bytes:
     return bytes(len(data))
 
