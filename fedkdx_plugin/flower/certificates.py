@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from dataset_utils.files import unwritable
+from dataset_utils.files import private_files, unwritable
 from registry.errors import UserError
 
 AUTHORITY, CERTIFICATE, KEY = "ca.pem", "server.pem", "server.key"
@@ -28,6 +27,7 @@ def site_name(client: int) -> str:
     return f"client-{client}"
 
 
+@private_files()
 def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
     """Make a folder for each party: `server` (certificate, key, the sites' public keys) and `site-<k>`.
 
@@ -40,7 +40,7 @@ def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
         UserError: the folder exists, or cannot be made.
     """
     try:
-        folder.mkdir(parents=True, mode=0o700)
+        folder.mkdir(parents=True)
     except FileExistsError as error:
         raise UserError(f"{folder}: is there already; name a new folder, or remove it") from error
     except OSError as error:
@@ -48,7 +48,7 @@ def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
     authority = make_server(folder / "server", hosts)
     for client in range(sites):
         own = folder / f"site-{client}"
-        own.mkdir(mode=0o700)
+        own.mkdir()
         (own / AUTHORITY).write_bytes(authority)
         key = ec.generate_private_key(ec.SECP384R1())
         _write_private(own / SITE_KEY, key, serialization.PrivateFormat.OpenSSH)
@@ -58,9 +58,10 @@ def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
         registered.write_bytes(public + b"\n")
 
 
+@private_files()
 def make_server(folder: Path, hosts: Sequence[str]) -> bytes:
     """Make a server's certificate, signed by an authority whose key is thrown away; return the authority's."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True)
     authority_key, key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkdx test authority")])
     server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkdx server")])
@@ -156,6 +157,4 @@ def _name(host: str) -> x509.GeneralName:
 
 
 def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, format: serialization.PrivateFormat) -> None:
-    data = key.private_bytes(serialization.Encoding.PEM, format, serialization.NoEncryption())
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, format, serialization.NoEncryption()))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dataset_utils import shards
-from dataset_utils.files import replacing, unwritable
+from dataset_utils.files import private_files, replacing, unwritable
 from dataset_utils.scaling import Statistics
 from dataset_utils.shards import Shard
 from fedkdx_plugin.engine import scaling
@@ -135,8 +135,8 @@ class StateFolder:
             raise UserError(f"run {run!r}: a run's name consists of letters, digits, '.', '_' and '-'")
         self.folder = folder / run / f"client-{client}"
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with private_files():
+                self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder, error) from error
 
@@ -173,7 +173,7 @@ class StateFolder:
         """Write the state after a round. Raises UserError."""
         tensors = {f"kept/{name}": tensor for name, tensor in kept.items()}
         tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
-        with replacing(self._path(round)) as part:
+        with private_files(), replacing(self._path(round)) as part:
             part.write_bytes(Message(tensors, {"trained": trained}).to_bytes())
 
     def settle(self, accepted: int, durable: int) -> None:

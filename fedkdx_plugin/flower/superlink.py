@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from dataset_utils.files import private_files
 from fedkdx_plugin.experiments import runner
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
@@ -63,7 +64,8 @@ def serve(experiment: Experiment, command: list[str], terms: Terms, address: Add
     check_sites(experiment)
     runner.check_rounds(experiment)
     check_free(address.host, address.port)
-    folder = experiment.begin(command)
+    with private_files():
+        folder = experiment.begin(command)
     how = f"TLS, keys of {len(keys)} sites" if given else "INSECURE: no encryption, anybody may join"
     print(f"sites join at port {address.port} ({how}); results in {folder}", flush=True)
     try:

@@ -48,7 +48,7 @@ def start(
     Args:
         threads: number of PyTorch's threads at this site; 0: PyTorch's default.
     """
-    setup.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    setup.state.mkdir(parents=True, exist_ok=True)
     config, log = setup.state / "site.json", setup.state / "supernode.log"
     setup.write(config)
     command = [sys.executable, "-m", NODE, "--superlink", connection.address]

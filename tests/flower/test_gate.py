@@ -277,12 +277,13 @@ def test_each_site_has_a_key_of_its_own_that_nobody_else_can_read(keys):
     public = []
     for site in range(2):
         path = keys / f"site-{site}" / certificates.SITE_KEY
-        assert path.stat().st_mode & 0o77 == 0
         registered = load_ssh_public_key((keys / "server" / "keys" / f"client-{site}.pub").read_bytes())
         public.append(registered.public_numbers())
         assert load_ssh_private_key(path.read_bytes(), None).public_key().public_numbers() == public[-1]
     assert public[0] != public[1]
     assert not list((keys / "server").rglob("site.key"))
+    for path in [keys, *keys.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600)
     with pytest.raises(UserError, match="is there already"):
         certificates.make(keys, ["localhost"], 2)
 

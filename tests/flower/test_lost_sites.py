@@ -215,3 +215,17 @@ def test_an_answer_shows_no_control_letters(shard_folder):
     sent = Answer(0, 1, dropped="\x1b[2Jgone\n" + "x" * 1000).to_message()
     dropped = Answer.from_message(Message.from_bytes(sent.to_bytes()), 0, 1, 4).dropped
     assert dropped.isprintable() and len(dropped) <= 300
+
+
+def test_private_state_can_be_read_by_its_owner_alone_also_in_a_folder_that_others_can_enter(shard_folder, tmp_path):
+    state = tmp_path / "site-0"
+    state.mkdir()
+    state.chmod(0o755)
+    run(FEDKDX, shard_folder, tmp_path, rounds=1)
+    (kept,) = state.rglob("*.safetensors")
+    assert [path.stat().st_mode & 0o777 for path in (state, kept.parent.parent, kept.parent, kept)] == [
+        0o755,
+        0o700,
+        0o700,
+        0o600,
+    ]
