@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class FedFomoClient(FedAvgClient):
 
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
         super().__init__(id, task, params, samples)
-        self.gains: dict[int, float] = {}  # of the other clients' models received in this round
+        self.gains: list[float] = []  # of the other clients' models received in this round, in their order
 
     def holdout(self) -> float:
         """Return the hyper-parameter `validation`."""
@@ -48,32 +49,33 @@ class FedFomoClient(FedAvgClient):
 
         θ_k^{t-1} is the model before this client's last training, and θ_k^t, the model after it, is one of the θ_n.
         If no model has a positive gain, the client continues from θ_k^t; the paper's formula would undo its training.
+        The sum is over the others' models in the order of the message, then its own.
         """
         own = {name: tensor.clone() for name, tensor in self.shared().items()}
         start = {name.removeprefix(START): tensor for name, tensor in self.memory.items()} or own
-        others = by_client(message.tensors)
-        mixed, self.gains = own, {}
+        others = list(by_client(message.tensors).values())
+        mixed, self.gains = own, []
         if others:
-            models = dict(sorted({**others, self.id: own}.items()))
+            models = [*others, own]
             gains = self._gains(start, models)
-            self.gains = {id: gains[id] for id in others}
-            useful = [max(gain, 0.0) for gain in gains.values()]
+            self.gains = gains[:-1]
+            useful = [max(gain, 0.0) for gain in gains]
             if sum(useful) > 0:
-                mixed = weighted_sum(list(models.values()), [gain / sum(useful) for gain in useful])
+                mixed = weighted_sum(models, [gain / sum(useful) for gain in useful])
         self.load(mixed)
         self.memory = {START + name: tensor for name, tensor in mixed.items()}
 
     @torch.no_grad()
-    def _gains(self, start: Mapping[str, Tensor], models: Mapping[int, Mapping[str, Tensor]]) -> dict[int, float]:
+    def _gains(self, start: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> list[float]:
         """Return (L(θ_k^{t-1}) − L(θ_n)) / ‖θ_n − θ_k^{t-1}‖ of each model; 0 if that is not finite."""
         before = self._loss(start)
         trained = [f"model.{name}" for name, _ in self.nets["model"].named_parameters()]
         gains = []
-        for model in models.values():
+        for model in models:
             lengths = [torch.linalg.vector_norm(model[name] - start[name]) for name in trained if name in model]
             gains.append((before - self._loss(model)) / torch.stack(lengths).norm())
         finite = torch.stack(gains).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        return dict(zip(models, finite.tolist(), strict=True))
+        return [float(gain) for gain in finite]
 
     def _loss(self, model: Mapping[str, Tensor]) -> Tensor:
         """Return the cross-entropy of a model on the held-out windows; local batch norm is this client's own."""
@@ -88,8 +90,8 @@ class FedFomoClient(FedAvgClient):
         return total / len(y)
 
     def reply(self) -> Message:
-        """Return the model, and the gains of the models received as pairs (client, gain)."""
-        return Message(self.shared(), {"gains": [[id, gain] for id, gain in self.gains.items()]})
+        """Return the model, and the gains of the models received, in their order."""
+        return Message(self.shared(), {"gains": self.gains})
 
 
 class FedFomo(Server):
@@ -97,7 +99,8 @@ class FedFomo(Server):
 
     The server keeps the latest model of every client that has replied, and the affinity P_ij: the sum over rounds of
     the gains of client j's model for client i. It sends client i the M models with the largest P_ij, ties in random
-    order; each of them is replaced by a random one with probability ε.
+    order; each of them is replaced by a random one with probability ε. No message says whose models these are: they
+    come in the order of their digests, which says nothing that the models do not.
     """
 
     paper = "Zhang et al. 2021, arXiv:2012.08565"
@@ -108,14 +111,18 @@ class FedFomo(Server):
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)
         self.models: dict[int, Mapping[str, Tensor]] = {}
+        self.digests: dict[int, bytes] = {}  # of the models
         self.affinity: dict[int, dict[int, float]] = {}
 
     def message(self, client: int, round: Round) -> Message:
-        """Return the models of other clients that `choose` names."""
-        return Message(labelled({id: self.models[id] for id in self.choose(client, round)}))
+        """Return the models of other clients that `choose` names, numbered from 0."""
+        return Message(labelled(dict(enumerate(self.models[id] for id in self.choose(client, round)))))
 
     def choose(self, client: int, round: Round) -> list[int]:
-        """Return the clients whose models `client` is sent: ε-greedy on P, drawn from (seed, round, client) alone."""
+        """Return the clients whose models `client` is sent, in the order of their models' digests.
+
+        The choice is ε-greedy on P, drawn from (seed, round, client) alone.
+        """
         rng = random.Random(f"FedFomo {self.task.seed} {round.index} {client}")
         others = sorted(self.models.keys() - {client})
         rng.shuffle(others)
@@ -124,28 +131,31 @@ class FedFomo(Server):
         chosen: list[int] = []
         while others and len(chosen) < self.params.models:
             chosen.append(others.pop(rng.randrange(len(others)) if rng.random() < epsilon else 0))
-        return sorted(chosen)
+        return sorted(chosen, key=lambda id: (self.digests[id], id))
 
     def check_reply(self, client: int, reply: Message) -> None:
-        """Require a model, and gains of models that this server has, finite as float32."""
+        """Require a model, and a gain of each model that this client was sent, finite as float32."""
         check_tensors(reply.tensors, self.weights)
-        gains = reply.meta.get("gains")
-        if not isinstance(gains, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in gains):
-            raise BadMessage("'gains' must be a list of pairs")
-        for other, gain in gains:
-            if type(other) is not int or other not in self.models or other == client:
-                raise BadMessage(f"'gains' names client {other!r}, whose model was not sent")
+        gains, sent = reply.meta.get("gains"), min(self.params.models, len(self.models.keys() - {client}))
+        if not isinstance(gains, list) or len(gains) != sent:
+            raise BadMessage(f"'gains' must be a list of {sent} numbers, one of each model that was sent")
+        for gain in gains:
             if not isinstance(gain, float) or not abs(gain) <= torch.finfo(torch.float32).max:
                 raise BadMessage(f"'gains' must be finite numbers, not {gain!r}")
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
-        """Store the models, and add the gains to the affinities."""
-        self.models = self.models | {id: reply.tensors for id, reply in replies.items()}
+        """Add the gains to the affinities of those whose models were sent, and store the models."""
+        chosen = {id: self.choose(id, round) for id in replies}
         for id, reply in replies.items():
             row = dict(self.affinity.get(id, {}))
-            for other, gain in reply.meta["gains"]:
+            for other, gain in zip(chosen[id], reply.meta["gains"], strict=True):
                 row[other] = row.get(other, 0.0) + gain
             self.affinity[id] = row
+        self._store({id: reply.tensors for id, reply in replies.items()})
+
+    def _store(self, models: Mapping[int, Mapping[str, Tensor]]) -> None:
+        self.models = {**self.models, **models}
+        self.digests |= {id: hashlib.sha256(Message(model).to_bytes()).digest() for id, model in models.items()}
 
     def networks(self) -> Mapping[str, Tensor]:
         """Return no state: every client predicts with its own model."""
@@ -158,5 +168,6 @@ class FedFomo(Server):
 
     def restore(self, saved: Message) -> None:
         """Restore what `save` returned."""
-        self.models = dict(by_client(saved.tensors))
+        self.models, self.digests = {}, {}
+        self._store(by_client(saved.tensors))
         self.affinity = {id: dict(map(tuple, row)) for id, row in saved.meta["affinity"]}

@@ -25,6 +25,19 @@ SYSTEM = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 
 
 @contextmanager
+def private_files() -> Iterator[None]:
+    """Let only their owner read the files and folders made while this block runs, also those of programs it starts.
+
+    What is there already keeps its permissions.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` when the block ends well, and is removed otherwise.
 

@@ -19,7 +19,7 @@ def main(words: Sequence[str]) -> int:
         prog="fedkdx serve",
         description="Run algorithms between sites, each of which joins with its own data (`fedkdx join`).",
         epilog="the folder of certificates holds server.pem, server.key, and the sites' public keys in 'keys'; "
-        "example: fedkdx serve --sites 2 --certificates keys/server -algo FedKDX -m cnn -gr 20",
+        "example: fedkdx serve --sites 3 --certificates keys/server -algo FedKDX -m cnn -gr 20 -jr 1",
     )
     add_options(parser)
     add_config(parser)
@@ -54,6 +54,8 @@ def main(words: Sequence[str]) -> int:
         else:
             arguments.data = ELSEWHERE
             experiment = Experiment.comparison(read_config(arguments))
+        for planned in experiment.runs:
+            terms.check_updates(planned.config.join_ratio)
         require_flower()
         from fedkdx_plugin.flower import superlink
 

@@ -1,9 +1,10 @@
 """The engine between real sites: each holds its own shards and private state, and messages cross the network.
 
-- What crosses the wire: `protocol`; over Flower: `link`.
+- What crosses the wire: `protocol`; over Flower: `packing`, `link`.
 - The server's side: `coordinator` (the rounds, and the backend whose clients are sites), `roster` (which sites are
   there), `server_app`.
-- A site's side: `site` (its data, its work, its state on disk), `client_app`.
+- A site's side: `site` (its data, its work, its state on disk), `worker` (the process that does it), `node` (the
+  connection).
 - Programs: `superlink` (`fedkdx serve`, `--engine flower`), `supernode` (`fedkdx join`), `gate`, `certificates`,
   `processes`, and what they are given: `options`.
 """

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from dataset_utils.files import unwritable
+from dataset_utils.files import private_files, unwritable
 from registry.errors import UserError
 
 AUTHORITY, CERTIFICATE, KEY = "ca.pem", "server.pem", "server.key"
 KEYS, SITE_KEY = "keys", "site.key"
 DAYS = 90
+MADE = "make it with: ssh-keygen -t ecdsa -b 384 -N '' -f site.key"
 
 
 def site_name(client: int) -> str:
@@ -26,6 +27,7 @@ def site_name(client: int) -> str:
     return f"client-{client}"
 
 
+@private_files()
 def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
     """Make a folder for each party: `server` (certificate, key, the sites' public keys) and `site-<k>`.
 
@@ -38,7 +40,7 @@ def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
         UserError: the folder exists, or cannot be made.
     """
     try:
-        folder.mkdir(parents=True, mode=0o700)
+        folder.mkdir(parents=True)
     except FileExistsError as error:
         raise UserError(f"{folder}: is there already; name a new folder, or remove it") from error
     except OSError as error:
@@ -46,7 +48,7 @@ def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
     authority = make_server(folder / "server", hosts)
     for client in range(sites):
         own = folder / f"site-{client}"
-        own.mkdir(mode=0o700)
+        own.mkdir()
         (own / AUTHORITY).write_bytes(authority)
         key = ec.generate_private_key(ec.SECP384R1())
         _write_private(own / SITE_KEY, key, serialization.PrivateFormat.OpenSSH)
@@ -56,9 +58,10 @@ def make(folder: Path, hosts: Sequence[str], sites: int) -> None:
         registered.write_bytes(public + b"\n")
 
 
+@private_files()
 def make_server(folder: Path, hosts: Sequence[str]) -> bytes:
     """Make a server's certificate, signed by an authority whose key is thrown away; return the authority's."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True)
     authority_key, key = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkdx test authority")])
     server = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedkdx server")])
@@ -82,7 +85,7 @@ def make_server(folder: Path, hosts: Sequence[str]) -> bytes:
 
 
 def public_keys(folder: Path) -> list[Path]:
-    """Return the files of the sites' public keys in a server's folder. Raises UserError: a file is missing."""
+    """Return the files of the sites' public keys in a server's folder. Raises UserError: one is missing, or no key."""
     for name in (CERTIFICATE, KEY, KEYS):
         if not (folder / name).exists():
             raise UserError(
@@ -91,16 +94,42 @@ def public_keys(folder: Path) -> list[Path]:
     keys = sorted((folder / KEYS).glob("*.pub"))
     if not keys:
         raise UserError(f"{folder / KEYS}: holds no public key; put client-0.pub, client-1.pub, ... there")
+    for path in keys:
+        read_public_key(path)
     return keys
 
 
 def site_files(folder: Path) -> tuple[Path, Path]:
-    """Return the authority's certificate and the private key in a site's folder. Raises UserError: one is missing."""
+    """Return the authority's certificate and the private key in a site's folder. Raises UserError: one is no such."""
     authority, key = folder / AUTHORITY, folder / SITE_KEY
     for path in (authority, key):
         if not path.is_file():
             raise UserError(f"{path}: missing; whoever runs the server gives it to this site")
+    read_key(key)
     return authority, key
+
+
+def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """Return a site's private key. Raises UserError unless it is of an elliptic curve, without a passphrase."""
+    key = _load(path, lambda data: serialization.load_ssh_private_key(data, None))
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UserError(f"{path}: not a key of an elliptic curve; {MADE}")
+    return key
+
+
+def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """Return a site's public key. Raises UserError unless it is of an elliptic curve."""
+    key = _load(path, serialization.load_ssh_public_key)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise UserError(f"{path}: not a key of an elliptic curve; {MADE}")
+    return key
+
+
+def _load(path: Path, load: Callable[[bytes], object]) -> object:
+    try:
+        return load(path.read_bytes())
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise UserError(f"{path}: not a key that can be read ({error}); {MADE}") from error
 
 
 def _builder(
@@ -128,6 +157,4 @@ def _name(host: str) -> x509.GeneralName:
 
 
 def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, format: serialization.PrivateFormat) -> None:
-    data = key.private_bytes(serialization.Encoding.PEM, format, serialization.NoEncryption())
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, format, serialization.NoEncryption()))

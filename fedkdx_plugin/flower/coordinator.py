@@ -37,7 +37,7 @@ from registry.interface import BadMessage, Message, NonFinite, Round, Server, Ta
 from registry.text import shown
 
 OUTLIERS = 1000.0  # times the usual norm of a reply: an honest one is far below
-MOST_REFUSALS = 5  # in a row, after which a site is left out
+MOST_REFUSALS = 5
 
 
 class Silent(NonFinite):
@@ -228,6 +228,8 @@ class Coordinator(Federation):
     Args:
         algorithm, task, params, settings, schedule: as of `Federation`.
         link, roster, run, deadline: as of `RemoteBackend`.
+        most_refusals: in a row, after which a site is left out.
+        min_updates: accepted replies without which a round does not count.
 
     Attributes:
         remote: the backend, by its own type.
@@ -251,9 +253,10 @@ class Coordinator(Federation):
         run: str,
         deadline: float,
         most_refusals: int = MOST_REFUSALS,
+        min_updates: int = 1,
     ) -> None:
         check_algorithm(algorithm, schedule.participation)
-        self.roster, self.most_refusals = roster, most_refusals
+        self.roster, self.most_refusals, self.min_updates = roster, most_refusals, min_updates
         self._refused: Counter[int] = Counter()  # client -> how often in a row
         self._snapshot: Message | None = None
 
@@ -288,6 +291,7 @@ class Coordinator(Federation):
 
     def round(self, round: Round) -> RoundRecord:
         """Make one round as `Federation.round`; clients that gave no answer are lost, not rejected."""
+        self._states = {id: self.remote.states.get(id, 0) for id in self.roster.known}  # to go back to
         record, silent = super().round(round), self.remote.silent
         rejected = {id: reason for id, reason in record.rejected.items() if id not in silent}
         for id in record.selected:
@@ -295,6 +299,18 @@ class Coordinator(Federation):
             if self._refused[id] >= self.most_refusals:
                 self.roster.exclude(id, f"left out: refused {self._refused[id]} times in a row, last: {rejected[id]}")
         return replace(record, rejected=rejected, lost=dict(sorted((record.lost | silent).items())))
+
+    def _collect(
+        self, results: Mapping[int, Trained | NonFinite], round: Round
+    ) -> tuple[dict[int, Message], dict[int, str]]:
+        """Return the replies that count as `Federation` does; where they are too few, none do, and all are lost."""
+        replies, rejected = super()._collect(results, round)
+        if len(replies) >= self.min_updates:
+            return replies, rejected
+        reason = f"one of {len(replies)} updates, of at least {self.min_updates} (--min-updates)"
+        self.remote.silent |= {id: f"client {id}: {reason}" for id in replies}
+        self.remote.states |= {id: state for id, state in self._states.items() if id in replies}
+        return {}, rejected
 
     def _received(self, id: int, sent: Message, round: Round) -> Message:
         """Return a reply as `Federation` does; its weight is what the site announced."""

@@ -1,17 +1,14 @@
-"""Carry messages over Flower: between the server and its sites, and as the content of one of Flower's messages.
-
-The bytes of a message are one array in an ArrayRecord, so that no pickle ever touches them.
-"""
+"""Carry messages over Flower, from the server to its sites and back."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from fedkdx_plugin.flower.packing import pack, unpack
 from fedkdx_plugin.flower.protocol import Announcement
 from fedkdx_plugin.flower.roster import Event, Tell
 from registry import interface
@@ -22,23 +19,6 @@ LOOK_SECONDS = 5.0  # between two looks at whether a silent site is still connec
 ANNOUNCE_SECONDS = 120.0  # for a newcomer to say who it is
 AGAIN_SECONDS = 30.0  # before one that was refused is asked again: it may have been put right
 NAME = "client-"  # how `serve` registers keys: 'client-3' may be client 3 and nobody else
-RECORD, ARRAY = "fedkdx", "message"  # names in a Flower message
-
-
-def pack(data: bytes) -> RecordDict:
-    """Return a message's bytes as the content of a Flower message."""
-    return RecordDict({RECORD: ArrayRecord({ARRAY: Array(np.frombuffer(data, dtype=np.uint8))})})
-
-
-def unpack(content: RecordDict) -> bytes:
-    """Return the bytes that `pack` packed. Raises BadMessage."""
-    try:
-        array = content.array_records[RECORD][ARRAY].numpy()
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadMessage(f"not one of our messages: {type(error).__name__} {error}") from error
-    if array.dtype != np.uint8 or array.ndim != 1:
-        raise BadMessage(f"not one of our messages: an array of {array.dtype}, {array.ndim} dimensions")
-    return bytes(array.tobytes())
 
 
 class FlowerLink:
@@ -154,5 +134,5 @@ def _content(reply: Message) -> bytes | str:
         return f"Flower says: {reply.error.reason or f'error {reply.error.code}'}"
     try:
         return unpack(reply.content)
-    except BadMessage as error:
+    except ValueError as error:
         return str(error)

@@ -15,6 +15,7 @@ from typing import Any
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.configuration.config import Config, from_dict
+from fedkdx_plugin.engine.randomness import count_selected
 from registry.errors import UserError
 from registry.parameters import Params, option
 
@@ -34,6 +35,12 @@ class Terms(Params):
     min_clients: int | None = option(None, "sites that a round needs (default: all)", 1, flags="--min-clients")
     wait: float = option(600.0, "seconds to wait for them", above=0, flags="--wait")
     deadline: float = option(600.0, "seconds for a round", above=0, flags="--deadline")
+    min_updates: int = option(
+        3,
+        "sites' updates that a round puts together, or it does not count: fewer reveal each other",
+        1,
+        flags="--min-updates",
+    )
     max_refusals: int = option(5, "leave a site out that was refused so many times in a row", 1, flags="--max-refusals")
 
     def __post_init__(self) -> None:
@@ -52,6 +59,16 @@ class Terms(Params):
     def least(self) -> int:
         """Return how many sites a round needs."""
         return self.min_clients or self.clients
+
+    def check_updates(self, join_ratio: float) -> None:
+        """Raise UserError where a round can come to select fewer sites than it is to put together updates of."""
+        fewest = count_selected(self.least, join_ratio)
+        if fewest < self.min_updates:
+            raise UserError(
+                f"a round of {self.least} sites selects {fewest} (-jr {join_ratio:g}), but at least {self.min_updates} "
+                "updates are to be put together, as sites can work out each other's from fewer: raise --min-clients, "
+                f"--sites or -jr, or write --min-updates {fewest} where all sites agree to that"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from dataset_utils.files import private_files
 from registry.errors import UserError
 
 MARK = "FEDKDX_FEDERATION"  # in the environment of all that is started, and of what that starts
@@ -44,18 +45,20 @@ class Processes:
     """Start programs that end with this block: after success, failure, Ctrl-C, SIGTERM, or a closed terminal.
 
     Flower's programs start others, some in sessions of their own, so all of them are found by a mark in their
-    environment.
+    environment. All files that are made meanwhile, here and by them, can be read by their owner alone.
     """
 
     def __init__(self) -> None:
         self.mark = secrets.token_hex(8)
+        self._private = private_files()
         self._started: list[_Started] = []
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Processes:
+        self._private.__enter__()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` means it
-                self._handlers[number] = signal.signal(number, _interrupt)
+                self._handlers[number] = signal.signal(number, interrupt)
         return self
 
     def __exit__(
@@ -66,6 +69,7 @@ class Processes:
         try:
             self.stop()
         finally:
+            self._private.__exit__(kind, error, trace)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
@@ -212,5 +216,11 @@ def _mark(process: psutil.Process) -> str | None:
         return None
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, as a handler of signals that end a program."""
     raise KeyboardInterrupt
+
+
+def say(client: int, text: str) -> None:
+    """Print a line for the operator of a site."""
+    print(f"fedkdx site {client}: {text}", file=sys.stderr, flush=True)

@@ -147,8 +147,8 @@ class Request:
         durable: last round on the server's disk; the site may delete all but the newest state up to it.
         train: the algorithm's message; None where the client is not to train.
         shared: what the server would give every client now (`Server.networks`); None where nothing is to be measured.
-        scaling: statistics to scale windows by; None where they are scaled already. Each request has them, since each
-            is read by a new process.
+        scaling: statistics to scale windows by; None where they are scaled already. Each request has them, since a
+            site keeps nothing but its windows between two requests.
     """
 
     run: str

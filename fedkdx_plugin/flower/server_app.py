@@ -99,6 +99,7 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         str(context.run_config["run"]),
         terms.deadline,
         terms.max_refusals,
+        terms.min_updates,
     )
     device = torch.device("cpu")
     saved = SavedEachRound(folder, choice.entry, options.settings, options.command, roster, device, coordinator)

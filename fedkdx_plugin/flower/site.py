@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dataset_utils import shards
-from dataset_utils.files import replacing, unwritable
+from dataset_utils.files import private_files, replacing, unwritable
 from dataset_utils.scaling import Statistics
 from dataset_utils.shards import Shard
 from fedkdx_plugin.engine import scaling
@@ -47,6 +48,19 @@ class SiteSetup:
     shard: int
     state: Path
     device: torch.device
+
+    def write(self, path: Path) -> None:
+        """Write it to a file, for the site's processes."""
+        own = {**vars(self), "folder": self.folder.absolute(), "state": self.state.absolute()}
+        with replacing(path) as part:
+            part.write_text(json.dumps(own, default=str) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def read(path: Path) -> SiteSetup:
+        """Read what `write` wrote."""
+        own = json.loads(path.read_text(encoding="utf-8"))
+        paths = {name: Path(own[name]) for name in ("folder", "state")}
+        return SiteSetup(**own | paths | {"device": torch.device(own["device"])})
 
 
 class LocalData:
@@ -121,8 +135,8 @@ class StateFolder:
             raise UserError(f"run {run!r}: a run's name consists of letters, digits, '.', '_' and '-'")
         self.folder = folder / run / f"client-{client}"
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            with private_files():
+                self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(self.folder, error) from error
 
@@ -159,7 +173,7 @@ class StateFolder:
         """Write the state after a round. Raises UserError."""
         tensors = {f"kept/{name}": tensor for name, tensor in kept.items()}
         tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
-        with replacing(self._path(round)) as part:
+        with private_files(), replacing(self._path(round)) as part:
             part.write_bytes(Message(tensors, {"trained": trained}).to_bytes())
 
     def settle(self, accepted: int, durable: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 import torch
 
+from dataset_utils.files import private_files
 from fedkdx_plugin.experiments import runner
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
@@ -46,10 +47,8 @@ START_SECONDS = 120.0  # for a run that was handed over to begin
 WAIT_SECONDS = 120.0  # for the sites, where all are on this machine
 DEADLINE_SECONDS = 3600.0  # for a round, where all sites are on this machine: a slow one is not lost
 HOST = "127.0.0.1"
-APP = {
-    "serverapp": "fedkdx_plugin.flower.server_app:app",
-    "clientapp": "fedkdx_plugin.flower.client_app:app",
-}
+# sites run nothing that they are sent, but Flower wants a clientapp's name
+APP = dict.fromkeys(("serverapp", "clientapp"), "fedkdx_plugin.flower.server_app:app")
 
 
 def serve(experiment: Experiment, command: list[str], terms: Terms, address: Address, given: Path | None) -> int:
@@ -65,14 +64,15 @@ def serve(experiment: Experiment, command: list[str], terms: Terms, address: Add
     check_sites(experiment)
     runner.check_rounds(experiment)
     check_free(address.host, address.port)
-    folder = experiment.begin(command)
+    with private_files():
+        folder = experiment.begin(command)
     how = f"TLS, keys of {len(keys)} sites" if given else "INSECURE: no encryption, anybody may join"
     print(f"sites join at port {address.port} ({how}); results in {folder}", flush=True)
     try:
         with experiment.locked(), Processes() as processes:
             link = SuperLink(processes, folder, secure=given is not None)
             link.register(keys)
-            link.open_gate(address, given)
+            link.open_gate(address, given, keys)
             link.run_all(experiment, command, terms)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: the same command with --resume {folder} and no -algo, -m, ...", file=sys.stderr)
@@ -94,6 +94,7 @@ def on_this_machine(experiment: Experiment, command: list[str]) -> int:
     clients = shards.num_clients
     folder = experiment.begin(command)
     print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}", flush=True)
+    terms = Terms(clients, clients, WAIT_SECONDS, DEADLINE_SECONDS, min_updates=1)
     threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
     try:
         with experiment.locked(), Processes() as processes:
@@ -101,7 +102,7 @@ def on_this_machine(experiment: Experiment, command: list[str]) -> int:
             for id in range(clients):
                 setup = SiteSetup(id, shards.folder, id, folder / "sites" / str(id), device)
                 supernode.start(processes, setup, supernode.Connection(link.address), threads)
-            link.run_all(experiment, command, Terms(clients, clients, WAIT_SECONDS, DEADLINE_SECONDS))
+            link.run_all(experiment, command, terms)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: fedkdx resume {folder}", file=sys.stderr)
         return 130
@@ -146,12 +147,13 @@ class SuperLink:
             arguments = ["supernode", "register", str(path.absolute()), CONNECTION, "--name", path.stem]
             run_flower("flwr", arguments, self.home)
 
-    def open_gate(self, address: Address, given: Path | None) -> None:
+    def open_gate(self, address: Address, given: Path | None, keys: Sequence[Path]) -> None:
         """Let sites in from outside, through a gate that passes on no other calls than theirs.
 
         Args:
             address: where it listens.
             given: folder of the certificate that sites are shown, and its key; None: no TLS.
+            keys: files of the sites' public keys; none: anybody may come in.
         """
         host, port = address.host, address.port
         command = [sys.executable, "-m", gate.__name__, "--host", host, "--port", str(port), "--upstream", self.url]
@@ -159,6 +161,8 @@ class SuperLink:
             command += ["--authority", str(self.authority)]
         if given:
             command += ["--certificate", str(given / certificates.CERTIFICATE), "--key", str(given / certificates.KEY)]
+        if keys:
+            command += ["--allow", *map(str, keys)]
         self.processes.start(command, self.home, self.own / "gate.log")
         wait_for_port(HOST if host == "0.0.0.0" else host, port, self.processes)
 

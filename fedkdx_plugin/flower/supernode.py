@@ -9,20 +9,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tomli_w
 import torch
 
 from dataset_utils import shards
 from fedkdx_plugin.flower import certificates
 from fedkdx_plugin.flower.options import SiteOptions
-from fedkdx_plugin.flower.processes import COLOUR, Processes, Tail, flower, free_port, last_words
+from fedkdx_plugin.flower.processes import COLOUR, Processes, Tail, last_words
 from fedkdx_plugin.flower.site import LocalData, SiteSetup
 from registry.errors import UserError
 
 AGAIN_SECONDS = 5.0  # before a SuperNode that has ended is started again
 SOON_SECONDS = 30.0  # a SuperNode that ends before this could not connect
 ATTEMPTS = 3  # how often in a row that may happen
-WORTH_PRINTING = re.compile(r"^fedkdx site |WARNING|ERROR|SuperNode ID|^\[code")
+NODE = "fedkdx_plugin.flower.node"
+WORTH_PRINTING = re.compile(r"^fedkdx site |WARNING|ERROR|^\[code")
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,15 @@ def start(
     Args:
         threads: number of PyTorch's threads at this site; 0: PyTorch's default.
     """
-    setup.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    own = {
-        "partition-id": setup.client,
-        "data": str(setup.folder.absolute()),
-        "shard": setup.shard,
-        "state": str(setup.state.absolute()),
-        "device": str(setup.device),
-    }
-    config, log = setup.state / "site.toml", setup.state / "supernode.log"
-    config.write_text(tomli_w.dumps(own), encoding="utf-8")
-    arguments = ["--superlink", connection.address, "--port", str(free_port()), "--node-config", str(config)]
-    if connection.authority is None:
-        arguments.append("--insecure")
-    else:
-        arguments += ["--root-certificates", str(connection.authority.absolute())]
-    if connection.key is not None:
-        arguments += ["--auth-supernode-private-key", str(connection.key.absolute())]
+    setup.state.mkdir(parents=True, exist_ok=True)
+    config, log = setup.state / "site.json", setup.state / "supernode.log"
+    setup.write(config)
+    command = [sys.executable, "-m", NODE, "--superlink", connection.address]
+    command += ["--client", str(setup.client), "--setup", str(config.absolute())]
+    for flag, path in (("--authority", connection.authority), ("--key", connection.key)):
+        command += [flag, str(path.absolute())] if path else []
     env = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    return processes.start([flower("flower-supernode"), *arguments], setup.state / "flower", log, env), log
+    return processes.start(command, setup.state / "flower", log, env), log
 
 
 def join(options: SiteOptions, given: Path | None) -> int:

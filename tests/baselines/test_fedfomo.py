@@ -12,7 +12,7 @@ from baselines.fedfomo import START, FedFomo, FedFomoClient, FedFomoParams
 from baselines.local import Local, LocalClient
 from fedkdx_plugin.engine.training import hold_out
 from registry.aggregation import labelled
-from registry.interface import Batch, Message, Round, float_state
+from registry.interface import BadMessage, Batch, Message, Round, float_state
 from tests.conftest import CLASSES, Recorder, make_data, make_federation, make_task, same_state
 
 
@@ -49,7 +49,7 @@ def test_the_mix_is_the_papers_in_float64_with_its_own_model_among_them(double):
     best, good, start, bad, worst = sorted((state(seed) for seed in range(5)), key=loss)
     models = {0: worst, 1: best, 2: good, 3: bad}
     one = client(models[2], start)
-    one.receive(Message(labelled({id: models[id] for id in (0, 1, 3)})))
+    one.receive(Message(labelled(dict(enumerate(models[id] for id in (3, 0, 1))))))
 
     gains = {}
     for id, model in models.items():
@@ -61,7 +61,7 @@ def test_the_mix_is_the_papers_in_float64_with_its_own_model_among_them(double):
         step = sum(useful[id] * (models[id][name].double() - start[name].double()) for id in models)
         expected = start[name].double() + step / sum(useful.values())
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-9, atol=1e-9)
-    assert one.gains == pytest.approx({id: gains[id] for id in (0, 1, 3)}, rel=1e-9)
+    assert one.gains == pytest.approx([gains[id] for id in (3, 0, 1)], rel=1e-9)
     assert same_state({START + name: tensor for name, tensor in one.state().items()}, one.memory)
 
 
@@ -70,7 +70,7 @@ def test_where_no_model_helps_the_client_goes_on_from_its_own():
     one = client(models[3], start=models[0])
     one.receive(Message(labelled({0: models[4], 1: models[5]})))
     assert same_state(one.state(), models[3])
-    assert all(gain < 0 for gain in one.gains.values())
+    assert len(one.gains) == 2 and all(gain < 0 for gain in one.gains)
 
 
 def test_own_training_weighs_as_others_do():
@@ -122,16 +122,17 @@ def test_without_others_models_it_is_local(local_bn):
 
 def server(clients: int, **params) -> FedFomo:
     made = FedFomo(make_task(), FedFomoParams(**params), {})
-    made.models = {id: {"model.w": torch.full((2,), float(id))} for id in range(clients)}
+    made._store({id: {"model.w": torch.full((2,), float(id))} for id in range(clients)})
     return made
 
 
 def test_the_server_sends_the_models_of_largest_affinity_and_never_ones_own():
     made = server(8, models=3, epsilon=0.0)
     made.affinity = {2: {0: 0.1, 1: -5.0, 2: 100.0, 3: 7.0, 4: -1.0, 5: 0.2, 6: -2.0, 7: -3.0}}
-    assert made.choose(2, Round(9, 10)) == [0, 3, 5]
+    assert sorted(made.choose(2, Round(9, 10))) == [0, 3, 5]
     message = made.message(2, Round(9, 10))
-    assert set(message.tensors) == {"0/model.w", "3/model.w", "5/model.w"}
+    assert set(message.tensors) == {"0/model.w", "1/model.w", "2/model.w"}
+    assert {float(tensor[0]) for tensor in message.tensors.values()} == {0.0, 3.0, 5.0}
     for client in range(12):
         chosen = made.choose(client, Round(1, 10))
         assert len(set(chosen)) == 3 and client not in chosen
@@ -142,7 +143,7 @@ def test_exploration_fades_and_is_drawn_from_round_and_client():
     made.affinity = {id: {3: 2.0, 4: 1.0} for id in range(10, 30)}
 
     def explored(t):
-        return sum(made.choose(id, Round(t, 500)) != [3, 4] for id in range(10, 30))
+        return sum(set(made.choose(id, Round(t, 500))) != {3, 4} for id in range(10, 30))
 
     assert explored(1) > explored(5) >= explored(6) == explored(400) == 0
     assert made.choose(10, Round(1, 500)) == made.choose(10, Round(1, 500))
@@ -155,10 +156,48 @@ def test_ties_are_broken_at_random():
 
 
 def test_the_affinity_adds_up_gains_of_either_sign():
-    made = server(0)
-    for gains in ([[1, 0.5], [2, -3.0]], [[1, 0.25]]):
-        made.aggregate({0: Message({"model.w": torch.ones(2)}, {"gains": gains})}, Round(1, 9))
-    assert made.affinity == {0: {1: 0.75, 2: -3.0}}
+    made, own = server(3, models=2), {"model.w": torch.full((2,), 9.0)}
+    for gains in ({1: 0.5, 2: -3.0}, {1: 0.25, 2: 1.0}):
+        order = made.choose(0, Round(1, 9))
+        assert sorted(order) == [1, 2]
+        made.aggregate({0: Message(own, {"gains": [gains[id] for id in order]})}, Round(1, 9))
+    assert made.affinity == {0: {1: 0.75, 2: -2.0}}
+
+
+def test_messages_do_not_say_whose_the_models_are():
+    """Where clients change their numbers, a client that is sent all models is sent the same bytes."""
+    models = [state(seed) for seed in range(6)]
+    sent = []
+    for order in ([0, 1, 2, 3, 4, 5], [0, 4, 2, 5, 1, 3]):  # client 0 keeps its number
+        made = FedFomo(make_task(), FedFomoParams(models=5), {})
+        made._store({id: models[which] for id, which in enumerate(order)})
+        sent.append(made.message(0, Round(1, 9)).to_bytes())
+    assert sent[0] == sent[1]
+
+
+def test_gains_go_to_those_whose_models_were_sent_whatever_came_with_them():
+    """Gains are of the models that the server had before the round."""
+    federation = make_federation(FedFomo, rounds=3, join_ratio=1, params={"models": 2, "epsilon": 0.0})
+    federation.round(Round(1, 3))
+    made, told = federation.server, {}
+    before = {id: made.choose(id, Round(2, 3)) for id in made.models}
+    aggregate = made.aggregate
+    made.aggregate = lambda replies, round: (told.update(replies), aggregate(replies, round))
+    federation.round(Round(2, 3))
+    for id, reply in told.items():
+        assert made.affinity[id] == pytest.approx(dict(zip(before[id], reply.meta["gains"], strict=True)))
+
+
+@pytest.mark.parametrize(
+    "gains", [None, [], [0.1], [0.1, 0.2, 0.3], [0.1, float("nan")], [0.1, 1], [[0, 0.1], [1, 0.2]]]
+)
+def test_gains_that_are_not_of_the_models_sent_are_refused(gains):
+    made = server(3, models=2)
+    made.weights = {"model.w": torch.zeros(2)}
+    reply = {"model.w": torch.ones(2)}
+    made.check_reply(0, Message(reply, {"gains": [0.1, -0.2]}))
+    with pytest.raises(BadMessage, match="'gains' must be"):
+        made.check_reply(0, Message(reply, {} if gains is None else {"gains": gains}))
 
 
 def test_candidates_are_all_clients_ever_seen_also_for_one_first_seen_late():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import subprocess
+import sys
 
 import pytest
 
-from dataset_utils.files import replacing, sha256
+from dataset_utils.files import private_files, replacing, sha256
 from registry.errors import UserError
 
 
@@ -57,3 +60,24 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     content = bytes(range(256)) * 9000
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_private_files_are_their_owners_alone_and_what_is_there_keeps_its_permissions(tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    old.chmod(0o755)
+    with private_files():
+        (old / "new").mkdir()
+        with replacing(old / "new" / "file") as part:
+            part.write_bytes(b"1")
+        subprocess.run([sys.executable, "-c", "import sys; open(sys.argv[1], 'w')", old / "theirs"], check=True)
+    after = tmp_path / "after"
+    after.touch()
+    modes = [path.stat().st_mode & 0o777 for path in (old, old / "new", old / "new" / "file", old / "theirs")]
+    assert modes == [0o755, 0o700, 0o600, 0o600]
+    assert after.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+def current_umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask

@@ -103,11 +103,13 @@ def make_coordinator(
     least: int = 1,
     patience: float = 0.0,
     settings: Settings = SETTINGS,
+    min_updates: int = 1,
 ) -> tuple[Coordinator, Story]:
     story = Story()
     roster = Roster(link, clients, least, patience, story)
     params = algorithm.Params()
-    return Coordinator(algorithm, task(folder), params, settings, schedule, link, roster, "run", 60.0), story
+    about = (algorithm, task(folder), params, settings, schedule)
+    return Coordinator(*about, link, roster, "run", 60.0, min_updates=min_updates), story
 
 
 def make_local(algorithm: type[Server], folder: Path, schedule: Schedule, settings: Settings = SETTINGS) -> Federation:

@@ -10,13 +10,16 @@ from fedkdx_plugin.configuration.config import from_dict
 from fedkdx_plugin.experiments.experiment import Experiment
 from registry.errors import UserError
 
-SERVE = "serve --sites 2 --insecure -algo FedAvg"
+SERVE = "serve --sites 2 --min-updates 1 --insecure -algo FedAvg"
 JOIN = "join --server here:9092 --client 0 --state state --insecure"
 WRONG = {
     "serve --sites 2": "--certificates FOLDER or --insecure",
     "serve --insecure": "--sites",
     "serve --sites 2 --insecure --certificates keys": "give one of the two",
     f"{SERVE} --min-clients 3": "at most 2 sites",
+    "serve --sites 2 --insecure -algo FedAvg -jr 1": "a round of 2 sites selects 2 (-jr 1), but at least 3 updates",
+    "serve --sites 5 --insecure -algo FedAvg -jr 0.4": "or write --min-updates 2 where all sites agree to that",
+    "serve --sites 5 --min-clients 2 --insecure -algo FedAvg -jr 1": "a round of 2 sites selects 2",
     f"{SERVE} --deadline 0": "--deadline: 0 is out of range; it must be above 0",
     f"{SERVE} --port 99999": "it must be at least 1 and at most 65535",
     f"{SERVE} -data SPAR": "the sites' own",

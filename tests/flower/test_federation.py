@@ -131,3 +131,10 @@ def test_private_state_lies_at_the_sites_alone(both):
     }
     assert teachers
     assert not any("teacher" in name for name in server_state(there / "FedKDX-seed0"))
+
+
+def test_what_lies_at_a_site_only_its_owner_can_read(both):
+    there, _ = both
+    written = [*(there / "sites").rglob("*"), *(there / "flower").rglob("*"), there / "FedKDX-seed0/state.safetensors"]
+    assert {"site.json", "supernode.log", "superlink.log"} <= {path.name for path in written}
+    assert [str(path) for path in written if path.stat().st_mode & 0o77] == []

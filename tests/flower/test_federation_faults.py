@@ -22,12 +22,12 @@ psutil = pytest.importorskip("psutil")
 
 pytestmark = pytest.mark.flower
 ROOT = Path(__file__).parent.parent.parent
-ROUNDS, DEADLINE = 10, 60  # rounds enough for what a site takes to start
+ROUNDS, DEADLINE = 20, 60  # rounds enough for what a site takes to start
 PATIENCE = 600  # seconds, for anything a test waits for
 # a site that answers rubbish from round 6 on: its own process spoils what it sends
 SPOIL = """
 import sys
-if "flwr-clientapp" in sys.argv[0]:
+if "fedkdx_plugin.flower.worker" in sys.orig_argv:
     from fedkdx_plugin.flower import site
     train = site.Site._train
     def spoilt(self, sent, round, answer, folder):
@@ -91,7 +91,7 @@ def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, f
     for name in ("server", "site-0", "site-1", "site-2", "impostor", "spoil"):
         (tmp_path / name).mkdir()
     (tmp_path / "spoil" / "sitecustomize.py").write_text(SPOIL)
-    here = ["--sites", 3, "--min-clients", 1, "--deadline", DEADLINE, "--port", free_tcp_port]
+    here = ["--sites", 3, "--min-clients", 1, "--min-updates", 1, "--deadline", DEADLINE, "--port", free_tcp_port]
     here += ["--certificates", tmp_path / "keys" / "server"]
     run = ["-algo", "FedKDX", "-gr", ROUNDS, "-jr", 1, "-ls", 1]
 
@@ -167,7 +167,21 @@ def test_everything_goes_wrong_and_the_run_is_finished(shard_folder, tmp_path, f
 
 
 def test_too_few_sites_end_with_one_line(tmp_path, free_tcp_port):
-    options = ["--sites", 2, "--wait", 3, "--insecure", "--port", free_tcp_port, "-algo", "FedAvg", "-gr", 1]
+    options = [
+        "--sites",
+        2,
+        "--min-updates",
+        1,
+        "--wait",
+        3,
+        "--insecure",
+        "--port",
+        free_tcp_port,
+        "-algo",
+        "FedAvg",
+        "-gr",
+        1,
+    ]
     server = Program(tmp_path, "serve", *options)
     try:
         assert server.process.wait(PATIENCE) == 2

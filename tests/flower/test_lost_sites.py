@@ -49,6 +49,27 @@ def test_a_lost_answer_leaves_no_trace_in_private_state(shard_folder, tmp_path):
     assert same_state(dict(coordinator.server.save().tensors), dict(local.server.save().tensors))
 
 
+def test_a_round_of_too_few_updates_leaves_no_trace(shard_folder, tmp_path):
+    """One answer is lost, so the other two would reveal each other: nothing of the round counts, here or there."""
+
+    def each(round, link):
+        link.spoil = {1: lambda data: None} if round == 2 else {}
+
+    coordinator, records, _ = run(FEDKDX, shard_folder, tmp_path, each=each, min_updates=3)
+    few = "one of 2 updates, of at least 3 (--min-updates)"
+    assert [record.lost for record in records] == [
+        {},
+        {0: f"client 0: {few}", 1: "no answer", 2: f"client 2: {few}"},
+        {},
+        {},
+    ]
+    assert [record.rejected for record in records] == [{}] * 4
+    local = make_local(FEDKDX, shard_folder, Schedule(4, 1.0))
+    local._lost = lambda selected, round: dict.fromkeys(selected, "all") if round.index == 2 else {}
+    local.run()
+    assert same_state(dict(coordinator.server.save().tensors), dict(local.server.save().tensors))
+
+
 def noise(data: bytes) -> bytes:
     return bytes(len(data))
 
@@ -194,3 +215,17 @@ def test_an_answer_shows_no_control_letters(shard_folder):
     sent = Answer(0, 1, dropped="\x1b[2Jgone\n" + "x" * 1000).to_message()
     dropped = Answer.from_message(Message.from_bytes(sent.to_bytes()), 0, 1, 4).dropped
     assert dropped.isprintable() and len(dropped) <= 300
+
+
+def test_private_state_can_be_read_by_its_owner_alone_also_in_a_folder_that_others_can_enter(shard_folder, tmp_path):
+    state = tmp_path / "site-0"
+    state.mkdir()
+    state.chmod(0o755)
+    run(FEDKDX, shard_folder, tmp_path, rounds=1)
+    (kept,) = state.rglob("*.safetensors")
+    assert [path.stat().st_mode & 0o777 for path in (state, kept.parent.parent, kept.parent, kept)] == [
+        0o755,
+        0o700,
+        0o700,
+        0o600,
+    ]
