@@ -92,6 +92,11 @@ class Entry:
         """What a configuration holds to name it."""
         return self.word or self.name
 
+    @property
+    def package(self) -> bool:
+        """Whether an installed package other than this one brings it."""
+        return self.origin not in (OURS, SESSION) and not self.word
+
 
 @dataclass(frozen=True)
 class Description:

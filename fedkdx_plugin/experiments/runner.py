@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from dataset_utils.files import replacing
+from dataset_utils.sealed import Sealed
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.configuration.config import Config, read_yaml
-from fedkdx_plugin.experiments.experiment import FILE, Experiment, PlannedRun, file_name
+from fedkdx_plugin.experiments.experiment import FILE, NO_RESULT, Experiment, PlannedRun, file_name
 from fedkdx_plugin.experiments.pool import Pool, RunError
 from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.experiments.setting import Setting, check_on, prepare_shards, run_device, schedule
-from fedkdx_plugin.results.run_folder import STATE
-from fedkdx_plugin.results.runs import FAILED, rounds_done
+from fedkdx_plugin.results.runs import CONFIG, FAILED, GIVEN_ANEW, STATE, again, differs, read_config, rounds_done
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from fedkdx_plugin.tracking.progress import Progress
 from registry import catalog
@@ -171,11 +171,17 @@ def _name(experiment: Experiment, shards: ShardSet) -> None:
 
 
 def check_rounds(experiment: Experiment) -> None:
-    """Raise UserError if a run has more rounds than planned."""
+    """Raise UserError if a run has more rounds than planned, or its folder is damaged or holds another run."""
     for planned in experiment.runs if experiment.folder else ():
-        done = rounds_done(experiment.place(planned))
+        place = experiment.place(planned)
+        done = rounds_done(place)
         if done > planned.rounds:
             raise UserError(f"{planned.name}: has {done} rounds already; -gr {planned.rounds} would be fewer")
+        if done and (difference := differs(read_config(place), planned.settings, (*NO_RESULT, *GIVEN_ANEW))):
+            raise UserError(
+                f"{place / CONFIG}: of another run than {planned.name} ({difference}); put the right folder back, or "
+                f"{again(place)}"
+            )
 
 
 def _say(experiment: Experiment, folder: Path, data: str) -> None:
@@ -247,7 +253,7 @@ class _Folders(Callback):
         """Record why a run failed. The state of a finished run of a grid is removed: that of all would fill a disk."""
         if error is None:
             if not self.keep_models:
-                (run.folder / STATE).unlink(missing_ok=True)
+                Sealed(run.folder, again(run.folder)).remove(STATE)
         elif isinstance(error, RunError):
             _note(run.folder, str(error), error.trace)
         elif not isinstance(error, KeyboardInterrupt):
