@@ -15,7 +15,7 @@ import numpy as np
 from dataset_utils import preprocessing, scaling, shards
 from dataset_utils.consoles import safe_output
 from dataset_utils.files import is_folder, state_of
-from dataset_utils.interrupts import sigterm_as_ctrl_c
+from dataset_utils.interrupts import stopping_as_ctrl_c
 from dataset_utils.origin import CACHE, Origin, plain
 from dataset_utils.partition import Partition, partition
 from dataset_utils.reading import read
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m dataset_utils.gen
     argv = sys.argv[1:] if argv is None else argv
     safe_output()
     try:
-        with sigterm_as_ctrl_c():
+        with stopping_as_ctrl_c():
             return _import_pfllib(argv[1:], prog) if argv[:1] == [IMPORT] else _generate(argv, prog)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

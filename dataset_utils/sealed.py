@@ -89,7 +89,9 @@ class Sealed:
 
     def _note(self, sums: Mapping[str, list[str]]) -> None:
         lines = [
-            f"{'#' if place else ''}{one}  {name}\n" for name, own in sorted(sums.items()) for place, one in enumerate(own)
+            f"{'#' if place else ''}{one}  {name}\n"
+            for name, own in sorted(sums.items())
+            for place, one in enumerate(own)
         ]
         with replacing(self.folder / SUMS) as part:
             part.write_text("".join(lines), encoding="utf-8")

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.randomness import generator, seeded
 from fedkdx_plugin.native.sgd import ClipAndMove, clip_and_move
+from registry import contract
+from registry.blame import wrong
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
 
@@ -56,7 +58,7 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     Returns:
         mean over the round's windows of the summed losses: a scalar on the device, not synchronised.
     """
-    context = client.context()
+    context = contract.context(client)
     trained = {name: net for name, net in client.nets.items() if name not in client.frozen}
     parameters = {name: list(net.parameters()) for name, net in trained.items()}
     move = mover(list(parameters.values()), client.learning_rate, settings.clip_norm)
@@ -69,8 +71,10 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     with seeded(settings.seed, "dropout", round.index, client.id):
         for step, index in enumerate(batches(len(y), round, client.id, settings, x.device), 1):
             with named(f"client {client.id}, round {round.index}, step {step}"):
-                losses = client.losses(client.nets, Batch(x[index], y[index]), context)
+                losses = contract.losses(client, client.losses(client.nets, Batch(x[index], y[index]), context))
                 loss = reduce(add, losses.values())
+                if not loss.requires_grad:
+                    raise wrong(client, "losses", "a loss that depends on a network that is trained", losses)
                 loss.backward()
                 move()
                 sums.append(loss.detach())

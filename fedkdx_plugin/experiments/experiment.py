@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -205,7 +206,12 @@ class Experiment:
             check_range(jobs, {"low": 1}, "jobs")
         if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks or ()):
             raise UserError("callbacks: must be a list of objects whose classes derive from fedkdx.Callback")
-        results = runner.run(self, ["python"], jobs, callbacks or (), progress, strict=True)
+        try:
+            results = runner.run(self, ["python"], jobs, callbacks or (), progress, strict=True)
+        except KeyboardInterrupt:
+            if self.folder is not None:
+                print(f"stopped; to go on: fedkdx.Experiment.resumed({str(self.folder)!r}).run()", file=sys.stderr)
+            raise
         for section in results.sections():
             section.write()
         return results
@@ -264,7 +270,7 @@ def read_experiment(folder: Path) -> dict[str, Any]:
 
 
 def _sealed(folder: Path) -> Sealed:
-    return Sealed(folder, f"put the file of before back (its options cannot be changed), or leave {folder} and begin anew")
+    return Sealed(folder, "its options cannot be changed: put the file of before back, or begin an experiment anew")
 
 
 def title_and_about(folder: Path) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def serve(experiment: Experiment, command: list[str], terms: Terms, address: Add
     check_sites(experiment)
     runner.check_rounds(experiment)
     check_free(address.host, address.port)
-    folder = experiment.begin(command)
+    folder = experiment.begin(command, private=True)
     how = f"TLS, keys of {len(keys)} sites" if given else "INSECURE: no encryption, anybody may join"
     print(f"sites join at port {address.port} ({how}); results in {folder}", flush=True)
     try:
@@ -92,7 +92,7 @@ def on_this_machine(experiment: Experiment, command: list[str]) -> int:
     config = experiment.runs[0].config
     shards, device = prepare_shards(config), run_device(config)
     clients = shards.num_clients
-    folder = experiment.begin(command)
+    folder = experiment.begin(command, private=True)
     print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}", flush=True)
     threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
     try:
@@ -126,6 +126,7 @@ class SuperLink:
         self.own = folder / "flower"
         self.home = self.own / "server"
         self.log = self.own / "superlink.log"
+        self.own.mkdir(exist_ok=True, mode=0o700)
         self.home.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.address = f"{HOST}:{port}"
@@ -175,7 +176,7 @@ class SuperLink:
         Raises:
             UserError: it failed, for the reason that the error states.
         """
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
         options.write(place)
         write_outcome(place, "")
         log = Tail(place / "log.txt")

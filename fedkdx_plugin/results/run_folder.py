@@ -46,7 +46,7 @@ from fedkdx_plugin.results.runs import (
     differs,
     read_environment,
 )
-from registry import __version__, catalog
+from registry import __version__, catalog, contract
 from registry.catalog import Entry
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, Server
@@ -141,7 +141,7 @@ class RunFolder(Observer):
         self._state: Message | None = None
         self._saved = time.monotonic()
         metrics = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
-        own = map(server_column, federation.server.figures())
+        own = map(server_column, contract.figures(federation.server))
         self._columns = [*ROUND_COLUMNS, *metrics, *group_columns(federation.groups), *own]
         self._resumed: list[str] = []  # what is said of going on
         if is_file(path / ENVIRONMENT) and self.sealed.holds(STATE):
@@ -247,7 +247,7 @@ class RunFolder(Observer):
             records = self._records()
             if len(records) < state.meta["round"]:
                 raise UserError(
-                    f"{self.path / RESULTS}: of round {len(records)}, and {STATE} is of round {state.meta['round']}; put "
+                    f"{self.path / RESULTS}: of round {len(records)}, and {STATE} of round {state.meta['round']}; put "
                     f"the right file back, or {again}"
                 )
             self.federation.restore(Message(state.tensors, state.meta["state"]))

@@ -173,7 +173,7 @@ def _results(folder: Path, config: Mapping[str, Any], environment: Mapping[str, 
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: damaged ({_text(error)}); {again(folder)}") from error
     if difference := differs(own, config):
-        raise UserError(f"{path}: of another run than {CONFIG} ({difference}); put the right file back, or {again(folder)}")
+        raise UserError(f"{path}: of another run than {CONFIG} ({difference}); put it back, or {again(folder)}")
     return Run(folder, config, environment, records, confusion, classes, groups)
 
 
@@ -223,7 +223,7 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 
 def content(folder: Path, name: str) -> bytes:
-    """Return a file of a run folder, checked if the folder has checksums. Raises UserError: it is damaged, or missing."""
+    """Return a file of a run folder, checked if there are checksums. Raises UserError: it is damaged, or missing."""
     sealed = Sealed(folder, again(folder))
     return sealed.read(name) if sealed.sealed() else read_bytes(folder / name, again(folder))
 
