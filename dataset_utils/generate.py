@@ -23,6 +23,7 @@ from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
 from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, shards_folder, window_samples
 from dataset_utils.split import Split, gap, split
+from registry.blame import naming
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
@@ -52,10 +53,18 @@ def prepare(
     Raises:
         UserError: unknown data set, files not found or damaged, values out of range, or shards that were made
             from other files than these.
+        PluginError: the data set's class is of another package, and failed.
     """
     if source is None and not is_own_data(spec.data) and is_folder(Path(spec.data)):
         report(f"-data {spec.data} is the data set; the folder of that name is meant by ./{spec.data}")
     source = source or find_source(spec.data)
+    with naming(source):
+        return _prepared(source, spec, data_root, raw, download, report)
+
+
+def _prepared(
+    source: Source, spec: ShardSpec, data_root: Path, raw: Path | None, download: bool, report: Callable[[str], None]
+) -> Path:
     settings = resolve(source.preprocessing, spec)
     try:
         path = source.find(raw, data_root, False)

@@ -15,7 +15,7 @@ from dataset_utils.files import is_file, replacing, unreadable
 from registry.errors import UserError
 
 SUMS = "SHA256SUMS"
-LINE = re.compile(r"(#?)([0-9a-f]{64}|none)  (\S+)")
+LINE = re.compile(r"(#?)([0-9a-f]{64}|none)  (\S+)\n")
 NONE = "none"  # stands for the checksum of a file that was not there before
 
 
@@ -68,6 +68,10 @@ class Sealed:
             raise UserError(f"{self.folder / name}: missing, it was removed; put it back, or {self.advice}")
         return there
 
+    def settled(self) -> bool:
+        """Return whether the last `write` came to its end. Raises UserError where this cannot be told."""
+        return not self.sealed() or all(len(sums) == 1 for sums in self._sums().values())
+
     def remove(self, *names: str) -> None:
         """Remove files on purpose, and their checksums. Raises UserError: one cannot be removed."""
         if self.sealed() and any(name in (sums := self._sums()) for name in names):
@@ -81,7 +85,7 @@ class Sealed:
     def _sums(self) -> dict[str, list[str]]:
         """Return the checksums that each file may have. Raises UserError: there are none, or they are damaged."""
         path, found = self.folder / SUMS, dict[str, list[str]]()
-        for line in read_bytes(path, self.advice).decode(errors="replace").splitlines():
+        for line in read_bytes(path, self.advice).decode(errors="replace").splitlines(keepends=True):
             if not (match := LINE.fullmatch(line)):
                 raise UserError(f"{path}: damaged; put a copy back, or {self.advice}")
             found.setdefault(match[3], []).append(match[2])

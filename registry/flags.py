@@ -26,9 +26,9 @@ class Parser(argparse.ArgumentParser):
         """Raise a UserError with what argparse says."""
         raise UserError(f"{message}; see --help")
 
-    def print_help(self, file: Any = None) -> None:
-        """Print the help. Raises OSError where it cannot be written, which argparse keeps to itself."""
-        (file or sys.stdout).write(self.format_help())
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a text. Raises OSError where it cannot be written, which argparse keeps to itself."""
+        (file or sys.stderr).write(message)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

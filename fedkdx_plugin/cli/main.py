@@ -100,10 +100,13 @@ def _flushed(code: int) -> int:
 
 
 def _kept(error: Exception) -> str:
-    """Write a traceback to a file and return its path."""
-    with tempfile.NamedTemporaryFile("w", prefix="fedkdx-", suffix=".txt", delete=False, encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
-    return file.name
+    """Write a traceback to a file and return its path, or why there is none."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="fedkdx-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+        return file.name
+    except OSError as failed:
+        return f"no file ({failed.strerror or failed})"
 
 
 def _command(words: Sequence[str]) -> tuple[str, list[str]]:

@@ -47,6 +47,7 @@ from fedkdx_plugin.results.runs import (
     read_environment,
 )
 from registry import __version__, catalog, contract
+from registry.blame import naming
 from registry.catalog import Entry
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, Server
@@ -250,7 +251,8 @@ class RunFolder(Observer):
                     f"{self.path / RESULTS}: of round {len(records)}, and {STATE} of round {state.meta['round']}; put "
                     f"the right file back, or {again}"
                 )
-            self.federation.restore(Message(state.tensors, state.meta["state"]))
+            with naming():
+                self.federation.restore(Message(state.tensors, state.meta["state"]))
             planned = list(map(int, state.meta["planned"]))
         except (BadMessage, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error}); {again}") from error

@@ -184,10 +184,15 @@ def differs(own: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str
 
 
 def rounds_done(folder: Path) -> int:
-    """Return the number of rounds with results in a run folder; 0 if it has not begun. Raises UserError: damaged."""
-    if not is_file(folder / ENVIRONMENT) or not Sealed(folder, again(folder)).holds(RESULTS):
+    """Return the number of rounds with results in a run folder; 0 if it has not begun. Raises UserError: damaged.
+
+    Where a full disk or a power cut came between results and state, the last round does not count: it is made again.
+    """
+    sealed = Sealed(folder, again(folder))
+    if not is_file(folder / ENVIRONMENT) or not sealed.holds(RESULTS):
         return 0
-    return len(_results(folder, read_config(folder), read_environment(folder)).records)
+    records = _results(folder, read_config(folder), read_environment(folder)).records
+    return len(records) if sealed.settled() else max(0, len(records) - 1)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
