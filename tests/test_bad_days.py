@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import shutil
@@ -9,7 +10,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +26,6 @@ from registry.errors import UserError
 from tests.test_resume import command, interrupt_after, outcome
 
 ROOT = Path(__file__).parent.parent
-NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -328,45 +327,41 @@ def refused(capsys, *argv: object) -> str:
     return lines[0]
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """Return a folder that any user may enter."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
+class _Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
-    """Be a user whom permissions hold for: root may read and write everything."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
+def barred() -> Iterator[None]:
+    """Let permissions hold for root, too, who has two capabilities (<linux/capability.h>) to read and write all."""
+    header, caps = _Header(0x20080522, 0), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    libc = ctypes.CDLL(None)
+    assert libc.capget(ctypes.byref(header), caps) == 0
+    before = caps[0]
+    caps[0] &= ~(1 << 1 | 1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(ctypes.byref(header), caps) == 0
     try:
         yield
     finally:
-        os.seteuid(0)
+        caps[0] = before
+        assert libc.capset(ctypes.byref(header), caps) == 0
 
 
 @pytest.fixture
-def run(shard_folder, place, monkeypatch) -> Path:
+def run(shard_folder, tmp_path, monkeypatch) -> Path:
     """Return the experiment folder of a comparison that was stopped in its second run."""
-    out = place / "runs"
+    out = tmp_path / "runs"
     with monkeypatch.context() as patch:
         interrupt_after(patch, 12)
         assert main(command(shard_folder, str(out))) == 130
     (folder,) = out.iterdir()
-    owner = NOBODY if os.geteuid() == 0 else os.geteuid()
-    for path in [out, *out.rglob("*")]:
-        os.chown(path, owner, -1)
     return folder
 
 
 FILES = ["results.h5", "state.safetensors", "config.yaml", "environment.json", SUMS]
 
 
-def test_files_that_may_not_be_read_are_not_called_damaged(run, nobody, capsys):
+def test_files_that_may_not_be_read_are_not_called_damaged(run, barred, capsys):
     for name in FILES:
         path = run / "FedAvg-seed0" / name
         before = mode(path)
@@ -376,7 +371,7 @@ def test_files_that_may_not_be_read_are_not_called_damaged(run, nobody, capsys):
         assert line == f"error: {path}: cannot be read (Permission denied)"
 
 
-def test_a_folder_that_may_not_be_entered_or_written(run, nobody, capsys):
+def test_a_folder_that_may_not_be_entered_or_written(run, barred, capsys):
     folder = run / "FedAvg-seed0"
     folder.chmod(0)
     for argv in (["resume", run], ["resume", folder], ["report", folder], ["predict", folder, "x.csv"]):
@@ -390,7 +385,7 @@ def test_a_folder_that_may_not_be_entered_or_written(run, nobody, capsys):
     run.chmod(0o700)
 
 
-def test_an_unreadable_folder_is_skipped_and_said_in_a_report(run, nobody, capsys):
+def test_an_unreadable_folder_is_skipped_and_said_in_a_report(run, barred, capsys):
     pytest.importorskip("matplotlib")
     pytest.importorskip("jinja2")
     folder = run / "FedAvg-seed0"
@@ -444,7 +439,7 @@ def full(size: int, *argv: object) -> subprocess.CompletedProcess:
     return subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_a_full_disk_loses_no_checkpoint(run, shard_folder, place):
+def test_a_full_disk_loses_no_checkpoint(run, shard_folder):
     """The state, the largest file, does not fit any more; then there is room again."""
     assert main(command(shard_folder, "whole")) == 0
     before = {name: (run / "FedAvg-seed0" / name).read_bytes() for name in ("results.h5", "state.safetensors")}
