@@ -20,7 +20,7 @@ from registry.errors import UserError
 from registry.text import shown
 
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-UNFINISHED = ".part-"  # begins the names of folders that hold files while they are written
+UNFINISHED = ".fedkdx-part-"  # begins the names of folders that hold files while they are written
 # errors of the system itself; of others, parsers raise such on damaged files, too
 SYSTEM = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, BlockingIOError, InterruptedError)
 
