@@ -20,6 +20,7 @@ from registry.errors import UserError
 from registry.text import shown
 
 KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+UNFINISHED = ".fedkdx-part-"  # begins the names of folders that hold files while they are written
 # errors of the system itself; of others, parsers raise such on damaged files, too
 SYSTEM = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, BlockingIOError, InterruptedError)
 
@@ -38,14 +39,23 @@ def private_files() -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` when the block ends well, and is removed otherwise.
 
-    The block may make a file or a folder there. Raises UserError when the disk is full or not writable.
+    The block may make a file or a folder there. A file is on the disk before it takes its place, so that a power cut
+    leaves the one before or this one; it takes over the permissions of the one before. What processes that were killed
+    have left beside it is removed.
+
+    Args:
+        path: the file or folder to be written.
+        private: a new file is readable by its owner alone.
+
+    Raises:
+        UserError: the disk is full or not writable.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        holder, lock = _holder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     except ValueError as error:
@@ -53,11 +63,69 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         part = holder / path.name
         yield part
+        if part.is_file():
+            before = path.stat().st_mode if path.exists() else None
+            if before is not None or private:
+                part.chmod(0o600 if before is None else stat.S_IMODE(before))
+            _flush(part)
         part.replace(path)
+        _flush(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _holder(parent: Path) -> tuple[Path, int | None]:
+    """Make a folder for an unfinished file, and remove those that nobody holds any more.
+
+    Returns:
+        The folder, and the lock that tells that it is in use; None where the system has no such lock.
+    """
+    for left in parent.glob(f"{UNFINISHED}*"):
+        if (lock := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    while True:
+        holder = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+        lock = _lock(holder)
+        if holder.is_dir():  # another process may have removed it before it was locked
+            return holder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Return a lock on a folder, to be closed; None where another process has it, or the system has none."""
+    try:
+        import fcntl
+
+        lock = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk; a system that cannot do so with folders need not."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders, and a folder may be writable without being readable
+        return
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(file)
 
 
 def state_of(path: Path) -> os.stat_result | None:
@@ -71,7 +139,7 @@ def state_of(path: Path) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UserError(f"{shown(path)}: cannot be read ({error.strerror or error})") from error
+        raise unreadable(path, error) from error
     except ValueError as error:
         raise UserError(f"{path}: cannot be the path of a file ({error})") from error
 
@@ -94,7 +162,7 @@ def check_listable(folder: Path) -> None:
         with os.scandir(folder):
             pass
     except OSError as error:
-        raise UserError(f"{shown(folder)}: cannot be read ({error.strerror or error})") from error
+        raise unreadable(folder, error) from error
 
 
 def check_regular(path: Path) -> int:
@@ -220,19 +288,26 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping as YAML, keeping its order. Raises UserError where it cannot be written."""
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML, keeping its order."""
     import yaml
 
-    with replacing(path) as part:
-        part.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return str(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
     """Return the error for a write that failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{path}: the disk is full; free some space and run the same command again")
+        return UserError(f"{shown(path)}: the disk is full; free some space and run the same command again")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        file = next((place for place in (path, *path.parents) if place.is_file()), path)
+        return UserError(f"{shown(path)}: cannot be written ({shown(file)} is a file); give another folder")
     return UserError(f"{shown(path)}: cannot be written ({error.strerror or error})")
+
+
+def unreadable(path: object, error: OSError) -> UserError:
+    """Return the error for a read that failed, or a path that cannot be followed: the file, and the system's reason."""
+    return UserError(f"{shown(path)}: cannot be read ({error.strerror or error})")
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from dataset_utils import preprocessing, scaling, shards
 from dataset_utils.consoles import safe_output
 from dataset_utils.files import is_folder, state_of
-from dataset_utils.interrupts import sigterm_as_ctrl_c
+from dataset_utils.interrupts import stopping_as_ctrl_c
 from dataset_utils.origin import CACHE, Origin, plain
 from dataset_utils.partition import Partition, partition
 from dataset_utils.reading import read
@@ -23,6 +23,7 @@ from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
 from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, shards_folder, window_samples
 from dataset_utils.split import Split, gap, split
+from registry.blame import naming
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
@@ -52,10 +53,18 @@ def prepare(
     Raises:
         UserError: unknown data set, files not found or damaged, values out of range, or shards that were made
             from other files than these.
+        PluginError: the data set's class is of another package, and failed.
     """
     if source is None and not is_own_data(spec.data) and is_folder(Path(spec.data)):
         report(f"-data {spec.data} is the data set; the folder of that name is meant by ./{spec.data}")
     source = source or find_source(spec.data)
+    with naming(source):
+        return _prepared(source, spec, data_root, raw, download, report)
+
+
+def _prepared(
+    source: Source, spec: ShardSpec, data_root: Path, raw: Path | None, download: bool, report: Callable[[str], None]
+) -> Path:
     settings = resolve(source.preprocessing, spec)
     try:
         path = source.find(raw, data_root, False)
@@ -243,7 +252,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m dataset_utils.gen
     argv = sys.argv[1:] if argv is None else argv
     safe_output()
     try:
-        with sigterm_as_ctrl_c():
+        with stopping_as_ctrl_c():
             return _import_pfllib(argv[1:], prog) if argv[:1] == [IMPORT] else _generate(argv, prog)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

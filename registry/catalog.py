@@ -99,6 +99,11 @@ class Entry:
         """What a configuration holds to name it."""
         return self.word or self.name
 
+    @property
+    def package(self) -> bool:
+        """Whether an installed package other than this one brings it."""
+        return self.origin not in (OURS, SESSION) and not self.word
+
 
 @dataclass(frozen=True)
 class Description:
@@ -118,6 +123,7 @@ class Description:
 
 
 _registered: dict[tuple[str, str], type] = {}  # kind and name -> class, of this process
+_origins: dict[str, str] = {}  # module, or package at the top -> whose it is, of what is not built in
 
 
 def register(kind: str, loaded: type, name: str = "") -> Entry:
@@ -139,6 +145,7 @@ def register(kind: str, loaded: type, name: str = "") -> Entry:
         if other.name.lower() == entry.name.lower():
             raise UserError(f"{NOUNS[kind]} '{entry.name}': {other.origin} has one of this name; rename the class")
     _registered[kind, entry.name] = loaded
+    _origins[loaded.__module__] = f"{SESSION}, {loaded.__module__}"
     return entry
 
 
@@ -257,7 +264,19 @@ def load_entry(entry: Entry) -> type:
     problem = _misfit(entry.kind, loaded)
     if problem or not isinstance(loaded, type):
         raise UserError(f"'{entry.name}' from {entry.origin} ({entry.target}) {problem}")
+    if entry.origin != OURS:
+        _origins[loaded.__module__.partition(".")[0]] = entry.origin
     return loaded
+
+
+def origin_of_module(name: str) -> str:
+    """Return the package, file or session that a module of a loaded entry is from; '' for all others."""
+    return _origins.get(name) or _origins.get(name.partition(".")[0], "")
+
+
+def origin_of(owner: object) -> str:
+    """Return where a class, or an object's class, is from; '' if it is built in, or unknown to the catalog."""
+    return origin_of_module((owner if isinstance(owner, type) else type(owner)).__module__)
 
 
 def _classes_of(module: object) -> str:

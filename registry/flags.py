@@ -26,6 +26,10 @@ class Parser(argparse.ArgumentParser):
         """Raise a UserError with what argparse says."""
         raise UserError(f"{message}; see --help")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a text. Raises OSError where it cannot be written, which argparse keeps to itself."""
+        (file or sys.stderr).write(message)
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:

@@ -294,7 +294,7 @@ def test_changed_code_of_an_algorithm_is_not_mixed_in(shard_folder, capsys):
     (folder,) = Path("runs").iterdir()
     Path("own.py").write_text(textwrap.dedent(OWN) + "\n# changed\n")
     assert main(["resume", str(folder), "-gr", "3"]) == 2
-    assert "version or code of the algorithm" in capsys.readouterr().err
+    assert "plug-in or code of the algorithm" in capsys.readouterr().err
 
 
 def test_a_file_without_the_class_says_what_it_has(shard_folder, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from fedkdx_plugin.engine.backends import sequential
 from fedkdx_plugin.engine.rounds import Federation
 from registry.interface import Message
 from tests.conftest import same_state
+from tests.sealing import reseal
 
 ROUNDS = 4
 
@@ -176,13 +178,19 @@ def test_a_checkpoint_of_another_configuration_is_refused(stopped, capsys):
     file = stopped / "experiment.yaml"
     content = yaml.safe_load(file.read_text())
     file.write_text(yaml.safe_dump(content | {"base": content["base"] | {"batch_size": 7}}))
-    assert "another configuration" in refused(capsys, "--resume", str(stopped))
+    assert "experiment.yaml: damaged or exchanged" in refused(capsys, "--resume", str(stopped))
+    reseal(stopped)
+    assert "of another run than Local (batch_size: 32 and 7)" in refused(capsys, "--resume", str(stopped))
+    shutil.rmtree(stopped / "Local-seed0")
+    assert "of another run than FedAvg (batch_size: 32 and 7)" in refused(capsys, "--resume", str(stopped))
 
 
 def test_a_checkpoint_of_another_algorithm_is_refused(stopped, capsys):
     (stopped / "FedAvg-seed0" / "state.safetensors").write_bytes(
         (stopped / "Local-seed0" / "state.safetensors").read_bytes()
     )
+    assert "damaged or exchanged" in refused(capsys, "--resume", str(stopped))
+    reseal(stopped / "FedAvg-seed0")
     assert "another configuration" in refused(capsys, "--resume", str(stopped))
 
 

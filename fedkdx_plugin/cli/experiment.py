@@ -27,6 +27,7 @@ def main(words: Sequence[str]) -> int:
     name, only = arguments.name, arguments.only or []
     del arguments.name, arguments.only
 
+    from dataset_utils.files import is_folder
     from fedkdx_plugin.cli.making import make
     from fedkdx_plugin.experiments.experiment import Experiment
 
@@ -34,5 +35,5 @@ def main(words: Sequence[str]) -> int:
     if any(planned.settings["engine"] != "local" for planned in experiment.runs):
         raise UserError("--engine flower: is for comparisons (fedkdx run) only; leave it out")
     folder = experiment.out / experiment.name
-    experiment.folder = folder if folder.is_dir() else None
+    experiment.folder = folder if is_folder(folder) else None
     return make(experiment, ["fedkdx", "experiment", *words], making)

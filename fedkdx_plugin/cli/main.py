@@ -5,14 +5,21 @@ Torch and other large packages are imported when a run begins, so that `--help` 
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from dataset_utils.consoles import safe_output
-from dataset_utils.interrupts import sigterm_as_ctrl_c
+from dataset_utils.interrupts import stopping_as_ctrl_c
+from registry.blame import blamed
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import shown
 
 COMMANDS = {
     "run": "fedkdx_plugin.cli.run",
@@ -27,14 +34,25 @@ COMMANDS = {
     "join": "fedkdx_plugin.cli.join",
     "certificates": "fedkdx_plugin.cli.certificates",
 }
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)  # of a print, whose error names no file
+BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 AS_FLAGS = ("list", "report", "resume", "experiment")  # commands that are flags of run.py, too: --list, --report, ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0, 1 if runs failed, 2 for wrong input, 130 after Ctrl-C."""
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 1 if some runs failed; 2 for wrong input, what cannot be read or written, or if all runs
+        failed; 130 after Ctrl-C; 141 where nobody reads the output any more.
+    """
     safe_output()
-    with sigterm_as_ctrl_c():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+    with stopping_as_ctrl_c():
+        try:
+            return _flushed(_main(list(sys.argv[1:] if argv is None else argv)))
+        except SystemExit as end:  # of --help, and of flags that argparse refuses
+            end.code = _flushed(end.code if isinstance(end.code, int) else 0)
+            raise
 
 
 def _main(words: list[str]) -> int:
@@ -48,9 +66,47 @@ def _main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # as in `fedkdx list | head`
-        sys.stderr.close()
-        return 1
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    except Exception as error:
+        if reason := blamed(error):
+            print(f"error: {reason}; its traceback is in {_kept(error)}", file=sys.stderr)
+            return 2
+        if not isinstance(error, OSError):
+            raise
+        where = "standard output" if error.filename is None and error.errno in FULL else error.filename
+        if not _flushed(0) or error.filename:  # else it was standard output, and said
+            print(f"error: {f'{shown(where)}: ' if where else ''}{error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def _flushed(code: int) -> int:
+    """Write out what is left for standard output, now rather than when Python ends.
+
+    Returns:
+        The exit code: `code`, or another one where it cannot be written.
+    """
+    try:
+        if sys.stdout is not None:  # as under `fedkdx list >&-`
+            sys.stdout.flush()
+        return code
+    except OSError as error:
+        with suppress(OSError, ValueError):  # a stream without a file, as in a notebook, is not tried again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # as in `fedkdx list | head`
+            return BROKEN_PIPE
+        print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+        return 2
+
+
+def _kept(error: Exception) -> str:
+    """Write a traceback to a file and return its path, or why there is none."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="fedkdx-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+        return file.name
+    except OSError as failed:
+        return f"no file ({failed.strerror or failed})"
 
 
 def _command(words: Sequence[str]) -> tuple[str, list[str]]:

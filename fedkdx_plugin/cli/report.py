@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,13 +23,31 @@ def main(words: Sequence[str]) -> int:
 
     from fedkdx_plugin.experiments.experiment import title_and_about
     from fedkdx_plugin.reports import report
-    from fedkdx_plugin.results.runs import find
+    from fedkdx_plugin.results.runs import find, read_all
 
     folders = [Path(folder) for folder in given.folders]
-    found = [run for folder in folders for run in find(folder)]
-    title, about = title_and_about(folders[0]) if len(folders) == 1 else ("", "")
+    found: list[Path] = []
+    refused: list[UserError] = []
+    for folder in folders:
+        try:
+            found += find(folder)
+        except UserError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    for reason in refused:
+        print(f"skipped: {reason}", file=sys.stderr)
+    title, about = "", ""
+    if len(folders) == 1:
+        try:
+            title, about = title_and_about(folders[0])
+        except UserError as error:
+            print(f"skipped: {error}", file=sys.stderr)
     names = list(dict.fromkeys(folder.resolve().name for folder in folders))
     named = ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if (more := len(names) - MOST_NAMED) > 0 else "")
     out = Path(given.out) if given.out else folders[0] / "report"
-    print(f"report: {report.write(found, out, title or named, about)}")
+    runs, missing = read_all(found)
+    for one in missing:
+        print(f"skipped: {one.name}: {one.reason}", file=sys.stderr)
+    print(f"report: {report.compose(runs, missing, out, title or named, about)}")
     return 0

@@ -29,12 +29,13 @@ def main(words: Sequence[str]) -> int:
     making = parse(Making, given(arguments, Making))
     given_folder = Path(arguments.folder).absolute()
 
+    from dataset_utils.files import is_file
     from fedkdx_plugin.cli.making import make
     from fedkdx_plugin.experiments.experiment import FILE, Experiment, experiment_folder
     from fedkdx_plugin.experiments.runner import where_it_began
 
     folder = experiment_folder(given_folder) or given_folder
-    if (folder / "environment.json").is_file():
+    if is_file(folder / "environment.json"):
         raise UserError(
             f"{folder}: a run without its experiment; move it back into the folder with its {FILE}, which resume needs"
         )

@@ -12,6 +12,7 @@ from fedkdx_plugin.engine import metrics
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.workspace import Workspace
+from registry import contract
 from registry.interface import Client, Model, copy_state, float_state, mixture
 
 SERVED = "served"
@@ -64,7 +65,8 @@ class Evaluator:
         served = torch.empty_like(next(iter(self._logits.values())))
         for client, place in zip(self.workspace.clients, self.data.test_slices, strict=True):
             client.nets = self.workspace.nets
-            served[place] = mixture({net: own[place] for net, own in self._logits.items()}, client.serves())
+            own = {net: logits[place] for net, logits in self._logits.items()}
+            served[place] = mixture(own, contract.serves(client, self._names))
         logits = self._logits | {SERVED: served}
         names = views(self.workspace, shared, self.data)
         seen = [view for view in names if view != UNSEEN]
@@ -109,7 +111,7 @@ def views(workspace: Workspace, shared: Mapping[str, Tensor], data: DeviceData) 
 def serves_newcomer(client: Client, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
     """Return whether a client that never trained predicts with networks that all clients share."""
     client.nets = workspace.nets
-    serves = client.serves()
+    serves = contract.serves(client, predictors(workspace))
     return all(_is_common(name, workspace, shared) for name in ([serves] if isinstance(serves, str) else serves))
 
 

@@ -23,6 +23,7 @@ from fedkdx_plugin.engine.randomness import count_selected, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
+from registry import contract
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 from registry.tensors import first_nonfinite
 from registry.text import shown
@@ -178,7 +179,8 @@ class Federation:
             transport.up, transport.down = self.agreed.up, self.agreed.down
         selected = self._select(round)
 
-        messages = {id: transport.send_down(m) for id, m in server.messages(selected, round).items()}
+        sent = contract.messages(server, selected, server.messages(selected, round))
+        messages = {id: transport.send_down(message) for id, message in sent.items()}
         lost = self._lost(selected, round)
         results = self.backend.train({id: message for id, message in messages.items() if id not in lost}, round)
         replies, rejected = self._collect(results, round)
@@ -189,11 +191,11 @@ class Federation:
             rejected |= {id: f"client {id}: {reason}" for id in replies}
             replies = {}
         if replies:
-            figures = {name: float(value) for name, value in server.figures().items()}
+            figures = contract.figures(server)
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
-        metrics = self.evaluate(server.networks()) if due else {}
+        metrics = self.evaluate(contract.networks(server)) if due else {}
         losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
         loss = self._train_loss({id: losses[id] for id in replies})
         clock.lap("evaluate")
@@ -258,7 +260,7 @@ class Federation:
         Returns:
             Why nothing of this round counts; '' where it does.
         """
-        before = self.server.save()
+        before = contract.save(self.server)
         self.server.aggregate(replies, round)
         if (name := first_nonfinite(self._aggregated())) is None:
             return ""
@@ -267,7 +269,7 @@ class Federation:
 
     def _aggregated(self) -> Mapping[str, torch.Tensor]:
         """Return what of the server's state is checked after each aggregation."""
-        return self.server.networks()
+        return contract.networks(self.server)
 
     def _collect(
         self, results: Mapping[int, Trained | NonFinite], round: Round
@@ -300,7 +302,7 @@ class Federation:
 
     def save(self) -> Message:
         """Return all state of server and clients: `server/...`, `client/<id>/kept/...`, `client/<id>/memory/...`."""
-        server, clients = self.server.save(), self.workspace.clients
+        server, clients = contract.save(self.server), self.workspace.clients
         tensors = {f"server/{name}": tensor for name, tensor in server.tensors.items()}
         for client, kept in zip(clients, self.workspace.kept, strict=True):
             tensors |= {f"client/{client.id}/kept/{name}": tensor for name, tensor in kept.items()}

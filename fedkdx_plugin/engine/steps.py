@@ -12,6 +12,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from fedkdx_plugin.engine.optimizers import SGD, Optimizer
 from fedkdx_plugin.native.sgd import ClipAndMove, clip_and_move
+from registry import contract
+from registry.blame import wrong
 from registry.interface import Batch, Client, matches, moves_by_sgd
 
 Move = Callable[[], None]
@@ -59,7 +61,10 @@ class Steps:
 
     def take(self, batch: Batch, still: Sequence[nn.Parameter] = ()) -> Tensor:
         """Take a step on a batch, without moving the parameters `still`; return the sum of its losses, detached."""
-        loss = reduce(add, self.client.losses(self.nets, batch, self.context).values())
+        losses = contract.losses(self.client, self.client.losses(self.nets, batch, self.context))
+        loss = reduce(add, losses.values())
+        if not loss.requires_grad:
+            raise wrong(self.client, "losses", "a loss that depends on a network that is trained", losses)
         loss.backward()
         for parameter in self._unreached:
             if parameter.grad is None:

@@ -13,6 +13,7 @@ from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.optimizers import SGD
 from fedkdx_plugin.engine.randomness import generator, seeded
 from fedkdx_plugin.engine.steps import Steps
+from registry import contract
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
 
@@ -57,7 +58,7 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     Returns:
         mean over the round's windows of the summed losses: a scalar on the device, not synchronised.
     """
-    steps = Steps(client, client.nets, client.context(), settings.clip_norm, settings.optimizer)
+    steps = Steps(client, client.nets, contract.context(client), settings.clip_norm, settings.optimizer)
     x, y, _ = windows_of(client)
     sums: list[Tensor] = []
     rows: list[int] = []

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedkdx_plugin.engine.data import memory_format
 from fedkdx_plugin.engine.randomness import seeded
 from fedkdx_plugin.native.fuse import fuse
+from registry import contract
 from registry.interface import Client, Networks, Server, Task, copy_state, float_state, matches, private_names
 
 
@@ -30,7 +31,7 @@ class Workspace:
         self, algorithm: type[Server], task: Task, params: Any, samples: list[int], seed: int, device: torch.device
     ) -> None:
         with seeded(seed, "initial weights"):
-            nets = algorithm.Client.build(task)
+            nets = contract.built(algorithm.Client, task)
         layout = memory_format(device)
         # PyTorch's types do not know a memory format beside a device
         self.nets = Networks({name: net.to(device, memory_format=layout) for name, net in nets.items()})  # type: ignore[call-overload]

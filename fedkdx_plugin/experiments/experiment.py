@@ -17,13 +17,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_utils.files import locked, write_yaml
+from dataset_utils.files import is_file, locked, yaml_text
+from dataset_utils.sealed import Sealed
 from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from fedkdx_plugin.experiments.results import Results
 
 FILE, LOCK = "experiment.yaml", ".lock"
-FORMAT = 2  # of the experiment folder
+FORMAT = 3  # of the experiment folder
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change the results
 
 
@@ -157,15 +159,15 @@ class Experiment:
         """
         folder = Path(folder)
         path = folder / FILE
-        if not path.is_file():
-            older = (folder / "config.yaml").is_file() and not (folder / "environment.json").is_file()
+        if not is_file(path):
+            older = is_file(folder / "config.yaml") and not is_file(folder / ENVIRONMENT)
             reason = "made by an earlier version, whose runs cannot be resumed" if older else "no experiment there"
             raise UserError(f"{folder}: {reason} (it should hold {FILE}); `fedkdx report` reads its finished runs")
-        content = read_yaml(path)
-        if content.get("format") != FORMAT:
-            found = content.get("format")
+        content = read_experiment(folder)
+        if (found := content.get("format")) != FORMAT:
             raise UserError(
-                f"{path}: has format {found}, and this version resumes format {FORMAT}; use the one that made it"
+                f"{path}: has format {found}, and this version resumes format {FORMAT}; resume it with the version of "
+                "fedkdx that made it, or begin anew; `fedkdx report` reads its finished runs"
             )
         base = mapping(path.name, content, "base")
         changed = {} if rounds is None else {"global_rounds": _rounds(rounds)}
@@ -204,7 +206,12 @@ class Experiment:
             check_range(jobs, {"low": 1}, "jobs")
         if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks or ()):
             raise UserError("callbacks: must be a list of objects whose classes derive from fedkdx.Callback")
-        results = runner.run(self, ["python"], jobs, callbacks or (), progress, strict=True)
+        try:
+            results = runner.run(self, ["python"], jobs, callbacks or (), progress, strict=True)
+        except KeyboardInterrupt:
+            if self.folder is not None:
+                print(f"stopped; to go on: fedkdx.Experiment.resumed({str(self.folder)!r}).run()", file=sys.stderr)
+            raise
         for section in results.sections():
             section.write()
         return results
@@ -214,17 +221,21 @@ class Experiment:
         """Whether the experiment has sections; otherwise it is a comparison."""
         return "grid" in self.source
 
-    def begin(self, command: Sequence[str]) -> Path:
-        """Make the experiment folder, or find the one to be resumed, write `experiment.yaml`, and return the folder."""
+    def begin(self, command: Sequence[str], private: bool = False) -> Path:
+        """Make the experiment folder, or find the one to be resumed, write `experiment.yaml`, and return the folder.
+
+        Args:
+            command: the command line.
+            private: only its owner may look into a new folder of a comparison.
+        """
         if self.folder is None:
-            self.folder = self.out / self.name if self.is_grid else new_folder(self.out, self.name)
-        path = self.folder / FILE
+            self.folder = self.out / self.name if self.is_grid else new_folder(self.out, self.name, private)
         began = {"command": list(command), "started_in": str(Path.cwd())}
-        if path.is_file():
-            before = read_yaml(path)
+        if is_file(self.folder / FILE):
+            before = read_experiment(self.folder)
             began = {key: before.get(key, value) for key, value in began.items()}
         about = {"format": FORMAT, "name": self.name, "title": self.title, "about": self.about}
-        write_yaml(path, about | began | dict(self.source))
+        _sealed(self.folder).write({FILE: yaml_text(about | began | dict(self.source)).encode()})
         return self.folder
 
     @contextmanager
@@ -246,16 +257,28 @@ class Experiment:
 
 def experiment_folder(folder: Path) -> Path | None:
     """Return the experiment folder that a folder is, or is a run folder of; None if there is none."""
-    places = (folder, folder.parent, folder.parent.parent) if (folder / ENVIRONMENT).is_file() else (folder,)
-    return next((place for place in places if (place / FILE).is_file()), None)
+    places = (folder, folder.parent, folder.parent.parent) if is_file(folder / ENVIRONMENT) else (folder,)
+    return next((place for place in places if is_file(place / FILE)), None)
+
+
+def read_experiment(folder: Path) -> dict[str, Any]:
+    """Return the content of an experiment's file, as it was written. Raises UserError: it is damaged, or was edited."""
+    sealed = _sealed(folder)
+    if sealed.sealed():
+        sealed.read(FILE)
+    return read_yaml(folder / FILE)
+
+
+def _sealed(folder: Path) -> Sealed:
+    return Sealed(folder, "its options cannot be changed: put the file of before back, or begin an experiment anew")
 
 
 def title_and_about(folder: Path) -> tuple[str, str]:
     """Return title and about of an experiment folder, '' of any other folder. Raises UserError: the file is damaged."""
     path = folder / FILE
-    if not path.is_file():
+    if not is_file(path):
         return "", ""
-    content = read_yaml(path)
+    content = read_experiment(folder)
     for key in ("title", "about"):
         if not isinstance(content.get(key), str):
             raise UserError(f"{path}: '{key}' is missing or no text; correct the file, or remove it")

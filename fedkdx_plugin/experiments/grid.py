@@ -10,6 +10,7 @@ from typing import Any
 
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import shown
 
 PARTS = ("title", "about", "base", "grid")
 # in a clone, and where setup.cfg installs them
@@ -24,9 +25,8 @@ def find(name: str) -> Path:
         return Path(name)
     known = {path.stem: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.yaml"))}
     if name not in known:
-        raise UserError(
-            f"{name}: no such experiment{suggest(name, known)}; choose {', '.join(sorted(known))}, or give a YAML file"
-        )
+        names = ", ".join(sorted(known))
+        raise UserError(f"{shown(name)}: no such experiment{suggest(name, known)}; choose {names}, or give a YAML file")
     return known[name]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.context
+import os
 import signal
 import threading
 import traceback
@@ -16,11 +17,13 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
+from dataset_utils.interrupts import STOPPING, end_with, once
 from fedkdx_plugin.configuration.config import from_dict
 from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.experiments.setting import Setting
 from fedkdx_plugin.results.records import without_confusion
 from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo
+from registry.blame import PluginError
 from registry.errors import UserError
 from registry.interface import Round
 
@@ -151,15 +154,19 @@ def _how(code: int | None) -> str:
 
 
 def _work(run: RunInfo, command: list[str], threads: int, connection: Connection) -> None:
-    """Make a run in a worker process. Ctrl-C reaches it once: as SIGTERM from its parent, SIGINT being ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Make a run in a worker process. Its parent passes on what stops it, as SIGTERM, which also follows its end."""
+    for name in STOPPING:
+        if number := getattr(signal, name, None):
+            signal.signal(number, once if number == signal.SIGTERM else signal.SIG_IGN)
     torch.set_num_threads(threads)
     with suppress(KeyboardInterrupt, BrokenPipeError):  # the run has saved its state; the parent may have ended
+        end_with(os.getppid())
         try:
             config = from_dict(run.settings, "experiment")
             Setting.of(config).run(config, command, run, [_Messenger(connection)])
             connection.send(("done", None))
+        except PluginError as error:
+            connection.send(("failed", (RunError, str(error), traceback.format_exc())))
         except UserError as error:
             connection.send(("failed", (UserError, str(error), "")))
         except BrokenPipeError:

@@ -15,18 +15,19 @@ from typing import Any
 import torch
 
 from dataset_utils.files import replacing
+from dataset_utils.sealed import Sealed
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.configuration.config import Config, read_yaml
-from fedkdx_plugin.experiments.experiment import FILE, Experiment, PlannedRun, file_name
+from fedkdx_plugin.experiments.experiment import FILE, NO_RESULT, Experiment, PlannedRun, file_name
 from fedkdx_plugin.experiments.pool import Pool, RunError
 from fedkdx_plugin.experiments.results import Results
-from fedkdx_plugin.experiments.setting import Setting, check_on, prepare_shards, run_device, schedule
-from fedkdx_plugin.results.run_folder import STATE
-from fedkdx_plugin.results.runs import FAILED, rounds_done
+from fedkdx_plugin.experiments.setting import Setting, check_on, prepare_shards, run_device, schedule, without_student
+from fedkdx_plugin.results.runs import CONFIG, FAILED, GIVEN_ANEW, STATE, again, differs, read_config, rounds_done
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from fedkdx_plugin.tracking.progress import Progress
 from registry import catalog
+from registry.blame import is_expected
 from registry.errors import UserError
 
 
@@ -128,6 +129,7 @@ def prepare(experiment: Experiment) -> tuple[str, dict[Path, str]]:
     """
     shards: dict[Any, ShardSet | str] = {}
     failed: dict[Path, str] = {}
+    idle: dict[str, str | None] = {}
     for planned in experiment.runs:
         config = planned.config
         if config.shards not in shards:
@@ -140,10 +142,14 @@ def prepare(experiment: Experiment) -> tuple[str, dict[Path, str]]:
             if isinstance(found, str):
                 raise UserError(found)
             check_on(found, config, choose(config))
+            idle |= dict.fromkeys(without_student(found, config, choose(config)), config.student_model)
         except UserError as error:
             failed[planned.folder] = str(error)
     if len(failed) == len(experiment.runs) or (failed and not experiment.is_grid):
         raise UserError(next(iter(failed.values())))
+    if idle:
+        models = ", ".join(dict.fromkeys(filter(None, idle.values())))
+        print(f"-sm {models}: ignored by {', '.join(idle)}, which have no student model", file=sys.stderr)
     if experiment.is_grid:
         return "", failed
     first = next(own for own in shards.values() if isinstance(own, ShardSet))
@@ -171,11 +177,17 @@ def _name(experiment: Experiment, shards: ShardSet) -> None:
 
 
 def check_rounds(experiment: Experiment) -> None:
-    """Raise UserError if a run has more rounds than planned."""
+    """Raise UserError if a run has more rounds than planned, or its folder is damaged or holds another run."""
     for planned in experiment.runs if experiment.folder else ():
-        done = rounds_done(experiment.place(planned))
+        place = experiment.place(planned)
+        done = rounds_done(place)
         if done > planned.rounds:
             raise UserError(f"{planned.name}: has {done} rounds already; -gr {planned.rounds} would be fewer")
+        if done and (difference := differs(read_config(place), planned.settings, (*NO_RESULT, *GIVEN_ANEW))):
+            raise UserError(
+                f"{place / CONFIG}: of another run than {planned.name} ({difference}); put the right folder back, or "
+                f"{again(place)}"
+            )
 
 
 def _say(experiment: Experiment, folder: Path, data: str) -> None:
@@ -226,7 +238,7 @@ def _run_here(
             setting.run(config, command, info, callbacks)
         except BaseException as caught:
             error = caught
-            if strict or isinstance(caught, (UserError, KeyboardInterrupt)):
+            if strict or is_expected(caught) or isinstance(caught, KeyboardInterrupt):
                 raise
         finally:
             for callback in callbacks:
@@ -247,12 +259,12 @@ class _Folders(Callback):
         """Record why a run failed. The state of a finished run of a grid is removed: that of all would fill a disk."""
         if error is None:
             if not self.keep_models:
-                (run.folder / STATE).unlink(missing_ok=True)
+                Sealed(run.folder, again(run.folder)).remove(STATE)
         elif isinstance(error, RunError):
             _note(run.folder, str(error), error.trace)
         elif not isinstance(error, KeyboardInterrupt):
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            trace = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+            trace = "" if is_expected(error) else "".join(traceback.format_exception(error))
             _note(run.folder, reason, trace)
 
 
@@ -263,7 +275,11 @@ def _note(folder: Path, reason: str, trace: str) -> None:
 
 
 def finish(results: Results) -> int:
-    """Print and save tables, plots and, for a grid, the report. Returns the exit code: 1 if runs are missing."""
+    """Print and save tables, plots and, for a grid, the report.
+
+    Returns:
+        The exit code: 1 if runs are missing, 2 if all are.
+    """
     for section in results.sections():
         if section.runs:
             print(f"\n{section.write()}")
@@ -275,7 +291,9 @@ def finish(results: Results) -> int:
         for reason, names in alike.items():
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             print(f"  {names[0]}{more}: {reason}", file=sys.stderr)
+        if any(reason.startswith("failed:") for reason in alike):
+            print(f"  the traceback of a run that failed is in {FAILED} in its folder", file=sys.stderr)
     if results.is_grid and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
         print(f"report: {results.report()}")
     print(f"saved in {results.folder}")
-    return 1 if results.missing else 0
+    return (1 if results.runs else 2) if results.missing else 0

@@ -24,9 +24,10 @@ from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo
-from registry import catalog
+from registry import catalog, contract
+from registry.blame import naming
 from registry.errors import UserError
-from registry.interface import Task, moves_by_sgd
+from registry.interface import Model, Task, moves_by_sgd
 
 
 @contextmanager
@@ -60,9 +61,29 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
         shards.num_clients, config.seed
     )  # raises if more clients are set apart than there are
     task = make_task(config, shards.shape, shards.num_classes)
-    task.model(), task.student()  # raises if a model cannot take windows of this shape
+    with naming(*_models(config)):
+        contract.model(task.model())  # raises if a model cannot take windows of this shape
+        contract.model(task.student())
     for choice in choices:
-        choice.server.check(task, choice.params)
+        with naming(choice.server):
+            choice.server.check(task, choice.params)
+
+
+def without_student(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> list[str]:
+    """Return the algorithms that build no student, so that `-sm` does not matter to them; [] where it is not given."""
+    if not config.student_model:
+        return []
+    task = make_task(config, shards.shape, shards.num_classes)
+    asked: list[str] = []
+    for choice in choices:
+
+        def student(shape: tuple[int, int, int], classes: int, name: str = choice.name) -> Model:
+            asked.append(name)
+            return task.student_class(shape, classes)
+
+        with naming(choice.server):
+            choice.server.Client.build(dataclasses.replace(task, student_class=student, params=choice.params))
+    return [choice.name for choice in choices if choice.name not in asked]
 
 
 @dataclass(frozen=True)
@@ -96,7 +117,6 @@ class Setting:
         """Return whether another configuration has this setting: it differs in algorithm and seed at most."""
         return _without_run(self.config) == _without_run(config)
 
-    @room_on_device()
     def run(self, config: Config, command: list[str], info: RunInfo, callbacks: Sequence[Callback] = ()) -> None:
         """Run one algorithm with one seed, from the start or from the checkpoint in its run folder.
 
@@ -106,8 +126,16 @@ class Setting:
 
         Raises:
             UserError: the run folder cannot be written or resumed, or the algorithm cannot run in this setting.
+            PluginError: a class of another package failed.
         """
         (choice,) = choose(config)
+        with naming(choice.server, *_models(config)):
+            self._run(choice, config, command, info, callbacks)
+
+    @room_on_device()
+    def _run(
+        self, choice: Choice, config: Config, command: list[str], info: RunInfo, callbacks: Sequence[Callback]
+    ) -> None:
         choice.server.check(self.task, choice.params)
         federation = Federation(
             choice.server,

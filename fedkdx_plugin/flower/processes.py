@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from dataset_utils.files import private_files
+from dataset_utils.interrupts import ending_with
 from registry.errors import UserError
 
 MARK = "FEDKDX_FEDERATION"  # in the environment of all that is started, and of what that starts
@@ -85,7 +86,7 @@ class Processes:
         """
         with log.open("ab") as out:
             process = subprocess.Popen(
-                command,
+                ending_with(os.getpid(), command),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -21,6 +21,7 @@ from fedkdx_plugin.flower.link import FlowerLink
 from fedkdx_plugin.flower.options import FOLDER, ServerOptions, read_settings, write_outcome
 from fedkdx_plugin.flower.roster import Event, Roster
 from fedkdx_plugin.results.run_folder import RunFolder
+from registry.blame import blamed
 from registry.errors import UserError
 
 app = ServerApp()
@@ -71,7 +72,7 @@ def main(grid: Grid, context: Context) -> None:
         print(f"error: {error}", file=sys.stderr)
         return
     except BaseException as error:
-        write_outcome(folder, "failed", f"{type(error).__name__}: {error}")
+        write_outcome(folder, "failed", blamed(error) or f"{type(error).__name__}: {error}")
         raise
     write_outcome(folder, "finished")
 

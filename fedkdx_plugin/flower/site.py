@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dataset_utils import shards
-from dataset_utils.files import private_files, replacing, unwritable
+from dataset_utils.files import check_listable, is_file, private_files, replacing, unwritable
 from dataset_utils.scaling import Statistics
+from dataset_utils.sealed import Sealed
 from dataset_utils.shards import Shard
 from fedkdx_plugin.engine import scaling
 from fedkdx_plugin.engine.backends.sequential import Sequential
@@ -134,6 +135,7 @@ class StateFolder:
         if not isinstance(run, str) or not NAME.fullmatch(run):
             raise UserError(f"run {run!r}: a run's name consists of letters, digits, '.', '_' and '-'")
         self.folder = folder / run / f"client-{client}"
+        self.advice = "put a copy of the site's --state folder back, or begin a new federation"
         try:
             with private_files():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,39 +144,43 @@ class StateFolder:
 
     def rounds(self) -> list[int]:
         """Return the rounds whose state is there, ascending."""
+        check_listable(self.folder)
         return sorted(int(path.stem) for path in self.folder.glob(f"*{ENDING}") if path.stem.isdecimal())
 
     def load(self, round: int) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         """Return the tensors a client kept, its memory, and how often it had trained, after a round (0: nothing).
 
         Raises:
-            UserError: the state of that round is missing or damaged.
+            UserError: the state of that round is missing or damaged, or of another run, client or round.
         """
         if not round:
             return {}, {}, 0
-        path = self._path(round)
-        if not path.is_file():
+        path = self.folder / _name(round)
+        if not is_file(path):
             there = ", ".join(map(str, self.rounds())) or "none"
             raise UserError(
                 f"{path}: missing; the server goes on from round {round}, this site has state of rounds: {there}; "
-                "put the site's --state folder back, or begin a new federation"
+                f"{self.advice}"
             )
         try:
-            saved = Message.from_bytes(path.read_bytes())
+            saved = Message.from_bytes(self._sealed(round).read(_name(round)))
             parts = {
                 part: {n.removeprefix(part): t for n, t in saved.tensors.items() if n.startswith(part)}
                 for part in ("kept/", "memory/")
             }
+            if saved.meta["of"] != self._of(round):
+                raise UserError(f"{path}: is of {saved.meta['of']}, not {self._of(round)}; {self.advice}")
             return parts["kept/"], parts["memory/"], int(saved.meta["trained"])
-        except (BadMessage, KeyError, OSError) as error:
-            raise UserError(f"{path}: damaged ({error}); put a copy back, or begin a new federation") from error
+        except (BadMessage, KeyError) as error:
+            raise UserError(f"{path}: damaged ({error}); {self.advice}") from error
 
     def save(self, round: int, kept: dict[str, Tensor], memory: dict[str, Tensor], trained: int) -> None:
         """Write the state after a round. Raises UserError."""
         tensors = {f"kept/{name}": tensor for name, tensor in kept.items()}
         tensors |= {f"memory/{name}": tensor for name, tensor in memory.items()}
-        with private_files(), replacing(self._path(round)) as part:
-            part.write_bytes(Message(tensors, {"trained": trained}).to_bytes())
+        meta = {"trained": trained, "of": self._of(round)}
+        with private_files():
+            self._sealed(round).write({_name(round): Message(tensors, meta).to_bytes()})
 
     def settle(self, accepted: int, durable: int) -> None:
         """Delete the states that no request can name any more.
@@ -188,12 +194,19 @@ class StateFolder:
         """
         rounds = self.rounds()
         base = max((round for round in rounds if round <= min(accepted, durable)), default=0)
-        for round in rounds:
-            if round > accepted or round < base:
-                self._path(round).unlink(missing_ok=True)
+        left = [_name(round) for round in rounds if round > accepted or round < base]
+        if left:
+            Sealed(self.folder, self.advice).remove(*left)
 
-    def _path(self, round: int) -> Path:
-        return self.folder / f"{round}{ENDING}"
+    def _sealed(self, round: int) -> Sealed:
+        return Sealed(self.folder, self.advice, [_name(round)])
+
+    def _of(self, round: int) -> str:
+        return f"{self.folder.parent.name}, {self.folder.name}, round {round}"
+
+
+def _name(round: int) -> str:
+    return f"{round}{ENDING}"
 
 
 class Site:

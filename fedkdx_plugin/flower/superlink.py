@@ -12,7 +12,6 @@ from typing import Any
 import tomli_w
 import torch
 
-from dataset_utils.files import private_files
 from fedkdx_plugin.experiments import runner
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
@@ -64,8 +63,7 @@ def serve(experiment: Experiment, command: list[str], terms: Terms, address: Add
     check_sites(experiment)
     runner.check_rounds(experiment)
     check_free(address.host, address.port)
-    with private_files():
-        folder = experiment.begin(command)
+    folder = experiment.begin(command, private=True)
     how = f"TLS, keys of {len(keys)} sites" if given else "INSECURE: no encryption, anybody may join"
     print(f"sites join at port {address.port} ({how}); results in {folder}", flush=True)
     try:
@@ -92,7 +90,7 @@ def on_this_machine(experiment: Experiment, command: list[str]) -> int:
     config = experiment.runs[0].config
     shards, device = prepare_shards(config), run_device(config)
     clients = shards.num_clients
-    folder = experiment.begin(command)
+    folder = experiment.begin(command, private=True)
     print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}", flush=True)
     terms = Terms(clients, clients, WAIT_SECONDS, DEADLINE_SECONDS, min_updates=1)
     threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
@@ -127,6 +125,7 @@ class SuperLink:
         self.own = folder / "flower"
         self.home = self.own / "server"
         self.log = self.own / "superlink.log"
+        self.own.mkdir(exist_ok=True, mode=0o700)
         self.home.mkdir(parents=True, exist_ok=True)
         port = free_port()
         self.address = f"{HOST}:{port}"
@@ -179,7 +178,7 @@ class SuperLink:
         Raises:
             UserError: it failed, for the reason that the error states.
         """
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
         options.write(place)
         write_outcome(place, "")
         log = Tail(place / "log.txt")

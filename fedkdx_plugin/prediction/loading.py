@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dataset_utils import shards
+from dataset_utils.files import check_listable, is_file, is_folder, state_of, unreadable
 from dataset_utils.scaling import Scaling, Statistics
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.configuration.config import from_dict
@@ -27,12 +28,11 @@ from fedkdx_plugin.experiments.runner import where_it_began
 from fedkdx_plugin.experiments.setting import make_task
 from fedkdx_plugin.prediction.predictor import Predictor, Served
 from fedkdx_plugin.results import runs
-from fedkdx_plugin.results.run_folder import STATE, identity
-from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, Missing, Run
+from fedkdx_plugin.results.run_folder import MANIFEST, identity
+from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, STATE, Missing, Run, content
 from registry.errors import UserError
 from registry.interface import BadMessage, Client, Message, Server, copy_state
 
-MANIFEST = "manifest.json"
 CPU = torch.device("cpu")
 
 
@@ -73,10 +73,11 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None) -> 
 
 def run_folder(folder: Path) -> Path:
     """Return a folder that is a run folder, or the only one in it. Raises UserError: there is none, or several."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; check the path")
-    if (folder / ENVIRONMENT).is_file():
+    if not is_folder(folder):
+        raise UserError(f"{folder}: {'is a file' if state_of(folder) else 'no such folder'}; give a run folder")
+    if is_file(folder / ENVIRONMENT):
         return folder
+    check_listable(folder)
     held = sorted(path.parent for path in folder.glob(f"*/{ENVIRONMENT}") if not path.parent.name.startswith("."))
     if not held:
         raise UserError(f"{folder}: is no run (a folder with {CONFIG}, {ENVIRONMENT} and {STATE}) and holds none")
@@ -103,7 +104,7 @@ def _manifest(run: Run) -> Mapping[str, Any]:
             f"{path}: missing; the models of a federation of real sites stay with the sites, any other run has it"
         ) from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise unreadable(path, error) from error
     if digest != run.data["manifest_sha256"]:
         raise UserError(f"{path}: damaged, or of other data than the run's; remove {run.folder} and run it again")
     manifest = shards.read_manifest(run.folder)
@@ -115,17 +116,17 @@ def _manifest(run: Run) -> Mapping[str, Any]:
 def _state(run: Run) -> Message:
     """Return the state saved after the last round. Raises UserError."""
     path = run.folder / STATE
-    again = f"remove {run.folder} and run it again"
-    if not path.is_file():
+    again = runs.again(run.folder)
+    if not is_file(path):
         raise UserError(
             f"{path}: missing, as runs of a grid keep no state; make the run again with fedkdx run --config "
             f"{run.folder / CONFIG}"
         )
     try:
-        state = Message.from_bytes(path.read_bytes())
+        state = Message.from_bytes(content(run.folder, STATE))
         expected, found, round = identity(run.config, run.environment), state.meta["identity"], state.meta["round"]
         meta, _ = state.meta["state"]["server"], state.meta["state"]["trained"]
-    except (BadMessage, KeyError, TypeError, OSError) as error:
+    except (BadMessage, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
     if found != expected or not isinstance(meta, dict):
         raise UserError(f"{path}: has another configuration, data or version than {run.folder / CONFIG}; {again}")

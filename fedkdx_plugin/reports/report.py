@@ -24,7 +24,7 @@ from fedkdx_plugin.reports.comparison_table import TUNING, VARIED
 from fedkdx_plugin.reports.plots import Plot
 from fedkdx_plugin.reports.sections import Section, arrange
 from fedkdx_plugin.reports.tables import Table
-from fedkdx_plugin.results.runs import Run, read_all
+from fedkdx_plugin.results.runs import Missing, Run, read_all
 from registry import __version__
 from registry.errors import UserError
 
@@ -68,10 +68,14 @@ def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Pa
         about: introductory paragraph.
 
     Raises:
-        UserError: a run folder is damaged, jinja2 or matplotlib is not installed, or `out` cannot be written.
+        UserError: no run is left and one is damaged, a package is missing, or `out` cannot be written.
     """
+    return compose(*read_all(folders), out, title, about)
+
+
+def compose(runs: Sequence[Run], missing: Sequence[Missing], out: Path, title: str, about: str = "") -> Path:
+    """Write the report of runs that were read; see `write`."""
     _check_packages()
-    runs, missing = read_all(folders)
     sections = arrange(runs)
     looks = plots.Looks([method.name for section in sections for method in plots.shown(section)])
     chapters = [_chapter(section, out, looks) for section in sections]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import inspect
+import io
 import json
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,8 @@ import numpy as np
 import torch
 import yaml
 
-from dataset_utils.files import replacing, unwritable, write_yaml
+from dataset_utils.files import is_file, unwritable, yaml_text
+from dataset_utils.sealed import Sealed, read_bytes
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord
@@ -32,23 +35,39 @@ from fedkdx_plugin.results.records import (
     without_confusion,
     write_results,
 )
-from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, FORMAT, RESULTS, ROUNDS
-from registry import __version__
+from fedkdx_plugin.results.runs import (
+    CONFIG,
+    ENVIRONMENT,
+    FORMAT,
+    GIVEN_ANEW,
+    RESULTS,
+    ROUNDS,
+    STATE,
+    differs,
+    read_environment,
+)
+from registry import __version__, catalog, contract
+from registry.blame import naming
 from registry.catalog import Entry
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, Server
 
-STATE = "state.safetensors"
+MANIFEST, DESCRIPTION, LOG = "manifest.json", "description.yaml", "log.txt"
+ON_BITS = ("threads", "fused", "backend", "device")  # of the environment; may decide a result's last bits
 CHECKPOINT_SECONDS = 60.0
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """Make `parent/name-<time>`, with a number if it exists, and return it. Raises UserError: it cannot be written."""
+def new_folder(parent: Path, name: str, private: bool = False) -> Path:
+    """Make `parent/name-<time>`, with a number if it exists, and return it. Raises UserError: it cannot be written.
+
+    Args:
+        private: only its owner may look into it.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1, 1000):
         folder = parent / (f"{name}-{stamp}" if attempt == 1 else f"{name}-{stamp}-{attempt}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, mode=0o700 if private else 0o777)
             return folder
         except FileExistsError:
             continue
@@ -79,6 +98,9 @@ class RunFolder(Observer):
         `log.txt`: a line for each event.
         `results.h5`, `state.safetensors`: metrics, and the state of server and clients, from which the run can be
             resumed; written once a minute and at the end, also after Ctrl-C.
+        `SHA256SUMS`: checksums of all but metrics.csv and log.txt (see `Sealed`).
+
+    A new folder can be read by its owner alone, as the state in it holds what each client keeps to itself.
 
     Args:
         path: the run folder; it is made, or resumed if it exists.
@@ -108,9 +130,11 @@ class RunFolder(Observer):
         federation: Federation,
     ) -> None:
         self.path, self.entry, self.settings, self.shards, self.federation = path, entry, settings, shards, federation
+        self.sealed = Sealed(path, f"remove {path} to run it from the start", [STATE])
         self.environment = environment(entry, command, shards, device) | {
             "backend": federation.backend.name,
             "code": code_of(type(federation.server)),
+            "plugins": plugins(settings),
         }
         self.records: list[RoundRecord] = []
         self.planned: list[int] = [settings["global_rounds"]]
@@ -118,9 +142,10 @@ class RunFolder(Observer):
         self._state: Message | None = None
         self._saved = time.monotonic()
         metrics = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
-        own = map(server_column, federation.server.figures())
+        own = map(server_column, contract.figures(federation.server))
         self._columns = [*ROUND_COLUMNS, *metrics, *group_columns(federation.groups), *own]
-        if (path / STATE).exists():
+        self._resumed: list[str] = []  # what is said of going on
+        if is_file(path / ENVIRONMENT) and self.sealed.holds(STATE):
             self._go_on()
         if len(self.planned) > 1:
             self.environment["planned_rounds"] = self.planned
@@ -129,34 +154,38 @@ class RunFolder(Observer):
 
     def __enter__(self) -> RunFolder:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_yaml(self.path / CONFIG, self.settings)
-            with replacing(self.path / ENVIRONMENT) as part:
-                part.write_text(json.dumps(self.environment, indent=2, sort_keys=True) + "\n")
-            self._describe_data()
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.sealed.write(self._about())
             self._metrics = (self.path / ROUNDS).open("w", newline="", encoding="utf-8")
-            self._log = (self.path / "log.txt").open("a", encoding="utf-8")
+            self._log = (self.path / LOG).open("a", encoding="utf-8")
             self._csv = csv.DictWriter(self._metrics, self._columns, restval="")
             self._csv.writeheader()
             self._csv.writerows(csv_row(record, self.federation.groups) for record in self.records)
+            for line in (" ".join(self.environment["command"]), *self._resumed):
+                self._say(line)
         except OSError as error:
             raise unwritable(self.path, error) from error
-        self._say(" ".join(self.environment["command"]))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._say("finished" if kind is None else f"ended early: {kind.__name__} {error}".strip())
-        self._metrics.close()
-        self._log.close()
-        self.save()
+        try:
+            with self._metrics, self._log:
+                self._say("finished" if kind is None else f"ended early: {kind.__name__} {error}".strip())
+        except OSError as failed:
+            raise unwritable(self.path, failed) from failed
+        finally:
+            self.save()
 
-    def _describe_data(self) -> None:
-        """Copy the shards' manifest, and the description in it; data at sites have neither on this machine."""
-        if not isinstance(self.shards, ShardSet):
-            return
-        with replacing(self.path / "manifest.json") as part:
-            part.write_bytes((self.shards.folder / "manifest.json").read_bytes())
-        write_yaml(self.path / "description.yaml", self.shards.manifest.get("description") or {})
+    def _about(self) -> dict[str, bytes]:
+        """Return the files about the run; data at sites have neither manifest nor description on this machine."""
+        files = {
+            CONFIG: yaml_text(self.settings).encode(),
+            ENVIRONMENT: (json.dumps(self.environment, indent=2, sort_keys=True) + "\n").encode(),
+        }
+        if isinstance(self.shards, ShardSet):
+            files[MANIFEST] = read_bytes(self.shards.folder / MANIFEST, "make the shards again")
+            files[DESCRIPTION] = yaml_text(self.shards.manifest.get("description") or {}).encode()
+        return files
 
     def on_round_end(self, record: RoundRecord) -> None:
         """Append the round to `metrics.csv` and `log.txt`, and save everything once a minute."""
@@ -181,10 +210,11 @@ class RunFolder(Observer):
             self.save()
 
     def save(self) -> None:
-        """Write `results.h5` and then `state.safetensors`, both as of the last complete round."""
+        """Write `results.h5` and `state.safetensors` as of the last complete round."""
         if self._state is None:
             return
-        with replacing(self.path / RESULTS) as part, h5py.File(part, "w") as file:
+        results = io.BytesIO()  # whole before the disk is touched: libhdf5 fails badly on a full one
+        with h5py.File(results, "w") as file:
             write_results(file, self.records, self._confusion, self.federation.data, self.federation.groups)
             file.attrs["config"] = yaml.safe_dump(dict(self.settings), sort_keys=False)
             file.attrs["environment"] = json.dumps(self.environment, sort_keys=True)
@@ -193,43 +223,70 @@ class RunFolder(Observer):
             "round": len(self.records),
             "identity": identity(self.settings, self.environment),
             "planned": self.planned,
+            "state": dict(self._state.meta),
         }
-        meta["state"] = dict(self._state.meta)
-        with replacing(self.path / STATE) as part:
-            part.write_bytes(Message(self._state.tensors, meta).to_bytes())
+        state = Message(self._state.tensors, meta).to_bytes()
+        self.sealed.write({RESULTS: results.getvalue(), STATE: state})
         self._state, self._saved = None, time.monotonic()
-
-    def _records(self) -> list[RoundRecord]:
-        """Read the rounds so far and the last confusion matrices. Raises UserError: the file is damaged."""
-        path = self.path / RESULTS
-        try:
-            with h5py.File(path) as file:
-                records, self._confusion = read_results(file)
-        except (KeyError, ValueError, OSError) as error:
-            again = f"remove {self.path} to run it from the start"
-            raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
-        return records
 
     def _go_on(self) -> None:
         """Restore records and federation from the checkpoint. Raises UserError: it is damaged, or of another run."""
-        path = self.path / STATE
-        again = f"remove {self.path} to run it from the start"
+        path, again = self.path / STATE, self.sealed.advice
+        before = read_environment(self.path)
+        if before.get("format", 1) != FORMAT:
+            raise UserError(
+                f"{self.path}: a run folder of format {before.get('format', 1)}, and this version goes on with format "
+                f"{FORMAT}; go on with fedkdx {before['versions'].get('fedkdx')}, which made it, or {again}"
+            )
         try:
-            state = Message.from_bytes(path.read_bytes(), self.federation.data.test_x.device)
+            state = Message.from_bytes(self.sealed.read(STATE), self.federation.data.test_x.device)
             if state.meta["identity"] != identity(self.settings, self.environment):
                 raise UserError(
-                    f"{path}: a checkpoint of another configuration, data, version or code of the algorithm; {again}"
+                    f"{path}: a checkpoint of another configuration, data, version, plug-in or code of the algorithm; "
+                    f"{again}"
                 )
             records = self._records()
-            self.federation.restore(Message(state.tensors, state.meta["state"]))
+            if len(records) < state.meta["round"]:
+                raise UserError(
+                    f"{self.path / RESULTS}: of round {len(records)}, and {STATE} of round {state.meta['round']}; put "
+                    f"the right file back, or {again}"
+                )
+            with naming():
+                self.federation.restore(Message(state.tensors, state.meta["state"]))
             planned = list(map(int, state.meta["planned"]))
-        except (BadMessage, KeyError, ValueError, OSError) as error:
+        except (BadMessage, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error}); {again}") from error
-        self.records = records[: state.meta["round"]]  # Ctrl-C may have come between the two files
+        self.records = records[: state.meta["round"]]  # a power cut may have come between the two files
         rounds = self.settings["global_rounds"]
         if len(self.records) > rounds:
             raise UserError(f"{self.path}: has {len(self.records)} rounds already; -gr {rounds} would be fewer")
         self.planned = planned if planned[-1:] == [rounds] else [*planned, rounds]
+        self._compare(before)
+
+    def _records(self) -> list[RoundRecord]:
+        """Read the rounds so far and the last confusion matrices. Raises UserError: of another run, or damaged."""
+        path, again = self.path / RESULTS, self.sealed.advice
+        content = self.sealed.read(RESULTS)
+        try:
+            with h5py.File(io.BytesIO(content)) as file:
+                records, self._confusion = read_results(file)
+                own = yaml.safe_load(str(file.attrs["config"]))
+        except (KeyError, ValueError, OSError, RuntimeError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
+        if difference := differs(own, yaml.safe_load(yaml_text(self.settings))):
+            raise UserError(f"{path}: of another run than {STATE} ({difference}); put the right file back, or {again}")
+        return records
+
+    def _compare(self, before: Mapping[str, Any]) -> None:
+        """Say what differs from the machine and settings of the rounds before, and may change the last bits."""
+        now = self.environment
+        changed = [f"{key} {now[key]} instead of {before.get(key)}" for key in ON_BITS if before.get(key) != now[key]]
+        if changed:
+            text = f"resumed after round {len(self.records)} with {', '.join(changed)}"
+            self._resumed.append(f"{text}: the last bits may differ from those of an unbroken run")
+            print(f"{self.path.name}: {self._resumed[-1]}", file=sys.stderr)
+        if said := [*before.get("resumed", []), *self._resumed]:
+            self.environment["resumed"] = said
 
     def _say(self, text: str) -> None:
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self._log, flush=True)
@@ -243,11 +300,18 @@ def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str
         environment: as in `environment.json`.
     """
     data, versions = environment["data"]["manifest_sha256"], environment["versions"]
-    free = ("out", "data_root", "raw", "global_rounds")
-    settings = {key: value for key, value in settings.items() if key not in free}
+    settings = {key: value for key, value in settings.items() if key not in GIVEN_ANEW}
     parts = [settings, data, versions["fedkdx"], versions["torch"]]
-    parts += [environment["code"]] if "code" in environment else []  # run folders of format 1 have none
+    parts += [environment[key] for key in ("code", "plugins") if key in environment]  # earlier formats lack them
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def plugins(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the packages, with their versions, that algorithm and models of a run are from: name -> package."""
+    named = [("algorithms", settings["algorithm"][0]), ("models", settings["model"])]
+    named += [("models", settings["student_model"])] if settings.get("student_model") else []
+    found = [catalog.find(kind, name) for kind, name in named]
+    return {entry.name: entry.origin for entry in found if entry.package}
 
 
 def code_of(server: type[Server]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,18 @@ import h5py
 import numpy as np
 import yaml
 
+from dataset_utils.files import is_file, is_folder, state_of, unreadable
+from dataset_utils.sealed import SUMS, Sealed, read_bytes
 from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.results.records import read_results
 from registry.errors import UserError
 
 CONFIG, ENVIRONMENT, RESULTS, ROUNDS = "config.yaml", "environment.json", "results.h5", "metrics.csv"
+STATE = "state.safetensors"
 FAILED = "failed.txt"  # the reason in the first line, then the traceback if there is one
-FORMAT = 2  # of a run folder; format 1 is the same without this number, so it is read, too
+FORMAT = 3  # of a run folder
+UNSEALED = (1, 2)  # formats without checksums, which are read all the same; format 1 is without this number, too
+GIVEN_ANEW = ("out", "data_root", "raw", "global_rounds")  # options that a run may have another value of when resumed
 
 
 @dataclass(frozen=True)
@@ -92,92 +98,139 @@ class Missing:
 
 
 def find(folder: Path) -> list[Path]:
-    """Return the run folders in a folder, or itself, at any depth, links included. Raises UserError: there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; check the path")
+    """Return the run folders in a folder, or itself, at any depth, links included, and folders that cannot be listed.
+
+    Raises:
+        UserError: there is none, or it is no folder.
+    """
+    if not is_folder(folder):
+        raise UserError(f"{folder}: {'is a file' if state_of(folder) else 'no such folder'}; give a folder of runs")
     marks = {ENVIRONMENT, FAILED}
-    found = [Path(place) for place, _, files in os.walk(folder, followlinks=True) if not marks.isdisjoint(files)]
-    found = [path for path in found if not path.name.startswith(".")]  # folders of files that are being written
+    barred: list[Path] = []
+    walk = os.walk(folder, onerror=lambda error: barred.append(Path(error.filename)), followlinks=True)
+    found = [Path(place) for place, _, files in walk if not marks.isdisjoint(files)]
+    found = [path for path in found + barred if not path.name.startswith(".")]  # folders of unfinished files
     if not found:
         raise UserError(f"{folder}: holds no run (a folder with {CONFIG}, {ENVIRONMENT} and {RESULTS})")
     return sorted(found)
 
 
 def read_all(folders: Sequence[Path]) -> tuple[list[Run], list[Missing]]:
-    """Read each folder once; return the finished runs and the others. Raises UserError, see `read`."""
-    once = {folder.resolve(): folder for folder in folders}
-    found = [read(folder) for folder in once.values()]
-    return [run for run in found if isinstance(run, Run)], [run for run in found if isinstance(run, Missing)]
+    """Read each folder once; return the finished runs and the others, damaged ones among these.
+
+    Raises:
+        UserError: no run is left, and one is damaged or cannot be read.
+    """
+    found: list[Run | Missing] = []
+    refused: UserError | None = None
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        try:
+            found.append(read(folder))
+        except UserError as error:
+            refused = refused or error
+            found.append(Missing(_name(folder), str(error), folder))
+    runs = [run for run in found if isinstance(run, Run)]
+    if refused and not runs:
+        raise refused
+    return runs, [run for run in found if isinstance(run, Missing)]
 
 
 def read(folder: Path) -> Run | Missing:
     """Read a run folder, which need not exist (a run not begun). Raises UserError: it is damaged, or no run folder."""
-    name = f"{folder.resolve().parent.name}/{folder.resolve().name}"
-    if (folder / FAILED).is_file():
-        reason = (folder / FAILED).read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-        return Missing(name, f"failed: {reason}", folder)
-    if not (folder / ENVIRONMENT).is_file():
+    name = _name(folder)
+    if is_file(folder / FAILED):
+        text = read_bytes(folder / FAILED, again(folder)).decode(errors="replace")
+        return Missing(name, f"failed: {text.partition(chr(10))[0]}", folder)
+    if not is_file(folder / ENVIRONMENT):
         return Missing(name, "not begun", folder)
-    config, environment = _config(folder / CONFIG), _environment(folder / ENVIRONMENT)
+    environment = read_environment(folder)
+    config = read_config(folder)
     planned = config["global_rounds"]
-    run = _results(folder, config, environment) if (folder / RESULTS).is_file() else None
+    run = _results(folder, config, environment) if Sealed(folder, again(folder)).holds(RESULTS) else None
     if run is None or len(run.records) < planned:
         done = max(_rounds(folder / ROUNDS), 0 if run is None else len(run.records))
         return Missing(name, f"unfinished: {done} of {planned} rounds", folder)
     return run
 
 
+def _name(folder: Path) -> str:
+    return f"{folder.resolve().parent.name}/{folder.resolve().name}"
+
+
 def _results(folder: Path, config: Mapping[str, Any], environment: Mapping[str, Any]) -> Run:
     path = folder / RESULTS
+    file = io.BytesIO(content(folder, RESULTS))
     try:
-        with h5py.File(path) as file:
-            records, confusion = read_results(file)
-            classes = tuple(map(str, file.attrs["class_names"]))
-            groups = {name: [int(id) for id in ids] for name, ids in file.get("groups", {}).items()}
+        with h5py.File(file) as opened:
+            records, confusion = read_results(opened)
+            classes = tuple(map(str, opened.attrs["class_names"]))
+            groups = {name: [int(id) for id in ids] for name, ids in opened.get("groups", {}).items()}
+            own = yaml.safe_load(str(opened.attrs["config"])) if "config" in opened.attrs else config
     except KeyError as error:
         raise UserError(
-            f"{path}: a metric is missing ({_text(error)}); another version wrote it: {_again(path)}"
+            f"{path}: a metric is missing ({_text(error)}); another version wrote it: {again(folder)}"
         ) from error
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path}: damaged ({_text(error)}); {_again(path)}") from error
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: damaged ({_text(error)}); {again(folder)}") from error
+    if difference := differs(own, config):
+        raise UserError(f"{path}: of another run than {CONFIG} ({difference}); put it back, or {again(folder)}")
     return Run(folder, config, environment, records, confusion, classes, groups)
 
 
+def differs(own: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str] = GIVEN_ANEW) -> str:
+    """Return the first option of which two runs have different values, with both values; '' if there is none."""
+    shared = (key for key in own if key in other and key not in free)
+    return next((f"{key}: {own[key]} and {other[key]}" for key in shared if own[key] != other[key]), "")
+
+
 def rounds_done(folder: Path) -> int:
-    """Return the number of rounds with results in a run folder; 0 if it is missing or damaged."""
-    try:
-        with h5py.File(folder / RESULTS) as file:
-            return len(file["train_loss"])
-    except (OSError, KeyError):
+    """Return the number of rounds with results in a run folder; 0 if it has not begun. Raises UserError: damaged.
+
+    Where a full disk or a power cut came between results and state, the last round does not count: it is made again.
+    """
+    sealed = Sealed(folder, again(folder))
+    if not is_file(folder / ENVIRONMENT) or not sealed.holds(RESULTS):
         return 0
+    records = _results(folder, read_config(folder), read_environment(folder)).records
+    return len(records) if sealed.settled() else max(0, len(records) - 1)
 
 
-def _config(path: Path) -> dict[str, Any]:
-    values = _yaml(path, "the configuration of a run")
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration in a run folder. Raises UserError: it is damaged, or none of a run."""
+    path = folder / CONFIG
+    text = content(folder, CONFIG)
+    try:
+        values = yaml.safe_load(text.decode())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: is not the configuration of a run ({_text(error)}); {again(folder)}") from error
     wanted = {"algorithm": list, "seed": int, "global_rounds": int, "model": str}
     config = _checked(path, values, wanted)
     if len(config["algorithm"]) != 1:
-        raise UserError(f"{path}: names {len(config['algorithm'])} algorithms, a run has one; {_again(path)}")
+        raise UserError(f"{path}: names {len(config['algorithm'])} algorithms, a run has one; {again(folder)}")
     return config
 
 
-def _yaml(path: Path, what: str) -> Any:
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return the environment of a run. Raises UserError: it is damaged, or of a format that is not read."""
+    path = folder / ENVIRONMENT
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not {what} ({_text(error)}); {_again(path)}") from error
-
-
-def _environment(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not the environment of a run ({_text(error)}); {_again(path)}") from error
+        values = json.loads(content(folder, ENVIRONMENT))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not the environment of a run ({_text(error)}); {again(folder)}") from error
     environment = _checked(path, values, {"data": dict, "command": list, "versions": dict})
-    if (found := environment.get("format", 1)) not in range(1, FORMAT + 1):
+    found = environment.get("format", 1)
+    if found not in range(1, FORMAT + 1):
         raise UserError(f"{path}: a run folder of format {found}, and this version reads 1 to {FORMAT}; update fedkdx")
+    if found not in UNSEALED and not Sealed(folder, again(folder)).sealed():
+        raise UserError(f"{folder / SUMS}: missing; put it back, or {again(folder)}")
     _checked(path, environment["data"], {"name": str, "folder": str, "manifest_sha256": str, "evaluated_on": str})
     return environment
+
+
+def content(folder: Path, name: str) -> bytes:
+    """Return a file of a run folder, checked if there are checksums. Raises UserError: it is damaged, or missing."""
+    sealed = Sealed(folder, again(folder))
+    return sealed.read(name) if sealed.sealed() else read_bytes(folder / name, again(folder))
 
 
 def _checked(path: Path, values: object, wanted: Mapping[str, type]) -> dict[str, Any]:
@@ -185,19 +238,23 @@ def _checked(path: Path, values: object, wanted: Mapping[str, type]) -> dict[str
     found = values if isinstance(values, dict) else {}
     for key, kind in wanted.items():
         if not isinstance(found.get(key), kind):
-            raise UserError(f"{path}: '{key}' is missing or damaged; {_again(path)}")
+            raise UserError(f"{path}: '{key}' is missing or damaged; {again(path.parent)}")
     return found
 
 
-def _again(path: Path) -> str:
-    return f"remove {path.parent} and run it again"
+def again(folder: Path) -> str:
+    """Return what to do about a damaged run folder."""
+    return f"remove {folder} and run it again"
 
 
 def _rounds(path: Path) -> int:
     """Return the number of rows below the heading of a CSV file; 0 if it is missing."""
-    if not path.is_file():
+    if not is_file(path):
         return 0
-    return max(0, len(path.read_text(encoding="utf-8", errors="replace").splitlines()) - 1)
+    try:
+        return max(0, len(path.read_text(encoding="utf-8", errors="replace").splitlines()) - 1)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _text(error: Exception) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
-from registry.errors import UserError
+from registry.blame import is_expected
 
 CALM = 10.0  # seconds between lines where there is no terminal
 
@@ -71,7 +71,7 @@ class Progress(Callback):
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
         """Print why a run failed, and skip its remaining rounds."""
-        told_anyway = isinstance(error, UserError) and self.at_once == 1
+        told_anyway = is_expected(error) and self.at_once == 1
         if error is not None and not isinstance(error, KeyboardInterrupt) and not told_anyway:
             self.skip(run.kind, run.rounds - self._round.get(run.name, 0))
             self.say(f"failed: {run.name}: {' '.join(str(error).split())}")

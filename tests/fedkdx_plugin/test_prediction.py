@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from dataset_utils.sealed import Sealed
 from fedkdx_plugin.native.chain import Chain
 from fedkdx_plugin.prediction import load_model
 from fedkdx_plugin.results import runs
@@ -17,6 +19,7 @@ from fedkdx_plugin.results.run_folder import identity
 from registry.errors import UserError
 from registry.interface import Message
 from tests.fedkdx_plugin.watch_runs import CLASSES, shards_of
+from tests.sealing import reseal
 
 RUNS = [
     *(("federated", name) for name in ("FedAvg", "Local", "FedKDX", "FedFomo", "FedFTL", "Centralised")),
@@ -159,6 +162,8 @@ def test_runs_that_kept_no_model_or_did_not_finish(copied):
     (copied / "state.safetensors").unlink()
     assert "runs of a grid keep no state" in wrong(copied)
     (copied / "results.h5").unlink()
+    assert "results.h5: missing, it was removed" in wrong(copied)
+    Sealed(copied, "").remove("results.h5")
     assert "no finished run (unfinished: 3 of 3 rounds)" in wrong(copied)
 
 
@@ -173,6 +178,8 @@ def test_damaged_files(copied, name):
 
 def test_files_of_another_run(watch, copied):
     shutil.copy(watch.run("federated", "FedAvg") / "state.safetensors", copied)
+    assert "damaged or exchanged" in wrong(copied)
+    reseal(copied)
     assert "has another configuration, data or version" in wrong(copied)
     shutil.copy(watch.run("client", "FedAvg") / "manifest.json", copied)
     assert "of other data than the run's" in wrong(copied)
@@ -186,6 +193,7 @@ def rewrite(folder, change) -> None:
     tensors, meta = dict(state.tensors), dict(state.meta)
     change(tensors, meta)
     (folder / "state.safetensors").write_bytes(Message(tensors, meta).to_bytes())
+    reseal(folder)
 
 
 def test_a_state_of_another_round_shape_or_without_numbers(copied):
@@ -203,6 +211,8 @@ def test_a_plug_in_that_is_not_installed(copied):
     environment = json.loads((copied / "environment.json").read_text())
     config |= {"algorithm": ["TheirOwn"], "set": {}}
     (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    with h5py.File(copied / "results.h5", "r+") as file:
+        file.attrs["config"] = yaml.safe_dump(config)
     rewrite(copied, lambda tensors, meta: meta.update(identity=identity(config, environment)))
     assert "unknown algorithm 'TheirOwn'" in wrong(copied)
 
@@ -211,6 +221,7 @@ def test_pooled_statistics_that_are_missing(copied):
     environment = json.loads((copied / "environment.json").read_text())
     del environment["scaling"]
     (copied / "environment.json").write_text(json.dumps(environment))
+    reseal(copied)
     assert "'scaling', the clients' pooled statistics, is missing" in wrong(copied)
 
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from dataset_utils import generate, shards
+from dataset_utils.files import yaml_text
 from dataset_utils.spec import ShardSpec
 from fedkdx_plugin.prediction import load_model
 from fedkdx_plugin.prediction.recordings import Cutter
-from fedkdx_plugin.results.run_folder import write_yaml
 from registry.errors import UserError
 from tests.fedkdx_plugin.watch_runs import CLASSES, recording, shards_of
 
@@ -95,7 +95,7 @@ def run_on(root, folder) -> Cutter:
     run.mkdir()
     shutil.copy(folder / "manifest.json", run)
     manifest = shards.read_manifest(folder)
-    write_yaml(run / "description.yaml", manifest["description"])
+    (run / "description.yaml").write_text(yaml_text(manifest["description"]))
     return Cutter(run, manifest)
 
 
@@ -226,5 +226,6 @@ def test_data_whose_windows_are_not_cut_here(tmp_path, shard_folder):
 def test_a_description_that_was_changed(tmp_path):
     cutter = cutter_of(tmp_path)
     folder, manifest = cutter.path.parent, shards.read_manifest(cutter.path.parent)
-    write_yaml(folder / "description.yaml", manifest["description"] | {"columns": ["ay", "ax"]})
+    changed = manifest["description"] | {"columns": ["ay", "ax"]}
+    (folder / "description.yaml").write_text(yaml_text(changed))
     assert "is not the description" in wrong(Cutter, folder, manifest)

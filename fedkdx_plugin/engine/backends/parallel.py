@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dataset_utils.interrupts import STOPPING, end_with
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.backends.sequential import Sequential
 from fedkdx_plugin.engine.evaluation import Prediction
@@ -27,7 +28,6 @@ from fedkdx_plugin.native.twin import collected, pass_on
 from registry.interface import Message, NonFinite, Round
 
 ATTEMPTS = 3  # attempts at one client's work before a worker's death is an error
-POLL_SECONDS = 2.0  # interval at which a waiting worker checks that its parent is alive
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 ALIGNED = 64  # bytes; alignment of tensors in shared memory
 SPARE = 16 << 20  # bytes of shared memory beyond those for the networks; only used pages take memory
@@ -170,15 +170,13 @@ def _ready(busy: Mapping[_Worker, int]) -> list[_Worker]:
 
 def _serve(backend: Sequential, memory: mmap.mmap, connection: Connection, parent: int) -> None:
     """Run a worker: receive tasks and send answers until the parent has ended."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # handled by the parent
-        signal.signal(number, signal.SIG_IGN)
+    for name in STOPPING:  # handled by the parent
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    end_with(parent, signal.SIGKILL)
     torch.set_num_threads(1)
     keep_freed_memory()
     gc.freeze()  # objects of the parent need no collection here, which would take 2 % of a step
     while True:
-        while not connection.poll(POLL_SECONDS):
-            if os.getppid() != parent:
-                return
         try:
             task = _get(memory, connection)
         except (EOFError, OSError):

@@ -12,6 +12,7 @@ from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction
 from fedkdx_plugin.engine.training import Settings, hold_out, named, planned_steps, train
 from fedkdx_plugin.engine.transport import check_finite
+from registry import contract
 from registry.interface import Batch, Client, Message, NonFinite, Round
 
 
@@ -59,7 +60,7 @@ class Sequential(Backend):
 
     def reply(self, client: Client) -> Message:
         """Return a trained client's reply. Raises NonFinite, naming client and tensor."""
-        reply = client.reply().copy(self.data.test_x.device)  # the next client will use the networks
+        reply = contract.reply(client).copy(self.data.test_x.device)  # the next client will use the networks
         check_finite(client.id, reply.tensors)
         return reply
 
@@ -68,7 +69,7 @@ def prepare(client: Client, round: Round, data: DeviceData, settings: Settings) 
     """Give a client its windows, on the device of the test windows, its learning rate, and its number of steps."""
     device = data.test_x.device
     own = Batch(data.train_x[client.id].to(device), data.train_y[client.id].to(device))
-    client.data, client.validation = hold_out(own, client.holdout(), client.id, settings.seed)
+    client.data, client.validation = hold_out(own, contract.holdout(client), client.id, settings.seed)
     client.learning_rate = settings.learning_rate * settings.decay**client.trained
     client.steps = planned_steps(client, round, settings)
 

@@ -24,6 +24,7 @@ from fedkdx_plugin.engine.backends.stacked.step import COMPILE_FROM, COMPILED, E
 from fedkdx_plugin.engine.evaluation import Prediction
 from fedkdx_plugin.engine.transport import check_finite
 from fedkdx_plugin.engine.workspace import fresh
+from registry import contract
 from registry.errors import UserError
 from registry.interface import Client, Message, Networks, NonFinite, Round
 
@@ -168,8 +169,7 @@ class Stacked(Backend):
             client.memory = _moved(client.memory, self.device)
             prepare(client, round, self.data, self.settings)
             client.receive(message)
-            context = client.context().items()
-            on_device = {name: t.detach().to(self.device) if isinstance(t, Tensor) else t for name, t in context}
+            on_device = {name: t.detach().to(self.device) for name, t in contract.context(client).items()}
             return Ready(client, on_device, place)
 
     def _enter(self, client: Client, place: int) -> None:
