@@ -17,3 +17,4 @@ class Local(FedAvg):
     paper = "no communication; see McMahan et al. 2017, arXiv:1602.05629"
     sends = "sends nothing; own model"
     Client = LocalClient
+    averages = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from fedkdx_plugin.engine import scaling
+from fedkdx_plugin.engine.attacks import Attackers
 from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
@@ -18,11 +20,12 @@ from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.outliers import Outliers
-from fedkdx_plugin.engine.participation import UNSEEN, Participation
+from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, Participation
 from fedkdx_plugin.engine.randomness import count_selected, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
+from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 from registry.tensors import first_nonfinite
 from registry.text import shown
@@ -61,11 +64,12 @@ class RoundRecord:
         selected: ids of the selected clients.
         rejected: id -> reason, for clients whose update was dropped.
         lost: id -> 'dropout' or 'straggler', for clients whose reply never arrived (see `Faults`).
-        train_loss: mean over the clients that trained, weighted by samples; NaN if none did.
+        train_loss: mean over the honest clients that trained, weighted by samples; NaN if none did.
         bytes_up, bytes_down: serialised bytes of all clients together.
         seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
         metrics: result of `evaluation.Evaluator`; empty in rounds without evaluation.
         server: result of `Server.figures` without NaN; empty in rounds without aggregation.
+        notes: what the server had to say about its means (see `registry.aggregation.Average`); not kept on disk.
     """
 
     round: int
@@ -78,6 +82,7 @@ class RoundRecord:
     metrics: dict[str, Metrics] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     server: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Observer:
@@ -104,11 +109,12 @@ class Federation:
         client_memory: memory that holds client state between rounds, 'device' or 'host', for a backend given by name.
 
     Attributes:
-        groups: 'unseen', 'late' or 'rare' -> ids of these clients (see `Participation.groups`).
+        groups: 'unseen', 'late', 'rare' or 'attackers' -> ids of these clients (see `Participation`, `Attack`).
         agreed: the statistics by which all windows are scaled; None if the shards are scaled already.
 
     Raises:
-        UserError: the backend cannot run this algorithm, model or device.
+        UserError: the backend cannot run this algorithm, model or device; or the algorithm does not average clients,
+            and the task asks for another mean than the usual one.
     """
 
     refusals: ClassVar[tuple[type[Exception], ...]] = (NonFinite, BadMessage)  # raised of a reply, they refuse it
@@ -125,14 +131,19 @@ class Federation:
         client_memory: str = "device",
     ) -> None:
         settings.faults.check()
+        settings.attack.check()
+        task.averaging.check(algorithm.__name__, algorithm.averages)
         if algorithm.pools_data:  # there is no network in which faults could happen
             settings = replace(settings, faults=Faults())
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
+        self.groups |= settings.attack.group(data.clients, self.groups, settings.seed)
+        self.attackers = Attackers(settings.attack, self.groups.get(ATTACKERS, ()), settings.seed)
         self.data = data
         self.agreed = self._agree()
         if self.agreed:
             data = scaling.apply(data, self.agreed.pooled)
+        data = self.attackers.on_data(data, task.classes)
         if UNSEEN in self.groups:
             data = data.leave_out(self.groups[UNSEEN])
         windows = zip(data.train_x, data.train_y, strict=True)
@@ -180,7 +191,7 @@ class Federation:
         messages = {id: transport.send_down(m) for id, m in server.messages(selected, round).items()}
         lost = self._lost(selected, round)
         results = self.backend.train({id: message for id, message in messages.items() if id not in lost}, round)
-        replies, rejected = self._collect(results, round)
+        replies, rejected = self._collect(self._attacked(results, messages, round), round)
         clock.lap("train")
 
         figures = {}
@@ -189,12 +200,14 @@ class Federation:
             replies = {}
         if replies:
             figures = {name: float(value) for name, value in server.figures().items()}
+        for note in (notes := server.average.take_notes()):
+            print(f"round {round.index}: {note}", file=sys.stderr)
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(server.networks()) if due else {}
         losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
-        loss = self._train_loss({id: losses[id] for id in replies})
+        loss = self._train_loss({id: losses[id] for id in replies if id not in self.attackers.ids})
         clock.lap("evaluate")
         return RoundRecord(
             round=round.index,
@@ -207,6 +220,7 @@ class Federation:
             metrics=metrics,
             lost=lost,
             server={name: value for name, value in figures.items() if not math.isnan(value)},
+            notes=notes,
         )
 
     def reachable(self, round: Round) -> list[int]:
@@ -249,14 +263,31 @@ class Federation:
         gone = [id for id in selected if faults.drops(seed, round.index, id)]
         return dict(sorted((dict.fromkeys(late, STRAGGLER) | dict.fromkeys(gone, DROPOUT)).items()))
 
+    def _attacked(
+        self, results: Mapping[int, Trained | NonFinite], messages: Mapping[int, Message], round: Round
+    ) -> dict[int, Trained | NonFinite]:
+        """Return the results with the attackers' replies forged."""
+        trained = {id: result for id, result in results.items() if isinstance(result, Trained)}
+        replies = {id: result.reply for id, result in trained.items()}
+        forged = self.attackers.forge(self.server, messages, replies, round.index)
+        return {**results, **{id: replace(trained[id], reply=reply) for id, reply in forged.items()}}
+
     def _aggregate(self, replies: Mapping[int, Message], round: Round) -> str:
         """Let the server take in the replies; where that leaves NaN or infinity, bring it back to what it was before.
 
         Returns:
             Why nothing of this round counts; '' where it does.
+
+        Raises:
+            UserError: the server takes no mean by `Server.average`, so that the mean asked for would be ignored.
         """
-        before = self.server.save()
+        before, average = self.server.save(), self.server.average
         self.server.aggregate(replies, round)
+        if average.how.asked and not average.used:
+            raise UserError(
+                f"{average.how.asked}: {type(self.server).__name__}.aggregate takes no mean by `self.average`; leave "
+                "one of them out"
+            )
         if (name := first_nonfinite(self._aggregated())) is None:
             return ""
         self.server.restore(before)

@@ -11,6 +11,7 @@ from operator import add
 import torch
 from torch import Tensor, nn
 
+from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.randomness import generator, seeded
 from fedkdx_plugin.native.sgd import ClipAndMove, clip_and_move
@@ -30,6 +31,7 @@ class Settings:
         clip_norm: bound on the norm of each network's gradient (0: none).
         seed: seed of all random numbers.
         faults: probabilities of injected faults.
+        attack: which clients attack, and how.
     """
 
     batch_size: int = 32
@@ -39,6 +41,7 @@ class Settings:
     clip_norm: float = 10.0
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
+    attack: Attack = field(default_factory=Attack)
 
     def epochs(self, round: Round, client: int) -> int:
         """Return a client's number of epochs in this round: `local_epochs`, or fewer for a straggler."""

@@ -21,7 +21,7 @@ from fedkdx_plugin.configuration.config import Config, read_yaml
 from fedkdx_plugin.experiments.experiment import FILE, Experiment, PlannedRun, file_name
 from fedkdx_plugin.experiments.pool import Pool, RunError
 from fedkdx_plugin.experiments.results import Results
-from fedkdx_plugin.experiments.setting import Setting, check_on, prepare_shards, run_device, schedule
+from fedkdx_plugin.experiments.setting import Setting, check_on, groups_of, prepare_shards, run_device
 from fedkdx_plugin.results.run_folder import STATE
 from fedkdx_plugin.results.runs import FAILED, rounds_done
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
@@ -154,7 +154,7 @@ def prepare(experiment: Experiment) -> tuple[str, dict[Path, str]]:
 
 def _described(shards: ShardSet, config: Config) -> str:
     """Return a line about the data; the clients set apart are the same for all runs with the same seed."""
-    groups = schedule(config).participation.groups(shards.num_clients, config.seed)
+    groups = groups_of(config, shards.num_clients)
     apart = "".join(f", {len(ids)} of them {name}" for name, ids in groups.items())
     train, test = (sum(len(shard.y) for shard in part) for part in (shards.train, shards.test))
     return (
