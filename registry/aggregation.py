@@ -22,6 +22,7 @@ FEWEST = 3  # replies among which one that is out of line can be told
 ITERATIONS = 200  # of Weiszfeld's algorithm, at most
 SMOOTHING = 1e-6  # ν of the smoothed algorithm: no distance counts as smaller
 SETTLED = 1e-12  # change of a weight below which the iteration ends
+REACH = 1e6  # times the usual distance, beyond which a state is moved nearer
 COLUMNS = 1 << 16  # values of each reply that are compared at once, in float64
 
 
@@ -117,7 +118,7 @@ class Average:
         count = len(states)
         bad, most = math.ceil(self.how.bad * count - 1e-9), (count - 1) // 2
         if rule == "geometric":
-            return weighted_sum(states, geometric_weights(distances(states), shares))
+            return geometric_median(states, shares)
         if rule == "trimmed" and bad > most:
             text = f"--aggregate trimmed: of {count} replies, {most} on each side are left out instead of {bad}"
             self._say("trimmed", text)
@@ -206,6 +207,38 @@ def closest(squared: Tensor, bad: int, count: int) -> list[int]:
     near = squared.sort(1).values[:, 1 : len(squared) - bad - 1]  # the first is the state itself
     order: list[int] = near.sum(1).sort(stable=True).indices[:count].tolist()
     return sorted(order)
+
+
+def geometric_median(states: States, shares: Sequence[float]) -> State:
+    """Return the geometric median of whole states (see `geometric_weights`).
+
+    A state that is very far is moved nearer first, on its ray from a state in the middle: that leaves the geometric
+    median where it is, up to 1 / `REACH` of the usual distance, and sums and squares within the precision of float64.
+    """
+    squared = distances(states)
+    centre, factors = _reached(squared.sqrt(), torch.tensor(shares, dtype=torch.float64))
+    if min(factors) < 1:
+        middle = states[centre]
+        states = [
+            state if factor == 1 else {name: middle[name] + factor * (t - middle[name]) for name, t in state.items()}
+            for state, factor in zip(states, factors, strict=True)
+        ]
+        squared = distances(states)
+    return weighted_sum(states, geometric_weights(squared, shares))
+
+
+def _reached(lengths: Tensor, alpha: Tensor) -> tuple[int, list[float]]:
+    """Return the place of the state nearest to half of the weight, and for each state the factor that moves it nearer.
+
+    The usual distance is the weighted median of the distances from that state. If it is 0, half of the weight is there,
+    and so is the geometric median.
+    """
+    ordered, places = lengths.sort(1)
+    half = (alpha[places].cumsum(1) >= 0.5 - SETTLED).int().argmax(1, keepdim=True)
+    usual = ordered.gather(1, half).squeeze(1)
+    centre = int(usual.argmin())
+    reach = REACH * float(usual[centre])
+    return centre, [reach / length if length > reach else 1.0 for length in lengths[centre].tolist()]
 
 
 def geometric_weights(squared: Tensor, shares: Sequence[float]) -> list[float]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, draw
 from fedkdx_plugin.engine.randomness import generator
 from registry.errors import UserError
-from registry.interface import Message, Server
+from registry.interface import Message, Server, float_state
 
 State = dict[str, Tensor]
 
@@ -63,28 +63,34 @@ class Attack:
             raise UserError(f"--attackers {self.share:g}: of {len(seen)} clients, one at least must be honest")
         return {ATTACKERS: draw(seen, count, seed, ATTACKERS)}
 
+    def on_data(self, data: DeviceData, attackers: Collection[int], classes: int) -> DeviceData:
+        """Return the data without the attackers' test windows and, for label flip, with their training labels flipped.
+
+        Class c becomes classes - 1 - c (Fang et al. 2020, arXiv:1911.11815).
+        """
+        if self.kind == LABEL_FLIP:
+            flipped = [classes - 1 - y if id in attackers else y for id, y in enumerate(data.train_y)]
+            data = replace(data, train_y=flipped)
+        return data.without_tests(attackers) if attackers else data
+
 
 class Attackers:
     """The clients of one federation that attack.
+
+    They forge what is trained. Statistics of batch norm they send as they are: a negative variance would make every
+    prediction NaN, and all other differences between methods vanish.
 
     Args:
         attack: the attack.
         ids: the clients that attack.
         seed: the run's seed.
+        nets: the networks of the algorithm, by name.
     """
 
-    def __init__(self, attack: Attack, ids: Sequence[int], seed: int) -> None:
+    def __init__(self, attack: Attack, ids: Sequence[int], seed: int, nets: Mapping[str, nn.Module]) -> None:
         self.attack, self.ids, self.seed = attack, frozenset(ids), seed
-
-    def on_data(self, data: DeviceData, classes: int) -> DeviceData:
-        """Return the data without the attackers' test windows and, for label flip, with their training labels flipped.
-
-        Class c becomes classes - 1 - c (Fang et al. 2020, arXiv:1911.11815).
-        """
-        if self.attack.kind == LABEL_FLIP:
-            flipped = [classes - 1 - y if id in self.ids else y for id, y in enumerate(data.train_y)]
-            data = replace(data, train_y=flipped)
-        return data.without_tests(self.ids) if self.ids else data
+        trained = {f"{net}.{name}" for net, module in nets.items() for name, _ in module.named_parameters()}
+        self.statistics = float_state(nets).keys() - trained
 
     def forge(
         self, server: Server, sent: Mapping[int, Message], replies: Mapping[int, Message], round: int
@@ -100,10 +106,19 @@ class Attackers:
         if self.attack.kind not in STRENGTHS:
             return {}
         honest = {id: reply for id, reply in sorted(replies.items()) if id in self.ids and reply.tensors}
+        whole = {id: server.contribution(id, reply) for id, reply in honest.items()}
         idle = {id: server.idle(sent[id]) for id in honest}
-        updates = {id: _less(server.contribution(id, reply), idle[id]) for id, reply in honest.items()}
-        false = self._false(updates, round)
-        return {id: server.forged(honest[id], _plus(update, idle[id])) for id, update in false.items()}
+        updates = {id: self._update(whole[id], idle[id]) for id in honest}
+        forged = {}
+        for id, update in self._false(updates, round).items():
+            changed = {name: t + idle[id][name] if _fits(name, t, idle[id]) else t for name, t in update.items()}
+            forged[id] = server.forged(honest[id], {**whole[id], **changed})
+        return forged
+
+    def _update(self, whole: Mapping[str, Tensor], idle: Mapping[str, Tensor]) -> State:
+        """Return the part of a contribution that is forged, less what the client would give back untrained."""
+        names = (name for name, t in whole.items() if t.is_floating_point() and name not in self.statistics)
+        return {n: whole[n] - idle[n] if _fits(n, whole[n], idle) else whole[n] for n in names}
 
     def _false(self, updates: Mapping[int, State], round: int) -> dict[int, State]:
         """Return client -> false update, from the attackers' honest updates of a round."""
@@ -113,17 +128,17 @@ class Attackers:
         if self.attack.kind == GAUSSIAN:
             return {id: gaussian(own, factor, generator(self.seed, "attack", round, id)) for id, own in updates.items()}
         sign = -factor if self.attack.kind == "sign-flip" else factor
-        return {id: _each(own, lambda t: sign * t) for id, own in updates.items()}
+        return {id: {name: sign * t for name, t in own.items()} for id, own in updates.items()}
 
 
 def gaussian(update: Mapping[str, Tensor], factor: float, rng: torch.Generator) -> State:
     """Return normal noise in place of an update, in each tensor of `factor` times its root mean square."""
-
-    def noise(tensor: Tensor) -> Tensor:
+    result = {}
+    for name in sorted(update):  # the order of a message's tensors may differ after a restart
+        tensor = update[name]
         drawn = torch.randn(tensor.shape, generator=rng, dtype=tensor.dtype).to(tensor.device)
-        return factor * tensor.square().mean().sqrt() * drawn if tensor.numel() else tensor
-
-    return _each(update, noise)
+        result[name] = factor * tensor.square().mean().sqrt() * drawn if tensor.numel() else tensor
+    return result
 
 
 def little_is_enough(updates: Sequence[Mapping[str, Tensor]], z: float) -> State:
@@ -136,21 +151,6 @@ def little_is_enough(updates: Sequence[Mapping[str, Tensor]], z: float) -> State
         rows = torch.stack([update[name] for update in updates])
         result[name] = rows.mean(0) - z * rows.std(0, correction=0)
     return result
-
-
-def _each(tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]) -> State:
-    """Return the floating-point tensors changed."""
-    return {name: change(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
-
-
-def _less(tensors: Mapping[str, Tensor], idle: Mapping[str, Tensor]) -> State:
-    """Return floating-point tensors minus those that have the same names and shapes in `idle`."""
-    return {name: t - idle[name] if _fits(name, t, idle) else t for name, t in _each(tensors, lambda t: t).items()}
-
-
-def _plus(tensors: Mapping[str, Tensor], idle: Mapping[str, Tensor]) -> State:
-    """Return tensors plus those that have the same names and shapes in `idle`."""
-    return {name: t + idle[name] if _fits(name, t, idle) else t for name, t in tensors.items()}
 
 
 def _fits(name: str, tensor: Tensor, idle: Mapping[str, Tensor]) -> bool:

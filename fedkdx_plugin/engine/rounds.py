@@ -138,12 +138,12 @@ class Federation:
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
         self.groups |= settings.attack.group(data.clients, self.groups, settings.seed)
-        self.attackers = Attackers(settings.attack, self.groups.get(ATTACKERS, ()), settings.seed)
         self.data = data
         self.agreed = self._agree()
         if self.agreed:
             data = scaling.apply(data, self.agreed.pooled)
-        data = self.attackers.on_data(data, task.classes)
+        attackers = self.groups.get(ATTACKERS, [])
+        data = settings.attack.on_data(data, attackers, task.classes)
         if UNSEEN in self.groups:
             data = data.leave_out(self.groups[UNSEEN])
         windows = zip(data.train_x, data.train_y, strict=True)
@@ -153,6 +153,7 @@ class Federation:
         device = data.test_x.device
         samples = [len(y) for y in data.train_y]
         self.workspace = Workspace(algorithm, task, params, samples, settings.seed, device)
+        self.attackers = Attackers(settings.attack, attackers, settings.seed, self.workspace.nets)
         shared = {n: t for n, t in self.workspace.initial.items() if n not in self.workspace.private}
         self.server = algorithm(task, params, shared)
         selected = 1 if self.pools_data else count_selected(data.clients, schedule.join_ratio)
