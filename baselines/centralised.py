@@ -15,3 +15,4 @@ class Centralised(FedAvg):
     paper = "no federation: plain SGD on the pooled data"
     sends = "all windows up once; one common model"
     pools_data = True
+    averages = False

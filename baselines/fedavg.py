@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from registry.aggregation import sample_weights, weighted_sum
+from registry.aggregation import sample_weights
 from registry.interface import Batch, Client, Message, Round, Server
 
 
@@ -28,6 +28,7 @@ class FedAvg(Server):
     paper = "McMahan et al. 2017, arXiv:1602.05629"
     sends = "model down, model up; one common model"
     Client = FedAvgClient
+    averages = True
 
     def message(self, client: int, round: Round) -> Message:
         """Return the global model."""
@@ -36,4 +37,4 @@ class FedAvg(Server):
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Replace the global model by the mean."""
         states = [reply.tensors for reply in replies.values()]
-        self.weights = weighted_sum(states, sample_weights(replies))
+        self.weights = self.average(states, sample_weights(replies))

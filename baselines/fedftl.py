@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from registry.aggregation import sample_weights
+from registry.aggregation import MEAN as PLAIN
+from registry.aggregation import Average, sample_weights
 from registry.interface import Batch, Message, Model, Round, Task, float_state
 from registry.messages import check_state
 from registry.parameters import Params, option
@@ -152,7 +153,7 @@ class FedFTL(FedAvg):
         tensors = {id: dict(reply.tensors) for id, reply in replies.items()}
         parts = [(own.pop(MEAN), own.pop(COVARIANCE)) for own in tensors.values()]
         super().aggregate({id: Message(own, replies[id].meta) for id, own in tensors.items()}, round)
-        self.covariance = {COVARIANCE: pooled(parts, sample_weights(replies))}
+        self.covariance = {COVARIANCE: pooled(parts, self.average.shares(sample_weights(replies)), self.average)}
 
     def save(self) -> Message:
         """Return the model and the covariance."""
@@ -173,17 +174,22 @@ def statistics(features: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Te
     return mean, (share * centred).T @ centred
 
 
-def pooled(parts: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float]) -> Tensor:
+def pooled(parts: Sequence[tuple[Tensor, Tensor]], shares: Sequence[float], average: Average) -> Tensor:
     """Return the covariance (d, d) of all clients' features together: within clients plus between clients.
 
     Args:
         parts: mean (d,) and covariance (d, d) of each client; at least one.
         shares: weights of the clients, which add up to 1.
+        average: mean of the clients, taken of the means first and then of the covariances around it.
     """
-    mean = torch.zeros_like(parts[0][0])
-    for share, (own, _) in zip(shares, parts, strict=True):
-        mean = mean + share * own
-    total = torch.zeros_like(parts[0][1])
-    for share, (own, covariance) in zip(shares, parts, strict=True):
-        total = total + share * (covariance + torch.outer(own - mean, own - mean))
-    return total
+
+    def over(values: Sequence[Tensor]) -> Tensor:
+        if average.how.rule != PLAIN:
+            return average([{"": value} for value in values], shares)[""]
+        total = torch.zeros_like(values[0])
+        for share, value in zip(shares, values, strict=True):  # rounded after each product, unlike `weighted_sum`
+            total = total + share * value
+        return total
+
+    mean = over([own for own, _ in parts])
+    return over([covariance + torch.outer(own - mean, own - mean) for own, covariance in parts])

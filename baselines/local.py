@@ -39,6 +39,7 @@ class Local(FedAvg):
     sends = "sends nothing; own model"
     Client = LocalClient
     Params = LocalParams
+    averages = False
 
     @classmethod
     def trains_everyone(cls, params: Any) -> bool:

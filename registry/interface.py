@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from registry.aggregation import Average, Averaging
 
 # re-exported for algorithms
 from registry.messages import BadMessage as BadMessage
@@ -132,6 +134,7 @@ class Task:
             call order.
         norm: what takes the place of the models' batch norm (see `registry.normalisation`).
         params: the algorithm's hyper-parameters, for a `build` that depends on them.
+        averaging: how servers take the mean of their clients; servers do so by `Server.average`.
     """
 
     shape: tuple[int, int, int]
@@ -142,6 +145,7 @@ class Task:
     seed: int = 0
     norm: str = "batch"
     params: Any = None
+    averaging: Averaging = field(default_factory=Averaging)
 
     def model(self, shape: tuple[int, int, int] | None = None) -> Model:
         """Return a newly initialised model, for windows of another shape if one is given."""
@@ -311,6 +315,8 @@ class Server(ABC):
         Client: class of its clients.
         Params: frozen dataclass of its hyper-parameters, declared with `registry.parameters.option`.
         pools_data: whether client 0 trains on all clients' windows, which the others upload (no federation).
+        averages: whether `aggregate` takes the mean of clients' states or updates, by `self.average`; otherwise options
+            that ask for another mean (`--aggregate`, `--max-share`) are refused.
         accepts_partial_work: whether replies of clients that made fewer local epochs than the others are accepted
             (`--stragglers`); otherwise such a reply counts as too late and is dropped.
 
@@ -318,6 +324,9 @@ class Server(ABC):
         task: the learning task.
         params: an instance of `Params`.
         initial: initial values of all state that is not private, by full name.
+
+    Attributes:
+        average: mean of clients' states, to be used in `aggregate`.
     """
 
     paper: ClassVar[str] = ""
@@ -325,11 +334,13 @@ class Server(ABC):
     Client: ClassVar[type[Client]]
     Params: ClassVar[type] = _Params
     pools_data: ClassVar[bool] = False
+    averages: ClassVar[bool] = False
     accepts_partial_work: ClassVar[bool] = False
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         self.task, self.params = task, params
         self.weights: dict[str, Tensor] = dict(initial)
+        self.average = Average(task.averaging)
 
     @classmethod  # noqa: B027 (may be overridden, need not)
     def check(cls, task: Task, params: Any) -> None:
@@ -369,6 +380,18 @@ class Server(ABC):
         By default the reply's tensors. Override it where these are scaled by a number in the metadata, or compressed.
         """
         return reply.tensors
+
+    def idle(self, sent: Message) -> Mapping[str, Tensor]:
+        """Return the `contribution` of a client that gives back what it was sent: where attacks start from.
+
+        By default the tensors that it was sent. Override it together with `contribution`; tensors that are missing
+        count as 0.
+        """
+        return sent.tensors
+
+    def forged(self, reply: Message, contribution: Mapping[str, Tensor]) -> Message:
+        """Return a reply of the same form and size with another `contribution`, for simulated attacks (`--attack`)."""
+        return Message({**reply.tensors, **contribution}, reply.meta)
 
     @abstractmethod
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:

@@ -119,6 +119,17 @@ def compress_together(
     ]
 
 
+def compress_like(payload: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a payload of `tensors` with the ranks and types of another one, and so of its size."""
+    keys: list[Key] = [(0, name) for name in tensors if _dense_key(name) not in payload]
+    ranks = {key: len(payload[key[1] + FACTORS[1]]) for key in keys}
+    quantise = any(payload[name + FACTORS[0]].dtype == INTEGERS for _, name in keys)
+    factors: dict[Key, tuple[Tensor, Tensor, Tensor]] = {}
+    for spectra in _decompose({key: tensors[key[1]].detach().flatten(1) for key in keys}):
+        factors |= _factors(spectra, {key: ranks[key] for key in spectra.keys}, quantise)
+    return _payload(tensors, {name: own for (_, name), own in factors.items()})
+
+
 def _payload(tensors: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
     """Return the payload of an update: factors by the name of their matrix, all other tensors unchanged."""
     payload: dict[str, Tensor] = {}

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fedkdx_plugin.algorithm.compression import decompress, linear
+from fedkdx_plugin.algorithm.compression import compress_like, decompress, linear
 from fedkdx_plugin.algorithm.downlink.broadcast import BroadcastClient, BroadcastServer
 from fedkdx_plugin.algorithm.downlink.ends import METRICS, VERSION, ClientEnd, ServerEnd
 from fedkdx_plugin.algorithm.updates import Sender, State, difference, group, labelled
-from registry.aggregation import sample_weights, weighted_sum
+from registry.aggregation import sample_weights
 from registry.interface import BadMessage, Client, Message, Round, Server
 from registry.messages import check_state
 from registry.parameters import Params, option
@@ -119,6 +119,7 @@ class StudentServer(Server):
 
     Client = StudentClient
     Params = StudentParams
+    averages = True
 
     def __init__(self, task: Any, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)
@@ -166,6 +167,15 @@ class StudentServer(Server):
         steps = torch._foreach_mul(list(gradient.values()), float(reply.meta["rate"]))
         return dict(zip(gradient, steps, strict=True))
 
+    def idle(self, sent: Message) -> Mapping[str, Tensor]:
+        """Return nothing: a client that gives back what it was sent has no update."""
+        return {}
+
+    def forged(self, reply: Message, contribution: Mapping[str, Tensor]) -> Message:
+        """Return a reply that asks for another update, compressed to the ranks of the first, and so of its size."""
+        rate = float(reply.meta["rate"])
+        return Message(compress_like(reply.tensors, {n: t / rate for n, t in contribution.items()}), reply.meta)
+
     def _gradient(self, client: int, reply: Message) -> State:
         """Return the decompressed gradient of a reply; it is kept until the next `aggregate`."""
         known, gradient = self._decompressed.get(client, (None, {}))
@@ -177,11 +187,12 @@ class StudentServer(Server):
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Average the updates; the downlink applies the mean to the student."""
         uniform = [1 / len(replies)] * len(replies)
-        shares = uniform if self.params.weights == "uniform" else sample_weights(replies)
+        given = uniform if self.params.weights == "uniform" else sample_weights(replies)
+        shares = self.average.shares(given)
         rates = [reply.meta["rate"] for reply in replies.values()]
         gradients = [self._gradient(client, reply) for client, reply in replies.items()]
         self._decompressed.clear()
-        change = weighted_sum(gradients, [share * rate for share, rate in zip(shares, rates, strict=True)])
+        change = self.average(gradients, shares, rates)
         rate = sum(share * rate for share, rate in zip(shares, rates, strict=True))
         epsilon = self.epsilon(round)
         self.weights, metrics = self.downlink.step(self.weights, self.version, epsilon, change, rate, replies)

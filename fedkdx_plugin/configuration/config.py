@@ -53,6 +53,43 @@ class Options(Files):
         low=0,
         flags="--outliers",
     )
+    attack: str = option(
+        "none",
+        "what the attackers do: send false replies, or train on false labels (label-flip); none: they are honest",
+        choices=("none", "sign-flip", "scaling", "label-flip", "gaussian", "little-is-enough"),  # engine.attacks.KINDS
+        flags="--attack",
+    )
+    attackers: float = option(
+        0.0, "share of the clients that attack; metrics are of the others alone", low=0, below=1, flags="--attackers"
+    )
+    attack_strength: float | None = option(
+        None,
+        "factor of the update (default: sign-flip 1, scaling 10), of the noise (gaussian 10), or of the standard "
+        "deviation (little-is-enough 1.5)",
+        above=0,
+        flags="--attack-strength",
+    )
+    aggregate: str = option(
+        "mean",
+        "what the server takes of the clients' states or updates: the weighted mean, or a mean that bad ones move "
+        "little",
+        choices=("mean", "median", "trimmed", "krum", "multi-krum", "geometric"),  # registry.aggregation.RULES
+        flags="--aggregate",
+    )
+    assumed_bad: float = option(
+        0.2,
+        "share of a round's replies that trimmed leaves out on each side, and that krum and multi-krum take for bad",
+        low=0,
+        below=0.5,
+        flags="--assumed-bad",
+    )
+    max_share: float = option(
+        1.0,
+        "largest weight of one client in the mean; what exceeds it goes to the others",
+        above=0,
+        high=1,
+        flags="--max-share",
+    )
     batch_size: int = option(32, "windows in a local batch", low=1, flags="-lbs --batch-size")
     local_learning_rate: float = option(
         0.01, "learning rate of the clients' optimiser", low=1e-12, flags="-lr --local-learning-rate"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,14 @@ class DeviceData:
             unseen=tuple(unseen),
             **_test_fields(test),
         )
+
+    def without_tests(self, clients: Collection[int]) -> DeviceData:
+        """Return data in which these clients have no test windows."""
+        test = {
+            id: (self.test_x[place], self.test_y[place]) if id not in clients else (self.test_x[:0], self.test_y[:0])
+            for id, place in enumerate(self.test_slices)
+        }
+        return replace(self, **_test_fields(test))
 
     def pooled(self) -> DeviceData:
         """Return data with all training windows at client 0."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from fedkdx_plugin.engine.randomness import derive, uniform
 from registry.errors import UserError
 
 UNSEEN, LATE, RARE = "unseen", "late", "rare"
+ATTACKERS = "attackers"  # see `attacks`
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ class Participation:
             count = int(self.unseen) if self.unseen >= 1 else max(1, round(self.unseen * clients))
             if count >= clients:
                 raise UserError(f"--unseen {self.unseen:g}: of {clients} clients, one at least must train")
-            groups[UNSEEN] = _draw(range(clients), count, seed, UNSEEN)
+            groups[UNSEEN] = draw(range(clients), count, seed, UNSEEN)
         seen = [id for id in range(clients) if id not in groups.get(UNSEEN, ())]
         for name, option in ((LATE, self.late), (RARE, self.rare)):
             if option:
-                groups[name] = _draw(seen, max(1, round(option[0] * len(seen))), seed, name)
+                groups[name] = draw(seen, max(1, round(option[0] * len(seen))), seed, name)
         if self.late and len(groups[LATE]) == len(seen):
             share, joins = self.late
             raise UserError(f"--late {share:g}@{joins}: all {len(seen)} clients would be late; lower the share")
@@ -73,7 +74,13 @@ class Participation:
         return [id for id in range(clients) if id not in away]
 
 
-def _draw(ids: Iterable[int], count: int, seed: int, name: str) -> list[int]:
+def measured(groups: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """Return the groups whose clients are measured among all others: not unseen clients, nor attackers."""
+    return {name: ids for name, ids in groups.items() if name not in (UNSEEN, ATTACKERS)}
+
+
+def draw(ids: Iterable[int], count: int, seed: int, name: str) -> list[int]:
+    """Draw the clients of a group, ascending."""
     rng = np.random.default_rng(derive(seed, "group", name))
     return sorted(int(id) for id in rng.choice(list(ids), size=count, replace=False))
 

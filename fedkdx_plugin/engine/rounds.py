@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from fedkdx_plugin.engine import scaling
+from fedkdx_plugin.engine.attacks import Attackers
 from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
@@ -18,12 +20,13 @@ from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.outliers import Outliers
-from fedkdx_plugin.engine.participation import UNSEEN, Participation
+from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, Participation
 from fedkdx_plugin.engine.randomness import count_selected, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from registry import contract
+from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 from registry.tensors import first_nonfinite
 from registry.text import shown
@@ -62,11 +65,12 @@ class RoundRecord:
         selected: ids of the selected clients.
         rejected: id -> reason, for clients whose update was dropped.
         lost: id -> 'dropout' or 'straggler', for clients whose reply never arrived (see `Faults`).
-        train_loss: mean over the clients that trained, weighted by samples; NaN if none did.
+        train_loss: mean over the honest clients that trained, weighted by samples; NaN if none did.
         bytes_up, bytes_down: serialised bytes of all clients together.
         seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
         metrics: result of `evaluation.Evaluator`; empty in rounds without evaluation.
         server: result of `Server.figures` without NaN; empty in rounds without aggregation.
+        notes: what the server had to say about its means (see `registry.aggregation.Average`); not kept on disk.
     """
 
     round: int
@@ -79,6 +83,7 @@ class RoundRecord:
     metrics: dict[str, Metrics] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
     server: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 class Observer:
@@ -105,11 +110,12 @@ class Federation:
         client_memory: memory that holds client state between rounds, 'device' or 'host', for a backend given by name.
 
     Attributes:
-        groups: 'unseen', 'late' or 'rare' -> ids of these clients (see `Participation.groups`).
+        groups: 'unseen', 'late', 'rare' or 'attackers' -> ids of these clients (see `Participation`, `Attack`).
         agreed: the statistics by which all windows are scaled; None if the shards are scaled already.
 
     Raises:
-        UserError: the backend cannot run this algorithm, model or device.
+        UserError: the backend cannot run this algorithm, model or device; or the algorithm does not average clients,
+            and the task asks for another mean than the usual one.
     """
 
     refusals: ClassVar[tuple[type[Exception], ...]] = (NonFinite, BadMessage)  # raised of a reply, they refuse it
@@ -126,15 +132,20 @@ class Federation:
         client_memory: str = "device",
     ) -> None:
         settings.faults.check()
+        settings.attack.check()
+        task.averaging.check(algorithm.__name__, algorithm.averages)
         self.everyone = algorithm.trains_everyone(params)
         if algorithm.pools_data or self.everyone:  # there is no network in which faults could happen
             settings = replace(settings, faults=Faults())
         self.settings, self.schedule, self.pools_data = settings, schedule, algorithm.pools_data
         self.groups = schedule.participation.groups(data.clients, settings.seed)
+        self.groups |= settings.attack.group(data.clients, self.groups, settings.seed)
         self.data = data
         self.agreed = self._agree()
         if self.agreed:
             data = scaling.apply(data, self.agreed.pooled)
+        attackers = self.groups.get(ATTACKERS, [])
+        data = settings.attack.on_data(data, attackers, task.classes)
         if UNSEEN in self.groups:
             data = data.leave_out(self.groups[UNSEEN])
         windows = zip(data.train_x, data.train_y, strict=True)
@@ -144,6 +155,7 @@ class Federation:
         device = data.test_x.device
         samples = [len(y) for y in data.train_y]
         self.workspace = Workspace(algorithm, task, params, samples, settings.seed, device)
+        self.attackers = Attackers(settings.attack, attackers, settings.seed, self.workspace.nets)
         shared = {n: t for n, t in self.workspace.initial.items() if n not in self.workspace.private}
         self.server = algorithm(task, params, shared)
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)
@@ -183,7 +195,7 @@ class Federation:
         messages = {id: transport.send_down(message) for id, message in sent.items()}
         lost = self._lost(selected, round)
         results = self.backend.train({id: message for id, message in messages.items() if id not in lost}, round)
-        replies, rejected = self._collect(results, round)
+        replies, rejected = self._collect(self._attacked(results, messages, round), round)
         clock.lap("train")
 
         figures = {}
@@ -192,12 +204,14 @@ class Federation:
             replies = {}
         if replies:
             figures = contract.figures(server)
+        for note in (notes := server.average.take_notes()):
+            print(f"round {round.index}: {note}", file=sys.stderr)
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(contract.networks(server)) if due else {}
         losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
-        loss = self._train_loss({id: losses[id] for id in replies})
+        loss = self._train_loss({id: losses[id] for id in replies if id not in self.attackers.ids})
         clock.lap("evaluate")
         return RoundRecord(
             round=round.index,
@@ -210,6 +224,7 @@ class Federation:
             metrics=metrics,
             lost=lost,
             server={name: value for name, value in figures.items() if not math.isnan(value)},
+            notes=notes,
         )
 
     def reachable(self, round: Round) -> list[int]:
@@ -254,14 +269,31 @@ class Federation:
         gone = [id for id in selected if faults.drops(seed, round.index, id)]
         return dict(sorted((dict.fromkeys(late, STRAGGLER) | dict.fromkeys(gone, DROPOUT)).items()))
 
+    def _attacked(
+        self, results: Mapping[int, Trained | NonFinite], messages: Mapping[int, Message], round: Round
+    ) -> dict[int, Trained | NonFinite]:
+        """Return the results with the attackers' replies forged."""
+        trained = {id: result for id, result in results.items() if isinstance(result, Trained)}
+        replies = {id: result.reply for id, result in trained.items()}
+        forged = self.attackers.forge(self.server, messages, replies, round.index)
+        return {**results, **{id: replace(trained[id], reply=reply) for id, reply in forged.items()}}
+
     def _aggregate(self, replies: Mapping[int, Message], round: Round) -> str:
         """Let the server take in the replies; where that leaves NaN or infinity, bring it back to what it was before.
 
         Returns:
             Why nothing of this round counts; '' where it does.
+
+        Raises:
+            UserError: the server takes no mean by `Server.average`, so that the mean asked for would be ignored.
         """
-        before = contract.save(self.server)
+        before, average = contract.save(self.server), self.server.average
         self.server.aggregate(replies, round)
+        if average.how.asked and not average.used:
+            raise UserError(
+                f"{average.how.asked}: {type(self.server).__name__}.aggregate takes no mean by `self.average`; leave "
+                "one of them out"
+            )
         if (name := first_nonfinite(self._aggregated())) is None:
             return ""
         self.server.restore(before)

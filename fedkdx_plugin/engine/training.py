@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.optimizers import SGD
 from fedkdx_plugin.engine.randomness import generator, seeded
@@ -31,6 +32,7 @@ class Settings:
         optimizer: how parameters move, a name of `optimizers.NAMES`.
         seed: seed of all random numbers.
         faults: probabilities of injected faults.
+        attack: which clients attack, and how.
     """
 
     batch_size: int = 32
@@ -41,6 +43,7 @@ class Settings:
     optimizer: str = SGD
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
+    attack: Attack = field(default_factory=Attack)
 
     def epochs(self, round: Round, client: int) -> int:
         """Return a client's number of epochs in this round: `local_epochs`, or fewer for a straggler."""

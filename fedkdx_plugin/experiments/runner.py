@@ -22,7 +22,7 @@ from fedkdx_plugin.configuration.config import Config, read_yaml
 from fedkdx_plugin.experiments.experiment import FILE, NO_RESULT, Experiment, PlannedRun, file_name
 from fedkdx_plugin.experiments.pool import Pool, RunError
 from fedkdx_plugin.experiments.results import Results
-from fedkdx_plugin.experiments.setting import Setting, check_on, prepare_shards, run_device, schedule, without_student
+from fedkdx_plugin.experiments.setting import Setting, check_on, groups_of, prepare_shards, run_device, without_student
 from fedkdx_plugin.results.runs import CONFIG, FAILED, GIVEN_ANEW, STATE, again, differs, read_config, rounds_done
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from fedkdx_plugin.tracking.progress import Progress
@@ -160,7 +160,7 @@ def prepare(experiment: Experiment) -> tuple[str, dict[Path, str]]:
 
 def _described(shards: ShardSet, config: Config) -> str:
     """Return a line about the data; the clients set apart are the same for all runs with the same seed."""
-    groups = schedule(config).participation.groups(shards.num_clients, config.seed)
+    groups = groups_of(config, shards.num_clients)
     apart = "".join(f", {len(ids)} of them {name}" for name, ids in groups.items())
     train, test = (sum(len(shard.y) for shard in part) for part in (shards.train, shards.test))
     return (

@@ -17,6 +17,7 @@ from dataset_utils.shards import ShardSet
 from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import Choice, choose
 from fedkdx_plugin.configuration.config import Config
+from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
@@ -25,6 +26,7 @@ from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo
 from registry import catalog, contract
+from registry.aggregation import Averaging
 from registry.blame import naming
 from registry.errors import UserError
 from registry.interface import Model, Task, moves_by_sgd
@@ -50,6 +52,9 @@ def check(config: Config) -> list[Choice]:
     run_device(config)
     _participation(config)
     _faults(config)
+    _attack(config)
+    for choice in choices:
+        _averaging(config).check(choice.name, choice.server.averages)
     return choices
 
 
@@ -57,9 +62,7 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     """Check what depends on the data. Raises UserError: the model or an algorithm cannot use them."""
     if config.num_classes not in (None, shards.num_classes):
         raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes; leave it out")
-    _participation(config).groups(
-        shards.num_clients, config.seed
-    )  # raises if more clients are set apart than there are
+    groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
     task = make_task(config, shards.shape, shards.num_classes)
     with naming(*_models(config)):
         contract.model(task.model())  # raises if a model cannot take windows of this shape
@@ -168,6 +171,7 @@ def training(config: Config, seed: int) -> Settings:
         optimizer=config.optimizer,
         seed=seed,
         faults=_faults(config),
+        attack=_attack(config),
     )
 
 
@@ -179,7 +183,8 @@ def schedule(config: Config) -> Schedule:
 def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task:
     """Return the learning task. Raises UserError: an unknown model."""
     model, student = _models(config)
-    return Task(shape, classes, model, student, local_bn=config.bn == "local", norm=config.norm)
+    averaging = _averaging(config)
+    return Task(shape, classes, model, student, config.bn == "local", norm=config.norm, averaging=averaging)
 
 
 def _without_run(config: Config) -> Config:
@@ -202,6 +207,22 @@ def _faults(config: Config) -> Faults:
     faults = Faults(config.dropout, config.stragglers, config.corrupt)
     faults.check()
     return faults
+
+
+def _attack(config: Config) -> Attack:
+    attack = Attack(config.attack, config.attackers, config.attack_strength)
+    attack.check()
+    return attack
+
+
+def _averaging(config: Config) -> Averaging:
+    return Averaging(config.aggregate, config.assumed_bad, config.max_share)
+
+
+def groups_of(config: Config, clients: int) -> dict[str, list[int]]:
+    """Return group name -> ids of the clients set apart. Raises UserError: too many of them are."""
+    groups = _participation(config).groups(clients, config.seed)
+    return groups | _attack(config).group(clients, groups, config.seed)
 
 
 def _models(config: Config) -> tuple[type, type]:

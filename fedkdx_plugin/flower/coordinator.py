@@ -216,6 +216,8 @@ def check_sites(experiment: Experiment) -> None:
     """Raise UserError for algorithms or options of an experiment that a federation between sites cannot have."""
     for planned in experiment.runs:
         config = planned.config
+        if config.attackers:
+            raise UserError("--attackers: attacks are simulated in one process alone; leave it out with Flower")
         if config.vary == "data":  # each seed is to have data of its own
             raise UserError("--vary data: the data of sites stay as they are; leave it out with Flower")
         for choice in choose(config):

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.participation import UNSEEN
+from fedkdx_plugin.engine.participation import ATTACKERS, measured
 from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.results.runs import Run
 
@@ -43,6 +43,14 @@ class Row:
     values: dict[str, float]
 
 
+def honest_alone(run: Run) -> str:
+    """Return a sentence that says whom the metrics of a run leave out; '' if it has no attackers."""
+    if not (ids := run.groups.get(ATTACKERS)):
+        return ""
+    kind = run.config.get("attack")
+    return f"Metrics are of the honest clients alone: {len(ids)} attackers (--attack {kind}) are not measured."
+
+
 def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[str, Sequence[int]]) -> list[Row]:
     """Return the row of the models that predict, and one for each network whose predictions differ from theirs.
 
@@ -66,9 +74,8 @@ def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[s
         best = max(record.metrics[view].accuracy for record in evaluated)
         shares = (metrics.accuracy, best, metrics.auc, metrics.f1, metrics.recall, metrics.accuracy_worst)
         values = dict(zip(PERCENT, shares, strict=True))
-        for group, ids in groups.items():
-            if group != UNSEEN:
-                values[f"{group} clients"] = metrics.accuracy_of(ids)
+        for group, ids in measured(groups).items():
+            values[f"{group} clients"] = metrics.accuracy_of(ids)
         values |= dict(zip(PLAIN, (*megabytes, pace, rejected), strict=True))
         result.append(Row(name if view == SERVED else f"{name} ({view})", seed, values))
     return result
@@ -120,6 +127,7 @@ def write(folder: Path, runs: Sequence[Run], vary: str) -> str:
     table = [row for run in runs for row in rows(run.name, run.seed, run.records, run.groups)]
     on = runs[0].evaluated_on
     text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
+    text += f"\n{honest}\n" if (honest := honest_alone(runs[0])) else ""
     if len(seeds := {row.seed for row in table}) > 1:
         text += f"\n± over {len(seeds)} seeds: {VARIED[vary]}\n"
     with replacing(folder / "comparison.md") as part:

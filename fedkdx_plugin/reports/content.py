@@ -30,6 +30,9 @@ PAPER_OPTIONS = {
     "dropout": 0.0,
     "stragglers": 0.0,
     "corrupt": 0.0,
+    "attackers": 0.0,
+    "aggregate": "mean",
+    "max_share": 1.0,
 }
 PAPER_ROUNDS = 500
 
@@ -75,7 +78,8 @@ def results(section: Section) -> Table:
         f"{section.slug}-results",
         f"{section.title}: mean ± standard deviation over seeds, on {section.on} windows. Bold: best, underlined: "
         f"second{f', without {CEILING}' if CEILING in served else ''}. The best round is chosen on these same windows, "
-        "so it is too optimistic. A row with a name in brackets is one of a method's networks alone.",
+        "so it is too optimistic. A row with a name in brackets is one of a method's networks alone. "
+        + comparison_table.honest_alone(section.first),
         [("", "method"), ("", "seeds"), *heads],
         [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
     )

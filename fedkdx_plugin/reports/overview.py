@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.participation import UNSEEN
+from fedkdx_plugin.engine.participation import UNSEEN, measured
 from fedkdx_plugin.reports.content import METRICS, last, whole_run
 from fedkdx_plugin.reports.sections import CEILING, Section, slug
 from fedkdx_plugin.reports.statistics import spread
@@ -85,10 +85,11 @@ def _served(metric: str) -> Reader:
 def _readers(section: Section, metric: str) -> dict[str, Reader]:
     """Return readers of a metric by group: of all clients that can train, and of the clients set apart."""
     readers = {"all": _served(metric)}
-    for group in section.first.groups:
-        if group == UNSEEN:
-            readers[group] = _unseen(metric)
-        elif metric == "accuracy":  # the other metrics of a group do not follow from those of its clients
+    groups = section.first.groups
+    if UNSEEN in groups:
+        readers[UNSEEN] = _unseen(metric)
+    for group in measured(groups):
+        if metric == "accuracy":  # the other metrics of a group do not follow from those of its clients
             readers[group] = _accuracy_of(group)
     return readers
 

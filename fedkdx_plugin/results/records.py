@@ -13,7 +13,7 @@ import numpy as np
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.metrics import Metrics
-from fedkdx_plugin.engine.participation import UNSEEN
+from fedkdx_plugin.engine.participation import measured
 from fedkdx_plugin.engine.rounds import RoundRecord
 
 SHARES = ("accuracy", "auc", "f1", "recall", "auc_macro", "loss")
@@ -41,7 +41,7 @@ def without_confusion(record: RoundRecord) -> RoundRecord:
 
 def group_columns(groups: Mapping[str, Sequence[int]]) -> list[str]:
     """Return the columns of groups set apart that are served like all other clients: `<group>_accuracy`."""
-    return [f"{name}_accuracy" for name in groups if name != UNSEEN]
+    return [f"{name}_accuracy" for name in measured(groups)]
 
 
 def server_column(name: str) -> str:

@@ -200,6 +200,8 @@ class RunFolder(Observer):
                 self._say(f"round {record.round}: no reply from client {who}")
             for reason in record.rejected.values():
                 self._say(f"round {record.round}: dropped an update: {reason}")
+            for note in record.notes:
+                self._say(f"round {record.round}: {note}")
         except OSError as error:
             raise unwritable(self.path, error) from error
         if record.metrics:

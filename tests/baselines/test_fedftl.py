@@ -9,6 +9,7 @@ from baselines.fedavg import FedAvg
 from baselines.fedftl import COVARIANCE, MEAN, FedFTL, FedFTLClient, FedFTLParams, pooled, statistics
 from fedkdx_plugin.models.cnn import CNN
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
+from registry.aggregation import Average, Averaging
 from registry.interface import Batch, Round, Task
 from tests.baselines.checks import awkward_data, goes_on_identically, overheard, run, travels
 from tests.conftest import CLASSES, SHAPE, TinyNet, make_data, make_federation, make_task, same_state
@@ -95,7 +96,7 @@ def test_padding_rows_change_nothing(double):
 def test_the_servers_covariance_is_that_of_all_windows_together():
     rng = torch.Generator().manual_seed(0)
     clients = [torch.randn(n, 5, generator=rng, dtype=torch.float64) + k for k, n in enumerate((30, 1, 8))]
-    found = pooled([statistics(h) for h in clients], [30 / 39, 1 / 39, 8 / 39])
+    found = pooled([statistics(h) for h in clients], [30 / 39, 1 / 39, 8 / 39], Average(Averaging()))
     torch.testing.assert_close(found, torch.cat(clients).T.cov(correction=0))
 
 

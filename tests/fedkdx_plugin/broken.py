@@ -21,6 +21,7 @@ from baselines.fedprox import FedProx
 from baselines.local import Local
 from baselines.moon import MOON
 from fedkdx_plugin.testing.made import TinyNet
+from registry.aggregation import sample_weights, weighted_sum
 from registry.interface import BadMessage, Message, Output, Server
 from registry.messages import check_state, check_tensors
 from registry.parameters import Params, option
@@ -139,6 +140,10 @@ def teaches_nothing(self, nets, batch, context):
 
 def weighs_by_number(self, replies, round):
     FedAvg.aggregate(self, {id: replace(one, meta={"samples": id + 1}) for id, one in replies.items()}, round)
+
+
+def takes_its_own_mean(self, replies, round):
+    self.weights = weighted_sum([reply.tensors for reply in replies.values()], sample_weights(replies))
 
 
 def thaws(self, message):
@@ -268,6 +273,7 @@ ALGORITHMS = {
     "check_windows_and_labels": Broken(saying(lambda self: {"example": self.data.x[0].tolist()})),
     "check_parameters_documented": Broken(algorithm(FedProx, Params=Silent)),
     "check_parameters_matter": Broken(algorithm(FedProx, Params=Idle)),
+    "check_averaging": Broken(algorithm(aggregate=takes_its_own_mean)),
     "check_parallel": Broken(replying(other_in_a_process)),
     "check_stacked": Broken(replying(other_when_together, before_replies=classmethod(notes))),
     "check_refused_reply": Broken(

@@ -15,6 +15,7 @@ from fedkdx_plugin.flower.coordinator import Coordinator
 from fedkdx_plugin.flower.protocol import Announcement, Answer, Request
 from fedkdx_plugin.flower.roster import Event, Roster
 from fedkdx_plugin.flower.site import LocalData, Site, SiteSetup
+from registry.aggregation import Averaging
 from registry.errors import UserError
 from registry.interface import Message, Server, Task
 from tests.conftest import TinierNet, TinyNet
@@ -78,9 +79,10 @@ class Story(list):
         return [event for event in self if event.event == kind]
 
 
-def task(folder: Path) -> Task:
+def task(folder: Path, averaging: Averaging | None = None) -> Task:
     manifest = shards.read_manifest(folder)
-    return Task(tuple(manifest["shape"]), len(manifest["classes"]), TinyNet, TinierNet)
+    shape, classes = tuple(manifest["shape"]), len(manifest["classes"])
+    return Task(shape, classes, TinyNet, TinierNet, averaging=averaging or Averaging())
 
 
 def make_link(algorithm: type[Server], folder: Path, state: Path, clients: int = 3, settings=SETTINGS) -> FakeLink:
@@ -104,15 +106,22 @@ def make_coordinator(
     patience: float = 0.0,
     settings: Settings = SETTINGS,
     min_updates: int = 1,
+    averaging: Averaging | None = None,
 ) -> tuple[Coordinator, Story]:
     story = Story()
     roster = Roster(link, clients, least, patience, story)
     params = algorithm.Params()
-    about = (algorithm, task(folder), params, settings, schedule)
+    about = (algorithm, task(folder, averaging), params, settings, schedule)
     return Coordinator(*about, link, roster, "run", 60.0, min_updates=min_updates), story
 
 
-def make_local(algorithm: type[Server], folder: Path, schedule: Schedule, settings: Settings = SETTINGS) -> Federation:
+def make_local(
+    algorithm: type[Server],
+    folder: Path,
+    schedule: Schedule,
+    settings: Settings = SETTINGS,
+    averaging: Averaging | None = None,
+) -> Federation:
     """Return the same federation in one process."""
     data = DeviceData.from_shards(shards.load(folder), torch.device("cpu"))
-    return Federation(algorithm, task(folder), algorithm.Params(), data, settings, schedule, "sequential")
+    return Federation(algorithm, task(folder, averaging), algorithm.Params(), data, settings, schedule, "sequential")

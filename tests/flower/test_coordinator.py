@@ -14,6 +14,7 @@ from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Schedule
 from registry import catalog
+from registry.aggregation import Averaging
 from registry.errors import UserError
 from registry.interface import Message, Round
 from tests.conftest import Recorder, same_state
@@ -109,12 +110,23 @@ def test_a_site_whose_windows_are_scaled_otherwise_is_refused_by_name(shard_fold
     )
 
 
-def check_same_bits(algorithm, shard_folder, tmp_path, schedule):
+@pytest.mark.parametrize("averaging", [Averaging("geometric"), Averaging("median"), Averaging(max_share=0.35)])
+@pytest.mark.parametrize("name", ["FedAvg", "FedKDX"])
+def test_sites_are_averaged_as_one_process_does(name, averaging, shard_folder, tmp_path):
+    algorithm = catalog.load("algorithms", name)
+    check_same_bits(algorithm, shard_folder, tmp_path, Schedule(2, 1.0), averaging)
+    plain, asked = (make_local(algorithm, shard_folder, Schedule(2, 1.0), averaging=how) for how in (None, averaging))
+    for each in (plain, asked):
+        each.run([Recorder()])
+    assert not same_state(dict(plain.server.save().tensors), dict(asked.server.save().tensors))
+
+
+def check_same_bits(algorithm, shard_folder, tmp_path, schedule, averaging=None):
     """Run the sites; return the link over which they worked."""
-    local, here = make_local(algorithm, shard_folder, schedule), Recorder()
+    local, here = make_local(algorithm, shard_folder, schedule, averaging=averaging), Recorder()
     local.run([here])
     link = make_link(algorithm, shard_folder, tmp_path)
-    coordinator, _ = make_coordinator(algorithm, shard_folder, link, schedule)
+    coordinator, _ = make_coordinator(algorithm, shard_folder, link, schedule, averaging=averaging)
     there = Recorder()
     coordinator.run([there])
     assert_same_records(there.records, here.records)
