@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.reports import comparison_table, statistics
+from fedkdx_plugin.reports import comparison_table, data, statistics
 from fedkdx_plugin.reports.sections import CEILING, Method, Section
 from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, number, plain, ranked
@@ -171,14 +171,15 @@ def reaching(section: Section) -> Table:
 
 def clients(section: Section) -> Table:
     """Return the table of the distribution of accuracy over clients, with the client of the lowest accuracy."""
-    rows = []
+    rows, names = [], data.subjects(section)
     for method in section.methods:
         values = statistics.per_client(method)
         known = values[~np.isnan(values)]
         quartiles = np.percentile(known, (25, 50, 75))
         worst = int(np.nanargmin(values))
         summary = (known.mean(), known.std(), known.min(), *quartiles, known.max())
-        rows.append([Cell(method.name), *(plain(100 * float(f)) for f in summary), Cell(str(worst), worst)])
+        lowest = Cell(names.get(worst, str(worst)), worst)
+        rows.append([Cell(method.name), *(plain(100 * float(f)) for f in summary), lowest])
     heads = ("method", "mean", "std", "lowest", "quarter", "median", "three quarters", "highest", "lowest is client")
     return Table(
         f"{section.slug}-clients",

@@ -49,6 +49,21 @@ def described(section: Section) -> list[Table]:
     return [Table(f"{section.slug}-data", caption, [("", "what"), ("", "value")], rows), _counts(section, manifest)]
 
 
+def subjects(section: Section) -> dict[int, str]:
+    """Return client -> 'client 3 (subject 17)' where each client is one subject; {} where that is not known."""
+    folder = manifest_folder(section)
+    if folder is None:
+        return {}
+    try:
+        clients = read_manifest(folder)["clients"]
+    except UserError:
+        return {}
+    whose = [list(_mapping(client.get("subjects"))) for client in clients]
+    if any(len(own) != 1 for own in whose):
+        return {}
+    return {id: f"{id} (subject {own[0]})" for id, own in enumerate(whose)}
+
+
 def _whose(section: Section) -> str:
     """Return the seed of the data described, in words, if each seed has its own data; else an empty text."""
     return f" (seed {section.first.seed})" if section.config.get("vary") == "data" else ""

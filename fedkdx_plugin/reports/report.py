@@ -19,7 +19,7 @@ import yaml
 
 from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
-from fedkdx_plugin.reports import content, data, overview, plots, tables
+from fedkdx_plugin.reports import classes, content, data, overview, plots, tables
 from fedkdx_plugin.reports.comparison_table import TUNING, VARIED
 from fedkdx_plugin.reports.plots import Plot
 from fedkdx_plugin.reports.sections import Section, arrange
@@ -123,7 +123,8 @@ def _chapter(section: Section, out: Path, looks: plots.Looks) -> Chapter:
         ("Comparison with the paper", [paper] if paper else []),
         ("Significance", [item for item in (tested, meaning) if item]),
         ("Convergence", [made["convergence"], content.reaching(section)]),
-        ("Clients", [made["clients"], content.clients(section), made["confusion"]]),
+        ("Classes", [classes.together(section), classes.by_class(section), made["confusion"]]),
+        ("Clients", [made["clients"], content.clients(section)]),
         ("Data", [*data.described(section)]),
         ("Classes of each client", [_classes(section, out / PLOTS)]),
         ("Compression", [made["compression"]] if "compression" in made else []),

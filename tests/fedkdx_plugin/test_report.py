@@ -243,7 +243,7 @@ def test_names_are_escaped_everywhere(written):
     page = (written / "report.html").read_text(encoding="utf-8")
     assert "<i>" not in page and "FedKDX &lt;i&gt;a_b&lt;/i&gt; &amp; 50 % ~ε" in page
     assert "<title>A &lt;title&gt; &amp; more</title>" in page
-    assert "run &lt;fast&gt;" not in page  # class names are in figures alone
+    assert "<fast>" not in page and "run &lt;fast&gt;" in page  # a class
     text = (written / "report.md").read_text(encoding="utf-8")
     assert r"FedKDX \<i\>a\_b\</i\> & 50 % \~ε" in text
     (latex,) = (path.read_text(encoding="utf-8") for path in written.glob("tables/made-join-ratio-0.4-results.tex"))
