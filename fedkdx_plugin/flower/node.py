@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from flwr.app import Error, Message, MessageType
@@ -155,6 +156,12 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, interrupt)  # so that the server is told
+
+    def refused(number: int, frame: FrameType | None) -> None:
+        say(given.client, "error: the server does not accept this site's key, or was started anew")
+        raise SystemExit(1)
+
+    signal.signal(signal.SIGINT, refused)  # which Flower sends to its own process then, and nobody else sends
     worker = Worker(given.setup, given.client)
     authority = given.authority.read_bytes() if given.authority else None
     key = certificates.read_key(given.key) if given.key else None

@@ -1,4 +1,4 @@
-"""A site's machine: a SuperNode with its own shards and its own folder for private state (`fedkdx join`)."""
+"""A site's machine: a node with its own shards and its own folder for private state (`fedkdx join`)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fedkdx_plugin.flower.processes import COLOUR, Processes, Tail, last_words
 from fedkdx_plugin.flower.site import LocalData, SiteSetup
 from registry.errors import UserError
 
-AGAIN_SECONDS = 5.0  # before a SuperNode that has ended is started again
-SOON_SECONDS = 30.0  # a SuperNode that ends before this could not connect
+AGAIN_SECONDS = 5.0  # before a node that has ended is started again
+SOON_SECONDS = 30.0  # a node that ends before this could not connect
 ATTEMPTS = 3  # how often in a row that may happen
 NODE = "fedkdx_plugin.flower.node"
 WORTH_PRINTING = re.compile(r"^fedkdx site |WARNING|ERROR|^\[code")
@@ -43,7 +43,7 @@ class Connection:
 def start(
     processes: Processes, setup: SiteSetup, connection: Connection, threads: int = 0
 ) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start a site's SuperNode; return the process and its log.
+    """Start a site's node; return the process and its log.
 
     Args:
         threads: number of PyTorch's threads at this site; 0: PyTorch's default.
@@ -87,7 +87,7 @@ def join(options: SiteOptions, given: Path | None) -> int:
 
 
 def _stay(processes: Processes, setup: SiteSetup, connection: Connection) -> None:
-    """Start the SuperNode, and start it again when it ends. Raises UserError where it cannot stay connected."""
+    """Start the node, and start it again when it ends. Raises UserError where it cannot stay connected."""
     short, log = 0, Path()
     while short < ATTEMPTS:
         began = time.monotonic()
@@ -107,7 +107,7 @@ def _stay(processes: Processes, setup: SiteSetup, connection: Connection) -> Non
 
 
 def _print(tail: Tail) -> None:
-    """Print the new lines of a SuperNode's log that concern an operator."""
+    """Print the new lines of a node's log that concern an operator."""
     for line in tail.lines():
         if WORTH_PRINTING.search(line):
             print(COLOUR.sub("", line).removeprefix("fedkdx "), file=sys.stderr, flush=True)

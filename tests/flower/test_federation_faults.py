@@ -20,6 +20,8 @@ pytest.importorskip("flwr")
 h5py = pytest.importorskip("h5py")
 psutil = pytest.importorskip("psutil")
 
+from fedkdx_plugin.flower import certificates  # noqa: E402
+
 pytestmark = pytest.mark.flower
 ROOT = Path(__file__).parent.parent.parent
 ROUNDS, DEADLINE = 20, 60  # rounds enough for what a site takes to start
@@ -190,6 +192,27 @@ def test_too_few_sites_end_with_one_line(tmp_path, free_tcp_port):
             server.signal_all(signal.SIGKILL)
     assert "error: 0 of at least 2 sites are there after 3 s of waiting (--min-clients, --wait)" in server.said()
     assert "INSECURE" in server.said()
+
+
+@pytest.mark.slow
+def test_a_site_whose_key_is_not_registered_is_told_so(shard_folder, tmp_path, free_tcp_port):
+    certificates.make(tmp_path / "keys", ["localhost"], 2)
+    certificates.make(tmp_path / "others", ["localhost"], 1)
+    (tmp_path / "keys" / "site-0" / "site.key").write_bytes((tmp_path / "others" / "site-0" / "site.key").read_bytes())
+    for name in ("server", "site"):
+        (tmp_path / name).mkdir()
+    here = ["--sites", 2, "--min-updates", 1, "--port", free_tcp_port, "--certificates", tmp_path / "keys" / "server"]
+    whose = ["--client", 0, "-data", shard_folder, "--shard", 0, "--state", "state"]
+    there = ["--server", f"localhost:{free_tcp_port}", "--certificates", tmp_path / "keys" / "site-0"]
+    server = Program(tmp_path / "server", "serve", *here, "-algo", "FedAvg", "-gr", 1)
+    site = Program(tmp_path / "site", "join", *whose, *there)
+    try:
+        assert site.process.wait(PATIENCE) == 2
+    finally:
+        for program in (server, site):
+            if program.process.poll() is None:
+                program.signal_all(signal.SIGKILL)
+    assert "error: cannot stay in the federation: fedkdx site 0: error: the server does not accept" in site.said()
 
 
 @pytest.mark.slow
