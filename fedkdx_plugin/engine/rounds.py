@@ -155,7 +155,8 @@ class Federation:
         device = data.test_x.device
         samples = [len(y) for y in data.train_y]
         self.workspace = Workspace(algorithm, task, params, samples, settings.seed, device)
-        self.attackers = Attackers(settings.attack, attackers, settings.seed, self.workspace.nets)
+        forging = () if self.pools_data else attackers  # where data are pooled, there are no replies
+        self.attackers = Attackers(settings.attack, forging, settings.seed, self.workspace.nets)
         shared = {n: t for n, t in self.workspace.initial.items() if n not in self.workspace.private}
         self.server = algorithm(task, params, shared)
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)

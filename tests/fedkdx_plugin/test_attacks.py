@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.centralised import Centralised
 from baselines.fedavg import FedAvg
 from baselines.fedkd import FedKD
 from baselines.fedkd_plus import FedKDPlus
@@ -174,6 +175,16 @@ def test_the_training_loss_is_of_honest_clients():
         each.run([recorder := Recorder()])
         losses.append(recorder.records[0].train_loss)
     assert losses[0] == losses[1]  # in the first round, honest clients have met no attacker
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_data_are_pooled_only_false_labels_reach_the_model(kind):
+    one, other = (federation(Centralised, Attack(own, 0.8)) for own in (kind, "none"))
+    for each in (one, other):
+        assert 0 in each.groups[ATTACKERS]  # whose place the pooled data have
+        each.run([recorder := Recorder()])
+        assert not np.isnan(recorder.records[-1].train_loss)
+    assert same_state(one.server.weights, other.server.weights) == (kind != "label-flip")
 
 
 def test_honest_attackers_change_no_weights():
