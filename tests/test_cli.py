@@ -169,6 +169,7 @@ def test_a_comparison_leaves_a_complete_folder(data, capsys):
     assert runs == [f"{name}-seed{seed}" for name in ("FedAvg", "FedKDX", "Local") for seed in (0, 1)]
     run = folder / "FedKDX-seed1"
     assert sorted(path.name for path in run.iterdir()) == [
+        "SHA256SUMS",
         "config.yaml",
         "description.yaml",
         "environment.json",
