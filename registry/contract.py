@@ -54,8 +54,11 @@ def losses(client: Client, found: object) -> Mapping[str, Tensor]:
 
 
 def context(client: Client) -> Mapping[str, Tensor]:
-    """Return the tensors of `context`. Raises PluginError: they are none."""
-    return _tensors(client, "context", client.context())
+    """Return the tensors of `context`. Raises PluginError: they are none; plain numbers pass, but are not stacked."""
+    found: Any = client.context()
+    if not isinstance(found, Mapping) or not all(isinstance(own, (Tensor, Real)) for own in found.values()):
+        raise wrong(client, "context", "tensors by name", found)
+    return found
 
 
 def reply(client: Client) -> Message:

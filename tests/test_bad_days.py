@@ -162,6 +162,26 @@ def test_a_worker_watches_its_parent_on_any_system(tmp_path):
     assert ended([worker])
 
 
+STARTS = """
+import os, subprocess, sys, time
+from dataset_utils.interrupts import ending_with
+print(subprocess.Popen(ending_with(os.getpid(), ["/bin/sleep", "600"])).pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a program of its parent's end")
+def test_another_program_ends_with_a_parent_that_is_killed():
+    parent = subprocess.Popen([sys.executable, "-c", STARTS], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    started = int(parent.stdout.readline())
+    until = time.monotonic() + 30
+    while psutil.Process(started).name() != "sleep" and time.monotonic() < until:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert ended([started])
+
+
 def test_runs_side_by_side_save_their_state_when_their_parent_is_killed(shard_folder):
     Path("grid.yaml").write_text(
         f"title: Grid\nbase: {{data: '{shard_folder}', model: cnn_small, global_rounds: 100000, device: cpu,\n"

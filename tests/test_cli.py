@@ -169,6 +169,7 @@ def test_a_comparison_leaves_a_complete_folder(data, capsys):
     assert runs == [f"{name}-seed{seed}" for name in ("FedAvg", "FedKDX", "Local") for seed in (0, 1)]
     run = folder / "FedKDX-seed1"
     assert sorted(path.name for path in run.iterdir()) == [
+        "SHA256SUMS",
         "config.yaml",
         "description.yaml",
         "environment.json",
@@ -387,12 +388,14 @@ def test_a_run_folder_that_cannot_be_made(data, capsys):
 def test_a_full_disk_is_one_line(data, capsys, monkeypatch):
     import errno
 
-    from fedkdx_plugin.results import run_folder
+    original = Path.write_bytes
 
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(path, content):
+        if path.name == "results.h5":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, content)
 
-    monkeypatch.setattr(run_folder.h5py, "File", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert main(["-data", str(data), "-algo", "FedAvg", *RUN]) == 2
     assert "the disk is full" in capsys.readouterr().err
 

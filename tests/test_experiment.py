@@ -206,7 +206,9 @@ class Dying(FedAvg):
     told = capsys.readouterr().err
     reasons = {path.parent.name.partition("-")[0]: path.read_text() for path in Path("runs").rglob(FAILED)}
     assert reasons.keys() == {"Raising", "Dying", "Local"}
-    assert reasons["Raising"].partition("\n")[0].endswith("round 1, step 1: ValueError: too hot")
+    first = reasons["Raising"].partition("\n")[0]
+    assert first.startswith("plug-bad 1.0: Raising.Client.losses: client ")
+    assert first.endswith("round 1, step 1: ValueError: too hot (plug_bad.py, line 8)")
     assert "Traceback" in reasons["Raising"]
     assert "SIGKILL" in reasons["Dying"] and "PAMAP2" in reasons["Local"]
     assert "3 of 4 runs are missing" in told and told.count("too hot") == 2

@@ -47,7 +47,7 @@ CLIENT = [
     ("receive(self, message)", "self.gone", "Own.Client.receive: client"),
     ("context(self)", "return 1 / 0", "Own.Client.context: client"),
     ("context(self)", "return [1]", "Own.Client.context must return tensors by name, not list [1]"),
-    ("context(self)", "return {'a': 1}", "Own.Client.context must return tensors by name"),
+    ("context(self)", "return {'a': 'x'}", "Own.Client.context must return tensors by name"),
     ("reply(self)", "return self.gone", "Own.Client.reply: client"),
     ("reply(self)", "return {}", "Own.Client.reply must return a Message, not dict {}"),
     ("reply(self)", "return Message([1])", "Own.Client.reply must return a Message whose tensors are tensors by name"),

@@ -169,7 +169,8 @@ class Stacked(Backend):
             client.memory = _moved(client.memory, self.device)
             prepare(client, round, self.data, self.settings)
             client.receive(message)
-            on_device = {name: t.detach().to(self.device) for name, t in contract.context(client).items()}
+            context = contract.context(client).items()
+            on_device = {name: t.detach().to(self.device) if isinstance(t, Tensor) else t for name, t in context}
             return Ready(client, on_device, place)
 
     def _enter(self, client: Client, place: int) -> None:
