@@ -67,8 +67,9 @@ def interrupt_after(monkeypatch, calls: int) -> None:
     monkeypatch.setattr(sequential, "train", train)
 
 
-# two clients a round: in the middle of the first round, between rounds, within Local, FedAvg, FedKDX, and in the last
-@pytest.mark.parametrize("calls", [1, 4, 11, 18, 19, 23])
+# three clients a round of Local, two of the others: in the middle of the first round, between rounds, within Local,
+# FedAvg, FedKDX, and in the last
+@pytest.mark.parametrize("calls", [1, 3, 7, 15, 23, 27])
 def test_ctrl_c_and_resume_end_bit_identical(shard_folder, monkeypatch, calls, capsys):
     assert main(command(shard_folder, "whole")) == 0
     with monkeypatch.context() as patch:
@@ -152,7 +153,7 @@ def test_resuming_what_is_finished_trains_nothing(shard_folder, monkeypatch, cap
 def stopped(shard_folder, monkeypatch) -> Path:
     """Run a comparison that is interrupted in FedAvg's third round."""
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 12)
+        interrupt_after(patch, 16)
         assert main(command(shard_folder, "runs")) == 130
     (folder,) = Path("runs").iterdir()
     return folder
@@ -272,7 +273,7 @@ def test_a_relative_path_resumes_from_another_folder(tmp_path, monkeypatch):
     (here / "mine.yaml").write_text(text)
     monkeypatch.chdir(here)
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 12)
+        interrupt_after(patch, 16)
         assert main(command("mine.yaml", "runs")) == 130
     (folder,) = Path("runs").iterdir()
     monkeypatch.chdir(elsewhere)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import pathlib
 import pickle
 import socket
 import struct
@@ -69,9 +70,9 @@ def test_what_the_cases_start_from_is_read(folder):
 def test_numbers_of_hundreds_of_digits(folder, digits):
     long = "9" * digits
     (folder / "s1.csv").write_text(CSV.replace("\n7,", f"\n{long},"))
-    # 1e30 is a number; one of 400 digits is infinite, which a signal cannot be; pandas takes none of thousands
-    expected = {30: "read", 400: "infinite values in channel ax", 5000: "is no number"}[digits]
-    assert expected in outcome(folder)
+    # 1e30 is a number; one of 400 digits is infinite, which a signal cannot be, or none, by pandas' version
+    expected = {30: ["read"], 400: ["infinite values in channel ax", "is no number"], 5000: ["is no number"]}[digits]
+    assert any(text in outcome(folder) for text in expected)
     (folder / "s1.csv").write_text(CSV.replace("\n7,", f"\n-{long}.5,"))
     assert outcome(folder) == "read" if digits == 30 else "s1.csv: " in outcome(folder)
     (folder / "s1.csv").write_text(CSV.replace(",b\n", f",{long}\n"))
@@ -443,6 +444,8 @@ def barred(monkeypatch, path: Path, *names: str) -> None:
             return real(given, *args, **options)
 
         monkeypatch.setattr(os, name, refusing)
+        if hasattr(accessor := getattr(pathlib, "_NormalAccessor", None), name):  # of Python 3.10, by which paths ask
+            monkeypatch.setattr(accessor, name, staticmethod(refusing))
 
 
 def test_an_unreadable_folder_cannot_be_read_and_is_not_damaged(folder, monkeypatch):

@@ -15,7 +15,7 @@ import torch
 from baselines.centralised import Centralised
 from baselines.fedavg import FedAvg
 from baselines.fedprox import FedProx
-from baselines.local import Local
+from baselines.moon import MOON
 from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.faults import DROPOUT, KINDS, STRAGGLER, Faults, damaged
@@ -88,7 +88,7 @@ def test_the_same_faults_befall_every_algorithm(algorithm):
     def fate(one):
         return [(record.selected, record.lost, sorted(record.rejected)) for record in run(one)]
 
-    expected = fate(federation(Local))
+    expected = fate(federation(MOON))
     assert fate(federation(algorithm)) == expected
     kinds = {why for _, lost, _ in expected for why in lost.values()}
     assert kinds == {DROPOUT, STRAGGLER} and any(rejected for *_, rejected in expected)
