@@ -278,7 +278,13 @@ ALGORITHMS = {
     "check_stacked": Broken(replying(other_when_together, before_replies=classmethod(notes))),
     "check_refused_reply": Broken(
         algorithm(check_reply=refuses_somebody),
-        ("check_unequal_clients", "check_renaming_clients", "check_wrong_replies", "check_mutated_replies"),
+        (
+            "check_unequal_clients",
+            "check_renaming_clients",
+            "check_averaging",
+            "check_wrong_replies",
+            "check_mutated_replies",
+        ),
     ),
     "check_looking_at_replies": Broken(algorithm(check_reply=changes_by_looking)),
     "check_wrong_replies": Broken(algorithm(check_reply=overlooks_foreign, aggregate=leaves_out_foreign)),
