@@ -37,6 +37,8 @@ BUILT_IN = {
         "Local": "baselines.local:Local",
         "Centralised": "baselines.centralised:Centralised",
         "FedAvg": "baselines.fedavg:FedAvg",
+        "FedAvgFT": "baselines.fedavgft:FedAvgFT",
+        "PullAvg": "baselines.pullavg:PullAvg",
         "FedProx": "baselines.fedprox:FedProx",
         "MOON": "baselines.moon:MOON",
         "FedFomo": "baselines.fedfomo:FedFomo",

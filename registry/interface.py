@@ -116,6 +116,11 @@ class Round(NamedTuple):
         """Progress of the run, ρ = t/R, in (0, 1]."""
         return self.index / self.total
 
+    @property
+    def expected(self) -> float:
+        """Mean number of rounds of the whole run in which a client takes part."""
+        return self.total * self.share
+
 
 @dataclass(frozen=True)
 class Task:
