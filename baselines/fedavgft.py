@@ -35,6 +35,10 @@ class FedAvgFTClient(FedAvgClient):
     def reply(self) -> Message:
         """Return the trained model, and keep a copy of it."""
         self.load(float_state({"personal": self.nets["model"]}))
+        return self.trained_model()
+
+    def trained_model(self) -> Message:
+        """Return the trained model without what is private, and `samples`."""
         return Message(of_net("model", self.shared()), {"samples": self.samples})
 
 
