@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from baselines.fedavg import FedAvg
+from baselines.fedavg import FedAvg, FedAvgClient
 from registry.functional import kd, soften
-from registry.interface import Batch, Client, Task, outputs
+from registry.interface import Batch, Task, outputs
 from registry.parameters import Params, option
 
 
@@ -19,14 +19,15 @@ class FMLParams(Params):
     """Hyper-parameters of FML; the paper gives no α and β, and the defaults give both terms the same weight."""
 
     alpha: float = option(
-        0.5, "weight α of cross-entropy in the client's own loss; 1 with beta 1 is no mutual learning",
+        0.5,
+        "weight α of cross-entropy in the client's own loss; 1 with beta 1 is no mutual learning",
         0.0,
         1.0,
     )
     beta: float = option(0.5, "weight β of cross-entropy in the meme model's loss", 0.0, 1.0)
 
 
-class FMLClient(Client):
+class FMLClient(FedAvgClient):
     """Trains its own model and a copy of the shared meme model; each learns from the other's predictions.
 
         L_own  = α CE_own + (1 − α) KL(p_meme ‖ p_own)
