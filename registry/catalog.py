@@ -57,6 +57,8 @@ BUILT_IN = {
         "FedProto": "baselines.fedproto:FedProto",
         "FedPAC": "baselines.fedpac:FedPAC",
         "FedGH": "baselines.fedgh:FedGH",
+        "FedDBE": "baselines.feddbe:FedDBE",
+        "kNN-Per": "baselines.knnper:KNNPer",
         "FedKD": "baselines.fedkd:FedKD",
         "FedKD+": "baselines.fedkd_plus:FedKDPlus",
         "FedKDX": "fedkdx_plugin.algorithm.fedkdx:FedKDX",
