@@ -58,6 +58,7 @@ BUILT_IN = {
         "FedPAC": "baselines.fedpac:FedPAC",
         "FedGH": "baselines.fedgh:FedGH",
         "FedDBE": "baselines.feddbe:FedDBE",
+        "GPFL": "baselines.gpfl:GPFL",
         "kNN-Per": "baselines.knnper:KNNPer",
         "FedKD": "baselines.fedkd:FedKD",
         "FedKD+": "baselines.fedkd_plus:FedKDPlus",
