@@ -20,8 +20,8 @@ def part(state, net):
 @pytest.mark.parametrize("local_bn", [False, True])
 def test_without_the_distance_it_is_local_beside_fedavg(local_bn):
     task = make_task(local_bn=local_bn)
-    made = make_federation(Ditto, task=task, rounds=4, params={"lam": 0.0})
-    plain, alone = (make_federation(algorithm, task=task, rounds=4) for algorithm in (FedAvg, Local))
+    made = make_federation(Ditto, task=task, join_ratio=1, params={"lam": 0.0})
+    plain, alone = (make_federation(algorithm, task=task, join_ratio=1) for algorithm in (FedAvg, Local))
     for one in (made, plain, alone):
         one.run()
     assert same_state(dict(made.server.weights), dict(plain.server.weights))

@@ -43,9 +43,9 @@ def test_no_model_feels_the_others_loss():
 
 def test_without_divergences_it_is_local_beside_a_meme_that_is_fedavgs():
     """With α = 1 the own model ignores the meme; with β = 1 the meme ignores it, whatever α is."""
-    made = make_federation(FML, rounds=4, params={"alpha": 1.0, "beta": 1.0})
-    other = make_federation(FML, rounds=4, params={"alpha": 0.2, "beta": 1.0})
-    alone = make_federation(Local, rounds=4)
+    made = make_federation(FML, join_ratio=1, params={"alpha": 1.0, "beta": 1.0})
+    other = make_federation(FML, join_ratio=1, params={"alpha": 0.2, "beta": 1.0})
+    alone = make_federation(Local, join_ratio=1)
     for one in (made, other, alone):
         one.run()
     for own, theirs in zip(made.workspace.kept, alone.workspace.kept, strict=True):
