@@ -123,12 +123,8 @@ def neighbours(features: Tensor, keys: Tensor, labels: Tensor, leave_out: bool =
         keys, labels: see `Remembering`.
         leave_out: whether the features are the first keys, of which each is left out of its own prediction.
     """
-    return torch.cat(
-        [
-            _near(part, keys, labels, start if leave_out else None)
-            for start, part in zip(range(0, len(features), ROWS), features.split(ROWS), strict=True)
-        ]
-    )
+    parts = enumerate(features.split(ROWS))
+    return torch.cat([_near(part, keys, labels, place * ROWS if leave_out else None) for place, part in parts])
 
 
 def _near(features: Tensor, keys: Tensor, labels: Tensor, first: int | None) -> Tensor:

@@ -41,6 +41,7 @@ def test_the_nearest_vote_as_in_the_paper(count, leave_out, monkeypatch):
 def test_far_keys_still_vote_and_no_keys_do_not():
     keys, labels = torch.zeros(12, 2), torch.zeros(12, 3)
     assert not neighbours(torch.ones(2, 2), keys, labels).any()
+    assert neighbours(torch.ones(0, 2), keys, labels).shape == (0, 3)  # of a client without test windows
     labels[0, 1] = 1
     assert neighbours(torch.full((2, 2), 1e4), keys, labels).tolist() == [[0, 1, 0], [0, 1, 0]]
 
