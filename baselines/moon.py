@@ -15,6 +15,7 @@ from registry.functional import unit
 from registry.interface import Batch, Message, Model, Task, outputs
 from registry.messages import check_state
 from registry.parameters import Params, option
+from registry.tensors import of_net
 
 MODEL, GLOBAL, PREVIOUS = "model.", "global.", "previous."
 
@@ -68,9 +69,9 @@ class MOONClient(FedAvgClient):
 
     def receive(self, message: Message) -> None:
         """Start from the global model, which is also the previous model in the first round (no contrast yet)."""
-        previous = {name: tensor.clone() for name, tensor in _model(self.state()).items()}
+        previous = {name: tensor.clone() for name, tensor in of_net("model", self.state()).items()}
         self.load(message.tensors)
-        current = _model(self.state())
+        current = of_net("model", self.state())
         self.load({name.replace(MODEL, GLOBAL, 1): tensor for name, tensor in current.items()})
         previous = previous if self.trained else current
         self.load({name.replace(MODEL, PREVIOUS, 1): tensor for name, tensor in previous.items()})
@@ -86,7 +87,7 @@ class MOONClient(FedAvgClient):
 
     def reply(self) -> Message:
         """Return the trained model, without the two copies."""
-        return Message(_model(self.shared()), {"samples": self.samples})
+        return Message(of_net("model", self.shared()), {"samples": self.samples})
 
 
 class MOON(FedAvg):
@@ -104,7 +105,7 @@ class MOON(FedAvg):
     Params = MOONParams
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
-        super().__init__(task, params, _model(initial))
+        super().__init__(task, params, of_net("model", initial))
 
     def check_reply(self, client: int, reply: Message) -> None:
         """Require the model with `samples`, without its two copies."""
@@ -115,8 +116,3 @@ def contrastive(z: Tensor, z_global: Tensor, z_previous: Tensor, tau: float) -> 
     """Return ℓ_con = −log e^{sim(z, z_glob)/τ} / (e^{sim(z, z_glob)/τ} + e^{sim(z, z_prev)/τ}), (n,) (eq. 3)."""
     z, z_global, z_previous = unit(z), unit(z_global), unit(z_previous)
     return F.softplus(((z * z_previous).sum(1) - (z * z_global).sum(1)) / tau)
-
-
-def _model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state of the trained model, by full name."""
-    return {name: tensor for name, tensor in state.items() if name.startswith(MODEL)}

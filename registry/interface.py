@@ -119,6 +119,11 @@ class Round(NamedTuple):
         """Progress of the run, ρ = t/R, in (0, 1]."""
         return self.index / self.total
 
+    @property
+    def expected(self) -> float:
+        """Mean number of rounds of the whole run in which a client takes part."""
+        return self.total * self.share
+
 
 @dataclass(frozen=True)
 class Task:
@@ -167,9 +172,10 @@ class Client(ABC):
     While a client works, the engine has put its networks into `nets`: the initial state, replaced by what this client
     kept, and then by what `receive` installs. Afterwards the engine keeps the state declared below and nothing else.
 
-    Class attributes (patterns of `fnmatch` for names such as `teacher.head.weight`):
+    Class attributes (patterns of `fnmatch` for names such as `teacher.head.weight`; see `matches`):
         private: state that never leaves the client; it is kept between rounds.
         kept: state that may be sent but also stays with the client between rounds.
+        local_bn: whether batch-norm layers are private, too, as with `--bn local` (see `Task`).
         frozen: names of networks that the losses use but nothing trains: in evaluation mode, without gradients.
 
     Attributes:
@@ -188,6 +194,7 @@ class Client(ABC):
 
     private: ClassVar[tuple[str, ...]] = ()
     kept: ClassVar[tuple[str, ...]] = ()
+    local_bn: ClassVar[bool] = False
     frozen: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
@@ -476,19 +483,24 @@ def copy_state(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> 
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether a full name matches one of the patterns."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Return whether a full name matches the patterns, of which one that begins with '!' takes names out again.
+
+    The last pattern that fits decides: ("model.*", "!model.head.*") is all of the model but its head.
+    """
+    fitting = [pattern for pattern in patterns if fnmatchcase(name, pattern.removeprefix("!"))]
+    return bool(fitting) and not fitting[-1].startswith("!")
 
 
 def private_names(client: type[Client], task: Task, nets: Mapping[str, nn.Module]) -> frozenset[str]:
     """Return the full names of the state that never leaves a client: what its class declares, and local batch norm."""
+    local_bn = task.local_bn or client.local_bn
     batch_norm = tuple(
         f"{net}.{path}." for net, module in nets.items() for path, part in module.named_modules() if is_batch_norm(part)
     )
     return frozenset(
         name
         for name in float_state(nets)
-        if matches(name, client.private) or (task.local_bn and name.startswith(batch_norm))
+        if matches(name, client.private) or (local_bn and name.startswith(batch_norm))
     )
 
 

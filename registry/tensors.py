@@ -33,6 +33,11 @@ def copied(tensors: Mapping[str, Tensor], device: torch.device | str | None = No
     return {name: copies[name] for name in tensors}
 
 
+def of_net(net: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the part of a state, by full name, that is one network's."""
+    return {name: tensor for name, tensor in state.items() if name.startswith(f"{net}.")}
+
+
 def _packed(device: torch.device) -> bool:
     """Return whether tensors are copied in one piece.
 

@@ -91,16 +91,19 @@ def test_imports_point_one_way(folder):
             assert allowed or (path.relative_to(ROOT).as_posix(), name) in EXCEPTIONS, f"{path} imports {name}"
 
 
-def test_only_fedkd_is_made_of_fedkdxs_parts():
+def test_only_fedkd_and_pullavg_are_made_of_fedkdxs_parts():
     """What all baselines use is in the contract."""
     users = {
         path.name for path in (ROOT / "baselines").glob("*.py") if any("fedkdx_plugin" in n for n in imported(path))
     }
-    assert users == {"fedkd.py", "fedkd_plus.py"}
+    assert users == {"fedkd.py", "fedkd_plus.py", "pullavg.py"}
 
 
 def test_the_papers_fedkdx_knows_nothing_of_the_additions():
-    folder, added = ROOT / "fedkdx_plugin" / "algorithm", ("additions.py", "fedkdx_plus.py", "differences.py")
+    folder, added = (
+        ROOT / "fedkdx_plugin" / "algorithm",
+        ("additions.py", "fedkdx_plus.py", "differences.py", "pull.py"),
+    )
     papers = [path for path in folder.rglob("*.py") if path.name not in added]
     assert {"fedkdx.py", "student.py", "updates.py", "broadcast.py", "compression.py"} <= {path.name for path in papers}
     for path in papers:

@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedkdx_plugin.algorithm.compression import Compressed, compress_together, left_out, linear
+from fedkdx_plugin.algorithm.compression import Compressed, compress_together, left_out
 from fedkdx_plugin.algorithm.downlink.broadcast import BroadcastServer
 from fedkdx_plugin.algorithm.downlink.differences import DifferencesClient, DifferencesServer
 from fedkdx_plugin.algorithm.downlink.ends import ClientEnd, ServerEnd
+from fedkdx_plugin.algorithm.pull import PullParams, pull, pull_share
 from fedkdx_plugin.algorithm.student import StudentClient, StudentServer
 from fedkdx_plugin.algorithm.updates import Sender, State, group, labelled
 from registry.errors import UserError
 from registry.interface import Message, Task, float_state
-from registry.parameters import Params, option
+from registry.parameters import option
 
 RESIDUAL = "residual"
 SHARE = "share"
@@ -47,7 +48,7 @@ OFF: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class AdditionsParams(Params):
+class AdditionsParams(PullParams):
     """Hyper-parameters of the additions; inherit from this class before the parameters of the base algorithm."""
 
     serve: str = option(
@@ -59,12 +60,6 @@ class AdditionsParams(Params):
         "student",
         "initial weights of a client's teacher: random, or those of the first student received",
         choices=("own", "student"),
-    )
-    pull_start: float = option(
-        1.0, "share of the way that a teacher moves to the student received before training, in round 1", 0.0, 1.0
-    )
-    pull_end: float = option(
-        0.0, "the same in the last round; linear in between, delayed for a client that is rarely selected", 0.0, 1.0
     )
     error_feedback: bool = option(True, "add what compression left out to the next update, on clients and server")
     quantise: bool = option(True, "send the factors of a matrix as 8-bit integers")
@@ -150,8 +145,7 @@ class AdditionsClient(Feedback, StudentClient):
     def receive(self, message: Message) -> None:
         """Update the student to W^t, and move the teacher towards it."""
         super().receive(message)
-        progress = own_progress(message.meta["progress"], self.trained, message.meta["expected"])
-        self._pull(linear(progress, self.params.pull_start, self.params.pull_end))
+        self._pull(pull_share(self.params, message.meta["progress"], self.trained, message.meta["expected"]))
 
     def _pull(self, share: float) -> None:
         """Move the teacher by a share of the way to the student; the whole way at first for one that starts there."""
@@ -159,7 +153,7 @@ class AdditionsClient(Feedback, StudentClient):
             share = 1.0
         if share > 0:
             own, target = (float_state({"teacher": self.nets[name]}) for name in ("teacher", "student"))
-            torch._foreach_lerp_(list(own.values()), [target[name] for name in own], share)
+            pull(own, target, share)
 
     def sent(self, gradient: State, payload: State, rate: float) -> None:
         """Keep what the payload leaves out, and the student's share in this client's prediction."""
@@ -221,17 +215,3 @@ def student_share(loss: Tensor) -> Tensor:
     """
     weight = torch.exp(-SHARPNESS * loss)
     return (weight / (1 + weight)).clamp(min=SMALLEST_SHARE)
-
-
-def own_progress(progress: float, trained: int, expected: float) -> float:
-    """Return a client's progress on the schedule of its pull, in (0, 1]: the round's, unless it is rarely selected.
-
-    The progress of a client that has trained in less than half of the expected rounds follows its own rounds. Its
-    teacher is stale and has been trained little, so it continues to start from the student.
-
-    Args:
-        progress: ρ of the round.
-        trained: number of earlier rounds in which it has trained.
-        expected: mean number of rounds of a whole run in which a client takes part.
-    """
-    return min(progress, (trained + 1) / (expected / 2))

@@ -148,7 +148,7 @@ class StudentServer(Server):
         """
         epsilon = self.epsilon(round)
         down = self.downlink.message(client, self.weights, self.version, epsilon)
-        schedule = {"epsilon": epsilon, "progress": round.progress, "expected": round.total * round.share}
+        schedule = {"epsilon": epsilon, "progress": round.progress, "expected": round.expected}
         return Message(down.tensors, {**down.meta, VERSION: self.version, **schedule})
 
     def check_reply(self, client: int, reply: Message) -> None:

@@ -10,9 +10,10 @@ from sklearn.metrics import roc_auc_score
 
 from baselines.fedkd import FedKD
 from baselines.fedkd_plus import FedKDPlus
-from fedkdx_plugin.algorithm.additions import OFF, own_progress, student_share
+from fedkdx_plugin.algorithm.additions import OFF, student_share
 from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.algorithm.fedkdx_plus import FedKDXPlus
+from fedkdx_plugin.algorithm.pull import own_progress
 from fedkdx_plugin.engine.evaluation import SERVED
 from registry.errors import UserError
 from registry.interface import Round, mixture

@@ -1,0 +1,74 @@
+"""Ditto: Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, ICML 2021."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from baselines.fedavg import FedAvg, FedAvgClient
+from registry.interface import Batch, Task, outputs
+from registry.parameters import Params, option
+
+
+@dataclass(frozen=True)
+class DittoParams(Params):
+    """Hyper-parameters of Ditto; the paper chooses λ among 0.05, 0.1, 1 and 2, by data set."""
+
+    lam: float = option(1.0, "weight λ of the distance to the global model; 0 is Local beside FedAvg", 0.0)
+
+
+class DittoClient(FedAvgClient):
+    """Trains the global model as FedAvg does, and beside it its own model v on F_k(v) + λ/2 ‖v − W^t‖².
+
+    W^t is the global model received. The distance is over the parameters, without batch-norm statistics, and without
+    what stays with `--bn local`. Both models see the same batches and make the same number of steps.
+    """
+
+    private = ("personal.*",)
+
+    @classmethod
+    def build(cls, task: Task) -> dict[str, nn.Module]:
+        """Return the global model, and the client's own, with the same initial weights."""
+        model = task.model()
+        return {"model": model, "personal": copy.deepcopy(model)}
+
+    def serves(self) -> str:
+        """Return the name of the client's own model once it has trained; until then that of the global model."""
+        return "personal" if self.trained else "model"
+
+    def context(self) -> Mapping[str, Tensor]:
+        """Return W^t."""
+        return {name: tensor.clone() for name, tensor in self.shared().items()}
+
+    def losses(
+        self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return F_k of both models, and the distance."""
+        model, personal = outputs(nets, batch.x, "model", "personal")
+        own = nets["personal"]
+        assert isinstance(own, nn.Module)  # `losses` receives it as something to call
+        distance = torch.zeros((), device=batch.x.device)
+        for name, v in own.named_parameters():
+            if f"model.{name}" in context:
+                distance = distance + (v - context[f"model.{name}"]).square().sum()
+        return {
+            "model": batch.cross_entropy(model.logits),
+            "personal": batch.cross_entropy(personal.logits) + self.params.lam / 2 * distance,
+        }
+
+
+class Ditto(FedAvg):
+    """Averages models as FedAvg does; each client's own model is drawn towards the average: + λ/2 ‖v − W^t‖².
+
+    A client's work in a round is that of two models. Its own model is never sent.
+    """
+
+    paper = "Li et al. 2021, arXiv:2012.04221"
+    sends = "model down, model up; own model beside it"
+    Client = DittoClient
+    Params = DittoParams
