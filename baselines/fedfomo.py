@@ -14,7 +14,7 @@ from torch import Tensor
 from baselines.fedavg import FedAvgClient
 from registry.aggregation import by_client, labelled, weighted_sum
 from registry.interface import BadMessage, Batch, Message, Round, Server, Task
-from registry.messages import check_tensors
+from registry.messages import check_tensors, check_variances
 from registry.parameters import Params, option
 
 START = "start/"
@@ -136,6 +136,7 @@ class FedFomo(Server):
     def check_reply(self, client: int, reply: Message) -> None:
         """Require a model, and a gain of each model that this client was sent, finite as float32."""
         check_tensors(reply.tensors, self.weights)
+        check_variances(reply.tensors)
         gains, sent = reply.meta.get("gains"), min(self.params.models, len(self.models.keys() - {client}))
         if not isinstance(gains, list) or len(gains) != sent:
             raise BadMessage(f"'gains' must be a list of {sent} numbers, one of each model that was sent")

@@ -25,6 +25,8 @@ MOST_VALUES = 1 << 31  # as which the dimensions of a tensor without any may mul
 DEEPEST = 32  # nesting of metadata
 LARGEST_WHOLE = 1 << 63  # what tensors and files hold as a whole number
 MOST_SAMPLES = 10**12  # that one client may state
+VARIANCE = ".running_var"  # how names of running variances end
+LEAST_VARIANCE = -1e-6  # that rounding may leave of 0, and that the ε of batch norm makes up for
 METADATA = "__metadata__"  # in a header, beside the tensors' names
 LENGTH = 8  # bytes of the field that holds the header's length; the header is padded to a multiple of it
 
@@ -200,4 +202,13 @@ def check_samples(reply: Message) -> int:
 def check_state(reply: Message, expected: Mapping[str, Tensor]) -> None:
     """Raise BadMessage unless a reply holds state of the expected form, and `samples`."""
     check_tensors(reply.tensors, expected)
+    check_variances(reply.tensors)
     check_samples(reply)
+
+
+def check_variances(state: Mapping[str, Tensor]) -> None:
+    """Raise BadMessage if a running variance of batch norm is negative, so that its root would be NaN."""
+    named = [name for name in state if name.endswith(VARIANCE)]
+    if named and bool(torch.cat([state[name].flatten() for name in named]).amin() < LEAST_VARIANCE):
+        name = next(name for name in named if bool((state[name] < LEAST_VARIANCE).any()))
+        raise BadMessage(f"tensor '{name}' holds a negative variance")

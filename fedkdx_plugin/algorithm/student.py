@@ -21,7 +21,7 @@ from fedkdx_plugin.algorithm.downlink.ends import METRICS, VERSION, ClientEnd, S
 from fedkdx_plugin.algorithm.updates import Sender, State, difference, group, labelled
 from registry.aggregation import sample_weights
 from registry.interface import BadMessage, Client, Message, Round, Server
-from registry.messages import check_state
+from registry.messages import VARIANCE, check_samples, check_tensors, check_variances
 from registry.parameters import Params, option
 from registry.tensors import copied, first_nonfinite
 from registry.text import shown
@@ -154,12 +154,15 @@ class StudentServer(Server):
     def check_reply(self, client: int, reply: Message) -> None:
         """Require a payload that gives a finite update of the student's shape, also multiplied by its rate."""
         gradient = self._gradient(client, reply)
-        check_state(Message(gradient, reply.meta), self.weights)
+        check_tensors(gradient, self.weights)
+        check_samples(reply)
         rate = reply.meta.get("rate")
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not FLOAT.tiny <= rate <= FLOAT.max:
             raise BadMessage(f"'rate' must be a positive finite number, not {shown(repr(rate))}")
-        if first_nonfinite(self.contribution(client, reply)) is not None:
+        step = self.contribution(client, reply)
+        if first_nonfinite(step) is not None:
             raise BadMessage(f"the update at a rate of {rate:g} is not finite")
+        check_variances({name: self.weights[name] - step[name] for name in step if name.endswith(VARIANCE)})
 
     def contribution(self, client: int, reply: Message) -> Mapping[str, Tensor]:
         """Return the update that a reply asks for: its decompressed gradient times its rate."""

@@ -17,10 +17,12 @@ from fedkdx_plugin.testing.case import AlgorithmCase, copy_of, difference
 from fedkdx_plugin.testing.made import make_data, same_state
 from fedkdx_plugin.testing.running import Checks, require
 from registry.interface import Message, NonFinite, Round
+from registry.messages import LEAST_VARIANCE, VARIANCE
 
 CHECKS = Checks()
 VICTIM, CLIENTS, ROUNDS, MUTATIONS = 2, 4, 3, 60
 LAST = Round(ROUNDS, ROUNDS)
+VARIANCES = "call `registry.messages.check_variances` in `check_reply`"
 ADVICE = "raise BadMessage in `check_reply` for all that an honest client does not send (see registry.messages)"
 NUMBERS: tuple[Any, ...] = (
     -1,
@@ -88,6 +90,22 @@ def check_wrong_replies(case: AlgorithmCase) -> None:
     for what, tensors, meta in wrong_replies(exchange.honest[VICTIM]):
         rejected, _ = exchange(_replaced_by(written(tensors, meta)), what)
         require(VICTIM in rejected, f"a reply with {what} is accepted: {ADVICE}")
+
+
+@CHECKS
+def check_variances_of_batch_norm(case: AlgorithmCase) -> None:
+    """Require that no reply gives the server a negative running variance, which makes every prediction NaN."""
+    if case.algorithm.pools_data:
+        return
+    exchange = _Exchange(case)
+    honest = exchange.honest[VICTIM]
+    for name in (name for name in honest.tensors if name.endswith(VARIANCE)):
+        for value in (-1.0, 1e6):  # as a variance, and as a gradient of one
+            tensors = dict(honest.tensors) | {name: torch.full_like(honest.tensors[name], value)}
+            exchange(_replaced_by(written(tensors, dict(honest.meta))), f"{value:g} in '{name}'")
+            for own, tensor in exchange.federation.server.networks().items():
+                negative = own.endswith(VARIANCE) and bool((tensor < LEAST_VARIANCE).any())
+                require(not negative, f"a reply with {value:g} in '{name}' makes '{own}' negative: {VARIANCES}")
 
 
 @CHECKS

@@ -23,7 +23,7 @@ from baselines.moon import MOON
 from fedkdx_plugin.testing.made import TinyNet
 from registry.aggregation import sample_weights, weighted_sum
 from registry.interface import BadMessage, Message, Output, Server
-from registry.messages import check_state, check_tensors
+from registry.messages import check_samples, check_state, check_tensors
 from registry.parameters import Params, option
 from tests.dataset_utils.synthetic import Synthetic
 
@@ -214,6 +214,11 @@ def trusts_samples(self, client, reply):
     check_tensors(reply.tensors, self.weights)
 
 
+def looks_at_the_form(self, client, reply):
+    check_tensors(reply.tensors, self.weights)
+    check_samples(reply)
+
+
 class Scores(FedAvg):
     """Takes in whatever number a client says."""
 
@@ -243,6 +248,7 @@ ALGORITHMS = {
             "check_parallel",
             "check_stacked",
             "check_wrong_replies",
+            "check_variances_of_batch_norm",
             "check_mutated_replies",
         ),
     ),
@@ -283,11 +289,13 @@ ALGORITHMS = {
             "check_renaming_clients",
             "check_averaging",
             "check_wrong_replies",
+            "check_variances_of_batch_norm",
             "check_mutated_replies",
         ),
     ),
     "check_looking_at_replies": Broken(algorithm(check_reply=changes_by_looking)),
     "check_wrong_replies": Broken(algorithm(check_reply=overlooks_foreign, aggregate=leaves_out_foreign)),
+    "check_variances_of_batch_norm": Broken(algorithm(check_reply=looks_at_the_form)),
     "check_mutated_replies": Broken(Scores),
 }
 # others that these checks must catch, whatever else fails

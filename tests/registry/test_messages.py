@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from registry.messages import BadMessage, Message, check_samples, first_nonfinite
+from registry.messages import BadMessage, Message, check_samples, check_variances, first_nonfinite
 from registry.text import is_shown_as_it_is
 
 TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2]
@@ -178,3 +178,12 @@ def test_samples_out_of_range_are_refused(samples):
     with pytest.raises(BadMessage, match="'samples' must be a whole number from 1 to 1000000000000"):
         check_samples(Message({}, {"samples": samples}))
     assert check_samples(Message({}, {"samples": 10**12})) == 10**12
+
+
+def test_a_negative_variance_is_refused_by_its_name():
+    """Its root would be NaN, and with it every prediction; what rounding leaves of 0 is not meant."""
+    state = {"model.bn.running_var": torch.tensor([1.0, 0.0, -1e-8]), "model.bn.running_mean": torch.tensor([-1.0])}
+    check_variances(state)
+    check_variances({})
+    with pytest.raises(BadMessage, match=r"'model.bn.running_var' holds a negative variance"):
+        check_variances(state | {"model.bn.running_var": torch.tensor([1.0, -0.1])})
