@@ -422,6 +422,11 @@ def float_state(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     }
 
 
+def parameter_names(nets: Mapping[str, nn.Module]) -> list[str]:
+    """Return the full names of the parameters, which training moves by their gradients, unlike running statistics."""
+    return [f"{net}.{name}" for net, module in nets.items() for name, _ in module.named_parameters()]
+
+
 def copy_state(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into networks by full name. Raises BadMessage for a wrong one, before anything is copied."""
     state = float_state(nets)
