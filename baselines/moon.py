@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.fedavg import FedAvg, FedAvgClient
+from baselines.guided import MODEL, Guided, GuidedClient, of_model
 from registry.functional import unit
-from registry.interface import Batch, Message, Task, outputs
-from registry.messages import check_state
+from registry.interface import Batch, Message, outputs
 from registry.parameters import Params, option
 
-MODEL, GLOBAL, PREVIOUS = "model.", "global.", "previous."
+PREVIOUS = "previous."
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class MOONParams(Params):
     tau: float = option(0.5, "temperature τ of the contrastive term", 1e-3)
 
 
-class MOONClient(FedAvgClient):
+class MOONClient(GuidedClient):
     """Trains its features to be similar to those of the global model and dissimilar to those of its previous model.
 
     Between rounds the client keeps its trained model, which is the previous model of the next round. The global and the
@@ -37,19 +35,11 @@ class MOONClient(FedAvgClient):
     kept = ("model.*",)
     frozen = ("global", "previous")
 
-    @classmethod
-    def build(cls, task: Task) -> dict[str, nn.Module]:
-        """Return the model, and two copies that `receive` fills."""
-        model = task.model()
-        return {"model": model, "global": copy.deepcopy(model), "previous": copy.deepcopy(model)}
-
     def receive(self, message: Message) -> None:
         """Start from the global model, which is also the previous model in the first round (no contrast yet)."""
-        previous = {name: tensor.clone() for name, tensor in _model(self.state()).items()}
-        self.load(message.tensors)
-        current = _model(self.state())
-        self.load({name.replace(MODEL, GLOBAL, 1): tensor for name, tensor in current.items()})
-        previous = previous if self.trained else current
+        previous = {name: tensor.clone() for name, tensor in of_model(self.state()).items()}
+        super().receive(message)
+        previous = previous if self.trained else of_model(self.state())
         self.load({name.replace(MODEL, PREVIOUS, 1): tensor for name, tensor in previous.items()})
 
     def losses(
@@ -61,12 +51,8 @@ class MOONClient(FedAvgClient):
         contrast = contrastive(output.features, shared, previous, self.params.tau)
         return {"model": batch.cross_entropy(output.logits), "contrast": self.params.mu * batch.mean(contrast)}
 
-    def reply(self) -> Message:
-        """Return the trained model, without the two copies."""
-        return Message(_model(self.shared()), {"samples": self.samples})
 
-
-class MOON(FedAvg):
+class MOON(Guided):
     """Averages models as FedAvg does; a contrastive term keeps clients' features near those of the global model.
 
     The representation z is the input of the output layer, `features`. The paper adds a projection head, two fully
@@ -79,20 +65,8 @@ class MOON(FedAvg):
     Client = MOONClient
     Params = MOONParams
 
-    def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
-        super().__init__(task, params, _model(initial))
-
-    def check_reply(self, client: int, reply: Message) -> None:
-        """Require the model with `samples`, without its two copies."""
-        check_state(reply, self.weights)
-
 
 def contrastive(z: Tensor, z_global: Tensor, z_previous: Tensor, tau: float) -> Tensor:
     """Return ℓ_con = −log e^{sim(z, z_glob)/τ} / (e^{sim(z, z_glob)/τ} + e^{sim(z, z_prev)/τ}), (n,) (eq. 3)."""
     z, z_global, z_previous = unit(z), unit(z_global), unit(z_previous)
     return F.softplus(((z * z_previous).sum(1) - (z * z_global).sum(1)) / tau)
-
-
-def _model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state of the trained model, by full name."""
-    return {name: tensor for name, tensor in state.items() if name.startswith(MODEL)}
