@@ -357,7 +357,11 @@ class Server(ABC):
         """Aggregate the round's replies, in the order of client ids; at least one, all checked and finite."""
 
     def networks(self) -> Mapping[str, Tensor]:
-        """Return the shared state that every client would use now, by full name, without what clients keep."""
+        """Return the shared state that every client would use now, by full name, without what clients keep.
+
+        Where the server has another state for some clients (a cluster's, say), theirs is beside it as
+        `registry.aggregation.labelled` puts it: `<id>/<full name>`; the others use what has no label.
+        """
         return self.weights
 
     def figures(self) -> Mapping[str, float]:
