@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.guided import Guided, GuidedClient
+from baselines.beside import Beside, GuidedClient
 from registry.functional import kd, soften
 from registry.interface import Batch
 from registry.parameters import Params, option
@@ -37,7 +37,7 @@ class FedNTDClient(GuidedClient):
         return {"model": batch.cross_entropy(own), "distillation": self.params.beta * batch.mean(distance)}
 
 
-class FedNTD(Guided):
+class FedNTD(Beside):
     """Averages models as FedAvg does; clients keep what the global model says of all classes but the true one.
 
     For each window the true class is left out of the logits of both models; what the others' probabilities are among

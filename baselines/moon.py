@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.guided import MODEL, Guided, GuidedClient, of_model
+from baselines.beside import Beside, GuidedClient, of_model, renamed
 from registry.functional import unit
 from registry.interface import Batch, Message, outputs
 from registry.parameters import Params, option
@@ -40,7 +40,7 @@ class MOONClient(GuidedClient):
         previous = {name: tensor.clone() for name, tensor in of_model(self.state()).items()}
         super().receive(message)
         previous = previous if self.trained else of_model(self.state())
-        self.load({name.replace(MODEL, PREVIOUS, 1): tensor for name, tensor in previous.items()})
+        self.load(renamed(previous, PREVIOUS))
 
     def losses(
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class MOONClient(GuidedClient):
         return {"model": batch.cross_entropy(output.logits), "contrast": self.params.mu * batch.mean(contrast)}
 
 
-class MOON(Guided):
+class MOON(Beside):
     """Averages models as FedAvg does; a contrastive term keeps clients' features near those of the global model.
 
     The representation z is the input of the output layer, `features`. The paper adds a projection head, two fully

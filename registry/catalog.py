@@ -52,6 +52,8 @@ BUILT_IN = {
         "pFedMe": "baselines.pfedme:PFedMe",
         "Per-FedAvg": "baselines.per_fedavg:PerFedAvg",
         "APFL": "baselines.apfl:APFL",
+        "FedAMP": "baselines.fedamp:FedAMP",
+        "FedALA": "baselines.fedala:FedALA",
         "FedFomo": "baselines.fedfomo:FedFomo",
         "FedMTL": "baselines.fedmtl:FedMTL",
         "FedMAT": "baselines.fedmat:FedMAT",
