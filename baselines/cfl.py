@@ -158,4 +158,5 @@ def bipartition(cosines: Sequence[Sequence[float]]) -> tuple[list[int], float]:
 def _unit(updates: Tensor) -> Tensor:
     """Scale rows to length 1; a row of zeros stays."""
     lengths = torch.linalg.vector_norm(updates, dim=1, keepdim=True)
-    return updates / lengths.masked_fill(lengths == 0, 1)
+    units: Tensor = updates / lengths.masked_fill(lengths == 0, 1)
+    return units

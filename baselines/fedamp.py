@@ -81,7 +81,8 @@ class FedAMP(Server):
     def _direction(self, client: int) -> Tensor:
         """Return a client's parameters as a vector of length 1, in float64, in which their squares are finite."""
         flat = torch.cat([self.models[client][name].double().flatten() for name in self.compared])
-        return flat / torch.linalg.vector_norm(flat).clamp(min=torch.finfo(torch.float64).tiny)
+        unit: Tensor = flat / torch.linalg.vector_norm(flat).clamp(min=torch.finfo(torch.float64).tiny)
+        return unit
 
     def check_reply(self, client: int, reply: Message) -> None:
         """Require a model with `samples`."""

@@ -54,6 +54,7 @@ BUILT_IN = {
         "APFL": "baselines.apfl:APFL",
         "FedAMP": "baselines.fedamp:FedAMP",
         "FedALA": "baselines.fedala:FedALA",
+        "FedAS": "baselines.fedas:FedAS",
         "FedFomo": "baselines.fedfomo:FedFomo",
         "FedMTL": "baselines.fedmtl:FedMTL",
         "FedMAT": "baselines.fedmat:FedMAT",
