@@ -76,7 +76,7 @@ class FedASClient(PersonalClient):
                 _step(shared, slopes, self.params.align_rate)
 
     def reply(self) -> Message:
-        """Return the shared layers and the trace of the Fisher information; the model is the personal one from now on."""
+        """Return the shared layers and the trace of the Fisher information; the model is now the personal one."""
         self.load(renamed(of_model(self.state()), PERSONAL))
         return Message(of_model(self.shared()), {"samples": self.samples, "fisher": self._fisher()})
 
