@@ -116,13 +116,13 @@ class FedAS(Beside):
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Replace the shared layers by the mean weighted by the traces."""
+        states = [reply.tensors for reply in replies.values()]
         traces = [reply.meta["fisher"] for reply in replies.values()]
-        total = sum(traces)
-        self.weights = weighted_sum([reply.tensors for reply in replies.values()], [own / total for own in traces])
+        self.weights = weighted_sum(states, [own / sum(traces) for own in traces])
 
 
 @torch.no_grad()
 def _step(parameters: list[nn.Parameter], slopes: tuple[Tensor | None, ...], rate: float) -> None:
     for own, slope in zip(parameters, slopes, strict=True):
         if slope is not None:
-            own -= rate * slope
+            own.sub_(rate * slope)

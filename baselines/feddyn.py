@@ -96,14 +96,13 @@ class FedDyn(FedAvg):
         before = self.networks()
         super().aggregate(replies, round)
         self.heard = {id: reply.meta["samples"] for id, reply in replies.items()} | self.heard
-        total = sum(self.heard.values())
+        present, total = sum(self.heard[id] for id in replies), sum(self.heard.values())
         drift = {}
         for key, own in self.drift.items():
             name = key.removeprefix(DRIFT)
-            for id, reply in replies.items():
-                own = own + self.heard[id] * (reply.tensors[name].double() - before[name].double())
-            drift[key] = own
-            self.weights[name] = (self.weights[name].double() + own / total).to(before[name].dtype)
+            mean = self.weights[name].double()
+            drift[key] = own + present * (mean - before[name].double())
+            self.weights[name] = (mean + drift[key] / total).to(before[name].dtype)
         self.drift = drift
 
     def save(self) -> Message:

@@ -52,13 +52,18 @@ class FedNova(FedAvg):
             raise BadMessage(f"'steps' must be a whole number from 1 to {MOST_STEPS}, not {shown(repr(steps))}")
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
-        """Replace statistics by their means, and move the parameters by the mean normalised update times τ_eff."""
-        before = self.weights
-        super().aggregate(replies, round)
-        shares, steps = sample_weights(replies), [reply.meta["steps"] for reply in replies.values()]
-        effective = sum(share * own for share, own in zip(shares, steps, strict=True))
-        for name in self.stepped:
-            moved = before[name].clone()
-            for share, own, reply in zip(shares, steps, replies.values(), strict=True):
-                moved += share * effective / own * (reply.tensors[name] - before[name])
-            self.weights[name] = moved
+        """Replace the model by the mean of models that all have gone τ_eff steps."""
+        steps = {id: reply.meta["steps"] for id, reply in replies.items()}
+        effective = sum(share * own for share, own in zip(sample_weights(replies), steps.values(), strict=True))
+        super().aggregate(
+            {
+                id: Message(self._gone(reply.tensors, effective / steps[id]), reply.meta)
+                for id, reply in replies.items()
+            },
+            round,
+        )
+
+    def _gone(self, model: Mapping[str, Tensor], times: float) -> dict[str, Tensor]:
+        """Return a model whose parameters have gone so many times as far from the server's; statistics are the same."""
+        moved = {name: self.weights[name] + times * (model[name] - self.weights[name]) for name in self.stepped}
+        return {**model, **moved}

@@ -110,15 +110,16 @@ class SCAFFOLD(FedAvg):
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Move the model by the mean update times η_g, and add the changes of the control variates."""
         before = self.weights
-        models = {
-            id: Message({name: reply.tensors[name] for name in before}, reply.meta) for id, reply in replies.items()
+        super().aggregate(replies, round)
+        mean = self.weights
+        moved = {name.removeprefix(CONTROL) for name in self.total}
+        rate = self.params.server_rate
+        self.weights = {
+            name: torch.lerp(own, mean[name], rate) if name in moved else mean[name] for name, own in before.items()
         }
-        super().aggregate(models, round)
-        for name in [key.removeprefix(CONTROL) for key in self.total]:
-            self.weights[name] = torch.lerp(before[name], self.weights[name], self.params.server_rate)
         self.heard = {id: reply.meta["samples"] for id, reply in replies.items()} | self.heard
-        for id, reply in replies.items():
-            self.total = {name: own + self.heard[id] * reply.tensors[name].double() for name, own in self.total.items()}
+        present = sum(self.heard[id] for id in replies)
+        self.total = {name: own + present * mean[name].double() for name, own in self.total.items()}
 
     def save(self) -> Message:
         """Return the model, the sum of the control variates, and whom it is of."""

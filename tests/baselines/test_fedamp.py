@@ -49,7 +49,10 @@ def test_without_scale_all_others_count_alike_and_alone_a_client_has_its_own():
 
 
 def test_with_its_own_model_alone_and_no_pull_it_is_local():
-    alone, one = make_federation(Local), make_federation(FedAMP, params={"self_weight": 1.0, "mu": 0.0})
+    alone, one = (
+        make_federation(Local, join_ratio=1),
+        make_federation(FedAMP, join_ratio=1, params={"self_weight": 1.0, "mu": 0.0}),
+    )
     alone.run()
     one.run()
     assert all(same_state(*pair) for pair in zip(alone.workspace.kept, one.workspace.kept, strict=True))
