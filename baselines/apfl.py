@@ -98,4 +98,3 @@ class APFL(Beside):
     sends = "model down, model up; own mix of the model and a model of one's own"
     Client = APFLClient
     Params = APFLParams
-    accepts_partial_work = True

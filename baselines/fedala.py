@@ -100,4 +100,3 @@ class FedALA(Beside):
     sends = "model down, model up; own model"
     Client = FedALAClient
     Params = FedALAParams
-    accepts_partial_work = True

@@ -53,7 +53,6 @@ class FedAMP(Server):
     sends = "own mix of all models down, model up; own model"
     Client = FedAMPClient
     Params = FedAMPParams
-    accepts_partial_work = True
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

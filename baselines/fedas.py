@@ -105,7 +105,6 @@ class FedAS(Beside):
     sends = "shared layers down, shared layers and a number up; own head"
     Client = FedASClient
     Params = FedASParams
-    accepts_partial_work = True
 
     def check_reply(self, client: int, reply: Message) -> None:
         """Require the shared layers with `samples`, and a positive finite trace."""

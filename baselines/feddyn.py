@@ -78,7 +78,6 @@ class FedDyn(FedAvg):
     sends = "model down, model up; one common model"
     Client = FedDynClient
     Params = FedDynParams
-    accepts_partial_work = True
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

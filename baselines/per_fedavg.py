@@ -89,4 +89,3 @@ class PerFedAvg(Beside):
     sends = "model down, model up; the model after a step of one's own"
     Client = PerFedAvgClient
     Params = PerFedAvgParams
-    accepts_partial_work = True

@@ -76,4 +76,3 @@ class PFedMe(Beside):
     sends = "model down, model up; own personal model"
     Client = PFedMeClient
     Params = PFedMeParams
-    accepts_partial_work = True
