@@ -40,7 +40,7 @@ class APFLClient(PersonalClient):
 
         w ← w − η ∇F(w),   v ← v − η α ∇F(v̄),   v̄ ← α v + (1 − α) w
 
-    and in the first step of a round, if α is adaptive, α ← α − η ⟨v − w, ∇F(v̄)⟩, kept in [0, 1] (eq. 10). v, v̄ and α
+    and in the first step of a round, if α is adaptive, α ← α − η ⟨v − w, ∇F(v̄)⟩, kept in [0, 1]. v, v̄ and α
     stay on the client. v̄ is a network of its own, with running statistics of its own; clipping bounds both gradients.
     """
 

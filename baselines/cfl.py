@@ -19,7 +19,7 @@ SIDES = "sides/"  # prefix of what is known of the two halves of a cluster that 
 
 @dataclass(frozen=True)
 class CFLParams(Params):
-    """Hyper-parameters of CFL, by the paper's rule of thumb (§IV).
+    """Hyper-parameters of CFL, by the paper's rule of thumb.
 
     ε1 is a tenth of the largest mean update, and ε2 1 to 10 times ε1. Here ε2 is 4 ε1, as in the authors' runs.
     """

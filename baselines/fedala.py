@@ -20,7 +20,7 @@ CONVERGED, RECENT, MOST = 0.1, 10, 100  # std of so many last losses, and passes
 
 @dataclass(frozen=True)
 class FedALAParams(Params):
-    """Hyper-parameters of FedALA: the paper's p = 1, s = 80 %, η = 1 (§5)."""
+    """Hyper-parameters of FedALA: the paper's p = 1, s = 80 %, η = 1."""
 
     layers: int = option(1, "number p of last layers whose parameters are mixed; the others are the global model's", 1)
     share: float = option(0.8, "share s of the client's windows, on which weights are learnt", above=0, high=1)
@@ -32,7 +32,7 @@ class FedALAClient(PersonalClient):
 
     Θ is the global model and Θ_i the client's own of its last round, the network `personal`, which predicts. The
     weights start as 1 and are learnt by W ← clip(W − η ∂L/∂Θ̂ ⊙ (Θ − Θ_i)) on a random part of the windows before each
-    round but the client's first (eq. 4): in its second round in passes until the losses settle, later in one. They
+    round but the client's first: in its second round in passes until the losses settle, later in one. They
     stay in its memory. Then the client trains Θ̂ as FedAvg does.
     """
 

@@ -28,7 +28,7 @@ class FedAMPParams(Params):
 
 
 class FedAMPClient(FedProxClient):
-    """Starts from its cloud model u, and minimises F_k(w) + λ/(2α) ‖w − u‖² over it (eq. 6); it keeps its model.
+    """Starts from its cloud model u, and minimises F_k(w) + λ/(2α) ‖w − u‖² over it; it keeps its model.
 
     A client that is new to the server is sent no cloud model; its own, the initial one, is in its place.
     """
@@ -40,12 +40,12 @@ class FedAMP(Server):
     """Sends each client a mix of all models, in which those like its own count most: attentive message passing.
 
     u_i = ξ_ii w_i + Σ_{j≠i} ξ_ij w_j with ξ_ij = (1 − ξ_ii) e^{σ cos(w_i, w_j)} / Σ_{h≠i} e^{σ cos(w_i, w_h)}. That is
-    the paper's HeurFedAMP (§5), which it proposes for deep networks: distances, which FedAMP itself weighs by, grow
+    the paper's HeurFedAMP, which it proposes for deep networks: distances, which FedAMP itself weighs by, grow
     with the number of parameters and say little there. The cosine is over parameters; running statistics of batch norm
     are mixed by the same weights.
 
     The server keeps the latest model of each client, where the paper has all clients in every round. Training starts
-    from u_i, as a few steps of SGD would not come near the minimum that eq. 6 asks for. Each client predicts with
+    from u_i, as a few steps of SGD would not come near the minimum that the paper asks for. Each client predicts with
     its own model; the server learns models alone.
     """
 

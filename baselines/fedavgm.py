@@ -19,7 +19,7 @@ class FedAvgMParams(Params):
 
 
 class FedAvgM(FedOpt):
-    """Averages updates as FedAvg does, and moves the model with momentum: v ← β v + Δ, W ← W + η v (§4.3).
+    """Averages updates as FedAvg does, and moves the model with momentum: v ← β v + Δ, W ← W + η v.
 
     Running statistics of batch norm are averaged, without momentum; see `FedOpt`.
     """

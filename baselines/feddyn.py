@@ -20,7 +20,7 @@ DRIFT, ANCHOR = "drift/", "anchor/"
 
 @dataclass(frozen=True)
 class FedDynParams(Params):
-    """Hyper-parameters of FedDyn; the paper tunes α in {0.1, 0.01, 0.001} (§4), for many more local steps than here."""
+    """Hyper-parameters of FedDyn; the paper tunes α in {0.1, 0.01, 0.001}, for many more local steps than here."""
 
     alpha: float = option(0.1, "strength α of the dynamic regulariser", above=0)
 
@@ -28,7 +28,7 @@ class FedDynParams(Params):
 class FedDynClient(FedAvgClient):
     """Minimises F_k(θ) − ⟨λ_k, θ⟩ + α/2 ‖θ − θ^{t−1}‖² over the shared parameters, then λ_k ← λ_k − α (θ_k − θ^{t−1}).
 
-    λ_k starts as 0; at a minimum it is the gradient of F_k (eq. 2). The client's memory holds λ_k / −α, the sum of its
+    λ_k starts as 0; at a minimum it is the gradient of F_k. The client's memory holds λ_k / −α, the sum of its
     own updates so far.
     """
 

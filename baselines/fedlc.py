@@ -25,7 +25,7 @@ class FedLCParams(Params):
 
 
 class FedLCClient(FedAvgClient):
-    """Minimises the cross-entropy of the calibrated logits f_c − τ n_c^(−1/4) (eq. 9), n_c its windows of class c.
+    """Minimises the cross-entropy of the calibrated logits f_c − τ n_c^(−1/4), n_c its windows of class c.
 
     The logit of a rare class is lowered in training, so that the model learns to raise it; a class that the client
     does not have is nearly left out, instead of being trained never to be said. The counts stay on the client.
@@ -48,8 +48,8 @@ class FedLCClient(FedAvgClient):
 class FedLC(FedAvg):
     """Averages models as FedAvg does; clients lower the logits of their rare classes in training, by τ n_c^(−1/4).
 
-    Predictions are not calibrated. In the paper's eq. 9 the sum in the denominator leaves the true class out, which has
-    no minimum; here it is over all classes, as in the softmax that it calibrates, so that τ = 0 is FedAvg. The paper
+    Predictions are not calibrated. In the paper's formula the denominator leaves the true class out, which has no
+    minimum; here it is over all classes, as in the softmax that it calibrates, so that τ = 0 is FedAvg. The paper
     says nothing of classes without windows, where n_c^(−1/4) is infinite; they count as 10⁻⁸ windows.
     """
 

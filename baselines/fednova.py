@@ -24,7 +24,7 @@ class FedNovaClient(FedAvgClient):
 
 
 class FedNova(FedAvg):
-    """Averages the clients' updates per step, so that clients with more steps do not count twice (eq. 8, 11).
+    """Averages the clients' updates per step, so that clients with more steps do not count twice.
 
     W ← W + τ_eff Σ p_i (W_i − W) / τ_i with p_i = n_i / n, the number of steps τ_i of each client, and
     τ_eff = Σ p_i τ_i. That is the paper's normalised averaging for plain SGD, the only local optimiser here, whose

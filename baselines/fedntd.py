@@ -19,14 +19,14 @@ OUT = -1e9  # logit of the true class, whose probability is then 0: infinity wou
 
 @dataclass(frozen=True)
 class FedNTDParams(Params):
-    """Hyper-parameters of FedNTD: the paper's experiments have β = 1 and τ = 1 (§5)."""
+    """Hyper-parameters of FedNTD: the paper's experiments have β = 1 and τ = 1."""
 
     beta: float = option(1.0, "weight β of the distillation; 0 is FedAvg", 0.0)
     tau: float = option(1.0, "temperature τ of the distillation", 1e-3)
 
 
 class FedNTDClient(GuidedClient):
-    """Minimises CE + β KL(q̃_g ‖ q̃_l), of global and own model's softened outputs over the not-true classes (eq. 4)."""
+    """Minimises CE + β KL(q̃_g ‖ q̃_l), of global and own model's softened outputs over the not-true classes."""
 
     def losses(
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
@@ -53,7 +53,7 @@ class FedNTD(Beside):
 
 
 def not_true(own: Tensor, shared: Tensor, y: Tensor, tau: float) -> Tensor:
-    """Return τ² KL(q̃_shared ‖ q̃_own) over the classes other than y, (n,) (eq. 3, 4).
+    """Return τ² KL(q̃_shared ‖ q̃_own) over the classes other than y, (n,).
 
     Args:
         own, shared: logits (n, classes). No gradient reaches `shared`.

@@ -19,7 +19,7 @@ FIRST, SECOND = "first/", "second/"
 
 @dataclass(frozen=True)
 class AdaptiveParams(Params):
-    """Hyper-parameters of FedAdam and FedYogi: the paper's (§4, appendix D), which tunes the rate for each data set."""
+    """Hyper-parameters of FedAdam and FedYogi: β1, β2 and τ are the paper's; it tunes the rate for each data set."""
 
     server_rate: float = option(0.01, "the server's learning rate η", above=0)
     beta1: float = option(0.9, "decay β1 of the mean of the updates", 0.0, below=1)

@@ -20,7 +20,7 @@ from registry.text import shown
 
 @dataclass(frozen=True)
 class IFCAParams(Params):
-    """Hyper-parameters of IFCA; the paper's k is the number of clusters in its data, 2 or 4 (§6)."""
+    """Hyper-parameters of IFCA; the paper's k is the number of clusters in its data, 2 or 4."""
 
     clusters: int = option(2, "number k of cluster models, all of which are sent down; 1 is FedAvg", 1)
 

@@ -16,7 +16,7 @@ from registry.parameters import Params, option
 
 @dataclass(frozen=True)
 class PFedMeParams(Params):
-    """Hyper-parameters of pFedMe: the paper's experiments have λ = 15 and K = 5 (§5)."""
+    """Hyper-parameters of pFedMe: the paper's experiments have λ = 15 and K = 5."""
 
     lam: float = option(
         15.0, "pull λ of the personal model to the shared one; λ times the learning rate stays below 2", 0.0

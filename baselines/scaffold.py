@@ -20,7 +20,7 @@ CONTROL = "control/"
 
 @dataclass(frozen=True)
 class SCAFFOLDParams(Params):
-    """Hyper-parameters of SCAFFOLD: the paper's experiments have a server rate of 1 (§7)."""
+    """Hyper-parameters of SCAFFOLD: the paper's experiments have a server rate of 1."""
 
     server_rate: float = option(1.0, "the server's learning rate η_g", above=0)
 

@@ -25,7 +25,7 @@ def client(count: int = 40, **params) -> FedALAClient:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_pass_is_equation_4(layers, double):
+def test_a_pass_is_the_papers(layers, double):
     one = client(layers=layers, share=1.0, weight_rate=30.0)
     mixed = {1: ("head.weight", "head.bias"), 2: ("fc.weight", "fc.bias", "head.weight", "head.bias")}[layers]
     weights = {name: torch.rand(one.nets["model"].get_parameter(name).shape) for name in mixed}

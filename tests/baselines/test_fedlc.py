@@ -20,7 +20,7 @@ def client(y: torch.Tensor, tau: float) -> FedLCClient:
     return one
 
 
-def test_the_loss_is_equation_9_with_its_padding_left_out(double):
+def test_the_loss_is_the_papers_with_its_padding_left_out(double):
     y = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])  # class 3 is absent
     one = client(y, tau=0.7)
     counts = np.array([5, 2, 1, 1e-8])

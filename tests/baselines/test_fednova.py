@@ -33,7 +33,7 @@ def test_with_equal_steps_it_is_fedavg(double):
     assert_same(nova.server.weights, dict(plain.server.weights))
 
 
-def test_unequal_clients_are_equation_8_in_float64(double):
+def test_unequal_clients_are_normalised_averaging_in_float64(double):
     sizes = (20, 30, 10)
     federation = full_batch(FedNova, make_data(sizes), rounds=1, faults=Faults(stragglers=0.9))
     start = dict(federation.server.weights)

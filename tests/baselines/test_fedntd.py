@@ -13,7 +13,7 @@ from tests.conftest import SHAPE, Recorder, make_data, make_federation, make_tas
 
 
 def by_hand(own: np.ndarray, shared: np.ndarray, y: np.ndarray, tau: float) -> list[float]:
-    """Equations 3 and 4, sample by sample, over the classes that are not y."""
+    """Apply the formula sample by sample, over the classes that are not y."""
     values = []
     for z, g, label in zip(own, shared, y, strict=True):
         z, g = np.delete(z, label) / tau, np.delete(g, label) / tau
@@ -23,7 +23,7 @@ def by_hand(own: np.ndarray, shared: np.ndarray, y: np.ndarray, tau: float) -> l
 
 
 @pytest.mark.parametrize("tau", [1.0, 3.0])
-def test_the_term_is_equations_3_and_4(tau):
+def test_the_term_is_the_papers(tau):
     rng = np.random.default_rng(0)
     own, shared, y = rng.normal(size=(6, 5)), rng.normal(size=(6, 5)), rng.integers(5, size=6)
     found = not_true(torch.from_numpy(own), torch.from_numpy(shared), torch.from_numpy(y), tau)
