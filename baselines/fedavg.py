@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from registry.aggregation import sample_weights
 from registry.interface import Batch, Client, Message, Round, Server
+
+CHUNK = 512  # windows in a forward pass, to bound memory
 
 
 class FedAvgClient(Client):
@@ -20,6 +23,21 @@ class FedAvgClient(Client):
         """Return the cross-entropy."""
         logits = nets["model"](batch.x).logits
         return {"model": batch.cross_entropy(logits)}
+
+    @torch.no_grad()
+    def loss_on(self, windows: Batch, model: Mapping[str, Tensor]) -> Tensor:
+        """Load a model and return its mean cross-entropy on windows, (), by running statistics of batch norm.
+
+        Args:
+            windows: of this client.
+            model: full name -> tensor; local batch norm is this client's own.
+        """
+        self.load(model)
+        self.nets["model"].eval()
+        total = torch.zeros((), device=windows.y.device)
+        for part in map(Batch, windows.x.split(CHUNK), windows.y.split(CHUNK)):
+            total = total + self.losses(self.nets, part, {})["model"] * len(part.y)
+        return total / len(windows.y)
 
 
 class FedAvg(Server):

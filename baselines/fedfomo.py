@@ -13,12 +13,11 @@ from torch import Tensor
 
 from baselines.fedavg import FedAvgClient
 from registry.aggregation import by_client, labelled, weighted_sum
-from registry.interface import BadMessage, Batch, Message, Round, Server, Task
+from registry.interface import BadMessage, Message, Round, Server, Task
 from registry.messages import check_tensors, check_variances
 from registry.parameters import Params, option
 
 START = "start/"
-CHUNK = 512  # windows in a forward pass, to bound memory
 
 
 @dataclass(frozen=True)
@@ -68,26 +67,15 @@ class FedFomoClient(FedAvgClient):
     @torch.no_grad()
     def _gains(self, start: Mapping[str, Tensor], models: Sequence[Mapping[str, Tensor]]) -> list[float]:
         """Return (L(θ_k^{t-1}) − L(θ_n)) / ‖θ_n − θ_k^{t-1}‖ of each model; 0 if that is not finite."""
-        before = self._loss(start)
+        assert self.validation is not None  # `holdout` asks for it
+        before = self.loss_on(self.validation, start)
         trained = [f"model.{name}" for name, _ in self.nets["model"].named_parameters()]
         gains = []
         for model in models:
             lengths = [torch.linalg.vector_norm(model[name] - start[name]) for name in trained if name in model]
-            gains.append((before - self._loss(model)) / torch.stack(lengths).norm())
+            gains.append((before - self.loss_on(self.validation, model)) / torch.stack(lengths).norm())
         finite = torch.stack(gains).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return [float(gain) for gain in finite]
-
-    def _loss(self, model: Mapping[str, Tensor]) -> Tensor:
-        """Return the cross-entropy of a model on the held-out windows; local batch norm is this client's own."""
-        assert self.validation is not None  # `holdout` asks for it
-        self.load(model)
-        self.nets["model"].eval()
-        x, y, _ = self.validation
-        parts = map(Batch, x.split(CHUNK), y.split(CHUNK))
-        total = torch.zeros((), device=y.device)
-        for part in parts:
-            total = total + self.losses(self.nets, part, {})["model"] * len(part.y)
-        return total / len(y)
 
     def reply(self) -> Message:
         """Return the model, and the gains of the models received, in their order."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from baselines.fedavg import FedAvg, FedAvgClient
+from registry.functional import beside, squared_distance
 from registry.interface import Batch
 from registry.parameters import Params, option
 
@@ -32,12 +32,7 @@ class FedProxClient(FedAvgClient):
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return F_k and the proximal term."""
-        model = nets["model"]
-        assert isinstance(model, nn.Module)  # `losses` receives it as something to call
-        distance = torch.zeros((), device=batch.x.device)
-        for name, w in model.named_parameters():
-            if f"model.{name}" in context:
-                distance = distance + (w - context[f"model.{name}"]).square().sum()
+        distance = squared_distance(beside(nets["model"], context), batch.x)
         return super().losses(nets, batch, context) | {"proximal": self.params.mu / 2 * distance}
 
 

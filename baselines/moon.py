@@ -5,19 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from baselines.fedavg import FedAvg, FedAvgClient
+from baselines.beside import Beside, GuidedClient, of_model, renamed
 from registry.functional import unit
 from registry.interface import Batch, Message, Model, Task, outputs
-from registry.messages import check_state
 from registry.parameters import Params, option
-from registry.tensors import of_net
 
-MODEL, GLOBAL, PREVIOUS = "model.", "global.", "previous."
+PREVIOUS = "previous."
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Projected(Model):
         return projected
 
 
-class MOONClient(FedAvgClient):
+class MOONClient(GuidedClient):
     """Trains its features to be similar to those of the global model and dissimilar to those of its previous model.
 
     Between rounds the client keeps its trained model, which is the previous model of the next round. The global and the
@@ -61,20 +59,19 @@ class MOONClient(FedAvgClient):
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
-        """Return the model, and two copies that `receive` fills."""
-        model = task.model()
-        if task.params.projection:
-            model = Projected(model, task.params.projection)
-        return {"model": model, "global": copy.deepcopy(model), "previous": copy.deepcopy(model)}
+        """Return the model, with the projection head if there is one, and two copies that `receive` fills."""
+        nets = super().build(task)
+        if not task.params.projection:
+            return nets
+        model = Projected(cast(Model, nets["model"]), task.params.projection)
+        return {"model": model, **{name: copy.deepcopy(model) for name in cls.frozen}}
 
     def receive(self, message: Message) -> None:
         """Start from the global model, which is also the previous model in the first round (no contrast yet)."""
-        previous = {name: tensor.clone() for name, tensor in of_net("model", self.state()).items()}
-        self.load(message.tensors)
-        current = of_net("model", self.state())
-        self.load({name.replace(MODEL, GLOBAL, 1): tensor for name, tensor in current.items()})
-        previous = previous if self.trained else current
-        self.load({name.replace(MODEL, PREVIOUS, 1): tensor for name, tensor in previous.items()})
+        previous = {name: tensor.clone() for name, tensor in of_model(self.state()).items()}
+        super().receive(message)
+        previous = previous if self.trained else of_model(self.state())
+        self.load(renamed(previous, PREVIOUS))
 
     def losses(
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
@@ -85,12 +82,8 @@ class MOONClient(FedAvgClient):
         contrast = contrastive(output.features, shared, previous, self.params.tau)
         return {"model": batch.cross_entropy(output.logits), "contrast": self.params.mu * batch.mean(contrast)}
 
-    def reply(self) -> Message:
-        """Return the trained model, without the two copies."""
-        return Message(of_net("model", self.shared()), {"samples": self.samples})
 
-
-class MOON(FedAvg):
+class MOON(Beside):
     """Averages models as FedAvg does; a contrastive term keeps clients' features near those of the global model.
 
     The representation z is the input of the output layer, `features`. By default it is the model's own, so that MOON
@@ -103,13 +96,6 @@ class MOON(FedAvg):
     sends = "model down, model up; one common model"
     Client = MOONClient
     Params = MOONParams
-
-    def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
-        super().__init__(task, params, of_net("model", initial))
-
-    def check_reply(self, client: int, reply: Message) -> None:
-        """Require the model with `samples`, without its two copies."""
-        check_state(reply, self.weights)
 
 
 def contrastive(z: Tensor, z_global: Tensor, z_previous: Tensor, tau: float) -> Tensor:

@@ -275,6 +275,13 @@ def labelled(models: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{id}/{name}": tensor for id, model in models.items() for name, tensor in model.items()}
 
 
+def of_client(tensors: Mapping[str, Tensor], id: int | None) -> dict[str, Tensor]:
+    """Return the tensors without a label, those of a client in their place; None: of a client without its own."""
+    common = {name: tensor for name, tensor in tensors.items() if "/" not in name}
+    label = f"{id}/"
+    return common | {name.removeprefix(label): own for name, own in tensors.items() if name.startswith(label)}
+
+
 def by_client(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     """Take apart what `labelled` put together, in the order of client ids."""
     models: dict[int, dict[str, Tensor]] = {}

@@ -324,6 +324,8 @@ class Server(ABC):
         pools_data: whether client 0 trains on all clients' windows, which the others upload (no federation).
         averages: whether `aggregate` takes the mean of clients' states or updates, by `self.average`; otherwise options
             that ask for another mean (`--aggregate`, `--max-share`) are refused.
+        assumes_sgd: whether its equations hold for clients that take plain steps of SGD alone, so that `--optimizer`
+            does not apply.
         accepts_partial_work: whether replies of clients that made fewer local epochs than the others are accepted
             (`--stragglers`); otherwise such a reply counts as too late and is dropped.
 
@@ -342,6 +344,7 @@ class Server(ABC):
     Params: ClassVar[type] = _Params
     pools_data: ClassVar[bool] = False
     averages: ClassVar[bool] = False
+    assumes_sgd: ClassVar[bool] = False
     accepts_partial_work: ClassVar[bool] = False
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
@@ -405,7 +408,11 @@ class Server(ABC):
         """Aggregate the round's replies, in the order of client ids; at least one, all checked and finite."""
 
     def networks(self) -> Mapping[str, Tensor]:
-        """Return the shared state that every client would use now, by full name, without what clients keep."""
+        """Return the shared state that every client would use now, by full name, without what clients keep.
+
+        Where the server has another state for some clients (a cluster's, say), theirs is beside it as
+        `registry.aggregation.labelled` puts it: `<id>/<full name>`; the others use what has no label.
+        """
         return self.weights
 
     def figures(self) -> Mapping[str, float]:
@@ -468,6 +475,11 @@ def float_state(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         for name, tensor in module.state_dict().items()
         if tensor.is_floating_point()
     }
+
+
+def parameter_names(nets: Mapping[str, nn.Module]) -> list[str]:
+    """Return the full names of the parameters, which training moves by their gradients, unlike running statistics."""
+    return [f"{net}.{name}" for net, module in nets.items() for name, _ in module.named_parameters()]
 
 
 def copy_state(nets: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:

@@ -57,7 +57,7 @@ class Evaluator:
             shared: shared state that every client would use now (`Server.networks`).
         """
         for net in self._names:
-            if _is_common(net, self.workspace, shared):
+            if _is_common(net, self.workspace, shared) and not any("/" in name for name in shared):
                 self._ask(net, {None: (self.workspace.initial | dict(shared), slice(None))})
             else:
                 states = (self.workspace.state_for_evaluation(id, shared) for id in range(self.data.clients))
@@ -116,7 +116,7 @@ def serves_newcomer(client: Client, workspace: Workspace, shared: Mapping[str, T
 
 
 def _is_common(net: str, workspace: Workspace, shared: Mapping[str, Tensor]) -> bool:
-    """Return whether all clients would use the same network."""
+    """Return whether all clients for which the server has no state of their own would use the same network."""
     names = float_state({net: workspace.nets[net]}).keys()
     return names <= shared.keys() and not names & workspace.private
 

@@ -12,6 +12,7 @@ from fedkdx_plugin.engine.data import memory_format
 from fedkdx_plugin.engine.randomness import seeded
 from fedkdx_plugin.native.fuse import fuse
 from registry import contract
+from registry.aggregation import of_client
 from registry.interface import Client, Networks, Server, Task, copy_state, float_state, matches, private_names
 
 
@@ -59,9 +60,14 @@ class Workspace:
         self.kept[client.id] = {name: state[name].clone() for name in self.keeps}
 
     def state_for_evaluation(self, id: int, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the state that a client predicts with: its private state, else the server's, else what it kept."""
+        """Return the state that a client predicts with: its private state, else the server's, else what it kept.
+
+        Args:
+            shared: result of `Server.networks`.
+        """
+        shared = of_client(shared, id)
         own = {name: tensor for name, tensor in self.kept[id].items() if name in self.private or name not in shared}
-        return self.initial | dict(shared) | own
+        return self.initial | shared | own
 
 
 def fresh(client: Client) -> None:

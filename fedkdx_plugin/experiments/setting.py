@@ -193,10 +193,13 @@ def _without_run(config: Config) -> Config:
 
 
 def _optimizer(config: Config, choices: Sequence[Choice]) -> None:
-    """Raise UserError if an optimiser is asked for of an algorithm whose clients take steps of their own."""
-    own = [choice.name for choice in choices if not moves_by_sgd(choice.server.Client)]
+    """Raise UserError if an optimiser is asked for of an algorithm that is made for plain SGD."""
+    own = [one.name for one in choices if one.server.assumes_sgd or not moves_by_sgd(one.server.Client)]
     if own and config.optimizer != "sgd":
-        raise UserError(f"--optimizer {config.optimizer}: {', '.join(own)} takes steps of its own; leave one out")
+        raise UserError(
+            f"--optimizer {config.optimizer}: not with {', '.join(own)}, whose clients' steps are plain SGD or their "
+            "own; leave one out"
+        )
 
 
 def _participation(config: Config) -> Participation:

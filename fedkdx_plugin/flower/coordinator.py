@@ -32,6 +32,7 @@ from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.setting import schedule
 from fedkdx_plugin.flower.protocol import Answer, ClientMetrics, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
+from registry.aggregation import of_client
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 from registry.text import shown
@@ -114,7 +115,8 @@ class RemoteBackend(Backend):
         requests = {}
         for id in sorted(there & (there if shared is not None else set(messages))):
             state = self.states.get(id, 0)
-            request = Request(self.run, id, round, state, self.durable, messages.get(id), shared, self.scaling)
+            own = None if shared is None else of_client(shared, id)
+            request = Request(self.run, id, round, state, self.durable, messages.get(id), own, self.scaling)
             requests[id] = request.to_message().to_bytes()
         answers = self._exchange(requests, round)
         given = {id: answer for id, answer in answers.items() if isinstance(answer, Answer)}

@@ -30,6 +30,7 @@ from fedkdx_plugin.prediction.predictor import Predictor, Served
 from fedkdx_plugin.results import runs
 from fedkdx_plugin.results.run_folder import MANIFEST, identity
 from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, STATE, Missing, Run, content
+from registry.aggregation import of_client
 from registry.errors import UserError
 from registry.interface import BadMessage, Client, Message, Server, copy_state
 
@@ -157,7 +158,9 @@ class _Restored(NamedTuple):
         """Return the networks that a client predicts with, uncompiled, with its state."""
         workspace, shared = self.workspace, self.server.networks()
         kept = client.id < len(workspace.clients)
-        state = workspace.state_for_evaluation(client.id, shared) if kept else workspace.initial | dict(shared)
+        state = (
+            workspace.state_for_evaluation(client.id, shared) if kept else workspace.initial | of_client(shared, None)
+        )
         with seeded(self.seed, "initial weights"):  # anew, as those of the workspace may be compiled
             nets = type(client).build(client.task)
         copy_state(nets, state)

@@ -23,6 +23,7 @@ from fedkdx_plugin.testing.case import (
 )
 from fedkdx_plugin.testing.made import TinierNet, make_data, same_state
 from fedkdx_plugin.testing.running import Checks, float64, require
+from registry.aggregation import of_client
 from registry.interface import Message, NonFinite, Round
 
 CHECKS = Checks()
@@ -133,7 +134,7 @@ def check_learning_from_others(case: AlgorithmCase) -> None:
     for windows in (data, other):
         federation = case.federation(windows, join_ratio=1)
         run(federation)
-        states.append({**federation.workspace.kept[3], **federation.server.networks()})
+        states.append({**federation.workspace.kept[3], **of_client(federation.server.networks(), 3)})
     require(not same_state(*states), "client 3 ends the same whatever client 0 trains on: nothing reaches the others")
 
 
@@ -167,8 +168,10 @@ def check_renaming_clients(case: AlgorithmCase) -> None:
         )
         run(one)
         run(two)
-    states = [(two.server.networks(), one.server.networks())]
+    networks = two.server.networks(), one.server.networks()
+    states = [(of_client(networks[0], None), of_client(networks[1], None))]
     for new, old in enumerate(order if not case.algorithm.pools_data else [0]):
+        states.append((of_client(networks[0], new), of_client(networks[1], old)))
         states.append((two.workspace.kept[new], one.workspace.kept[old]))
     for found, expected in states:
         for name, tensor in expected.items():

@@ -10,6 +10,11 @@ from registry import catalog
 NAMES = list(catalog.BUILT_IN["algorithms"])
 NOT_FOR = {  # (algorithm, check): why it does not apply
     ("Local", "check_learning_from_others"): "every client trains alone",
+    (
+        "Per-FedAvg",
+        "check_no_replies",
+    ): "one step of the given rate for two batches, after which weights are still finite",
+    ("FedALA", "check_renaming_clients"): "draws windows by (seed, client)",
     ("FedFomo", "check_renaming_clients"): "holds windows out and explores by (seed, round, client)",
 }
 WITHOUT_EFFECT = {  # algorithm -> hyper-parameter -> why the checks' runs cannot show its effect

@@ -119,4 +119,4 @@ def test_an_algorithm_with_steps_of_its_own_is_named(tmp_path, shard_folder, cap
     )
     command = ["run", "-data", str(shard_folder), "-algo", f"FedAvg,{file}:Own", "--optimizer", "adam", "-gr", "1"]
     assert main([*command, "-o", str(tmp_path / "runs")]) == 2
-    assert "--optimizer adam: Own takes steps of its own" in capsys.readouterr().err
+    assert "--optimizer adam: not with Own, whose clients" in capsys.readouterr().err
