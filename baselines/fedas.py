@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from baselines.beside import PERSONAL, Beside, PersonalClient, of_model, renamed
 from baselines.fedavg import CHUNK
-from registry.aggregation import weighted_sum
 from registry.interface import BadMessage, Batch, Message, Model, Round
 from registry.messages import check_state
 from registry.parameters import Params, option
@@ -117,7 +116,7 @@ class FedAS(Beside):
         """Replace the shared layers by the mean weighted by the traces."""
         states = [reply.tensors for reply in replies.values()]
         traces = [reply.meta["fisher"] for reply in replies.values()]
-        self.weights = weighted_sum(states, [own / sum(traces) for own in traces])
+        self.weights = self.average(states, [own / sum(traces) for own in traces])
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ NEIGHBOURS = 10  # k, as in the paper
 CAPACITY = 1024  # windows that a client remembers at most; the paper has no bound
 SHARES = 11  # values of λ that are tried: 0, 0.1, ..., 1
 SMALLEST = 1e-6  # probability that the mixture gives to any class, so that its logarithm is finite
-ROWS = 256  # windows that are compared with the memory at a time, to bound memory
 
 
 class Remembering(Model):
@@ -99,7 +98,8 @@ class KNNPer(FedAvgFT):
     The features and the model are those of the global model that the client received last, as features that it has
     trained since would no longer fit. Deviations: the paper remembers all windows and chooses λ on held-out ones; here
     at most 1024 windows are remembered, every n-th of a class by turns, and λ is chosen on the remembered windows, each
-    left out of its own prediction. A client with a single window predicts with the model alone.
+    left out of its own prediction. A client with a single window predicts with the model alone. An exported model holds
+    the memory: features of the client's windows, and their labels.
     """
 
     paper = "Marfoq et al. 2022, arXiv:2111.09360"
@@ -123,19 +123,11 @@ def neighbours(features: Tensor, keys: Tensor, labels: Tensor, leave_out: bool =
         keys, labels: see `Remembering`.
         leave_out: whether the features are the first keys, of which each is left out of its own prediction.
     """
-    parts = enumerate(features.split(ROWS))
-    return torch.cat([_near(part, keys, labels, place * ROWS if leave_out else None) for place, part in parts])
-
-
-def _near(features: Tensor, keys: Tensor, labels: Tensor, first: int | None) -> Tensor:
-    """Return what `neighbours` does for some rows, which are the keys from `first` on (None: they are not)."""
     squares = features.square().sum(1, keepdim=True) + keys.square().sum(1) - 2 * features @ keys.T
     distance = squares.clamp(min=0).sqrt().masked_fill(labels.sum(1) == 0, torch.inf)
-    if first is not None:
-        rows = torch.arange(len(features), device=features.device)
-        distance = distance.masked_fill(
-            rows.unsqueeze(1) + first == torch.arange(len(keys), device=keys.device), torch.inf
-        )
+    if leave_out:
+        rows, places = (torch.arange(len(part), device=keys.device) for part in (features, keys))
+        distance = distance.masked_fill(rows.unsqueeze(1) == places, torch.inf)
     nearest, index = distance.topk(NEIGHBOURS, largest=False)
     weights = (nearest[:, :1].nan_to_num(posinf=0.0) - nearest).exp()  # the nearest has weight 1: no division of 0 by 0
     votes = (weights.unsqueeze(2) * labels[index]).sum(1)

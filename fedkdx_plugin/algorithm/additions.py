@@ -37,10 +37,10 @@ SHARPNESS = 4.0  # of `student_share`: chosen on validation windows
 SMALLEST_SHARE = 1e-6  # above 0, since a mixture takes the logarithm of the weights
 CHUNK = 512  # windows in a forward pass, to bound memory
 OFF: dict[str, Any] = {
-    "serve": "teacher",
-    "teacher_init": "own",
     "pull_start": 0.0,
     "pull_end": 0.0,
+    "serve": "teacher",
+    "teacher_init": "own",
     "error_feedback": False,
     "quantise": False,
     "downlink": "broadcast",

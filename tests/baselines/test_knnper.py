@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from baselines import knnper
 from baselines.fedavg import FedAvg
 from baselines.knnper import CAPACITY, KNNPer, Remembering, best_share, neighbours, remembered
 from registry.interface import Batch, Round
@@ -26,8 +25,7 @@ def by_loops(h, keys, labels, without=None):
 
 @pytest.mark.parametrize("count", [30, 4])
 @pytest.mark.parametrize("leave_out", [False, True])
-def test_the_nearest_vote_as_in_the_paper(count, leave_out, monkeypatch):
-    monkeypatch.setattr(knnper, "ROWS", 7)
+def test_the_nearest_vote_as_in_the_paper(count, leave_out):
     rng = np.random.default_rng(0)
     keys, labels = np.zeros((40, 5)), np.zeros((40, 3))
     keys[:count], labels[np.arange(count), rng.integers(3, size=count)] = rng.normal(size=(count, 5)), 1
