@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.interface import Message, Task
 from registry.messages import check_state
+from registry.tensors import of_net
 
 MODEL, GLOBAL, PERSONAL = "model.", "global.", "personal."
 
@@ -72,7 +73,7 @@ class Beside(FedAvg):
 
 def of_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state of the model that is averaged, by full name."""
-    return {name: tensor for name, tensor in state.items() if name.startswith(MODEL)}
+    return of_net("model", state)
 
 
 def renamed(model: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

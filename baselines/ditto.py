@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baselines.fedavg import FedAvg, FedAvgClient
-from registry.interface import Batch, Task, outputs
+from baselines.beside import Beside, PersonalClient, of_model
+from registry.interface import Batch, outputs
 from registry.parameters import Params, option
 
 
@@ -22,28 +21,16 @@ class DittoParams(Params):
     lam: float = option(1.0, "weight λ of the distance to the global model; 0 is Local beside FedAvg", 0.0)
 
 
-class DittoClient(FedAvgClient):
+class DittoClient(PersonalClient):
     """Trains the global model as FedAvg does, and beside it its own model v on F_k(v) + λ/2 ‖v − W^t‖².
 
     W^t is the global model received. The distance is over the parameters, without batch-norm statistics, and without
     what stays with `--bn local`. Both models see the same batches and make the same number of steps.
     """
 
-    private = ("personal.*",)
-
-    @classmethod
-    def build(cls, task: Task) -> dict[str, nn.Module]:
-        """Return the global model, and the client's own, with the same initial weights."""
-        model = task.model()
-        return {"model": model, "personal": copy.deepcopy(model)}
-
-    def serves(self) -> str:
-        """Return the name of the client's own model once it has trained; until then that of the global model."""
-        return "personal" if self.trained else "model"
-
     def context(self) -> Mapping[str, Tensor]:
         """Return W^t."""
-        return {name: tensor.clone() for name, tensor in self.shared().items()}
+        return {name: tensor.clone() for name, tensor in of_model(self.shared()).items()}
 
     def losses(
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
@@ -62,7 +49,7 @@ class DittoClient(FedAvgClient):
         }
 
 
-class Ditto(FedAvg):
+class Ditto(Beside):
     """Averages models as FedAvg does; each client's own model is drawn towards the average: + λ/2 ‖v − W^t‖².
 
     A client's work in a round is that of two models. Its own model is never sent.

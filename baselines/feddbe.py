@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
-from registry.aggregation import sample_weights, weighted_sum
+from registry.aggregation import sample_weights
 from registry.interface import Batch, Message, Model, Output, Round, Task
 from registry.messages import check_state
 from registry.parameters import Params, option
@@ -131,6 +131,10 @@ class FedDBE(FedAvg):
         """Return the model of a reply."""
         return {name: tensor for name, tensor in reply.tensors.items() if name != MEAN}
 
+    def idle(self, sent: Message) -> Mapping[str, Tensor]:
+        """Return the model that was sent."""
+        return self.contribution(0, sent)
+
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Average the models; in the first round also the mean features."""
         super().aggregate(
@@ -138,7 +142,7 @@ class FedDBE(FedAvg):
         )
         if not self.mean:
             means = [{MEAN: reply.tensors[MEAN]} for reply in replies.values()]
-            self.mean = weighted_sum(means, sample_weights(replies))
+            self.mean = self.average(means, sample_weights(replies))
 
     def save(self) -> Message:
         """Return the model and the common mean."""

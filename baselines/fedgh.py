@@ -77,6 +77,10 @@ class FedGH(Server):
         if classes != sorted(set(classes)) or classes[0] < 0 or classes[-1] >= self.task.classes:
             raise BadMessage(f"'{CLASSES}' must be ascending numbers from 0 to {self.task.classes - 1}")
 
+    def idle(self, sent: Message) -> Mapping[str, Tensor]:
+        """Return nothing: what clients send is not what they receive."""
+        return {}
+
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Train the head on the prototypes of the round."""
         present = [reply.meta[CLASSES] for reply in replies.values()]

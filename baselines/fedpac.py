@@ -134,6 +134,10 @@ class FedPAC(FedAvgFT):
         """Return the model of a reply."""
         return {name: tensor for name, tensor in reply.tensors.items() if name not in OWN}
 
+    def idle(self, sent: Message) -> Mapping[str, Tensor]:
+        """Return the model that was sent."""
+        return self.contribution(0, sent)
+
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Average models and prototypes, and combine a head for each client of the round."""
         models = {id: self.contribution(id, reply) for id, reply in replies.items()}

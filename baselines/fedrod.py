@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from baselines.beside import BesideClient
 from baselines.fedavgft import FedAvgFT, FedAvgFTClient
 from registry.interface import Batch, Message, Model, Output, Task, float_state
 
@@ -79,7 +80,7 @@ class FedRoDClient(FedAvgFTClient):
         for name, tensor in float_state({"personal": self.nets["model"]}).items():
             own[name if name.startswith("personal.head.") else name.replace("personal", "personal.base", 1)] = tensor
         self.load(own)
-        return self.trained_model()
+        return BesideClient.reply(self)
 
 
 class FedRoD(FedAvgFT):

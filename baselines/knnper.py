@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from baselines.beside import BesideClient
 from baselines.fedavgft import FedAvgFT, FedAvgFTClient
 from registry.interface import Batch, Message, Model, Output, Task, float_state
 from registry.prototypes import features_of
@@ -89,7 +90,7 @@ class KNNPerClient(FedAvgFTClient):
 
     def reply(self) -> Message:
         """Return the trained model."""
-        return self.trained_model()
+        return BesideClient.reply(self)
 
 
 class KNNPer(FedAvgFT):
