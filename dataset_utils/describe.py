@@ -13,7 +13,7 @@ from dataset_utils.generate import find_source, resolve
 from dataset_utils.reading import Reading, read
 from dataset_utils.recording import Preprocessing, Source
 from dataset_utils.spec import Files, ShardSpec, shards_folder
-from registry.blame import naming
+from registry.blame import PluginError, naming
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
@@ -132,6 +132,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m dataset_utils
         arguments = parser.parse_args(argv)
         spec, files = (parse(declared, given(arguments, declared)) for declared in (ShardSpec, Files))
         lines, errors = described(spec, Path(files.data_root), files.raw and Path(files.raw), files.download)
+    except PluginError:
+        raise  # with its traceback, for its author
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -62,7 +62,7 @@ def run(shard_folder, tmp_path, monkeypatch) -> Path:
     """Return the experiment folder of a comparison that was stopped in its second run."""
     out = tmp_path / "runs"
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 12)
+        interrupt_after(patch, 16)
         assert main(command(shard_folder, str(out))) == 130
     (folder,) = out.iterdir()
     return folder

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 from dataset_utils.consoles import safe_output
 from dataset_utils.interrupts import stopping_as_ctrl_c
-from registry.blame import blamed
+from registry.blame import blamed, is_expected
 from registry.errors import UserError
 from registry.parameters import suggest
 from registry.text import shown
@@ -61,7 +61,8 @@ def _main(words: list[str]) -> int:
         command: Callable[[list[str]], int] = importlib.import_module(COMMANDS[name]).main
         return command(rest)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        kept = "" if is_expected(error) else f"; its traceback is in {_kept(error)}"
+        print(f"error: {error}{kept}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

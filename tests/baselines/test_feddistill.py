@@ -98,7 +98,11 @@ def test_sums_are_taken_in_the_order_of_clients_not_of_arrival():
 
 
 def test_gamma_0_is_local_bit_for_bit_and_gamma_matters():
-    alone, without, with_it = make_federation(Local), make_federation(FedDistill, params={"gamma": 0.0}), None
+    alone, without, with_it = (
+        make_federation(Local, params={"local_rounds": "selected"}),
+        make_federation(FedDistill, params={"gamma": 0.0}),
+        None,
+    )
     with_it = make_federation(FedDistill)
     for federation in (alone, without, with_it):
         federation.run()

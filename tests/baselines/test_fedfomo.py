@@ -109,7 +109,7 @@ class HeldOut(Local):
 
 @pytest.mark.parametrize("local_bn", [False, True])
 def test_without_others_models_it_is_local(local_bn):
-    alone = make_federation(HeldOut, rounds=4, task=make_task(local_bn=local_bn))
+    alone = make_federation(HeldOut, rounds=4, task=make_task(local_bn=local_bn), params={"local_rounds": "selected"})
     fomo = make_federation(FedFomo, rounds=4, task=make_task(local_bn=local_bn), params={"models": 0})
     records = []
     for federation in (alone, fomo):

@@ -110,7 +110,7 @@ def test_related_clients_attract_each_other():
 
 @pytest.mark.parametrize("local_bn", [False, True])
 def test_without_the_penalty_it_is_local(local_bn):
-    alone = make_federation(Local, rounds=4, task=make_task(local_bn=local_bn))
+    alone = make_federation(Local, rounds=4, task=make_task(local_bn=local_bn), params={"local_rounds": "selected"})
     tasks = make_federation(FedMTL, rounds=4, task=make_task(local_bn=local_bn), params={"lam": 0.0})
     records = []
     for federation in (alone, tasks):

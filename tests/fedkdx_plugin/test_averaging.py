@@ -26,7 +26,7 @@ from tests.fedkdx_plugin.broken import algorithm, takes_its_own_mean
 from tests.test_cli import fails
 
 SIZES = (12, 7, 20, 9, 15)
-ALONE = {"Local", "Centralised", "FedFomo", "FedMTL", "FedDistill", "FedProto", "FedGH"}
+ALONE = {"FedAMP", "Local", "Centralised", "FedFomo", "FedMTL", "FedDistill", "FedProto", "FedGH"}
 NAMES = list(catalog.BUILT_IN["algorithms"])
 
 

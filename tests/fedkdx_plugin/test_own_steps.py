@@ -54,6 +54,7 @@ def test_parallel_training_has_the_references_bits():
     one, _ = run(algorithm, "sequential")
     torch.set_num_threads(2)  # as many workers, of one thread each
     other, _ = run(algorithm, "parallel")
+    other.close()
     for name, tensor in one.save().tensors.items():
         assert torch.equal(other.save().tensors[name], tensor)
 

@@ -77,7 +77,7 @@ def test_rare_clients_are_reached_with_their_probability():
 @pytest.mark.parametrize("algorithm", [FedAvg, FedKDX])
 def test_the_same_clients_are_selected_for_every_algorithm(algorithm):
     p = Participation(1, late=(0.4, 3), rare=(0.4, 0.5))
-    expected = [record.selected for record in run(federation(Local, p, rounds=5, join_ratio=0.5))]
+    expected = [record.selected for record in run(federation(FedFomo, p, rounds=5, join_ratio=0.5))]
     assert [record.selected for record in run(federation(algorithm, p, rounds=5, join_ratio=0.5))] == expected
 
 

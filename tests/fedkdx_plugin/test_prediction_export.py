@@ -22,6 +22,7 @@ from fedkdx_plugin.prediction.predictor import Served
 from registry.errors import UserError
 from registry.interface import Model, Output
 from tests.fedkdx_plugin.watch_runs import CLASSES, recording, shards_of
+from tests.sealing import reseal
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -118,6 +119,7 @@ def test_without_the_shards_random_windows_remain(watch, tmp_path):
     environment = json.loads((folder / "environment.json").read_text())
     environment["data"]["folder"] = str(tmp_path / "gone")
     (folder / "environment.json").write_text(json.dumps(environment))
+    reseal(folder)
     assert export(folder, 0, "torchscript", tmp_path / "out").windows == {"random": 64, "test": 0}
 
 
