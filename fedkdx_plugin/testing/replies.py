@@ -250,7 +250,7 @@ def _changed_tensors(tensors: dict[str, Tensor], rng: random.Random) -> dict[str
             rng.choice(["", "foreign", "a\nb\x1b[2J", f"{name}.U", "student.head.weight"]): torch.ones(2, 2)
         }
     tensor = tensors.pop(name)
-    types = [torch.float64, torch.float16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.complex64, torch.int16]
+    types = [torch.float64, torch.float16, torch.int64, torch.bool, torch.float8_e4m3fn, torch.int32, torch.int16]
     cut = tensor.reshape(-1)[: rng.randrange(tensor.numel() + 1)]
     new = rng.choice(
         [
