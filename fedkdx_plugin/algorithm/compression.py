@@ -3,12 +3,13 @@
 A payload is a dict of tensors like the update itself. A matrix that takes fewer bytes as factors is sent as
 `<name>.U` (P, R), `<name>.S` (R,) and `<name>.V` (R, Q); all else unchanged, under its own name. `.dense` is added to a
 name that itself ends like a factor, so that the end of a name in a payload is unambiguous. U and V may be sent as 8-bit
-integers; the quantisation steps are then part of Σ.
+integers; the quantisation steps are then part of Σ. A matrix whose factors could leave the range of its type, near the
+largest or the smallest value that it holds, is sent unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -25,6 +26,7 @@ FACTORS = (".U", ".S", ".V")
 DENSE = ".dense"
 INTEGERS = torch.int8
 LARGEST = torch.iinfo(INTEGERS).max
+HEADER = 200  # bytes; see `_saves`
 AT_ONCE = 1 << 24  # values of matrices decomposed in one call: 128 MB as float64, plus the memory of the call
 
 Key = tuple[int, str]  # (position of the update, name of the tensor)
@@ -69,9 +71,10 @@ def compress(tensors: Mapping[str, Tensor], epsilon: float, quantise: bool = Fal
 
     A tensor of two or more dimensions is treated as the matrix of its first dimension by all others. The relative error
     of the result of `decompress`, in the Frobenius norm, is at most √(1 − ε), up to rounding in the tensor's own type.
-    A payload never has more bytes than the tensors: factors of rank R are sent only if PR + R + RQ < PQ, counted in
-    bytes. All else is sent unchanged: vectors, integers, everything if ε ≥ 1 (only the full matrix keeps all), and
-    matrices that no method can decompose. Tensors sent unchanged share the memory of the original.
+    A message is never larger than with all tensors unchanged: factors of rank R are sent only if PR + R + RQ < PQ,
+    counted in bytes, with what they add to the header. All else is sent unchanged: vectors, integers, everything if
+    ε ≥ 1 (only the full matrix keeps all), matrices that no method can decompose, and those of `_out_of_range`. Tensors
+    sent unchanged share the memory of the original.
 
     Quantised, a column of U and a row of V are integers from -127 to 127: a quarter of the bytes of float32, with an
     error of at most half a step, 1/254 of the largest value in the column or row.
@@ -101,14 +104,17 @@ def compress_together(
     matrices: dict[Key, Tensor] = {}
     if epsilon < 1:
         for place, tensors in enumerate(updates):
-            worthy = {name: tensor for name, tensor in tensors.items() if _worth_a_try(tensor, quantise)}
+            worthy = {name: tensor for name, tensor in tensors.items() if _worth_a_try(name, tensor, quantise)}
             matrices |= {(place, name): tensor.detach().flatten(1) for name, tensor in worthy.items()}
     ranks: dict[Key, int] = {}
     factors: dict[Key, tuple[Tensor, Tensor, Tensor]] = {}
     for spectra in _decompose(matrices):
         found = dict(zip(spectra.keys, _ranks(spectra, epsilon), strict=True))
         ranks |= found
-        saving = [key for key, rank in found.items() if _saves(rank, updates[key[0]][key[1]], quantise)]
+        barred = dict(zip(spectra.keys, _out_of_range(spectra, quantise), strict=True))
+        saving = [
+            key for key in found if not barred[key] and _saves(found[key], key[1], updates[key[0]][key[1]], quantise)
+        ]
         factors |= _factors(spectra, {key: found[key] for key in saving}, quantise)
     return [
         Compressed(
@@ -121,7 +127,7 @@ def compress_together(
 
 def compress_like(payload: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a payload of `tensors` with the ranks and types of another one, and so of its size."""
-    keys: list[Key] = [(0, name) for name in tensors if _dense_key(name) not in payload]
+    keys: list[Key] = [(0, name) for name in tensors if dense_key(name) not in payload]
     ranks = {key: len(payload[key[1] + FACTORS[1]]) for key in keys}
     quantise = any(payload[name + FACTORS[0]].dtype == INTEGERS for _, name in keys)
     factors: dict[Key, tuple[Tensor, Tensor, Tensor]] = {}
@@ -137,7 +143,7 @@ def _payload(tensors: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, 
         if name in factors:
             payload |= {name + end: values for end, values in zip(FACTORS, factors[name], strict=True)}
         else:
-            payload[_dense_key(name)] = tensor.detach()
+            payload[dense_key(name)] = tensor.detach()
     return payload
 
 
@@ -155,9 +161,9 @@ def decompress(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, shape in shapes.items():
-        dense = payload.get(_dense_key(name))
+        dense = payload.get(dense_key(name))
         if dense is not None:
-            used.add(_dense_key(name))
+            used.add(dense_key(name))
             if dense.shape != shape:
                 raise BadMessage(f"tensor '{name}' has shape {tuple(dense.shape)}, not {tuple(shape)}")
             tensors[name] = dense
@@ -173,61 +179,31 @@ def decompress(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) 
     return tensors
 
 
-def energy_kept(payload: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return the squared Frobenius norm of a payload as a share of that of all tensors, (), float64; 1 if that is 0.
-
-    For factors it is the sum of squares of Σ times the lengths of U's columns and V's rows, which are orthogonal up to
-    rounding.
-    """
-    sent = _squares(_sizes(payload, name) for name in payload if not name.endswith((FACTORS[0], FACTORS[2])))
-    whole = _squares(tensors.values())
-    return torch.where(whole > 0, sent / whole, 1).clamp(max=1)
-
-
-def _sizes(payload: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return the values of a tensor in a payload whose squares add up to its energy; for Σ, the singular values."""
-    if not name.endswith(FACTORS[1]):
-        return payload[name]
-    left, right = (payload[name.removesuffix(FACTORS[1]) + factor].double() for factor in FACTORS[::2])
-    sizes: Tensor = payload[name] * torch.linalg.vector_norm(left, dim=0) * torch.linalg.vector_norm(right, dim=1)
-    return sizes
-
-
-def _squares(tensors: Iterable[Tensor]) -> Tensor:
-    """Return Σ of squares, (); flattened first, so that the last bit does not depend on a tensor's memory layout."""
-    flat = [tensor.flatten() for tensor in tensors]
-    return torch.cat(flat).double().square().sum() if flat else torch.zeros((), dtype=torch.float64)
-
-
-def rank_share(payload: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> float:
-    """Return the mean over matrices of R / min(P, Q), which is 1 for a matrix sent unchanged; NaN without matrices."""
-    shares = []
-    for name, shape in shapes.items():
-        if len(shape) >= 2 and shape.numel() > 0:
-            factor = payload.get(name + FACTORS[1]) if _dense_key(name) not in payload else None
-            shares.append(1.0 if factor is None else len(factor) / min(shape[0], shape.numel() // shape[0]))
-    return sum(shares) / len(shares) if shares else float("nan")
-
-
 def left_out(tensors: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensor minus restored tensor for each tensor that a payload made of `tensors` holds as factors."""
     restored = decompress(payload, {name: tensor.shape for name, tensor in tensors.items()})
-    return {name: t - restored[name] for name, t in tensors.items() if _dense_key(name) not in payload}
+    return {name: t - restored[name] for name, t in tensors.items() if dense_key(name) not in payload}
 
 
-def _dense_key(name: str) -> str:
+def dense_key(name: str) -> str:
+    """Return the name in a payload of a tensor that is sent unchanged."""
     return name + DENSE if name.endswith((*FACTORS, DENSE)) else name
 
 
-def _saves(rank: int, tensor: Tensor, quantise: bool) -> bool:
-    """Return whether factors of this rank take fewer bytes than the tensor."""
+def _saves(rank: int, name: str, tensor: Tensor, quantise: bool) -> bool:
+    """Return whether a message with factors of this rank is smaller than one with the tensor.
+
+    Three tensors in place of one lengthen the header by two names and by types, shapes and offsets, for which `HEADER`
+    is an upper bound: of a message of up to 1 GB, in which a label of up to eight letters is put before each name.
+    """
     rows, size = tensor.shape[0], tensor.element_size()
     value_size = INTEGERS.itemsize if quantise else size
-    return rank * ((rows + tensor.numel() // rows) * value_size + size) < tensor.numel() * size
+    factors = rank * ((rows + tensor.numel() // rows) * value_size + size)
+    return factors + HEADER + 2 * len(name.encode()) < tensor.numel() * size
 
 
-def _worth_a_try(tensor: Tensor, quantise: bool) -> bool:
-    return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0 and _saves(1, tensor, quantise)
+def _worth_a_try(name: str, tensor: Tensor, quantise: bool) -> bool:
+    return tensor.is_floating_point() and tensor.ndim >= 2 and tensor.numel() > 0 and _saves(1, name, tensor, quantise)
 
 
 def _require_finite(updates: Sequence[Mapping[str, Tensor]]) -> None:
@@ -346,13 +322,23 @@ METHODS = (_by_eigh, _by_svd, _by_gesvd)
 def _ranks(spectra: _Spectra, epsilon: float) -> list[int]:
     """Return the smallest R of eq. 9 for each matrix; 0 for a matrix of zeros."""
     kept = spectra.energy.cumsum(1)
-    whole, scales = kept[:, -1:], spectra.scales.cpu()
-    # A singular value can exceed the range of the type although no entry does.
-    overflows = scales * whole.squeeze(1).sqrt() > torch.finfo(spectra.kind).max
-    # Counted from the largest: comparisons with NaN are false, which gives full rank and so a dense tensor.
-    ranks = kept.shape[1] + 1 - (kept > epsilon * whole).sum(1)
-    ranks = torch.where(overflows, kept.shape[1], ranks.clamp(max=kept.shape[1]))
-    found: list[int] = torch.where(scales == 0, 0, ranks).tolist()
+    # Counted from the largest: comparisons with NaN are false, which gives full rank.
+    ranks = kept.shape[1] + 1 - (kept > epsilon * kept[:, -1:]).sum(1)
+    found: list[int] = torch.where(spectra.scales.cpu() == 0, 0, ranks.clamp(max=kept.shape[1])).tolist()
+    return found
+
+
+def _out_of_range(spectra: _Spectra, quantise: bool) -> list[bool]:
+    """Return for each matrix whether its factors or their product could leave the range of its type.
+
+    The entries of U and V are at most 1, so no partial sum of the product exceeds the sum of the singular values, which
+    has to stay below half of the largest value. Σ, with the quantisation steps of at least 1/127² in it, must be a
+    normal number for a matrix's largest value times the rounding error. NaN in a spectrum is out of range.
+    """
+    limits, scales = torch.finfo(spectra.kind), spectra.scales.cpu()
+    least = limits.tiny / limits.eps * (LARGEST**2 if quantise else 1)
+    within = (scales * spectra.energy.sqrt().sum(1) <= limits.max / 2) & ((scales >= least) | (scales == 0))
+    found: list[bool] = (~within).tolist()
     return found
 
 

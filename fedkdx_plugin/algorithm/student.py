@@ -29,7 +29,8 @@ from registry.text import shown
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-FLOAT = torch.finfo(torch.float32)
+LEAST_RATE = torch.finfo(torch.float32).tiny
+MOST_RATE = 2.0**64  # see `check_rate`
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,7 @@ class StudentServer(Server):
         gradient = self._gradient(client, reply)
         check_tensors(gradient, self.weights)
         check_samples(reply)
-        rate = reply.meta.get("rate")
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not FLOAT.tiny <= rate <= FLOAT.max:
-            raise BadMessage(f"'rate' must be a positive finite number, not {shown(repr(rate))}")
+        rate = check_rate(reply)
         step = self.contribution(client, reply)
         if first_nonfinite(step) is not None:
             raise BadMessage(f"the update at a rate of {rate:g} is not finite")
@@ -220,6 +219,19 @@ class StudentServer(Server):
         self.weights = group(saved.tensors, "weights")
         self.version = saved.meta[VERSION]
         self.downlink.restore(Message(group(saved.tensors, "downlink"), saved.meta["downlink"]))
+
+
+def check_rate(reply: Message) -> float:
+    """Return the learning rate that a reply states. Raises BadMessage if it is missing or out of range.
+
+    The mean change divided by the mean rate is the gradient of eq. 2, for all clients. With rates up to `MOST_RATE`,
+    float32 holds it in all digits for changes of 1e-18 and more; a single rate near the largest number would round the
+    others' changes to 0. A small rate needs no such bound: it takes no digits from others.
+    """
+    rate = reply.meta.get("rate")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not LEAST_RATE <= rate <= MOST_RATE:
+        raise BadMessage(f"'rate' must be a number from {LEAST_RATE:.3g} to {MOST_RATE:.3g}, not {shown(repr(rate))}")
+    return float(rate)
 
 
 def _mean(values: list[float | Tensor]) -> float | Tensor:

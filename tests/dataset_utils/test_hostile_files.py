@@ -29,6 +29,7 @@ from dataset_utils.reading import read
 from dataset_utils.safe_pickle import load_npy, load_npz, read_pickle
 from dataset_utils.sources.own import load_source
 from dataset_utils.sources.own.labels import class_names
+from dataset_utils.sources.own.matlab import check_mat
 from dataset_utils.spec import shards_folder
 from registry.errors import UserError
 
@@ -334,6 +335,50 @@ def test_an_edf_header_is_believed_as_far_as_its_file_goes(folder):
         path.write_bytes(content[:place] + value.ljust(width).encode() + content[place + width :])
         message = outcome(folder, label={"pattern": "(s)"}, classes=["s", "t"])
         assert "s1.edf: is damaged, its header announces" in message or "where a number belongs" in message
+
+
+# place in the file, the byte there, the byte in its place; the signals' numbers begin with the tag at 176
+@pytest.mark.parametrize(
+    ("place", "old", "new", "message"),
+    [
+        (176, 9, 175, "an element of type 175"),  # ended the process: the library takes it as an index
+        (176, 9, 14, "an element of type 14"),
+        (177, 0, 8, "an element of type 2057"),
+        (182, 0, 255, "passes the end of its variable"),
+        (145, 0, 8, "without its values"),  # complex, and no imaginary part
+    ],
+)
+def test_a_mat_file_is_believed_as_far_as_its_elements_are_sound(folder, place, old, new, message):
+    scipy.io.savemat(folder / "s1.mat", {"x": SIGNALS, "y": np.repeat([1, 2], 80)})
+    assert outcome(folder) == "read"
+    content = bytearray((folder / "s1.mat").read_bytes())
+    assert content[place] == old
+    content[place] = new
+    (folder / "s1.mat").write_bytes(content)
+    assert "s1.mat: is no .mat file, or a damaged one" in outcome(folder) and message in outcome(folder)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_kind_of_variable_passes_the_check_of_a_mat_file(tmp_path, packed):
+    from scipy.sparse import csc_matrix
+
+    values = {
+        "numbers": SIGNALS,
+        "complex": np.array([1 + 2j, 3]),
+        "small": np.arange(3, dtype=np.int8),
+        "text": "äö",
+        "logical": np.array([True, False]),
+        "empty": np.zeros((0, 3)),
+        "cells": np.array([1, "a", np.zeros((2, 2))], dtype=object),
+        "struct": {"a": [1, 2], "inner": {"b": "text", "c": 1j}},
+        "structs": np.array([(1, 2.0), (3, 4.0)], dtype=[("a", "i4"), ("b", "f8")]),
+        "sparse": csc_matrix(np.eye(3)),
+        "sparse_complex": csc_matrix(np.eye(3) * 1j),
+    }
+    scipy.io.savemat(tmp_path / "all.mat", values, do_compression=packed)
+    with (tmp_path / "all.mat").open("rb") as stream:
+        check_mat(stream, tmp_path / "all.mat")
+        assert stream.read() == b""  # to its end
 
 
 # --- YAML

@@ -12,9 +12,10 @@ import torch
 
 from baselines.fedavg import FedAvg
 from fedkdx_plugin.algorithm.additions import OFF
-from fedkdx_plugin.algorithm.compression import compress, decompress, energy_kept, rank_share
+from fedkdx_plugin.algorithm.compression import compress, decompress
 from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.algorithm.fedkdx_plus import FedKDXPlus
+from fedkdx_plugin.algorithm.measures import energy_kept, rank_share
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Schedule

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
-import struct
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +15,7 @@ from dataset_utils.counts import some
 from dataset_utils.files import check_regular, parsing
 from dataset_utils.sources.own.description import Dialect
 from dataset_utils.sources.own.labels import Text
+from dataset_utils.sources.own.matlab import check_mat
 from dataset_utils.sources.own.packed import most_unpacked, opened
 from dataset_utils.sources.own.table import Table, Wanted, check_finite, is_dates, seconds
 from registry.errors import UserError
@@ -28,11 +26,6 @@ PART = re.compile(r"(.+)\[([0-9]+)\]")
 SIGNALS, LABELS, TIME = "x", "y", "time"
 """Default names of arrays."""
 MAT = ".mat file"
-COMPRESSED = 15
-"""Number of the kind of compressed parts of .mat files."""
-DEFLATE = 1032
-"""Largest ratio of zlib's compression."""
-PIECE = 1 << 20
 
 Arrays = Mapping[str, Any]
 
@@ -178,34 +171,14 @@ def _mat(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
     from scipy.io.matlab import matfile_version
 
     with opened(file) as stream, parsing(file, MAT):
-        if matfile_version(stream)[0] != 2:
-            _check_mat(stream, file)
+        version, _ = matfile_version(stream)
+        if version != 2:
+            if version == 1:  # what MATLAB calls version 5
+                check_mat(stream, file)
             stream.seek(0)
             loaded = loadmat(stream, simplify_cells=True)
             return _flat({name: value for name, value in loaded.items() if not name.startswith("__")})
     return _hdf5(file, names, dialect)  # version 7.3
-
-
-def _check_mat(stream: IO[bytes], file: Path) -> None:
-    """Raise UserError for a .mat file (version 5) whose compressed parts unpack to far more than it holds."""
-    packed = check_regular(file)
-    if packed * DEFLATE < limits.RATIO_FROM:
-        return
-    stream.seek(126)
-    order = "<" if stream.read(2) == b"IM" else ">"
-    total = 0
-    while len(tag := stream.read(8)) == 8:
-        kind, left = struct.unpack(f"{order}II", tag)
-        if kind != COMPRESSED:
-            stream.seek(left, io.SEEK_CUR)
-            continue
-        unpacking = zlib.decompressobj()
-        while left > 0 and (piece := stream.read(min(left, PIECE))):
-            left -= len(piece)
-            while piece:
-                total += len(unpacking.decompress(piece, PIECE))
-                limits.check_unpacked(file, total, packed)
-                piece = unpacking.unconsumed_tail
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from fedkdx_plugin.algorithm.compression import energy_kept, rank_share
+from fedkdx_plugin.algorithm.measures import energy_kept, rank_share
 from fedkdx_plugin.algorithm.updates import State, size
 from registry.interface import Client, Message
 

@@ -1,4 +1,4 @@
-"""Mutated files of every format: each is read or refused by a UserError, in bounded time and memory.
+"""Mutated files, messages and run folders: each is read or refused by a UserError, in bounded time and memory.
 
 Files are mutated by a seeded generator and read in a process of their own, whose memory is limited, and which an alarm
 ends: a hang or a crash inside a library is a failure that names the mutation's number.
@@ -27,11 +27,14 @@ from dataset_utils.reading import read
 from dataset_utils.safe_pickle import load_npy, load_npz, read_pickle
 from dataset_utils.sources.own import load_source
 from registry.errors import UserError
+from tests.fuzzed_runs import RUN_FORMATS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SEED = 22
 NUMBER = 24
-"""Mutations of each format in the default run."""
+"""Mutations of each format of data in the default run."""
+BUDGET = "FEDKDX_FUZZ_SECONDS"
+"""Names the variable with the seconds of the long run, all formats together: five minutes by default."""
 MEMORY = 6 << 30
 """Bytes of address space; reading one of these files takes some MB on top of the libraries."""
 SECONDS = 20
@@ -231,7 +234,7 @@ FORMATS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
 
 def attempts(name: str, folder: Path, first: int) -> Iterator[tuple[int, str]]:
     """Yield each mutation's number and what reading it ends in, from number `first` on, without end."""
-    make, reader = FORMATS[name]
+    make, reader = (FORMATS | RUN_FORMATS)[name]
     path = make(folder)
     content = path.read_bytes()
     reader(path)  # the file itself can be read
@@ -250,8 +253,14 @@ def attempts(name: str, folder: Path, first: int) -> Iterator[tuple[int, str]]:
         number += 1
 
 
-def child(names: list[str], folder: Path, count: int, first: int) -> None:
-    """Read mutations of formats; print the number of each before it is read, and what is wrong after it."""
+def child(names: list[str], folder: Path, count: int, first: int, seconds: float) -> None:
+    """Read mutations of formats; print the number of each before it is read, what is wrong after it, then counts.
+
+    Args:
+        count: mutations of each format, at most.
+        first: number of the first.
+        seconds: after which the next format begins.
+    """
     import faulthandler
     import resource
     import warnings
@@ -260,6 +269,7 @@ def child(names: list[str], folder: Path, count: int, first: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for name in names:
         (folder / name).mkdir()
+        end = time.monotonic() + seconds
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         results = attempts(name, folder / name, first)
         seen = {"read": 0, "refused": 0}
@@ -271,13 +281,16 @@ def child(names: list[str], folder: Path, count: int, first: int) -> None:
                 seen[result] += 1
             faulthandler.dump_traceback_later(SECONDS, exit=True)
             print(f"at {name} {number + 1}", flush=True)
-        assert seen["refused"], name
+            if time.monotonic() > end:
+                break
+        assert seen["refused"] or sum(seen.values()) < NUMBER, name
+        print(f"at {name}: {seen['read']} read, {seen['refused']} refused", flush=True)
     print("done", flush=True)
 
 
-def run(names: list[str], folder: Path, count: int, first: int) -> list[str]:
-    """Run `child` in a process; return what is wrong, one text for each fault."""
-    code = f"from tests.dataset_utils.test_fuzz import *; child({names!r}, Path({str(folder)!r}), {count}, {first})"
+def run(names: list[str], folder: Path, count: int, first: int, seconds: float = 1e9) -> tuple[list[str], list[str]]:
+    """Run `child` in a process; return what is wrong, one text for each fault, and the counts of finished formats."""
+    code = f"from tests.test_fuzz import *; child({names!r}, Path({str(folder)!r}), {count}, {first}, {seconds})"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     made = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, errors="replace", env=environment
@@ -286,20 +299,30 @@ def run(names: list[str], folder: Path, count: int, first: int) -> list[str]:
     wrong = [line for line in lines if line != "done" and not line.startswith("at ")]
     if not lines or lines[-1] != "done":
         wrong.append(f"ended with {made.returncode} after {lines[-1:]}: {made.stderr[-3000:]}")
-    return wrong
+    return wrong, [line.removeprefix("at ") for line in lines if line.startswith("at ") and ": " in line]
+
+
+def require_readers() -> None:
+    for module in ("h5py", "pyarrow", "pyedflib", "wfdb"):
+        pytest.importorskip(module)
 
 
 def test_mutated_files_are_read_or_refused(tmp_path):
-    for module in ("h5py", "pyarrow", "pyedflib", "wfdb"):
-        pytest.importorskip(module)
-    assert run(list(FORMATS), tmp_path, NUMBER, 0) == []
+    require_readers()
+    assert run(list(FORMATS), tmp_path, NUMBER, 0)[0] == []
 
 
 @pytest.mark.slow
-def test_mutated_files_are_read_or_refused_for_two_minutes(tmp_path):
-    end, first = time.monotonic() + 120, NUMBER
-    while time.monotonic() < end:
-        folder = tmp_path / str(first)
-        folder.mkdir()
-        assert run(list(FORMATS), folder, 100, first) == []
-        first += 100
+def test_mutated_files_messages_and_runs_are_read_or_refused_for_five_minutes(tmp_path, capsys):
+    require_readers()
+    left, wrong = [*FORMATS, *RUN_FORMATS], []
+    seconds = float(os.environ.get(BUDGET, 300)) / len(left)
+    while left:
+        faults, counts = run(left, tmp_path, 10**9, NUMBER, seconds)
+        wrong += faults
+        if len(counts) < len(left):  # a crash or a hang; the format after it begins in a new process
+            counts.append(f"{left[len(counts)]}: ended early")
+        left = left[len(counts) :]
+        with capsys.disabled():
+            print("", *counts, f"{len(faults)} wrong", sep="\n")
+    assert not wrong, "\n".join(wrong)
