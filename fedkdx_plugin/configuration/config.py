@@ -100,6 +100,13 @@ class Options(Files):
         choices=("sgd", "momentum", "adam", "adamw"),  # engine.optimizers.NAMES, which imports torch
         flags="--optimizer",
     )
+    class_weights: str = option(
+        "none",
+        "weights of the classes in the clients' cross-entropy: none, or balanced (each class that a client has counts "
+        "alike)",
+        choices=("none", "balanced"),  # engine.training.CLASS_WEIGHTS, which imports torch
+        flags="--class-weights",
+    )
     learning_rate_decay: bool = option(
         True,
         "reduce a client's learning rate each time it has trained (true or false)",

@@ -169,6 +169,7 @@ def training(config: Config, seed: int) -> Settings:
         decay=config.learning_rate_decay_gamma if config.learning_rate_decay else 1.0,
         clip_norm=config.clip_norm,
         optimizer=config.optimizer,
+        class_weights=config.class_weights,
         seed=seed,
         faults=_faults(config),
         attack=_attack(config),
