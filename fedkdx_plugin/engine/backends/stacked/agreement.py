@@ -125,7 +125,8 @@ def _plan(rows: Sequence[int], trains: Sequence[tuple[str, ...]]) -> Plan:
         start += count
     patterns = tuple(sorted(set(trains)))
     phase = torch.tensor([patterns.index(pattern) for pattern in trains]).expand(len(rows), -1)
-    return Plan(index, torch.tensor(rows).unsqueeze(1).expand(-1, STEPS), patterns, phase)
+    no_keys = torch.zeros(len(rows), 0, dtype=torch.int64)
+    return Plan(index, torch.tensor(rows).unsqueeze(1).expand(-1, STEPS), patterns, phase, no_keys)
 
 
 def _alone(
