@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from fedkdx_plugin.engine.backends.stacked import losses as losses_module
 from fedkdx_plugin.engine.backends.stacked.losses import Losses
@@ -54,7 +54,7 @@ def made_step(algorithm, model, place=lambda tensor: tensor, spare=0, **settings
     for id in ids:
         one = backend._begin(id, id, federation.server.message(id, last), last)
         client = copy.copy(one.client)
-        client.data = tree_map(place, client.data)
+        client.data = tree_map_only(torch.Tensor, place, client.data)
         ready.append(Ready(client, {name: place(tensor) for name, tensor in one.context.items()}, id))
     plan = Plan.of(ready, last, federation.settings)
     nets = copy.deepcopy(dict(federation.workspace.nets))
