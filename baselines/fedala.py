@@ -78,9 +78,9 @@ class FedALAClient(PersonalClient):
         seed = random.Random(f"FedALA {self.task.seed} {self.id} {self.trained}").getrandbits(63)
         count = max(1, round(self.params.share * len(self.data.y)))
         order = torch.randperm(len(self.data.y), generator=torch.Generator().manual_seed(seed))[:count]
-        x, y = (tensor[order.to(tensor.device)] for tensor in self.data[:2])
+        part = self.data.rows(order.to(self.data.y.device))
         for _ in range(MOST):
-            yield [Batch(*part) for part in zip(x.split(BATCH), y.split(BATCH), strict=True)]
+            yield part.split(BATCH)
 
     def reply(self) -> Message:
         """Return the trained model, which is also the personal one from now on."""

@@ -51,7 +51,7 @@ class FedASClient(PersonalClient):
 
     def _windows(self, size: int) -> list[Batch]:
         assert self.data is not None  # the engine sets it while the client works
-        return [Batch(*part) for part in zip(self.data.x.split(size), self.data.y.split(size), strict=True)]
+        return self.data.split(size)
 
     @torch.no_grad()
     def _prototypes(self) -> dict[int, Tensor]:

@@ -29,13 +29,13 @@ class FedAvgClient(Client):
         """Load a model and return its mean cross-entropy on windows, (), by running statistics of batch norm.
 
         Args:
-            windows: of this client.
+            windows: of this client; means over parts of them are weighted by number of windows.
             model: full name -> tensor; local batch norm is this client's own.
         """
         self.load(model)
         self.nets["model"].eval()
         total = torch.zeros((), device=windows.y.device)
-        for part in map(Batch, windows.x.split(CHUNK), windows.y.split(CHUNK)):
+        for part in windows.split(CHUNK):
             total = total + self.losses(self.nets, part, {})["model"] * len(part.y)
         return total / len(windows.y)
 

@@ -51,7 +51,7 @@ class FedDistillClient(LocalClient):
     ) -> dict[str, Tensor]:
         """Return ϕ(F, y) + γ ϕ(F, F̂_y), both cross-entropies (line 5); F̂_y is 0 if no other client has the class."""
         logits = nets["model"](batch.x).logits
-        loss = F.cross_entropy(logits, batch.y, reduction="none")
+        loss = batch.cross_entropies(logits)
         distance = -(context[OUTPUTS][batch.y] * F.log_softmax(logits, dim=1)).sum(1)
         return {"model": batch.mean(loss + self.params.gamma * distance)}
 

@@ -113,7 +113,7 @@ def remembered(data: Batch) -> Batch:
     order = data.y.argsort(stable=True)
     if len(order) > CAPACITY:
         order = order[torch.arange(CAPACITY, device=order.device) * len(order) // CAPACITY]
-    return Batch(data.x[order], data.y[order])
+    return data.rows(order)
 
 
 def neighbours(features: Tensor, keys: Tensor, labels: Tensor, leave_out: bool = False) -> Tensor:

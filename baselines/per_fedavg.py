@@ -10,7 +10,7 @@ from torch import Tensor
 
 from baselines.beside import PERSONAL, Beside, PersonalClient, of_model, renamed
 from baselines.fedavg import CHUNK
-from registry.interface import Batch, Message
+from registry.interface import Message
 from registry.parameters import Params, option
 
 STEPS = "steps"
@@ -44,7 +44,7 @@ class PerFedAvgClient(PersonalClient):
         model, count = self.nets["model"].eval(), len(self.data.y)
         named = dict(model.named_parameters())
         total = {name: torch.zeros_like(own) for name, own in named.items()}
-        for part in map(Batch, self.data.x.split(CHUNK), self.data.y.split(CHUNK)):
+        for part in self.data.split(CHUNK):
             loss = self.losses(self.nets, part, {})["model"] * (len(part.y) / count)
             for name, own in zip(named, torch.autograd.grad(loss, list(named.values())), strict=True):
                 total[name] += own

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from registry.aggregation import Average, Averaging
 
 # re-exported for algorithms
+from registry.batch import Batch as Batch
 from registry.messages import BadMessage as BadMessage
 from registry.messages import Message as Message
 from registry.messages import NonFinite as NonFinite
@@ -79,32 +79,6 @@ class Model(nn.Module):
         """Compute features (n, feature_size) and logits (n, classes) of windows (n, channels, 1, time)."""
         features = self.features(x)
         return Output(features, self.head(features))
-
-
-class Batch(NamedTuple):
-    """Batch of windows of one client.
-
-    Attributes:
-        x: (n, channels, 1, time).
-        y: (n,), int64.
-        mask: (n,), bool, False for rows that only pad the batch; None if all rows are real.
-    """
-
-    x: Tensor
-    y: Tensor
-    mask: Tensor | None = None
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of (n,) values over the real rows."""
-        if self.mask is None:
-            return values.mean()
-        return torch.where(self.mask, values, 0).sum() / self.mask.sum().clamp(min=1)
-
-    def cross_entropy(self, logits: Tensor) -> Tensor:
-        """Return the mean cross-entropy of logits (n, classes) over the real rows."""
-        if self.mask is None:
-            return F.cross_entropy(logits, self.y)
-        return self.mean(F.cross_entropy(logits, self.y, reduction="none"))
 
 
 class Round(NamedTuple):

@@ -154,8 +154,8 @@ class FedKDXClient(StudentClient):
         A compiled operation runs instead if it gives the same result (docs/reference/performance.md).
         """
         p = self.params
-        loss_t = F.cross_entropy(teacher.logits, batch.y, reduction="none")
-        loss_s = F.cross_entropy(student.logits, batch.y, reduction="none")
+        loss_t = batch.cross_entropies(teacher.logits)
+        loss_s = batch.cross_entropies(student.logits)
         log_t, log_s = soften(teacher.logits, p.tau), soften(student.logits, p.tau)
         if "kd" in p.use:
             loss_t = loss_t + p.kd_weight * kd(log_t, log_s, p.tau)

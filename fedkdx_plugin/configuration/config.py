@@ -100,6 +100,20 @@ class Options(Files):
         choices=("sgd", "momentum", "adam", "adamw"),  # engine.optimizers.NAMES, which imports torch
         flags="--optimizer",
     )
+    class_weights: str = option(
+        "none",
+        "weights of the classes in the clients' cross-entropy: none, or balanced (each class that a client has counts "
+        "alike)",
+        choices=("none", "balanced"),  # engine.training.CLASS_WEIGHTS, which imports torch
+        flags="--class-weights",
+    )
+    augment: tuple[str, ...] = option(
+        ("none",),
+        "augmentations of training windows, separated by commas: jitter (noise), scale (of channels), rotate (of x, y, "
+        "z), permute (of segments); or none",
+        choices=("none", "jitter", "scale", "rotate", "permute"),  # engine.augmentation.NAMES, which imports torch
+        flags="--augment",
+    )
     learning_rate_decay: bool = option(
         True,
         "reduce a client's learning rate each time it has trained (true or false)",
@@ -175,6 +189,9 @@ class Options(Files):
         super().__post_init__()
         if not self.algorithm:
             raise UserError("-algo: no algorithm is named; fedkdx list shows all")
+        once = 0 < len(self.augment) == len(set(self.augment))
+        if not once or ("none" in self.augment and len(self.augment) > 1):
+            raise UserError(f"--augment: {','.join(self.augment)!r}: write none, or one or several names, each once")
         if self.bn == "local" and self.norm != "batch":
             raise UserError(f"--bn local: --norm {self.norm} leaves no batch norm; leave one of the two out")
         if not all(c.isalnum() or c in "-_" for c in self.goal):
@@ -199,7 +216,8 @@ class Config(Options):
         """Return a flat mapping of plain values, as in YAML; `from_dict` is the inverse."""
         shards = {parameters.key_of(f): getattr(self.shards, f.name) for f in dataclasses.fields(ShardSpec)}
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(Options)}
-        return shards | options | {"algorithm": list(self.algorithm), "set": dict(self.set)}
+        lists = {name: list(value) for name, value in options.items() if isinstance(value, tuple)}
+        return shards | options | lists | {"set": dict(self.set)}
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Config:

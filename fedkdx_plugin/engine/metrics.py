@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FIGURES = ("samples", "accuracy", "f1", "recall", "auc", "auc_macro", "loss")  # as `Metrics.client_...`
+BINS = 15  # of confidence, as in Guo et al. 2017
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Metrics:
         auc_macro: mean over the classes of which a client has positives and negatives, weighted likewise
             over the clients that have such a class.
         loss: cross-entropy, mean over all test samples.
+        ece: expected calibration error of all samples together, Σ_b |Σ_{i in b} (right_i − confidence_i)| / n, with
+            15 bins of equal width (Guo et al. 2017, arXiv:1706.04599); without the non-finite samples.
         accuracy_std: standard deviation of accuracy over clients (of the population, ddof 0).
         accuracy_worst, worst_client: the lowest accuracy of a client, and its id (the first such; -1 for none).
         nonfinite: samples with a NaN or infinite logit.
         client_samples: (clients,), int64, test samples.
         client_accuracy, client_f1, client_recall, client_auc, client_auc_macro, client_loss: (clients,),
             float64.
+        client_gaps: (clients, bins), float64: Σ (right_i − confidence_i) over a client's samples in a bin.
         confusion: (clients, classes, classes), int64: true class by predicted class, without the non-finite
             samples.
     """
@@ -47,6 +51,7 @@ class Metrics:
     auc: float
     auc_macro: float
     loss: float
+    ece: float
     accuracy_std: float
     accuracy_worst: float
     worst_client: int
@@ -58,6 +63,7 @@ class Metrics:
     client_auc: np.ndarray
     client_auc_macro: np.ndarray
     client_loss: np.ndarray
+    client_gaps: np.ndarray
     confusion: np.ndarray
 
     def accuracy_of(self, clients: Sequence[int]) -> float:
@@ -113,7 +119,8 @@ def _tables(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> tuple[np
     recall = (hits / support.clamp(min=1)).sum(1) / present
 
     # Single precision, as in published tables: two probabilities that round to 1 tie.
-    score = torch.where(finite.unsqueeze(1), known.softmax(1), 0).float()
+    probabilities = known.softmax(1)
+    score = torch.where(finite.unsqueeze(1), probabilities, 0).float()
     of_client = client.unsqueeze(1).expand(-1, classes)
     auc = _auc(score, y, of_client, clients)
     of_class = of_client * classes + torch.arange(classes, device=logits.device)
@@ -121,25 +128,33 @@ def _tables(logits: Tensor, y: Tensor, client: Tensor, clients: int) -> tuple[np
 
     losses = torch.where(finite, F.cross_entropy(known, y, reduction="none"), torch.nan)
 
-    # Everything is fetched here. Losses are summed in the order of samples, which index_add on a GPU does not keep.
+    confidence, predicted = probabilities.max(1)
+    bins = ((confidence * BINS).ceil() - 1).clamp(min=0)  # the m-th holds what is above (m − 1) / 15 and up to m / 15
+    gaps = torch.where(finite, (predicted == y).double() - confidence, 0)
+
+    # Everything is fetched here. Losses and gaps are summed in the order of samples, which index_add on a GPU does not
+    # keep.
     columns = (samples.double(), hits.sum(1) / samples, f1, recall, auc, auc_macro)
     table = torch.stack(columns).cpu().numpy()
-    whose, of_samples = torch.stack([client.double(), losses]).cpu().numpy()
+    whose, of_samples, bin, gap = torch.stack([client.double(), losses, bins, gaps]).cpu().numpy()
     loss = np.bincount(whose.astype(np.int64), of_samples, clients)
     loss = np.divide(loss, table[0], out=np.full(clients, np.nan), where=table[0] > 0)
     confusion: np.ndarray = pairs.cpu().numpy()
-    return np.vstack([table, loss]), confusion, table[0].astype(np.int64) - confusion.sum((1, 2))
+    by_bin = np.bincount((whose * BINS + bin).astype(np.int64), gap, clients * BINS).reshape(clients, BINS).T
+    return np.vstack([table, loss, by_bin]), confusion, table[0].astype(np.int64) - confusion.sum((1, 2))
 
 
 def summary(table: np.ndarray, confusion: np.ndarray, nonfinite: int) -> Metrics:
     """Summarise the clients' metrics.
 
     Args:
-        table: (metrics, clients), float64, a row for each of `FIGURES`; a client without samples has 0 and NaN.
+        table: (metrics, clients), float64, a row for each of `FIGURES` and each bin of `client_gaps`; a client without
+            samples has 0 and NaN.
         confusion: (clients, classes, classes).
         nonfinite: samples with a NaN or infinite logit.
     """
-    size, accuracy, f1, recall, auc, auc_macro, loss = table
+    size, accuracy, f1, recall, auc, auc_macro, loss = table[: len(FIGURES)]
+    gaps, counted = table[len(FIGURES) :], confusion.sum()
     tested = size > 0
     ranked = ~np.isnan(auc_macro)
     worst = int(np.nanargmin(accuracy)) if tested.any() else -1
@@ -150,6 +165,7 @@ def summary(table: np.ndarray, confusion: np.ndarray, nonfinite: int) -> Metrics
         auc=_mean(auc[tested], size[tested]),
         auc_macro=_mean(auc_macro[ranked], size[ranked]),
         loss=_mean(loss[tested], size[tested]),
+        ece=float(np.abs(gaps[:, tested].sum(1)).sum() / counted) if counted else np.nan,
         accuracy_std=float(accuracy[tested].std()) if tested.any() else np.nan,
         accuracy_worst=float(accuracy[worst]) if tested.any() else np.nan,
         worst_client=worst,
@@ -161,6 +177,7 @@ def summary(table: np.ndarray, confusion: np.ndarray, nonfinite: int) -> Metrics
         client_auc=auc,
         client_auc_macro=auc_macro,
         client_loss=loss,
+        client_gaps=gaps.T,
         confusion=confusion,
     )
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine.attacks import Attack
+from fedkdx_plugin.engine.augmentation import Augment, Augmenter
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.optimizers import SGD
 from fedkdx_plugin.engine.randomness import generator, seeded
@@ -17,6 +18,9 @@ from fedkdx_plugin.engine.steps import Steps
 from registry import contract
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
+
+ALIKE, BALANCED = "none", "balanced"
+CLASS_WEIGHTS = (ALIKE, BALANCED)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Settings:
         decay: factor on a client's learning rate after each round in which it trained (1: none).
         clip_norm: bound on the norm of each network's gradient (0: none).
         optimizer: how parameters move, a name of `optimizers.NAMES`.
+        class_weights: weights of the classes in cross-entropies, one of `CLASS_WEIGHTS`.
+        augment: augmentations of the windows of each step.
         seed: seed of all random numbers.
         faults: probabilities of injected faults.
         attack: which clients attack, and how.
@@ -41,6 +47,8 @@ class Settings:
     decay: float = 0.99
     clip_norm: float = 10.0
     optimizer: str = SGD
+    class_weights: str = ALIKE
+    augment: Augment = field(default_factory=Augment)
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
     attack: Attack = field(default_factory=Attack)
@@ -62,20 +70,32 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
         mean over the round's windows of the summed losses: a scalar on the device, not synchronised.
     """
     steps = Steps(client, client.nets, contract.context(client), settings.clip_norm, settings.optimizer)
-    x, y, _ = windows_of(client)
+    windows = windows_of(client)
     sums: list[Tensor] = []
     rows: list[int] = []
-    epochs = permutations(len(y), round, client.id, settings).to(x.device)
+    augmented = _augmented(windows, round, client.id, settings)
+    epochs = permutations(len(windows.y), round, client.id, settings).to(windows.y.device)
     with seeded(settings.seed, "dropout", round.index, client.id):
         for epoch, order in enumerate(epochs):
             still = steps.still(client.trains(epoch, len(epochs)))
-            for index in (one for one in order.split(settings.batch_size) for _ in range(client.repeats())):
-                with named(f"client {client.id}, round {round.index}, step {len(sums) + 1}"):
-                    sums.append(steps.take(Batch(x[index], y[index]), still))
-                    rows.append(len(index))
+            for index in order.split(settings.batch_size):
+                batch = augmented(windows.rows(index), len(sums) // client.repeats())
+                for _ in range(client.repeats()):
+                    with named(f"client {client.id}, round {round.index}, step {len(sums) + 1}"):
+                        sums.append(steps.take(batch, still))
+                        rows.append(len(index))
     losses_of_batches = torch.stack(sums)
-    weights = torch.tensor(rows, dtype=losses_of_batches.dtype).to(x.device)
+    weights = torch.tensor(rows, dtype=losses_of_batches.dtype).to(windows.y.device)
     return losses_of_batches @ weights / weights.sum()
+
+
+def _augmented(windows: Batch, round: Round, client: int, settings: Settings) -> Callable[[Batch, int], Batch]:
+    """Return a function that augments a batch of a client's windows, given its number in the round, from 0."""
+    if not settings.augment.names:
+        return lambda batch, number: batch
+    augmenter = Augmenter(settings.augment, windows.x, settings.batch_size)
+    keys = torch.tensor(settings.augment.keys(settings.seed, round.index, client)).to(windows.x.device)
+    return lambda batch, number: replace(batch, x=augmenter(batch.x, keys, number))
 
 
 def windows_of(client: Client) -> Batch:
@@ -135,5 +155,5 @@ def hold_out(data: Batch, share: float, client: int, seed: int) -> tuple[Batch, 
     order = torch.randperm(count, generator=generator(seed, "validation", client)).to(data.y.device)
     held = min(max(int(share * count), 1), count - 1)
     parts = (order[held:].sort().values, order[:held].sort().values)
-    training, validation = (Batch(data.x[part], data.y[part]) for part in parts)
+    training, validation = map(data.rows, parts)
     return training, validation

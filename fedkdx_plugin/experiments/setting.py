@@ -18,6 +18,7 @@ from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import Choice, choose
 from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine.attacks import Attack
+from fedkdx_plugin.engine.augmentation import Augment
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
@@ -63,6 +64,7 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     if config.num_classes not in (None, shards.num_classes):
         raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes; leave it out")
     groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
+    Augment.of(config.augment, shards.manifest["channels"])  # raises where there is nothing to rotate
     task = make_task(config, shards.shape, shards.num_classes)
     with naming(*_models(config)):
         contract.model(task.model())  # raises if a model cannot take windows of this shape
@@ -145,7 +147,7 @@ class Setting:
             self.task,
             choice.params,
             self.data,
-            training(config, config.seed),
+            training(config, config.seed, self.shards.manifest["channels"]),
             schedule(config),
             config.backend,
             config.client_memory,
@@ -160,8 +162,15 @@ class Setting:
                     federation.run([folder, Relay(info, callbacks)], info.done)
 
 
-def training(config: Config, seed: int) -> Settings:
-    """Return how clients train."""
+def training(config: Config, seed: int, channels: Sequence[str] | None = None) -> Settings:
+    """Return how clients train.
+
+    Args:
+        channels: names of the windows' channels; None where nobody trains, as at a server between sites.
+
+    Raises:
+        UserError: an augmentation cannot be applied to these channels.
+    """
     return Settings(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
@@ -169,6 +178,8 @@ def training(config: Config, seed: int) -> Settings:
         decay=config.learning_rate_decay_gamma if config.learning_rate_decay else 1.0,
         clip_norm=config.clip_norm,
         optimizer=config.optimizer,
+        class_weights=config.class_weights,
+        augment=Augment() if channels is None else Augment.of(config.augment, channels),
         seed=seed,
         faults=_faults(config),
         attack=_attack(config),

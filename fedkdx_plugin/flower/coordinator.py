@@ -166,7 +166,7 @@ class RemoteBackend(Backend):
         clients, classes = self.data.clients, len(self.classes)
         result = {}
         for view in views(self.workspace, shared, self.data):
-            table = np.full((len(metrics.FIGURES), clients), np.nan)
+            table = np.full((len(metrics.FIGURES) + metrics.BINS, clients), np.nan)
             table[0] = 0
             confusion = np.zeros((clients, classes, classes), dtype=np.int64)
             having = {id: found[view] for id, found in own.items() if view in found}

@@ -18,12 +18,12 @@ from dataset_utils.scaling import Statistics
 from dataset_utils.shards import UNKNOWN
 from dataset_utils.spec import EVALUATE_ON, SCALES
 from fedkdx_plugin.engine import scaling
-from fedkdx_plugin.engine.metrics import FIGURES, Metrics
+from fedkdx_plugin.engine.metrics import BINS, FIGURES, Metrics
 from registry.interface import BadMessage, Message, Round
 from registry.messages import MOST_SAMPLES
 from registry.text import is_plain_name, is_shown_as_it_is, shown
 
-PROTOCOL = 4
+PROTOCOL = 5
 LONGEST_TEXT = 300  # characters
 MOST_CLIENTS = 10**6
 MOST_CLASSES = 1000  # each client's confusion matrix has their square
@@ -195,6 +195,7 @@ class ClientMetrics:
 
     Attributes:
         row: `metrics.FIGURES`, float64: numbers between 0 and 1, except sample count and loss; NaN where undefined.
+            Then the client's `metrics.Metrics.client_gaps`.
         confusion: (classes, classes), int64.
         nonfinite: samples with a NaN or infinite logit.
     """
@@ -207,6 +208,7 @@ class ClientMetrics:
     def of(metrics: Metrics, client: int) -> ClientMetrics:
         """Take one client's metrics out of all clients'."""
         row = [float(getattr(metrics, f"client_{name}")[client]) for name in FIGURES]
+        row += metrics.client_gaps[client].tolist()
         confusion = torch.from_numpy(metrics.confusion[client].copy())
         return ClientMetrics(torch.tensor(row, dtype=torch.float64), confusion, metrics.nonfinite)
 
@@ -282,16 +284,18 @@ def _names(values: Any, most: int) -> tuple[str, ...]:
 def _check(view: str, metrics: ClientMetrics, classes: int) -> None:
     """Raise BadMessage for metrics that no measurement gives."""
     row, confusion = metrics.row, metrics.confusion
-    if row.shape != (len(FIGURES),) or confusion.shape != (classes, classes):
+    if row.shape != (len(FIGURES) + BINS,) or confusion.shape != (classes, classes):
         raise BadMessage(f"metrics of '{view}' have shapes {tuple(row.shape)} and {tuple(confusion.shape)}")
     if row.dtype != torch.float64 or confusion.dtype != torch.int64:
         raise BadMessage(f"metrics of '{view}' are {row.dtype} and {confusion.dtype}")
-    values = dict(zip(FIGURES, row.tolist(), strict=True))
+    values = dict(zip(FIGURES, row.tolist()[: len(FIGURES)], strict=True))
     shares = [values[name] for name in SHARES]
     if any(share < 0 or share > 1 for share in shares) or values["loss"] < 0 or not values["samples"] >= 0:
         raise BadMessage(f"metrics of '{view}' are out of range: {values}")
     if ((confusion < 0) | (confusion > MOST_SAMPLES)).any() or values["samples"] > MOST_SAMPLES:
         raise BadMessage(f"metrics of '{view}' count fewer than no samples, or more than {MOST_SAMPLES}")
+    if not row[len(FIGURES) :].abs().sum() <= values["samples"] * (1 + 1e-9):  # NaN is no number either
+        raise BadMessage(f"metrics of '{view}': calibration is off by more than its samples")
     if confusion.sum() + metrics.nonfinite != values["samples"]:
         raise BadMessage(f"metrics of '{view}': the confusion matrix does not add up to the samples")
 

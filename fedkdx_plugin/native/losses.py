@@ -67,7 +67,8 @@ def _agrees(method: Losses, client: Any, teacher: Output, terms: Terms) -> bool:
     operations, variables, shared = library.required(), method.__globals__, vars(functional)
     classes, size = teacher.logits.shape[1], teacher.features.shape[1]
     ours = (mutual, Mutual.forward, Mutual.backward, operations.mutual_losses, operations.contrastive_loss)
-    theirs = (*twin.made_of(variables, FUNCTIONS), method, method.__code__, F.cross_entropy, Batch.mean)
+    of_batch = (F.cross_entropy, Batch.mean, Batch.cross_entropies)
+    theirs = (*twin.made_of(variables, FUNCTIONS), method, method.__code__, *of_batch)
 
     def by_method(*batch: Any) -> Iterable[Tensor]:
         return method(client, *batch).values()
@@ -109,10 +110,10 @@ def _trial(losses: Callable[..., Iterable[Tensor]], classes: int, size: int, dty
 
 
 def fits(teacher: Output, student: Output, batch: Batch) -> bool:
-    """Return whether `mutual` takes these: float32, on a CPU, all rows real, classes int64."""
+    """Return whether `mutual` takes these: float32, on a CPU, all rows real, classes int64 and without weights."""
     tensors = (*teacher, *student)
     of_a_kind = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
-    whole = batch.mask is None and batch.y.dtype == torch.int64
+    whole = batch.mask is None and batch.weights is None and batch.y.dtype == torch.int64
     return of_a_kind and whole and library.operations() is not None
 
 

@@ -73,9 +73,11 @@ def together(section: Section) -> Table:
             number(spread([share(matrix) for matrix in matrices]), 100 if "%" in head else 1)
             for head, share in heads.items()
         ]
+        calibration = spread([run.evaluated[-1].metrics[SERVED].ece for run in method.runs])
         by_client = spread([run.evaluated[-1].metrics[SERVED].f1 for run in method.runs])
-        rows.append([Cell(method.name), *cells, number(by_client, 100)])
-    columns = [("", "method"), *(("all windows together", head) for head in heads), ("mean over clients", "macro F1 %")]
+        rows.append([Cell(method.name), *cells, number(calibration, 100), number(by_client, 100)])
+    pooled = [("all windows together", head) for head in (*heads, "calibration error %")]
+    columns = [("", "method"), *pooled, ("mean over clients", "macro F1 %")]
     caption = (
         f"{section.title}: {section.on} windows of all clients together, last round, mean ± standard deviation over "
         "seeds. A client with few of the classes has a low macro F1 of its own where its model also predicts others."

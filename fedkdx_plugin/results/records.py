@@ -17,7 +17,7 @@ from fedkdx_plugin.engine.participation import measured
 from fedkdx_plugin.engine.rounds import RoundRecord
 
 SHARES = ("accuracy", "auc", "f1", "recall", "auc_macro", "loss")
-SCALARS = (*SHARES, "accuracy_std", "accuracy_worst", "worst_client", "nonfinite")
+SCALARS = (*SHARES, "ece", "accuracy_std", "accuracy_worst", "worst_client", "nonfinite")
 PER_CLIENT = tuple(f"client_{name}" for name in SHARES)
 PARTS = ("train", "aggregate", "evaluate")
 ROUND_COLUMNS = (
@@ -31,11 +31,13 @@ ROUND_COLUMNS = (
     *(f"seconds_{p}" for p in PARTS),
 )
 NO_CONFUSION = np.empty((0, 0, 0), dtype=np.int64)
+NO_GAPS = np.empty((0, 0))
 
 
 def without_confusion(record: RoundRecord) -> RoundRecord:
-    """Return a record without its confusion matrices, which would fill the memory if those of every round were kept."""
-    bare = {view: replace(metrics, confusion=NO_CONFUSION) for view, metrics in record.metrics.items()}
+    """Return a record without confusion matrices and gaps, which would fill the memory if those of all were kept."""
+    nothing = {"confusion": NO_CONFUSION, "client_gaps": NO_GAPS}
+    bare = {view: replace(metrics, **nothing) for view, metrics in record.metrics.items()}
     return replace(record, metrics=bare)
 
 
@@ -183,7 +185,8 @@ def _by_client(text: bytes) -> dict[int, str]:
 
 def _metrics(data: Mapping[str, np.ndarray], row: int) -> Metrics:
     """Return the metrics of one view in the evaluation with index `row`."""
-    now = {name: data[name][row] for name in (*SCALARS, *PER_CLIENT)}
+    missing = {"ece": np.full(row + 1, np.nan)}  # from files of versions that did not measure it
+    now = {name: (missing | dict(data))[name][row] for name in (*SCALARS, *PER_CLIENT)}
     return Metrics(
         accuracy=float(now["accuracy"]),
         f1=float(now["f1"]),
@@ -191,6 +194,7 @@ def _metrics(data: Mapping[str, np.ndarray], row: int) -> Metrics:
         auc=float(now["auc"]),
         auc_macro=float(now["auc_macro"]),
         loss=float(now["loss"]),
+        ece=float(now["ece"]),
         accuracy_std=float(now["accuracy_std"]),
         accuracy_worst=float(now["accuracy_worst"]),
         worst_client=int(now["worst_client"]),
@@ -202,5 +206,6 @@ def _metrics(data: Mapping[str, np.ndarray], row: int) -> Metrics:
         client_auc=now["client_auc"],
         client_auc_macro=now["client_auc_macro"],
         client_loss=now["client_loss"],
+        client_gaps=NO_GAPS,
         confusion=NO_CONFUSION,
     )

@@ -86,6 +86,41 @@ def test_all_figures_are_scikit_learns(case):
     assert got.worst_client == accuracy.argmin() and got.nonfinite == 0
 
 
+def by_guo(logits, y):
+    """Σ_m |B_m| / n · |acc(B_m) − conf(B_m)| over 15 bins ((m − 1)/15, m/15]."""
+    p = torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
+    confidence, right = p.max(1), p.argmax(1) == y
+    error = 0.0
+    for m in range(1, 16):
+        inside = (confidence > (m - 1) / 15) & (confidence <= m / 15)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return error
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_calibration_error_is_its_formula_over_all_samples_together(case):
+    logits, y, client = make(**CASES[case])
+    got = of(2 * logits, y, client, len(CASES[case]["sizes"]))
+    assert got.ece == pytest.approx(by_guo(2 * logits, y), rel=1e-9) and got.ece > 0
+    assert got.client_gaps.shape == (len(CASES[case]["sizes"]), 15)
+    for k in range(len(got.client_gaps)):
+        own = client == k
+        assert np.abs(got.client_gaps[k]).sum() / own.sum() == pytest.approx(by_guo(2 * logits[own], y[own]), rel=1e-9)
+
+
+def test_calibration_error_by_hand():
+    """Ten predictions at 0.8 of which eight are right are calibrated; of which five are right, they are off by 0.3."""
+    logits = torch.tensor([[0.8, 0.2]]).log().expand(10, 2)
+    for right, expected in ((8, 0.0), (5, 0.3)):
+        y = (torch.arange(10) >= right).long()
+        assert evaluate(logits, y, torch.zeros(10).long(), 1).ece == pytest.approx(expected, abs=1e-6)
+    bad = torch.cat([logits, torch.tensor([[torch.nan, 0.0]])])
+    left_out = evaluate(bad, torch.cat([y, torch.tensor([0])]), torch.zeros(11).long(), 1)
+    assert left_out.ece == pytest.approx(0.3, abs=1e-6) and left_out.nonfinite == 1
+    assert np.isnan(evaluate(logits[:0], y[:0], y[:0], 1).ece)
+
+
 def test_large_logits_tie_as_single_precision_probabilities_do():
     logits, y, client = make([200, 50], 6, digits=1)
     got = of(logits * 40, y, client, 2)
@@ -98,7 +133,7 @@ def test_a_client_without_test_samples_counts_in_no_mean():
     logits, y, client = make([20, 30], 4)
     plain = of(logits, y, client, 2)
     spaced = of(logits, y, client * 2, 4)
-    for name in ("accuracy", "f1", "recall", "auc", "auc_macro", "loss", "accuracy_std", "accuracy_worst"):
+    for name in ("accuracy", "f1", "recall", "auc", "auc_macro", "loss", "ece", "accuracy_std", "accuracy_worst"):
         assert getattr(spaced, name) == getattr(plain, name), name
     assert np.isnan(spaced.client_accuracy[[1, 3]]).all() and np.isnan(spaced.client_loss[[1, 3]]).all()
     assert spaced.worst_client == plain.worst_client * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import h5py
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn
@@ -72,3 +73,19 @@ def test_two_classes_have_sensitivity_and_specificity(tmp_path, monkeypatch):
     found = {head: cell.value for (_, head), cell in zip(table.columns, table.rows[0], strict=True)}
     assert found["sensitivity % (seizure)"] == pytest.approx(75)
     assert found["specificity % (seizure)"] == pytest.approx(90)
+
+
+def test_calibration_is_of_all_windows_and_missing_from_older_runs(tmp_path):
+    folders = [make_run(tmp_path / f"FedAvg{seed}", "FedAvg", seed) for seed in (0, 1)]
+    with h5py.File(folders[0] / "results.h5", "a") as file:
+        right = 100 * file["views/served/ece"][-1]
+        assert 0 < right < 100
+    (section,) = sections_of(*folders, make_run(old := tmp_path / "old", "FedKDX"))
+    values = [100 * run.evaluated[-1].metrics["served"].ece for run in section.methods[0].runs]
+    place = [head for _, head in classes.together(section).columns].index("calibration error %")
+    assert values[0] == right and values[0] != values[1]
+    assert classes.together(section).rows[0][place].value == pytest.approx(np.mean(values))
+    with h5py.File(old / "results.h5", "a") as file:
+        del file["views/served/ece"]
+    (section,) = sections_of(*folders, old)
+    assert [row[place].text for row in classes.together(section).rows][1] == "–"

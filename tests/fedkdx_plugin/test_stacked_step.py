@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from fedkdx_plugin.engine.backends.stacked import losses as losses_module
 from fedkdx_plugin.engine.backends.stacked.losses import Losses
@@ -18,7 +19,7 @@ from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.models.cnn import CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog, interface, tensors
-from registry.interface import Batch, Round, Task
+from registry.interface import Round, Task
 from tests.conftest import CLASSES, SHAPE, Recorder, make_federation, smaller_student
 from tests.fedkdx_plugin.stacked_runs import (
     failing,
@@ -43,17 +44,17 @@ class Refuse(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def made_step(algorithm, model, place=lambda tensor: tensor, spare=0):
+def made_step(algorithm, model, place=lambda tensor: tensor, spare=0, **settings):
     """Make a step, with places to spare, two unequal clients to load into it, their plan and state."""
     task, last = Task(SHAPE, CLASSES, model, smaller_student(algorithm, model)), Round(2, 2)
-    federation, _ = run(algorithm, task=task, data=windows((16, 7)), rounds=1, join_ratio=1, local_epochs=1)
+    federation, _ = run(algorithm, task=task, data=windows((16, 7)), rounds=1, join_ratio=1, local_epochs=1, **settings)
     backend, ids = federation.backend, range(1 if algorithm.pools_data else 2)
     backend._kept.load(list(ids), backend._state)
     ready = []
     for id in ids:
         one = backend._begin(id, id, federation.server.message(id, last), last)
         client = copy.copy(one.client)
-        client.data = Batch(place(client.data.x), place(client.data.y))
+        client.data = tree_map_only(torch.Tensor, place, client.data)
         ready.append(Ready(client, {name: place(tensor) for name, tensor in one.context.items()}, id))
     plan = Plan.of(ready, last, federation.settings)
     nets = copy.deepcopy(dict(federation.workspace.nets))

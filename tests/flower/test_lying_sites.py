@@ -196,7 +196,7 @@ def test_a_round_whose_aggregate_is_not_finite_is_undone(monkeypatch):
 
 def announced(**values: object) -> Message:
     own = {"client": 1, "samples": 5, "tests": 2, "shape": [2, 1, 7], "classes": ["a", "b"], "data": "made"}
-    own |= {"evaluated_on": "test", "scale": "none", "versions": {"fedkdx": "1"}, "protocol": 4}
+    own |= {"evaluated_on": "test", "scale": "none", "versions": {"fedkdx": "1"}, "protocol": 5}
     return Message({}, own | values)
 
 
@@ -246,17 +246,17 @@ READERS: dict[str, tuple[Callable[[Message], object], dict[str, object]]] = {
     "announcement": (Announcement.from_message, dict(announced().meta)),
     "answer": (
         lambda message: Answer.from_message(message, 1, 2, 2),
-        {"protocol": 4, "client": 1, "round": 2, "dropped": "", "reply": {"samples": 3}, "nonfinite": {"served": 0}},
+        {"protocol": 5, "client": 1, "round": 2, "dropped": "", "reply": {"samples": 3}, "nonfinite": {"served": 0}},
     ),
     "request": (
         Request.from_message,
-        {"protocol": 4, "run": "r", "client": 1, "round": [1, 2, 0.5], "state": 0, "durable": 0, "train": {}}
+        {"protocol": 5, "run": "r", "client": 1, "round": [1, 2, 0.5], "state": 0, "durable": 0, "train": {}}
         | {"measure": True, "same": []},
     ),
 }
 TENSORS = {
     "loss": torch.tensor(1.0, dtype=torch.float64),
-    "metrics/served": torch.tensor([2.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64),
+    "metrics/served": torch.tensor([2.0] + [0.5] * 6 + [0.1] * 15, dtype=torch.float64),
     "confusion/served": torch.tensor([[1, 0], [0, 1]]),
 }
 
@@ -275,7 +275,7 @@ def test_nothing_but_bad_message_passes(what, data):
             del meta[key]
     if tensors and data.draw(some.booleans()):
         name = data.draw(some.sampled_from(sorted(tensors)))
-        form = some.sampled_from([torch.zeros(0), torch.zeros(3, 2), torch.tensor([torch.nan] * 7), torch.tensor(7)])
+        form = some.sampled_from([torch.zeros(0), torch.zeros(3, 2), torch.tensor([torch.nan] * 22), torch.tensor(7)])
         tensors[name] = data.draw(form)
     try:
         read(Message(tensors, meta))

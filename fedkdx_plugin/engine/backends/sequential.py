@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -10,9 +11,10 @@ from fedkdx_plugin.engine import evaluation
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction
-from fedkdx_plugin.engine.training import Settings, hold_out, named, planned_steps, train
+from fedkdx_plugin.engine.training import BALANCED, Settings, hold_out, named, planned_steps, train
 from fedkdx_plugin.engine.transport import check_finite
 from registry import contract
+from registry.batch import balanced
 from registry.interface import Batch, Client, Message, NonFinite, Round
 
 
@@ -70,6 +72,10 @@ def prepare(client: Client, round: Round, data: DeviceData, settings: Settings) 
     device = data.test_x.device
     own = Batch(data.train_x[client.id].to(device), data.train_y[client.id].to(device))
     client.data, client.validation = hold_out(own, contract.holdout(client), client.id, settings.seed)
+    if settings.class_weights == BALANCED:
+        training = client.data
+        weights = balanced(training.y, client.task.classes, training.x)
+        client.data = dataclasses.replace(training, weights=weights)
     client.learning_rate = settings.learning_rate * settings.decay**client.trained
     client.steps = planned_steps(client, round, settings)
 

@@ -17,7 +17,7 @@ from fedkdx_plugin.engine.backends.stacked.step import Step
 from fedkdx_plugin.engine.randomness import seeded
 from fedkdx_plugin.engine.steps import Steps
 from fedkdx_plugin.engine.training import windows_of
-from registry.interface import Batch, Client, Model, copy_state, float_state
+from registry.interface import Client, Model, copy_state, float_state
 
 ROWS = 8  # rows of a trial batch: few, so that a padding row has much weight
 STEPS = 2
@@ -105,8 +105,8 @@ def _try(
 
 
 def _shortened(one: Ready, rows: int, place: int) -> Ready:
-    client, (x, y, _) = copy.copy(one.client), windows_of(one.client)
-    client.data, client.learning_rate = Batch(x[:rows], y[:rows]), RATE
+    client = copy.copy(one.client)
+    client.data, client.learning_rate = windows_of(client).rows(slice(rows)), RATE
     return Ready(client, one.context, place)
 
 
@@ -125,7 +125,8 @@ def _plan(rows: Sequence[int], trains: Sequence[tuple[str, ...]]) -> Plan:
         start += count
     patterns = tuple(sorted(set(trains)))
     phase = torch.tensor([patterns.index(pattern) for pattern in trains]).expand(len(rows), -1)
-    return Plan(index, torch.tensor(rows).unsqueeze(1).expand(-1, STEPS), patterns, phase)
+    no_keys = torch.zeros(len(rows), 0, dtype=torch.int64)
+    return Plan(index, torch.tensor(rows).unsqueeze(1).expand(-1, STEPS), patterns, phase, no_keys)
 
 
 def _alone(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine import training
+from fedkdx_plugin.engine.augmentation import Augmenter
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.backends.sequential import Sequential, prepare, release
 from fedkdx_plugin.engine.backends.stacked import size
@@ -263,8 +264,21 @@ class Stacked(Backend):
 
     def _made(self, group: Sequence[Ready], plan: Plan, clients: int) -> Step:
         most = size.most(self.data, self.settings, clients, group[0].client.repeats())
-        clip, optimizer = self.settings.clip_norm, self.settings.optimizer
-        return Step(self._losses, clients, most.steps, plan, most.windows, group[0], clip, optimizer=optimizer)
+        settings, one = self.settings, group[0]
+        augmenter = None
+        if settings.augment.names:
+            augmenter = Augmenter(settings.augment, training.windows_of(one.client).x, settings.batch_size)
+        return Step(
+            self._losses,
+            clients,
+            most.steps,
+            plan,
+            most.windows,
+            one,
+            settings.clip_norm,
+            optimizer=settings.optimizer,
+            augmenter=augmenter,
+        )
 
     def _best_way(self, group: Sequence[Ready], plan: Plan, rounds: int) -> str:
         """Return the fastest way for a whole run; resumed parts use the same way, so that the bits are equal."""

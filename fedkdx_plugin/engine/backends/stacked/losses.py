@@ -56,20 +56,21 @@ class Losses(nn.Module):
         x: Tensor,
         y: Tensor,
         mask: Tensor | None,
+        weights: Tensor | None,
         context: Mapping[str, Tensor],
         groups: Sequence[Mapping[str, Tensor]],
     ) -> Tensor:
         """Return the sum of one client's losses on a batch.
 
         Args:
-            x, y, mask: see `Batch`.
+            x, y, mask, weights: see `Batch`.
             context: the client's context.
             groups: for each group of networks that are evaluated together, local name -> (networks, ...).
         """
         self.rows.mask = mask
         try:
             nets = _OnePass(self.copies, self._asked_together, groups)
-            losses = contract.losses(self._stand_in, self._stand_in.losses(nets, Batch(x, y, mask), context))
+            losses = contract.losses(self._stand_in, self._stand_in.losses(nets, Batch(x, y, mask, weights), context))
         finally:
             self.rows.mask = None
         return reduce(add, losses.values())
@@ -96,14 +97,16 @@ class Losses(nn.Module):
             x: Tensor,
             y: Tensor,
             mask: Tensor | None,
+            weights: Tensor | None,
             context: Mapping[str, Tensor],
         ) -> Tensor:
-            loss: Tensor = functional_call(self, own, (x, y, mask, context, groups), tie_weights=False)
+            loss: Tensor = functional_call(self, own, (x, y, mask, weights, context, groups), tie_weights=False)
             return loss
 
         with left_out():
-            in_dims = (0, 0, 0, 0, None if batch.mask is None else 0, 0)
-            losses: Tensor = vmap(one, in_dims)(own, groups, *batch, dict(context))
+            of_batch = (batch.x, batch.y, batch.mask, batch.weights)
+            in_dims = (0, 0, *(None if part is None else 0 for part in of_batch), 0)
+            losses: Tensor = vmap(one, in_dims)(own, groups, *of_batch, dict(context))
         return losses
 
     def updated(

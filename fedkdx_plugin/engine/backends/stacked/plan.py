@@ -37,12 +37,14 @@ class Plan:
         rows: number of real rows of every batch, (clients, steps); 0 where a client has no batch left.
         patterns: what is trained in some step, as `Client.trains` gives it.
         phase: position in `patterns` of what is trained in each step, (clients, steps).
+        keys: of the augmentations of each client, (clients, names), int64.
     """
 
     index: Tensor
     rows: Tensor
     patterns: tuple[tuple[str, ...], ...]
     phase: Tensor
+    keys: Tensor
 
     @property
     def masked(self) -> bool:
@@ -81,7 +83,8 @@ class Plan:
             start += count
         times = ready[0].client.repeats()  # the same for all, as it depends on hyper-parameters alone
         index, rows, phase = (part.repeat_interleave(times, 1) for part in (index, rows, phase))
-        return Plan(index, rows, patterns, phase)
+        keys = [settings.augment.keys(settings.seed, round.index, one.client.id) for one in ready]
+        return Plan(index, rows, patterns, phase, torch.tensor(keys, dtype=torch.int64))
 
 
 def kind(context: Mapping[str, Tensor]) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedkdx_plugin.engine.augmentation import Augmenter
 from fedkdx_plugin.engine.backends.stacked.losses import Losses
 from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
 from fedkdx_plugin.engine.backends.stacked.state import State
@@ -49,6 +50,7 @@ class Step:
         clip_norm: bound on each network's gradient norm; 0: none.
         way: EAGER, GRAPH or COMPILED.
         optimizer: how parameters move, unless the clients say so themselves.
+        augmenter: what augments the windows; None: nothing does.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Step:
         clip_norm: float,
         way: str = EAGER,
         optimizer: str = SGD,
+        augmenter: Augmenter | None = None,
     ) -> None:
-        x, y, _ = windows_of(one.client)
+        own = windows_of(one.client)
+        x, y, weights = own.x, own.y, own.weights
         self.losses, self.masked, self.clip_norm, self.way = losses, plan.masked, clip_norm, way
         self.optimizer = optimizer if moves_by_sgd(type(one.client)) else None
         width = plan.index.shape[2]
@@ -72,9 +76,12 @@ class Step:
         self.numbers = tuple(tuple(torch.zeros_like(t) for _ in range(numbers)) for t in self.state.trained)
         self.context = {name: t.detach().new_zeros(clients, *t.shape) for name, t in one.context.items()}
         self.windows, self.labels = x.new_zeros(windows, *x.shape[1:]), y.new_zeros(windows)
+        self.weights = None if weights is None else weights.new_zeros(clients, len(weights))
         self.index = y.new_zeros(clients, steps, width)
         self.rows, self.phase = y.new_zeros(clients, steps), y.new_zeros(clients, steps)
         self._trains = None if plan.patterns == (("*",),) else losses.arrangement.matching(plan.patterns, x)
+        self.augmenter, self.repeats = augmenter, one.client.repeats()
+        self.keys = y.new_zeros(clients, plan.keys.shape[1])
         self.at = y.new_zeros(1)
         self.rates, self.total = x.new_zeros(clients), x.new_zeros(clients)
         self._places = torch.arange(width, device=y.device)
@@ -112,7 +119,10 @@ class Step:
         ends = sum(len(own.y) for own in windows)
         self.windows[:ends].copy_(torch.cat([own.x for own in windows]))
         self.labels[:ends].copy_(torch.cat([own.y for own in windows]))
+        if self.weights is not None:
+            self.weights[:count].copy_(torch.stack([own.weights for own in windows if own.weights is not None]))
         self.index[:count, :steps].copy_(plan.index)
+        self.keys[:count].copy_(plan.keys)
         self.rows.zero_()
         self.rows[:count, :steps].copy_(plan.rows)
         self.phase[:count, :steps].copy_(plan.phase)
@@ -149,8 +159,11 @@ class Step:
     ) -> Moved:
         """Return state and the optimiser's numbers after a step, and losses times numbers of rows, (clients,)."""
         mask = self._places < rows.unsqueeze(1) if self.masked else None
+        if self.augmenter is not None:
+            x = self.augmenter(x, self.keys, at // self.repeats)
         gradients_of = torch.func.grad(self._loss, has_aux=True)
-        gradients, (losses, other) = gradients_of(state.trained, state.other, Batch(x, y, mask), self.context)
+        batch = Batch(x, y, mask, self.weights)
+        gradients, (losses, other) = gradients_of(state.trained, state.other, batch, self.context)
         moving: tuple[Tensor | None, ...] = (None,) * len(gradients)
         if self._trains is not None:
             chosen = tuple(trains.index_select(0, phase) for trains in self._trains)
