@@ -137,6 +137,8 @@ class _Job:
     def end(self) -> BaseException | None:
         """Tell the callbacks how the job ended, and return its error. The files of a job without one are removed."""
         error: BaseException | None
+        self.changed = 0  # a time that the node's file system has kept from before says nothing
+        self._tell()
         try:
             error = failure(*self.submitted.result())
         except Exception as failed:  # submitit's own errors: no result, such as of a job that used too much memory
@@ -189,6 +191,8 @@ def _executor(folder: Path, slurm: Mapping[str, str]) -> Any:
     # as additional parameters, options have the names, the values and the checks of sbatch; submitit's own default of
     # five minutes would end every run
     executor.update_parameters(job_name="fedkdx", time=None, additional_parameters=dict(slurm))
+    if cpus := slurm.get("cpus_per_task"):  # since Slurm 22.05, srun no longer takes it over from sbatch
+        executor.update_parameters(srun_args=[f"--cpus-per-task={cpus}"])
     return executor
 
 

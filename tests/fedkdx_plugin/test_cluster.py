@@ -45,7 +45,7 @@ for flag, number in (("--output", 1), ("--error", 2)):
     at = words.index(flag)
     os.dup2(os.open(words[at + 1].replace("%j", job).replace("%t", "0"), os.O_WRONLY | os.O_CREAT), number)
     del words[at : at + 2]
-words.remove("--unbuffered")
+words = words[next(place for place, word in enumerate(words) if not word.startswith("--")) :]
 (HERE / f"{job}.pid").write_text(str(os.getpid()))
 os.execvp(words[0], words)
 """,
@@ -126,7 +126,7 @@ def test_jobs_give_the_numbers_of_one_process(slurm, executor, shard_folder, cap
         monkeypatch.setattr(cluster, "_executor", local)
     name = written(shard_folder, "Local", "FedKDX")
     assert main(["experiment", name, "--jobs", "1", "-o", "one"]) == 0
-    argv = ["experiment", name, "--launcher", "slurm", "--slurm", "partition=gpu,time=1-00:00,gpus-per-node=1"]
+    argv = ["experiment", name, "--launcher", "slurm", "--slurm", "partition=gpu,time=1-00:00,cpus-per-task=1"]
     assert main([*argv, "-o", "jobs"]) == 0
     out = capsys.readouterr()
     assert "Mine: 2 runs; jobs of Slurm; results in jobs/mine" in out.out
@@ -138,8 +138,9 @@ def test_jobs_give_the_numbers_of_one_process(slurm, executor, shard_folder, cap
     if executor == "slurm":
         scripts = [path.read_text() for path in slurm.glob("*.sh")]
         assert len(scripts) == 2  # a job for each run
-        for line in ("--partition=gpu", "--time=1-00:00", "--gpus-per-node=1", "--job-name=fedkdx"):
+        for line in ("--partition=gpu", "--time=1-00:00", "--cpus-per-task=1", "--job-name=fedkdx"):
             assert all(f"#SBATCH {line}\n" in script for script in scripts)
+        assert all(" --cpus-per-task=1 " in script.partition("# command")[2] for script in scripts)  # of srun
     assert main([*argv, "-o", "jobs"]) == 0
     assert "2 runs, 2 of them done" in capsys.readouterr().out
     assert executor == "local" or len(list(slurm.glob("*.sh"))) == 2
