@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +46,7 @@ def import_folder(folder: Path, name: str, data_root: Path) -> Path:
     about = {
         "name": name,
         "paper": PAPER,
-        "files": [
-            {"name": file.relative_to(folder).as_posix(), "size": file.stat().st_size, "sha256": sha256(file)}
-            for pair in pairs
-            for file in pair
-        ],
+        "files": _listed(folder, pairs),
         "spec": None,
         "preprocessing": None,
         "rate": None,
@@ -57,6 +55,54 @@ def import_folder(folder: Path, name: str, data_root: Path) -> Path:
     }
     shards.write(target, about, clients)
     return target
+
+
+def imported(folder: Path, name: str, data_root: Path) -> Path:
+    """Return the shards of a PFLlib folder, which are made unless they are there; arguments are as of `import_folder`.
+
+    Raises:
+        UserError: as of `import_folder`, or the shards that are there are of other files, or the folder's
+            `config.json` says another number of clients, or fewer classes, than its files have.
+    """
+    pairs, target = _files(folder), data_root / name / "pfllib"
+    stated = _stated(folder / "config.json")
+    if stated.get("num_clients", len(pairs)) != len(pairs):
+        raise UserError(
+            f"{folder}: {len(pairs)} clients, and config.json says {stated['num_clients']}; remove the files of an "
+            "earlier generation, or generate the data set anew"
+        )
+    if state_of(target) is None:
+        import_folder(folder, name, data_root)
+    found = shards.load(target)
+    if found.manifest["files"] != _listed(folder, pairs):
+        raise UserError(f"{target}: of other files than {folder} holds now; remove it, or give another --data-root")
+    if (classes := stated.get("num_classes", found.num_classes)) < found.num_classes:
+        raise UserError(f"{folder}: a label is {found.num_classes - 1}, and config.json says {classes} classes")
+    if classes > found.num_classes:
+        print(
+            f"{folder}: no window has a label from {found.num_classes} to {classes - 1}, which config.json counts; the "
+            f"models have {found.num_classes} outputs",
+            file=sys.stderr,
+        )
+    return target
+
+
+def _stated(path: Path) -> dict[str, int]:
+    """Return the numbers of clients and classes in PFLlib's `config.json`; none where there is no such file."""
+    if state_of(path) is None:
+        return {}
+    with parsing(path, "config.json of PFLlib"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {key: int(content[key]) for key in ("num_clients", "num_classes") if key in content}
+
+
+def _listed(folder: Path, pairs: list[tuple[Path, Path]]) -> list[dict[str, Any]]:
+    """Return name, size and SHA-256 of each file, for the manifest."""
+    return [
+        {"name": file.relative_to(folder).as_posix(), "size": file.stat().st_size, "sha256": sha256(file)}
+        for pair in pairs
+        for file in pair
+    ]
 
 
 def _files(folder: Path) -> list[tuple[Path, Path]]:

@@ -25,7 +25,7 @@ PAGES = sorted(
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md"))
     if ".venv" not in path.parts
 )
-OF_THE_EXAMPLES = {"FedMedian", "mlp"}  # names that a reader's own package brings
+OF_THE_EXAMPLES = {"FedMedian", "mlp", "Wards"}  # names that a reader's own package brings
 PROMPT = re.compile(r"(?:python run\.py|fedkdx|python -m dataset_utils\.(?:generate|describe)) ")
 
 

@@ -1,4 +1,4 @@
-"""What the example's algorithm computes, and that the example's own tests pass."""
+"""What an example's algorithm computes, and that the examples' own tests pass."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import torch
 from registry.interface import Message, Round
 from tests.conftest import make_federation
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "fedkdx-median"
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture
 def median(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.syspath_prepend(EXAMPLES / "fedkdx-median")
     from fedkdx_median.algorithm import FedMedian
 
     yield FedMedian
@@ -44,15 +45,16 @@ def test_one_wild_client_of_three_is_outvoted(median):
     assert torch.equal(server.weights["model.w"], torch.ones(4))
 
 
-def test_its_own_tests_pass():
-    root = EXAMPLE.parent.parent
-    paths = os.pathsep.join([str(root), str(EXAMPLE), os.environ.get("PYTHONPATH", "")])
+@pytest.mark.parametrize(("name", "count"), [("fedkdx-median", 2), ("fedkdx-centres", 12)])
+def test_the_own_tests_of_an_example_pass(name, count):
+    folder = EXAMPLES / name
+    paths = os.pathsep.join([str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
-        cwd=EXAMPLE,
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": paths},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stdout
-    assert "2 passed" in run.stdout
+    assert f"{count} passed" in run.stdout

@@ -81,6 +81,25 @@ def test_ctrl_c_and_resume_end_bit_identical(shard_folder, monkeypatch, calls, c
     assert outcome("parts") == outcome("whole")
 
 
+@pytest.mark.parametrize("calls", [0, 2, 5, 10, 11])
+def test_ctrl_c_while_the_end_of_a_round_is_noted(shard_folder, monkeypatch, calls):
+    """Its record never goes without the state of the same round: the next would be made from the one before."""
+    assert main(command(shard_folder, "whole")) == 0
+    original, count = Federation.save, iter(range(10**6))
+
+    def save(federation):
+        if next(count) == calls:
+            raise KeyboardInterrupt
+        return original(federation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, "save", save)
+        assert main(command(shard_folder, "parts")) == 130
+    (folder,) = Path("parts").iterdir()
+    assert main(["--resume", str(folder)]) == 0
+    assert outcome("parts") == outcome("whole")
+
+
 def test_clients_set_apart_stay_the_same(shard_folder, monkeypatch):
     """And so does who predicts at each client, which with FedKDX+ is a mixture of the client's own."""
     more = "--unseen 1 --late 0.5@3 --rare 0.5@0.5 -algo Local,FedAvg,FedKDX+".split()

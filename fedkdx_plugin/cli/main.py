@@ -40,7 +40,19 @@ AS_FLAGS = ("list", "report", "resume", "experiment")  # commands that are flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line. Returns the exit code (see `guarded`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def command() -> int:
+        name, rest = _command(words)
+        chosen: Callable[[list[str]], int] = importlib.import_module(COMMANDS[name]).main
+        return chosen(rest)
+
+    return guarded(command)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command, and tell what stops it in one line.
 
     Returns:
         The exit code: 0; 1 if some runs failed; 2 for wrong input, what cannot be read or written, or if all runs
@@ -49,17 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     safe_output()
     with stopping_as_ctrl_c():
         try:
-            return _flushed(_main(list(sys.argv[1:] if argv is None else argv)))
+            return _flushed(_caught(command))
         except SystemExit as end:  # of --help, and of flags that argparse refuses
             end.code = _flushed(end.code if isinstance(end.code, int) else 0)
             raise
 
 
-def _main(words: list[str]) -> int:
+def _caught(command: Callable[[], int]) -> int:
     try:
-        name, rest = _command(words)
-        command: Callable[[list[str]], int] = importlib.import_module(COMMANDS[name]).main
-        return command(rest)
+        return command()
     except UserError as error:
         kept = "" if is_expected(error) else f"; its traceback is in {_kept(error)}"
         print(f"error: {error}{kept}", file=sys.stderr)

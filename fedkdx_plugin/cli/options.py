@@ -22,9 +22,21 @@ class Making(Params):
 
     jobs: int | None = option(
         None,
-        "number of runs in parallel, in a process each (default: 1; for a grid, one a CPU thread, or 1 on a GPU)",
+        "number of runs in parallel, in a process each (default: 1; for a grid, one a CPU thread, or 1 on a GPU; all "
+        "jobs with --launcher slurm)",
         1,
         flags="--jobs",
+    )
+    launcher: str = option(
+        "local",
+        "where runs are made: on this machine, or each as a job of a Slurm cluster",
+        choices=("local", "slurm"),
+        flags="--launcher",
+    )
+    slurm: tuple[str, ...] = option(
+        (),
+        "options of sbatch for --launcher slurm, such as partition=gpu,time=120,gpus_per_node=1",
+        flags="--slurm",
     )
     track: tuple[str, ...] = option(
         (),

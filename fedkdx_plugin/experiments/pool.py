@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from typing import Any
 
 import torch
 
@@ -97,10 +98,8 @@ class Pool:
             relay.on_round_end(content)
         else:
             worker.process.join()
-            error: BaseException | None = None
-            if kind == "failed":
-                type_, reason, trace = content
-                error = UserError(reason) if type_ is UserError else RunError(reason, trace)
+            error = failure(kind, content)
+            if error is not None:
                 self.failed[worker.run.name] = error
             self._ended(worker.run, error)
         return kind in ("done", "failed")
@@ -161,19 +160,39 @@ def _work(run: RunInfo, command: list[str], threads: int, connection: Connection
     torch.set_num_threads(threads)
     with suppress(KeyboardInterrupt, BrokenPipeError):  # the run has saved its state; the parent may have ended
         end_with(os.getppid())
-        try:
-            config = from_dict(run.settings, "experiment")
-            Setting.of(config).run(config, command, run, [_Messenger(connection)])
-            connection.send(("done", None))
-        except PluginError as error:
-            connection.send(("failed", (RunError, str(error), traceback.format_exc())))
-        except UserError as error:
-            connection.send(("failed", (UserError, str(error), "")))
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            connection.send(("failed", (RunError, reason, traceback.format_exc())))
+        connection.send(outcome(run, command, [_Messenger(connection)]))
+
+
+def outcome(run: RunInfo, command: list[str], callbacks: Sequence[Callback]) -> tuple[str, Any]:
+    """Make a run in this process, which makes no other one.
+
+    Returns:
+        ('done', None), or ('failed', (type, reason, traceback)) for `failure`.
+
+    Raises:
+        KeyboardInterrupt: stopped; the run has saved its state.
+        BrokenPipeError: what a callback writes to is gone.
+    """
+    try:
+        config = from_dict(run.settings, "experiment")
+        Setting.of(config).run(config, command, run, callbacks)
+    except PluginError as error:
+        return "failed", (RunError, str(error), traceback.format_exc())
+    except UserError as error:
+        return "failed", (UserError, str(error), "")
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return "failed", (RunError, f"{type(error).__name__}: {error}", traceback.format_exc())
+    return "done", None
+
+
+def failure(kind: str, content: Any) -> BaseException | None:
+    """Return the error that an `outcome` of another process tells of; None if its run is done."""
+    if kind == "done":
+        return None
+    type_, reason, trace = content
+    return UserError(reason) if type_ is UserError else RunError(reason, trace)
 
 
 class _Messenger(Callback):

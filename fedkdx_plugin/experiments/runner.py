@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dataset_utils.sealed import Sealed
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.configuration.config import Config, read_yaml
+from fedkdx_plugin.experiments.cluster import JOBS, Cluster
 from fedkdx_plugin.experiments.experiment import FILE, NO_RESULT, Experiment, PlannedRun, file_name
 from fedkdx_plugin.experiments.pool import Pool, RunError
 from fedkdx_plugin.experiments.results import Results
@@ -38,6 +39,7 @@ def run(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     strict: bool = False,
+    slurm: Mapping[str, str] | None = None,
 ) -> Results:
     """Make all runs that are not finished, and read the results.
 
@@ -48,6 +50,8 @@ def run(
         callbacks: receive the events of every run.
         progress: show the progress on stderr.
         strict: raise the exception of a run; otherwise it is recorded in the run folder, and the other runs go on.
+        slurm: options of `sbatch` for every run, which is a job of a cluster then (see `cluster.Cluster`); `at_once`
+            jobs in the queue at a time, all of them by default. None: the runs are made on this machine.
 
     Returns:
         The finished runs, and the missing ones with the reason.
@@ -60,7 +64,7 @@ def run(
     data, failed = prepare(experiment)
     experiment.begin(command)
     with experiment.locked():
-        _make(experiment, list(command), data, failed, at_once, callbacks, progress, strict)
+        _make(experiment, list(command), data, failed, at_once, callbacks, progress, strict, slurm)
     return Results.of(experiment)
 
 
@@ -73,26 +77,31 @@ def _make(
     callbacks: Sequence[Callback],
     progress: bool,
     strict: bool,
+    slurm: Mapping[str, str] | None,
 ) -> None:
     """Make the runs of an experiment whose folder nobody else works in; see `run`."""
     folder = experiment.place_of("")
     if progress:
-        _say(experiment, folder, data)
+        _say(experiment, folder, data, "jobs of Slurm" if slurm is not None else None)
     for path, reason in failed.items():
         _note(folder / path, reason, "")
     ahead = [p for p in experiment.runs if p.folder not in failed and rounds_done(folder / p.folder) < p.rounds]
     rounds: Counter[str] = Counter()
     for planned in ahead:
         rounds[planned.info(folder).kind] += planned.rounds
-    side_by_side = _at_once(experiment, ahead, at_once)
+    side_by_side = (at_once or max(1, len(ahead))) if slurm is not None else _at_once(experiment, ahead, at_once)
     bar = Progress(rounds, side_by_side) if progress else None
     with bar or nullcontext():
         told = [*([bar] if bar else []), *callbacks, _Folders(keep_models=not experiment.is_grid)]
-        if side_by_side == 1 and not experiment.is_grid:
+        if side_by_side == 1 and not experiment.is_grid and slurm is None:
             _run_here(folder, ahead, command, told, strict)
         else:
             _check_session(ahead)
-            failures = Pool(command, side_by_side, told).run([planned.info(folder) for planned in ahead])
+            infos = [planned.info(folder) for planned in ahead]
+            if slurm is None:
+                failures = Pool(command, side_by_side, told).run(infos)
+            else:
+                failures = Cluster(command, side_by_side, told, folder / JOBS, slurm).run(infos)
             if strict and failures:
                 raise next(iter(failures.values()))
 
@@ -190,14 +199,14 @@ def check_rounds(experiment: Experiment) -> None:
             )
 
 
-def _say(experiment: Experiment, folder: Path, data: str) -> None:
-    """Print a line about the runs that begin."""
+def _say(experiment: Experiment, folder: Path, data: str, where: str | None) -> None:
+    """Print a line about the runs that begin, and `where` they are made; None for the device of this machine."""
     done = sum(rounds_done(experiment.place(planned)) >= planned.rounds for planned in experiment.runs)
     count = len(experiment.runs)
     runs = f"{count} run{'s' if count != 1 else ''}" + (f", {done} of them done" if done else "")
     if experiment.remark:
         print(experiment.remark)
-    parts = [data, runs, str(run_device(experiment.runs[0].config)), f"results in {folder}"]
+    parts = [data, runs, where or str(run_device(experiment.runs[0].config)), f"results in {folder}"]
     print(f"{experiment.title}: {'; '.join(filter(None, parts))}", flush=True)
 
 

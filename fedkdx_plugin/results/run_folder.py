@@ -139,7 +139,7 @@ class RunFolder(Observer):
         self.records: list[RoundRecord] = []
         self.planned: list[int] = [settings["global_rounds"]]
         self._confusion: dict[str, np.ndarray] = {}
-        self._state: Message | None = None
+        self._last: tuple[int, Message, dict[str, np.ndarray]] | None = None  # rounds, their state, last matrices
         self._saved = time.monotonic()
         metrics = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
         own = map(server_column, contract.figures(federation.server))
@@ -204,32 +204,35 @@ class RunFolder(Observer):
                 self._say(f"round {record.round}: {note}")
         except OSError as error:
             raise unwritable(self.path, error) from error
+        state = self.federation.save()  # references instead of copies: state is replaced, never changed in place
         if record.metrics:
             self._confusion = {view: metrics.confusion for view, metrics in record.metrics.items()}
         self.records.append(without_confusion(record))
-        self._state = self.federation.save()  # references instead of copies: state is replaced, never changed in place
+        # in one step: Ctrl-C between two would save the records of this round with the state of the one before
+        self._last = len(self.records), state, self._confusion
         if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             self.save()
 
     def save(self) -> None:
         """Write `results.h5` and `state.safetensors` as of the last complete round."""
-        if self._state is None:
+        if self._last is None:
             return
+        rounds, own, confusion = self._last
         results = io.BytesIO()  # whole before the disk is touched: libhdf5 fails badly on a full one
         with h5py.File(results, "w") as file:
-            write_results(file, self.records, self._confusion, self.federation.data, self.federation.groups)
+            write_results(file, self.records[:rounds], confusion, self.federation.data, self.federation.groups)
             file.attrs["config"] = yaml.safe_dump(dict(self.settings), sort_keys=False)
             file.attrs["environment"] = json.dumps(self.environment, sort_keys=True)
             file.attrs["class_names"] = list(self.shards.class_names)
         meta = {
-            "round": len(self.records),
+            "round": rounds,
             "identity": identity(self.settings, self.environment),
             "planned": self.planned,
-            "state": dict(self._state.meta),
+            "state": dict(own.meta),
         }
-        state = Message(self._state.tensors, meta).to_bytes()
+        state = Message(own.tensors, meta).to_bytes()
         self.sealed.write({RESULTS: results.getvalue(), STATE: state})
-        self._state, self._saved = None, time.monotonic()
+        self._last, self._saved = None, time.monotonic()
 
     def _go_on(self) -> None:
         """Restore records and federation from the checkpoint. Raises UserError: it is damaged, or of another run."""

@@ -184,15 +184,20 @@ def differs(own: Mapping[str, Any], other: Mapping[str, Any], free: Sequence[str
 
 
 def rounds_done(folder: Path) -> int:
-    """Return the number of rounds with results in a run folder; 0 if it has not begun. Raises UserError: damaged.
+    """Return the number of rounds with results in a run folder; 0 if it has not begun. Raises UserError: damaged."""
+    return len(records_so_far(folder))
+
+
+def records_so_far(folder: Path) -> list[RoundRecord]:
+    """Return the rounds with results in a run folder, without confusion matrices. Raises UserError: damaged.
 
     Where a full disk or a power cut came between results and state, the last round does not count: it is made again.
     """
     sealed = Sealed(folder, again(folder))
     if not is_file(folder / ENVIRONMENT) or not sealed.holds(RESULTS):
-        return 0
+        return []
     records = _results(folder, read_config(folder), read_environment(folder)).records
-    return len(records) if sealed.settled() else max(0, len(records) - 1)
+    return records if sealed.settled() else records[:-1]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
