@@ -36,8 +36,9 @@ NO_GAPS = np.empty((0, 0))
 
 def without_confusion(record: RoundRecord) -> RoundRecord:
     """Return a record without confusion matrices and gaps, which would fill the memory if those of all were kept."""
-    nothing = {"confusion": NO_CONFUSION, "client_gaps": NO_GAPS}
-    bare = {view: replace(metrics, **nothing) for view, metrics in record.metrics.items()}
+    bare = {
+        view: replace(metrics, confusion=NO_CONFUSION, client_gaps=NO_GAPS) for view, metrics in record.metrics.items()
+    }
     return replace(record, metrics=bare)
 
 
