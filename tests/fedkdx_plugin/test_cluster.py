@@ -120,6 +120,7 @@ def local(folder, slurm):
     return LocalExecutor(folder)
 
 
+@pytest.mark.slow  # processes of jobs start one after the other
 @pytest.mark.parametrize("executor", ["slurm", "local"])
 def test_jobs_give_the_numbers_of_one_process(slurm, executor, shard_folder, capsys, monkeypatch):
     if executor == "local":
@@ -187,6 +188,7 @@ class Dying(FedAvg):
     assert not list(Path("runs").rglob(FAILED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["command", "job"])
 def test_what_is_stopped_is_saved_and_the_same_command_ends_as_if_unbroken(slurm, shard_folder, who):
     name = written(shard_folder, "FedKDX", global_rounds=60)
