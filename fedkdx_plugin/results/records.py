@@ -36,9 +36,11 @@ NO_GAPS = np.empty((0, 0))
 
 def without_confusion(record: RoundRecord) -> RoundRecord:
     """Return a record without confusion matrices and gaps, which would fill the memory if those of all were kept."""
-    nothing = {"confusion": NO_CONFUSION, "client_gaps": NO_GAPS}
-    bare = {view: replace(metrics, **nothing) for view, metrics in record.metrics.items()}
-    return replace(record, metrics=bare)
+
+    def bare(metrics: Metrics) -> Metrics:
+        return replace(metrics, confusion=NO_CONFUSION, client_gaps=NO_GAPS)
+
+    return replace(record, metrics={view: bare(metrics) for view, metrics in record.metrics.items()})
 
 
 def group_columns(groups: Mapping[str, Sequence[int]]) -> list[str]:
