@@ -79,7 +79,7 @@ def refuse_hyper_parameters(words: Sequence[str], known: Container[str]) -> None
         known: the flags that there are.
     """
     named = {f"-{dashes}{name}": name for name in _hyper_parameters(words, known) for dashes in ("", "-")}
-    for word, following in zip(words, [*words[1:], "VALUE"], strict=True):
+    for word, following in zip(words, [*words[1:], "VALUE"], strict=False):
         flag, equals, value = word.partition("=")
         if (name := named.get(flag.replace("_", "-"))) and flag.replace("_", "-") not in known:
             set_to = f"--set {name.replace('-', '_')}={value if equals else following}"
@@ -91,8 +91,10 @@ def _hyper_parameters(words: Sequence[str], known: Container[str]) -> list[str]:
     flags = [word.partition("=")[0].replace("_", "-") for word in words if re.match("--?[A-Za-z]", word)]
     if all(flag in known for flag in flags):
         return []
-    params = [catalog.load_entry(entry).Params for entry in catalog.entries("algorithms") if entry.origin == "built-in"]
-    return [key_of(own).replace("_", "-") for declared in params for own in dataclasses.fields(declared)]
+    algorithms: list[Any] = [
+        catalog.load_entry(entry) for entry in catalog.entries("algorithms") if entry.origin == "built-in"
+    ]
+    return [key_of(own).replace("_", "-") for one in algorithms for own in dataclasses.fields(one.Params)]
 
 
 def given_values(arguments: argparse.Namespace) -> dict[str, Any]:
