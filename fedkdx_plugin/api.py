@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkdx_plugin.configuration.config import from_dict
+from dataset_utils.spec import ShardSpec
+from fedkdx_plugin.configuration.config import Options, from_dict
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.tracking.callbacks import Callback
 from registry import catalog
 from registry.errors import UserError
 from registry.interface import Model, Server
+from registry.parameters import key_of
 
 if TYPE_CHECKING:
     from dataset_utils.recording import Source
@@ -40,7 +44,8 @@ def compare(
 
     Args:
         data: name of a data set, YAML file that describes your own, folder of shards, or a `Source` class.
-        algorithms: names (see `fedkdx list`), `path/to/file.py:Class`, or `Server` classes.
+        algorithms: names (see `fedkdx list`), `path/to/file.py:Class`, or `Server` classes; a list, or one text with
+            commas.
         model: model of every client: a name, `path/to/file.py:Class`, or a `Model` class.
         rounds: number of communication rounds.
         seeds: number of seeds, the first of which is the option `seed`.
@@ -59,6 +64,8 @@ def compare(
     for name, own in OWN_NAMES.items():
         if name in options:
             raise UserError(f"compare: {name}: write {own}=")
+    if isinstance(algorithms, str):
+        algorithms = algorithms.split(",")
     several = algorithms if isinstance(algorithms, (list, tuple)) else [algorithms]
     values = options | {
         "data": _name("datasets", data),
@@ -69,13 +76,28 @@ def compare(
     }
     if "student_model" in values and values["student_model"] is not None:
         values["student_model"] = _name("models", values["student_model"])
-    experiment = Experiment.comparison(from_dict(values, "compare"))
-    return experiment.run(jobs=jobs, callbacks=callbacks, progress=progress)
+    try:
+        experiment = Experiment.comparison(from_dict(values, "compare"))
+        return experiment.run(jobs=jobs, callbacks=callbacks, progress=progress)
+    except UserError as error:
+        raise UserError(_with_names(str(error))) from error
 
 
 def load_runs(folder: str | Path) -> Results:
     """Read all run folders in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
     return Results.load(folder)
+
+
+def _with_names(text: str) -> str:
+    """Return a message with the names that options have in `compare`, before their flags in brackets."""
+    for own in (*fields(Options), *fields(ShardSpec)):
+        name = OWN_NAMES.get(key_of(own), key_of(own))
+        flags = "|".join(map(re.escape, own.metadata.get("flags") or ()))
+        if flags:
+            text = re.sub(rf"(?<![\w(`-])({flags})(?![\w-])", rf"{name} (\1)", text)
+        if name != key_of(own):
+            text = text.replace(f"compare: {key_of(own)}: ", f"compare: {name}: ", 1)
+    return text
 
 
 def _name(kind: str, thing: object) -> str:

@@ -22,6 +22,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options | {"allow_abbrev": False})
 
+    @property
+    def flags(self) -> frozenset[str]:
+        """All flags."""
+        return frozenset(flag for action in self._actions for flag in action.option_strings)
+
     def error(self, message: str) -> NoReturn:
         """Raise a UserError with what argparse says."""
         raise UserError(f"{message}; see --help")

@@ -78,7 +78,37 @@ def test_a_plot_and_a_report(shard_folder):
     left, right = results.plot().axes
     assert [line.get_label() for line in left.lines] == ["Local", "FedAvg"]
     assert len(right.lines) == 1  # Local sends nothing
+    f1 = results.plot("f1").axes[0]
+    last = results.rounds.query("method == 'FedAvg' and view == 'served'")["f1"].iloc[-1]
+    assert f1.get_ylabel() == "test f1, %" and f1.lines[1].get_ydata()[-1] == pytest.approx(100 * last)
+    assert results.plot("loss").axes[0].get_ylabel() == "test loss"
+    with pytest.raises(
+        fedkdx.UserError, match=r"metric: 'acuracy' is unknown \(did you mean accuracy\?\); choose from"
+    ):
+        results.plot("acuracy")
     assert "FedAvg" in results.report().read_text()
+
+
+def test_a_text_with_commas_names_several_algorithms(shard_folder):
+    results = fedkdx.compare(shard_folder, "FedAvg, Local", **COMMON)
+    assert sorted(results.table.index.get_level_values("method")) == ["FedAvg", "Local"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"join_ratio": 2}, "compare: join_ratio: 2 is out of range"),
+        ({"seeds": 0}, "compare: seeds: 0 is out of range"),
+        ({"rounds": 0}, "compare: rounds: 0 is out of range"),
+        ({"bn": "local", "norm": "none"}, "bn (--bn) local: norm (--norm) none leaves no batch norm"),
+        ({"goal": "a/b"}, "goal (-go): 'a/b' may hold letters"),
+        ({"max_share": 0.1, "aggregate": "krum"}, "max_share (--max-share): aggregate (--aggregate) krum gives"),
+    ],
+)
+def test_errors_name_options_as_python_does(shard_folder, options, says):
+    with pytest.raises(fedkdx.UserError) as caught:
+        fedkdx.compare(shard_folder, "FedAvg", **COMMON | options)
+    assert str(caught.value).startswith(says)
 
 
 class Mine(FedAvg):

@@ -409,3 +409,20 @@ def test_a_model_that_cannot_take_the_windows_says_so(data, capsys, monkeypatch)
 
     monkeypatch.setattr(CNN, "__init__", refuse)
     assert "too short" in fails(capsys, "-data", str(data), *RUN, "-m", "cnn")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["-mu", "0.1"], "-mu: a hyper-parameter of an algorithm is set by --set mu=0.1"),
+        (["--mu=0.1"], "--mu: a hyper-parameter of an algorithm is set by --set mu=0.1"),
+        (
+            ["--epsilon-start", "0.5"],
+            "--epsilon-start: a hyper-parameter of an algorithm is set by --set epsilon_start=",
+        ),
+        (["-nothing", "1"], "unrecognized arguments: -nothing 1; see --help"),
+    ],
+)
+def test_a_hyper_parameter_as_a_flag_is_told_how_it_is_set(capsys, words, says):
+    """Argparse would read `-mu` as `-m u`."""
+    assert says in fails(capsys, "-data", "SPAR", "-algo", "FedProx", *words)

@@ -17,7 +17,7 @@ import yaml
 import fedkdx_plugin as fedkdx
 from dataset_utils.sealed import SUMS
 from fedkdx_plugin.cli.main import main
-from fedkdx_plugin.results import run_folder
+from fedkdx_plugin.results import run_folder, runs
 from registry.interface import Message
 from tests.sealing import reseal
 from tests.test_resume import interrupt_after
@@ -136,6 +136,20 @@ def test_a_damaged_hdf5_is_never_opened(whole, tmp_path, capsys, monkeypatch):
     assert "results.h5: damaged or exchanged" in resumed(folder, capsys)
     assert main(["report", str(folder)]) == 2
     assert "results.h5: damaged or exchanged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [OverflowError, IndexError, UnicodeDecodeError("utf-8", b"", 0, 1, "x")])
+def test_whatever_the_library_raises_of_results_is_one_line(whole, stopped, tmp_path, capsys, monkeypatch, kind):
+    """A length of more than 64 bits in the file is an OverflowError; the checksums fit."""
+
+    def fails(*_):
+        raise kind
+
+    monkeypatch.setattr(runs, "read_results", fails)
+    monkeypatch.setattr(run_folder, "read_results", fails)
+    with pytest.raises(fedkdx.UserError, match=r"results\.h5: damaged \("):
+        fedkdx.load_runs(whole)
+    assert "results.h5: damaged (" in resumed(shutil.copytree(stopped, tmp_path / "copy"), capsys)
 
 
 def test_hdf5_meets_no_disk(shard_folder, tmp_path, monkeypatch):

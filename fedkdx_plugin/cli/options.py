@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ from typing import Any
 from dataset_utils.spec import Files, ShardSpec
 from fedkdx_plugin.configuration.config import Config, Options, from_dict, read_yaml
 from fedkdx_plugin.tracking.names import TRACKERS
+from registry import catalog
 from registry.errors import UserError
 from registry.flags import add_flags
-from registry.parameters import Params, option
+from registry.parameters import Params, key_of, option
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,31 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Add `--config`."""
     text = "read options from a file; those of the command line override it"
     parser.add_argument("--config", metavar="YAML", help=text)
+
+
+def refuse_hyper_parameters(words: Sequence[str], known: Container[str]) -> None:
+    """Raise UserError where a word is a hyper-parameter written as a flag, such as `-mu`, which would be `-m u`.
+
+    Args:
+        known: the flags that there are.
+    """
+    named = {f"-{dashes}{name}": name for name in _hyper_parameters(words, known) for dashes in ("", "-")}
+    for word, following in zip(words, [*words[1:], "VALUE"], strict=False):
+        flag, equals, value = word.partition("=")
+        if (name := named.get(flag.replace("_", "-"))) and flag.replace("_", "-") not in known:
+            set_to = f"--set {name.replace('-', '_')}={value if equals else following}"
+            raise UserError(f"{flag}: a hyper-parameter of an algorithm is set by {set_to}")
+
+
+def _hyper_parameters(words: Sequence[str], known: Container[str]) -> list[str]:
+    """Return the names of all hyper-parameters, with '-' for '_'; none if every flag is known: they take seconds."""
+    flags = [word.partition("=")[0].replace("_", "-") for word in words if re.match("--?[A-Za-z]", word)]
+    if all(flag in known for flag in flags):
+        return []
+    algorithms: list[Any] = [
+        catalog.load_entry(entry) for entry in catalog.entries("algorithms") if entry.origin == "built-in"
+    ]
+    return [key_of(own).replace("_", "-") for one in algorithms for own in dataclasses.fields(one.Params)]
 
 
 def given_values(arguments: argparse.Namespace) -> dict[str, Any]:

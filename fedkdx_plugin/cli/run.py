@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedkdx_plugin.cli.options import Making, add_config, add_options, read_config
+from fedkdx_plugin.cli.options import Making, add_config, add_options, read_config, refuse_hyper_parameters
 from registry import __version__
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
@@ -32,7 +32,9 @@ def parser() -> Parser:
 
 def main(words: Sequence[str]) -> int:
     """Run a comparison. Returns the exit code. Raises UserError: wrong input."""
-    arguments = parser().parse_args(words)
+    made = parser()
+    refuse_hyper_parameters(words, made.flags)
+    arguments = made.parse_args(words)
     making = parse(Making, given(arguments, Making))
     config = read_config(arguments)
     command = ["fedkdx", "run", *words]

@@ -130,10 +130,17 @@ class Results:
                 for run in method.runs:
                     yield {"setting": section.title, "method": method.name, "seed": run.seed}, run
 
-    def plot(self) -> Figure:
-        """Plot accuracy over rounds and over megabytes, mean ± std over seeds. Raises UserError: several settings."""
+    def plot(self, metric: str = "accuracy") -> Figure:
+        """Plot a metric over rounds and over megabytes, mean ± std over seeds.
+
+        Args:
+            metric: a column of `rounds`: accuracy, auc, f1, recall, auc_macro, loss, accuracy_std or accuracy_worst.
+
+        Raises:
+            UserError: several settings, or no such metric.
+        """
         self._require_one()
-        return curves.plotted(self.runs, self.title)
+        return curves.plotted(self.runs, self.title, metric)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the report of all runs and return the path of its page.

@@ -1,4 +1,4 @@
-"""Plot of a comparison: accuracy over rounds and over bytes."""
+"""Plot of a comparison: accuracy, or another metric, over rounds and over bytes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,31 @@ import numpy as np
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
+from fedkdx_plugin.results.records import SHARES
 from fedkdx_plugin.results.runs import Run
+from registry.errors import UserError
+from registry.parameters import suggest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plotted(runs: Sequence[Run], title: str) -> Figure:
-    """Plot accuracy over rounds and over megabytes: mean over seeds as a line, mean ± std as a band. Needs matplotlib.
+METRICS = (*SHARES, "accuracy_std", "accuracy_worst")
+
+
+def plotted(runs: Sequence[Run], title: str, metric: str = "accuracy") -> Figure:
+    """Plot a metric over rounds and over megabytes: mean over seeds as a line, mean ± std as a band. Needs matplotlib.
 
     Args:
         runs: finished runs of one comparison.
+        metric: one of `METRICS`; all but the loss are shown in percent.
+
+    Raises:
+        UserError: there is no such metric.
     """
+    if metric not in METRICS:
+        raise UserError(f"metric: '{metric}' is unknown{suggest(metric, METRICS)}; choose from {', '.join(METRICS)}")
+    factor, unit = (1, "") if metric == "loss" else (100, ", %")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -29,14 +42,16 @@ def plotted(runs: Sequence[Run], title: str) -> Figure:
     for name in dict.fromkeys(run.name for run in runs):
         same = [run for run in runs if run.name == name]
         rounds = [record.round for record in same[0].records if record.metrics]
-        accuracy = 100 * np.array([[r.metrics[SERVED].accuracy for r in run.records if r.metrics] for run in same])
+        values = factor * np.array(
+            [[getattr(r.metrics[SERVED], metric) for r in run.records if r.metrics] for run in same]
+        )
         sent = np.mean([_megabytes(run) for run in same], axis=0)
-        mean, std = accuracy.mean(0), accuracy.std(0)
+        mean, std = values.mean(0), values.std(0)
         (line,) = left.plot(rounds, mean, label=name)
         left.fill_between(rounds, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
         if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
             right.plot(sent, mean, color=line.get_color())
-    left.set(xlabel="round", ylabel=f"{runs[0].evaluated_on} accuracy, %", title=title)
+    left.set(xlabel="round", ylabel=f"{runs[0].evaluated_on} {metric}{unit}", title=title)
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log", title="the same over megabytes")
     for axes in (left, right):

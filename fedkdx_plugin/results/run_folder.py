@@ -276,7 +276,7 @@ class RunFolder(Observer):
             with h5py.File(io.BytesIO(content)) as file:
                 records, self._confusion = read_results(file)
                 own = yaml.safe_load(str(file.attrs["config"]))
-        except (KeyError, ValueError, OSError, RuntimeError, yaml.YAMLError) as error:
+        except Exception as error:  # a library's own errors on a damaged file, of any type
             raise UserError(f"{path}: damaged ({' '.join(str(error).split())}); {again}") from error
         if difference := differs(own, yaml.safe_load(yaml_text(self.settings))):
             raise UserError(f"{path}: of another run than {STATE} ({difference}); put the right file back, or {again}")

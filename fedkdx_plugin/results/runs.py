@@ -170,7 +170,7 @@ def _results(folder: Path, config: Mapping[str, Any], environment: Mapping[str, 
         raise UserError(
             f"{path}: a metric is missing ({_text(error)}); another version wrote it: {again(folder)}"
         ) from error
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, yaml.YAMLError) as error:
+    except Exception as error:  # a library's own errors on a damaged file, of any type
         raise UserError(f"{path}: damaged ({_text(error)}); {again(folder)}") from error
     if difference := differs(own, config):
         raise UserError(f"{path}: of another run than {CONFIG} ({difference}); put it back, or {again(folder)}")

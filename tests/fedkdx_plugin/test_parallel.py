@@ -144,7 +144,7 @@ def test_an_error_that_only_a_worker_has_is_shown_with_its_trace():
 def test_a_client_with_nan_is_dropped_by_name_and_the_rest_go_on():
     def spoil(client):
         if client.id == 3:
-            client.data = client.data._replace(x=client.data.x * torch.nan)
+            client.data = replace(client.data, x=client.data.x * torch.nan)
 
     federations = [run(failing(spoil), backend) for backend in ("sequential", "parallel")]
     assert same_state(*(federation.save().tensors for federation, _ in federations))
