@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from baselines.fedavgft import FedAvgFT, FedAvgFTClient
@@ -193,5 +192,7 @@ def combination(differences: np.ndarray[Any, Any], variances: np.ndarray[Any, An
     scale = np.trace(gram)
     energy, vectors = np.linalg.eigh(gram / scale if scale > 0 else gram)
     root = np.sqrt(energy.clip(min=0))[:, None] * vectors.T
+    from scipy.optimize import nnls  # when used: it takes a while to load
+
     beta, _ = nnls(np.vstack([root, np.ones(len(gram))]), np.append(np.zeros(len(gram)), 1.0))
     return np.asarray(beta / beta.sum())

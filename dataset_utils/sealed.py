@@ -54,7 +54,10 @@ class Sealed:
             raise UserError(f"{self.folder / SUMS}: damaged, it has no line for {name}; {self.advice}")
         content = read_bytes(path, self.advice)
         if hashlib.sha256(content).hexdigest() not in wanted:
-            raise UserError(f"{path}: damaged or exchanged, its SHA-256 is not that in {SUMS}; {self.advice}")
+            raise UserError(
+                f"{path}: damaged or exchanged, its SHA-256 is not that in {SUMS} (which may be the damaged one); "
+                f"{self.advice}"
+            )
         return content
 
     def sealed(self) -> bool:

@@ -14,6 +14,7 @@ from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.tracking.callbacks import Callback
 from registry import catalog
+from registry.blame import is_expected
 from registry.errors import UserError
 from registry.interface import Model, Server
 from registry.parameters import key_of
@@ -80,6 +81,8 @@ def compare(
         experiment = Experiment.comparison(from_dict(values, "compare"))
         return experiment.run(jobs=jobs, callbacks=callbacks, progress=progress)
     except UserError as error:
+        if not is_expected(error):
+            raise  # of a plug-in, as it is
         raise UserError(_with_names(str(error))) from error
 
 

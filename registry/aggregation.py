@@ -40,17 +40,18 @@ class Averaging:
     bad: float = 0.2
     max_share: float = 1.0
 
-    def check(self, algorithm: str, averages: bool) -> None:
-        """Raise UserError where it does not go together with an algorithm, which may average no clients.
+    def check(self, algorithms: Mapping[str, bool]) -> None:
+        """Raise UserError where it does not go together with algorithms, which may average no clients.
 
         Args:
-            algorithm: its name.
-            averages: whether it does (`Server.averages`).
+            algorithms: name -> whether it does (`Server.averages`).
         """
         if self.max_share < 1 and self.rule in UNWEIGHTED:
             raise UserError(f"--max-share: --aggregate {self.rule} gives every reply the same weight; leave it out")
-        if self.asked and not averages:
-            raise UserError(f"{self.asked}: {algorithm} does not average what its clients send; leave one of them out")
+        alone = [name for name, averages in algorithms.items() if not averages]
+        if self.asked and alone:
+            average = "do not average what their" if len(alone) > 1 else "does not average what its"
+            raise UserError(f"{self.asked}: {', '.join(alone)} {average} clients send; leave one of them out")
 
     @property
     def asked(self) -> str:

@@ -354,7 +354,8 @@ def _misfit(kind: str, loaded: object) -> str:
 
         base = interface.Server if kind == "algorithms" else interface.Model
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
-        return f"is no subclass of {base.__module__}.{base.__name__}"
+        module = base.__module__ if kind == "datasets" else "registry.interface"  # from where authors import it
+        return f"is no subclass of {module}.{base.__name__}"
     missing = sorted(getattr(loaded, "__abstractmethods__", ()))
     if missing:
         return f"does not implement {', '.join(missing)}"

@@ -246,7 +246,7 @@ def test_on_the_command_line_the_others_go_on(shard_folder, capsys):
 def test_unknown_options_and_values_are_named(shard_folder):
     with pytest.raises(fedkdx.UserError, match=r"compare: unknown key 'join_ration' \(did you mean join_ratio\?\)"):
         fedkdx.compare(shard_folder, "FedAvg", join_ration=1)
-    with pytest.raises(fedkdx.UserError, match="compare: global_rounds: 0 is out of range; it must be at least 1"):
+    with pytest.raises(fedkdx.UserError, match="compare: rounds: 0 is out of range; it must be at least 1"):
         fedkdx.compare(shard_folder, "FedAvg", rounds=0)
     with pytest.raises(fedkdx.UserError, match=r"compare: seed: '1.5' is not a whole number"):
         fedkdx.compare(shard_folder, "FedAvg", seed="1.5")

@@ -78,7 +78,8 @@ class Options(Files):
     )
     assumed_bad: float = option(
         0.2,
-        "share of a round's replies that trimmed leaves out on each side, and that krum and multi-krum take for bad",
+        "share of a round's replies that trimmed leaves out on each side, and that krum and multi-krum take for bad; "
+        "other means do not use it",
         low=0,
         below=0.5,
         flags="--assumed-bad",

@@ -133,7 +133,7 @@ class Federation:
     ) -> None:
         settings.faults.check()
         settings.attack.check()
-        task.averaging.check(algorithm.__name__, algorithm.averages)
+        task.averaging.check({algorithm.__name__: algorithm.averages})
         self.everyone = algorithm.trains_everyone(params)
         if algorithm.pools_data or self.everyone:  # there is no network in which faults could happen
             settings = replace(settings, faults=Faults())
@@ -206,7 +206,7 @@ class Federation:
         if replies:
             figures = contract.figures(server)
         for note in (notes := server.average.take_notes()):
-            print(f"round {round.index}: {note}", file=sys.stderr)
+            print(f"{type(server).__name__}, round {round.index}: {note}", file=sys.stderr)
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total

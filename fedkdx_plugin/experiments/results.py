@@ -183,8 +183,8 @@ class Results:
         return self.table.to_html() if self.runs else repr(self)
 
 
-def _rows(runs: Iterable[Run]) -> list[comparison_table.Row]:
-    return [row for run in runs for row in comparison_table.rows(run.name, run.seed, run.records, run.groups)]
+def _rows(runs: Sequence[Run]) -> list[comparison_table.Row]:
+    return comparison_table.of_seeds(runs)
 
 
 def _by_name(rows: Iterable[comparison_table.Row]) -> dict[str, list[comparison_table.Row]]:

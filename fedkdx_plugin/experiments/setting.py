@@ -54,8 +54,7 @@ def check(config: Config) -> list[Choice]:
     _participation(config)
     _faults(config)
     _attack(config)
-    for choice in choices:
-        _averaging(config).check(choice.name, choice.server.averages)
+    _averaging(config).check({choice.name: choice.server.averages for choice in choices})
     return choices
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ def honest_alone(run: Run) -> str:
     if not (ids := run.groups.get(ATTACKERS)):
         return ""
     kind = run.config.get("attack")
-    return f"Metrics are of the honest clients alone: {len(ids)} attackers (--attack {kind}) are not measured."
+    return f"Metrics are of the honest clients alone: the {len(ids)} that attack (--attack {kind}) are not measured."
 
 
 def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[str, Sequence[int]]) -> list[Row]:
@@ -78,6 +78,22 @@ def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[s
             values[f"{group} clients"] = metrics.accuracy_of(ids)
         values |= dict(zip(PLAIN, (*megabytes, pace, rejected), strict=True))
         result.append(Row(name if view == SERVED else f"{name} ({view})", seed, values))
+    return result
+
+
+def of_seeds(runs: Sequence[Run]) -> list[Row]:
+    """Return the rows of all seeds, each with the same rows of networks: those that some seed of its method has.
+
+    In a seed in which a network predicts as the method does, its row is the method's.
+    """
+    table = {id(run): rows(run.name, run.seed, run.records, run.groups) for run in runs}
+    result = []
+    for run in runs:
+        same = [one for one in runs if one.name == run.name]
+        own = {row.name: row for row in table[id(run)]}
+        for name in dict.fromkeys(row.name for one in same for row in table[id(one)]):
+            if run.name in own:
+                result.append(replace(own.get(name, own[run.name]), name=name))
     return result
 
 
@@ -124,7 +140,7 @@ def write(folder: Path, runs: Sequence[Run], vary: str) -> str:
         runs: finished runs of one comparison.
         vary: what differs between seeds: a key of `VARIED`.
     """
-    table = [row for run in runs for row in rows(run.name, run.seed, run.records, run.groups)]
+    table = of_seeds(runs)
     on = runs[0].evaluated_on
     text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
     text += f"\n{honest}\n" if (honest := honest_alone(runs[0])) else ""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 
 METRICS = (*SHARES, "accuracy_std", "accuracy_worst")
+FEW = 8  # methods whose legend has room within the axes
+COLUMNS = 5  # of a legend below them
+STYLES = ("-", "--", ":", "-.", (0, (5, 1)))  # each with ten colours
 
 
 def plotted(runs: Sequence[Run], title: str, metric: str = "accuracy") -> Figure:
@@ -37,9 +40,13 @@ def plotted(runs: Sequence[Run], title: str, metric: str = "accuracy") -> Figure
     factor, unit = (1, "") if metric == "loss" else (100, ", %")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    names = list(dict.fromkeys(run.name for run in runs))
+    below = -(-len(names) // COLUMNS) if len(names) > FEW else 0  # lines of the legend below the axes
+    figure = Figure(figsize=(9, 3.6 + 0.2 * below), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for name in dict.fromkeys(run.name for run in runs):
+    for place, name in enumerate(names):
+        style = {"color": f"C{place % 10}", "linestyle": STYLES[place // 10 % len(STYLES)]}
+        style["marker"] = "" if len(runs[0].evaluated) > 1 else "o"
         same = [run for run in runs if run.name == name]
         rounds = [record.round for record in same[0].records if record.metrics]
         values = factor * np.array(
@@ -47,16 +54,19 @@ def plotted(runs: Sequence[Run], title: str, metric: str = "accuracy") -> Figure
         )
         sent = np.mean([_megabytes(run) for run in same], axis=0)
         mean, std = values.mean(0), values.std(0)
-        (line,) = left.plot(rounds, mean, label=name)
-        left.fill_between(rounds, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+        left.plot(rounds, mean, label=name, **style)
+        left.fill_between(rounds, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
         if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
-            right.plot(sent, mean, color=line.get_color())
+            right.plot(sent, mean, **style)
     left.set(xlabel="round", ylabel=f"{runs[0].evaluated_on} {metric}{unit}", title=title)
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log", title="the same over megabytes")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    left.legend()
+    if below:
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=COLUMNS, fontsize="small")
+    else:
+        left.legend()
     return figure
 
 

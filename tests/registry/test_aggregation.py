@@ -300,14 +300,14 @@ def test_a_cap_below_equal_shares_is_said():
 
 def test_options_are_refused_in_one_line():
     with pytest.raises(UserError, match="--aggregate krum: Alone does not average what its clients send"):
-        Averaging("krum").check("Alone", averages=False)
+        Averaging("krum").check({"Alone": False})
     with pytest.raises(UserError, match=r"--max-share 0\.5: Alone does not average"):
-        Averaging(max_share=0.5).check("Alone", averages=False)
+        Averaging(max_share=0.5).check({"Alone": False})
     for rule in UNWEIGHTED:
         with pytest.raises(UserError, match=f"--max-share: --aggregate {rule} gives every reply the same weight"):
-            Averaging(rule, max_share=0.5).check("Any", averages=True)
-    Averaging().check("Alone", averages=False)
-    Averaging("geometric", max_share=0.5).check("Any", averages=True)
+            Averaging(rule, max_share=0.5).check({"Any": True})
+    Averaging().check({"Alone": False})
+    Averaging("geometric", max_share=0.5).check({"Any": True})
 
 
 def test_clients_without_tensors_have_an_empty_mean():
