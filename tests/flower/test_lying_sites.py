@@ -23,7 +23,16 @@ from tests.conftest import Recorder, make_federation, same_state
 from tests.flower.fakes import make_coordinator, make_link
 
 LIAR = 1
-NAMES = [name for name in catalog.BUILT_IN["algorithms"] if name not in ("Centralised", "FedKDX+", "FedKD+")]
+# one of each kind of reply; the others' are of one of these kinds, and take minutes more
+KINDS = (
+    *("FedAvg", "FedFomo", "FedMTL", "FedMAT", "FedFTL", "FedDistill", "FedKD", "FedKDX", "Local"),
+    *("SCAFFOLD", "FedNova", "IFCA", "FedProto", "FedPAC", "GPFL"),
+)
+NAMES = [
+    pytest.param(name, marks=() if name in KINDS else pytest.mark.slow)
+    for name in catalog.BUILT_IN["algorithms"]
+    if name not in ("Centralised", "FedKDX+", "FedKD+")
+]
 SCHEDULE = Schedule(2, 1.0)
 
 
