@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from baselines.beside import PERSONAL, Beside, PersonalClient, of_model, renamed
-from registry.errors import UserError
 from registry.interface import Batch, Message, outputs
 from registry.parameters import Params, option
-
-FARTHEST = 2  # η λ from which on w and θ move away from each other
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,7 @@ class PFedMeClient(PersonalClient):
         return int(self.params.inner_steps)
 
     def receive(self, message: Message) -> None:
-        """Install w, and start θ there. Raises UserError: λ is too large for the learning rate."""
-        way = self.params.lam * self.learning_rate
-        if way >= FARTHEST:
-            raise UserError(
-                f"pFedMe: lam {self.params.lam:g} times the learning rate {self.learning_rate:g} is {way:g}, and from "
-                f"{FARTHEST} on both models run away; lower lam or -lr"
-            )
+        """Install w, and start θ there."""
         self.load(message.tensors)
         self.load(renamed(of_model(self.state()), PERSONAL))
 
