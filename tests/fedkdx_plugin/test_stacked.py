@@ -31,8 +31,16 @@ from tests.fedkdx_plugin.stacked_runs import (
 NAMES = list(catalog.BUILT_IN["algorithms"])
 
 
-@pytest.mark.parametrize("model", [TinyNet, CNNSmall, CNNLSTM])
-@pytest.mark.parametrize("name", NAMES)
+# of every kind of network that is built around the model
+AROUND = ("FedAvg", "MOON", "FedMAT", "FedFTL", "FedKDX", "FedRoD", "GPFL", "pFedMe", "kNN-Per")
+CASES = [
+    pytest.param(name, model, marks=() if model is TinyNet or name in AROUND else pytest.mark.slow)
+    for name in NAMES
+    for model in (TinyNet, CNNSmall, CNNLSTM)
+]
+
+
+@pytest.mark.parametrize(("name", "model"), CASES)
 def test_every_algorithm_and_model_as_the_reference(name, model, double):
     algorithm = catalog.load("algorithms", name)
     task = Task(SHAPE, CLASSES, model, smaller_student(algorithm, model))
