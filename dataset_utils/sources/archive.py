@@ -194,7 +194,8 @@ def _nested(path: Path, outer: zipfile.ZipFile, name: str) -> Iterator[zipfile.Z
 
 def _members(zipped: zipfile.ZipFile) -> list[PurePosixPath]:
     """Return the files in a zip, without those that macOS adds."""
-    names = (info.filename for info in zipped.infolist() if not info.is_dir())
+    # not by `ZipInfo.is_dir`, which fails for an empty name
+    names = (info.filename for info in zipped.infolist() if not info.filename.endswith("/"))
     return sorted(PurePosixPath(name) for name in names if not name.startswith("__MACOSX/"))
 
 

@@ -695,3 +695,13 @@ def test_absurd_command_lines(tmp_path, monkeypatch, capsys, arguments):
 def test_seeds_that_a_float_does_not_tell_apart_give_different_shards():
     one, other = (generate.ShardSpec("X", seed=seed) for seed in (2**53, 2**53 + 1))
     assert one.counted()["seed"] != other.counted()["seed"] and one.folder_name() != other.folder_name()
+
+
+def test_a_member_without_a_name_is_no_reason_to_fail(folder):
+    with zipfile.ZipFile(folder / "s1.zip", "w") as zipped:
+        zipped.writestr(zipfile.ZipInfo(""), CSV)
+    assert outcome(folder) == "read" or "s1.zip" in outcome(folder)
+    with zipfile.ZipFile(folder / "UCI HAR Dataset.zip", "w") as zipped:
+        zipped.writestr(zipfile.ZipInfo(""), CSV)
+    with pytest.raises(UserError, match="no 'train/y_train.txt' in this zip"):
+        generate.prepare(generate.ShardSpec("UCI-HAR"), folder.parent / "data", folder / "UCI HAR Dataset.zip", False)

@@ -53,7 +53,9 @@ def opened(file: Path) -> Iterator[IO[bytes]]:
 
 def only_member(zipped: zipfile.ZipFile, file: Path) -> str:
     """Return the name of the one file in a zip. Raises UserError."""
-    names = [n.filename for n in zipped.infolist() if not n.is_dir() and not n.filename.startswith("__MACOSX/")]
+    # not by `ZipInfo.is_dir`, which fails for an empty name
+    names = [n.filename for n in zipped.infolist() if not n.filename.endswith("/")]
+    names = [name for name in names if not name.startswith("__MACOSX/")]
     if len(names) != 1:
         raise UserError(f"{file}: holds {len(names)} files; unpack it, and name its folder in 'folder'")
     return names[0]
