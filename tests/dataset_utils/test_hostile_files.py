@@ -703,5 +703,5 @@ def test_a_member_without_a_name_is_no_reason_to_fail(folder):
     assert outcome(folder) == "read" or "s1.zip" in outcome(folder)
     with zipfile.ZipFile(folder / "UCI HAR Dataset.zip", "w") as zipped:
         zipped.writestr(zipfile.ZipInfo(""), CSV)
-    with pytest.raises(UserError, match="no 'train/y_train.txt' in this zip"):
+    with pytest.raises(UserError, match=r"no 'train/y_train\.txt' in this zip"):
         generate.prepare(generate.ShardSpec("UCI-HAR"), folder.parent / "data", folder / "UCI HAR Dataset.zip", False)
