@@ -28,7 +28,7 @@ COLUMNS = 1 << 16  # values of each reply that are compared at once, in float64
 
 @dataclass(frozen=True)
 class Averaging:
-    """How a server takes the mean of its clients.
+    """Options of the mean that a server takes of its clients.
 
     Attributes:
         rule: one of `RULES` (`--aggregate`).

@@ -133,7 +133,7 @@ class Entry:
 
     @property
     def package(self) -> bool:
-        """Whether an installed package other than this one brings it."""
+        """True if an installed package other than this one brings it."""
         return self.origin not in (OURS, SESSION) and not self.word
 
 

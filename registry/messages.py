@@ -163,7 +163,7 @@ def _header_size(kinds: Iterable[tuple[str, torch.Size, torch.dtype]]) -> int:
 
 
 class _Type(NamedTuple):
-    """How the library writes a dtype, and the place of its tensors among those of other dtypes."""
+    """Name of a dtype in the library's files, and the place of its tensors among those of other dtypes."""
 
     name: str
     place: int

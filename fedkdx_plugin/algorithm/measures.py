@@ -1,4 +1,4 @@
-"""How much of an update a payload of `compression` keeps: shares of rank and of energy."""
+"""Shares of an update's rank and energy that a payload of `compression` keeps."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ KINDS = (NONE, "sign-flip", "scaling", LABEL_FLIP, GAUSSIAN, LITTLE)
 
 @dataclass(frozen=True)
 class Attack:
-    """Which clients attack, and how; the same clients for every algorithm.
+    """Attack by some of the clients, the same ones for every algorithm.
 
     Attributes:
         kind: one of `KINDS` (`--attack`); with 'none', the attackers are honest, but not measured either.

@@ -32,7 +32,7 @@ BITS = 23  # of a uniform number, so that (k + 1/2) / 2^23 is exact in float32 a
 
 @dataclass(frozen=True)
 class Augment:
-    """Which augmentations windows get, and which channels are the axes of one sensor.
+    """Choice of the augmentations that windows get, and of the channels that are the axes of one sensor.
 
     Attributes:
         names: some of `NAMES`; none by default.

@@ -165,7 +165,7 @@ def test_the_affinity_adds_up_gains_of_either_sign():
 
 
 def test_messages_do_not_say_whose_the_models_are():
-    """Where clients change their numbers, a client that is sent all models is sent the same bytes."""
+    """A client that is sent all models is sent the same bytes when clients change their numbers."""
     models = [state(seed) for seed in range(6)]
     sent = []
     for order in ([0, 1, 2, 3, 4, 5], [0, 4, 2, 5, 1, 3]):  # client 0 keeps its number

@@ -1,4 +1,4 @@
-"""What fedkdx asks of every data set, and that centres, labels and test sets arrive as they are given."""
+"""The checks of fedkdx for every data set; centres, labels and test sets arrive as they are given."""
 
 import numpy as np
 import pytest

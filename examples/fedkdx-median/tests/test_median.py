@@ -1,4 +1,4 @@
-"""What fedkdx asks of every algorithm and every model."""
+"""The checks of fedkdx for every algorithm and every model."""
 
 from fedkdx_median.algorithm import FedMedian
 from fedkdx_median.model import MLP
