@@ -47,6 +47,7 @@ class FedAvg(Server):
     sends = "model down, model up; one common model"
     Client = FedAvgClient
     averages = True
+    sums = True
 
     def message(self, client: int, round: Round) -> Message:
         """Return the global model."""

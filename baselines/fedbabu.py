@@ -56,6 +56,7 @@ class FedBABU(FedAvgFT):
     paper = "Oh et al. 2022, arXiv:2106.06042"
     sends = "model without head down and up; fine-tuned copy"
     Client = FedBABUClient
+    sums = True
 
     def message(self, client: int, round: Round) -> Message:
         """Return the body."""

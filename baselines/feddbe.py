@@ -113,6 +113,7 @@ class FedDBE(FedAvg):
     sends = "model down, model up, mean features once; own bias of features"
     Client = FedDBEClient
     Params = FedDBEParams
+    sums = True
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

@@ -254,6 +254,10 @@ class Server(ABC):
         pools_data: whether client 0 trains on all clients' windows, which the others upload (no federation).
         averages: whether `aggregate` takes the mean of clients' states or updates, by `self.average`; otherwise options
             that ask for another mean (`--aggregate`, `--max-share`) are refused.
+        sums: whether one reply that holds the mean of all replies' tensors, weighted by `samples`, and the total of
+            these, does to the server what all replies do, to rounding, whichever client it comes from. Then
+            `--secure-aggregation` can show it that reply alone. Replies hold no metadata but `samples`. A class that
+            defines `aggregate` does not inherit it: it says so anew.
         assumes_sgd: whether its equations hold for clients that take plain steps of SGD alone, so that `--optimizer`
             does not apply.
         accepts_partial_work: whether replies of clients that made fewer local epochs than the others are accepted
@@ -274,8 +278,14 @@ class Server(ABC):
     Params: ClassVar[type] = _Params
     pools_data: ClassVar[bool] = False
     averages: ClassVar[bool] = False
+    sums: ClassVar[bool] = False
     assumes_sgd: ClassVar[bool] = False
     accepts_partial_work: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "aggregate" in vars(cls) and "sums" not in vars(cls):
+            cls.sums = False
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         self.task, self.params = task, params

@@ -19,7 +19,14 @@ MAY_IMPORT = {
     "fedkdx_plugin/native": ("registry", "fedkdx_plugin.native"),
     "fedkdx_plugin/algorithm": ("registry", "fedkdx_plugin.algorithm", "fedkdx_plugin.native"),
     "fedkdx_plugin/models": ("registry", "fedkdx_plugin.models"),
-    "fedkdx_plugin/engine": ("registry", "dataset_utils", "fedkdx_plugin.engine", "fedkdx_plugin.native"),
+    "fedkdx_plugin/engine": (
+        "registry",
+        "dataset_utils",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.native",
+        "fedkdx_plugin.privacy.secure_aggregation",
+    ),
+    "fedkdx_plugin/privacy/secure_aggregation": ("registry", "fedkdx_plugin.privacy.secure_aggregation"),
     "fedkdx_plugin/configuration": ("registry", "dataset_utils", "fedkdx_plugin.configuration"),
     "fedkdx_plugin/results": (
         "registry",
@@ -61,6 +68,7 @@ MAY_IMPORT = {
         "fedkdx_plugin.engine",
         "fedkdx_plugin.experiments",
         "fedkdx_plugin.flower",
+        "fedkdx_plugin.privacy.secure_aggregation",
         "fedkdx_plugin.reports",
         "fedkdx_plugin.results",
     ),

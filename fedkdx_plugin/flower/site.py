@@ -42,6 +42,7 @@ class SiteSetup:
         shard: number of its own shard in that folder.
         state: the folder of its private state.
         device: the device it computes on.
+        secure: it sends its update masked or not at all (see `secure`).
     """
 
     client: int
@@ -49,6 +50,7 @@ class SiteSetup:
     shard: int
     state: Path
     device: torch.device
+    secure: bool = False
 
     def write(self, path: Path) -> None:
         """Write it to a file, for the site's processes."""

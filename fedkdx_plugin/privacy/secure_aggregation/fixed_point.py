@@ -1,10 +1,10 @@
 """Tensors as whole numbers modulo 2^64 that can be added up, and the mean of the tensors out of their sum.
 
-A client with weight w (its number of samples) turns a value x into round(w x 2^f), after x was clipped to ±RANGE. With n
-clients, all of a weight of at most MOST_WEIGHT, f is chosen so that the sum stays below 2^62 whatever they hold: it
-cannot overflow. Beside its values each client adds its weight and how many of its values were clipped, so
-that the sum tells the total of both, and no client's. The mean, Σ round(w x 2^f) / (2^f Σ w), is off by at most
-n / (2^(f+1) Σ w), beside the rounding of float64.
+A client with weight w (its number of samples) turns a value x into round(w x 2^f), after x was clipped to ±RANGE. With
+n clients, each of a weight of at most MOST_WEIGHT, f is chosen so that the sum is at most 2^62 whatever they hold: it
+cannot overflow. Beside its values each client adds its weight and how many of its values were clipped, so that the sum
+tells the total of both, and no client's. The mean, Σ round(w x 2^f) / (2^f Σ w), is off by at most n / (2^(f+1) Σ w),
+beside the rounding of float64.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Shares of a secret: Shamir, How to Share a Secret, Communications of the ACM 22, 1979, over a prime field.
 
-A secret of 32 bytes is f(0) of a polynomial of degree t − 1 whose other coefficients are random; the share at point x is
-f(x). Any t shares give f; t − 1 of them are consistent with every secret, each with one polynomial.
+A secret of 32 bytes is f(0) of a polynomial of degree t − 1 whose other coefficients are random; the share at point x
+is f(x). Any t shares give f; t − 1 of them are consistent with every secret, each with one polynomial.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Offer:
                 check_public(key)
         except ValueError:
             raise BadMessage("its public keys are none") from None
-        return Offer(*keys, Layout.from_meta(message.meta.get("layout")))
+        return Offer(keys[0], keys[1], Layout.from_meta(message.meta.get("layout")))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ class Summing:
         least: int = FEWEST,
         refusals: tuple[type[Exception], ...] = (BadMessage,),
     ) -> None:
-        self.context, self.ask, self.check, self.refusals = context, ask, check, (BadMessage, *refusals)
+        self.context, self.ask, self.check = context, ask, check
+        self.refusals: tuple[type[Exception], ...] = (BadMessage, *refusals)
         self.least = max(least, FEWEST)
         self.outcome = Outcome()
         self._weights: dict[tuple[int, ...], dict[int, int]] = {}
@@ -274,9 +275,7 @@ class Summing:
         self.outcome.dropped[dealer] = reason
         raise Undone(f"client {dealer}: {reason}")
 
-    def _step(
-        self, step: str, requests: Mapping[int, Message], read: Callable[[int, Message], T]
-    ) -> dict[int, T]:
+    def _step(self, step: str, requests: Mapping[int, Message], read: Callable[[int, Message], T]) -> dict[int, T]:
         """Ask clients to take a step; return what was read of their answers, in the order of ids. Raises Undone."""
         answers, found = self.ask(step, requests), {}
         for id in requests:
