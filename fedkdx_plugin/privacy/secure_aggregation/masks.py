@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ Values = NDArray[np.uint64]
 class KeyPair:
     """A key pair for one purpose in one round, of 32 bytes each."""
 
-    private: bytes
+    private: bytes = field(repr=False)
     public: bytes
 
     @staticmethod

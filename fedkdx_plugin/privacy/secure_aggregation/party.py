@@ -123,7 +123,7 @@ class Party:
         mask = Mask(values)
         mask.add(mask_key(self._seed))
         for id in others:
-            key = self._for_masks.agree(self._public[id][1], pair_purpose(self.context, self.id, id))
+            key = self._agreed(self._for_masks, id, pair_purpose(self.context, self.id, id))
             (mask.add if self.id > id else mask.subtract)(key)
         unreadable = [id for id in others if id not in self._held]
         return Message({"masked": torch.from_numpy(values.view("i8"))}, {"unreadable": unreadable})
@@ -140,7 +140,15 @@ class Party:
 
     def _box_key(self, sender: int, receiver: int) -> bytes:
         other = receiver if sender == self.id else sender
-        return self._for_boxes.agree(self._public[other][0], box_purpose(self.context, sender, receiver))
+        return self._agreed(self._for_boxes, other, box_purpose(self.context, sender, receiver))
+
+    def _agreed(self, own: KeyPair, other: int, purpose: bytes) -> bytes:
+        """Return the key in common with another client. Raises BadMessage: its public key is none."""
+        for_boxes, for_masks = self._public[other]
+        try:
+            return own.agree(for_boxes if own is self._for_boxes else for_masks, purpose)
+        except ValueError:
+            raise BadMessage(f"client {other}'s public keys are none") from None
 
     def _opened(self, sender: int, box: bytes, digests: list[bytes]) -> tuple[bytes, bytes] | None:
         """Return a client's two shares for this one; None where the box holds none, or others than it is said to."""
