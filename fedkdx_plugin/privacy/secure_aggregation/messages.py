@@ -12,7 +12,7 @@ Clients are in the order of their numbers everywhere; keys, boxes, digests and s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,13 @@ def rows_of(message: Message, name: str, *shape: int) -> list[bytes]:
     tensor = tensor_of(message, name, torch.uint8, *shape)
     data, width = tensor.cpu().contiguous().numpy().tobytes(), shape[-1]
     return [data[start : start + width] for start in range(0, len(data), width)]
+
+
+def check_only(message: Message, tensors: Collection[str], meta: Collection[str] = ()) -> None:
+    """Raise BadMessage if a message holds tensors or metadata of other names."""
+    for what, found, right in (("tensor", message.tensors, tensors), ("metadata", message.meta, meta)):
+        if extra := sorted(found.keys() - set(right)):
+            raise BadMessage(f"{what} '{extra[0]}' is not expected")
 
 
 def tensor_of(message: Message, name: str, kind: torch.dtype, *shape: int) -> Tensor:

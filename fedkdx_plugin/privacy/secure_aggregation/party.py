@@ -16,6 +16,7 @@ from fedkdx_plugin.privacy.secure_aggregation.messages import (
     SHARE,
     STEPS,
     UNMASK,
+    check_only,
     clients_of,
     of_bytes,
     rows_of,
@@ -85,6 +86,7 @@ class Party:
 
     def _share(self, request: Message) -> Message:
         """Deal shares of b_u and of s_u's private key, a box for each other client of U1."""
+        check_only(request, ["public"], ["clients"])
         clients = clients_of(request)
         self._check_present(clients, FEWEST)
         public = rows_of(request, "public", len(clients), 2, KEY_BYTES)
@@ -108,6 +110,7 @@ class Party:
 
     def _mask(self, request: Message) -> Message:
         """Open the boxes of U2, and mask the values: y_u = x_u + PRG(b_u) + Σ ± PRG(s_uv)."""
+        check_only(request, ["boxes", "digests"], ["clients"])
         clients = clients_of(request)
         self._check_present(clients, self._needed)
         if not set(clients) <= set(self._first):
@@ -130,6 +133,7 @@ class Party:
 
     def _unmask(self, request: Message) -> Message:
         """Give the shares of b_u for those whose values arrived, of their keys for those who are gone: never both."""
+        check_only(request, [], ["clients"])
         clients = clients_of(request)
         self._check_present(clients, self._needed)
         if not set(clients) <= set(self._second):

@@ -26,6 +26,7 @@ from fedkdx_plugin.privacy.secure_aggregation.messages import (
     MASK,
     SHARE,
     UNMASK,
+    check_only,
     clients_of,
     of_bytes,
     rows_of,
@@ -55,6 +56,7 @@ class Offer:
     @staticmethod
     def read(message: Message) -> Offer:
         """Read a client's offer. Raises BadMessage."""
+        check_only(message, ["public"], ["layout"])
         keys = rows_of(message, "public", 2, KEY_BYTES)
         try:
             for key in keys:
@@ -172,6 +174,7 @@ class Summing:
         request = Message({"public": of_bytes(public, count, 2, KEY_BYTES)}, {"clients": clients})
 
         def read(id: int, answer: Message) -> Dealt:
+            check_only(answer, ["boxes", "digests", "seed"])
             others = [other for other in clients if other != id]
             boxes = rows_of(answer, "boxes", count - 1, BOX_BYTES)
             digests = rows_of(answer, "digests", count, 2, KEY_BYTES)
@@ -198,6 +201,7 @@ class Summing:
             return Message(tensors, {"clients": clients})
 
         def read(id: int, answer: Message) -> Values:
+            check_only(answer, ["masked"], ["unreadable"])
             masked = tensor_of(answer, "masked", torch.int64, size)
             self.accused[id] = clients_of(answer, "unreadable")
             return masked.cpu().contiguous().numpy().view(np.uint64)
@@ -220,6 +224,7 @@ class Summing:
         kind = {id: 0 if id in third else 1 for id in second}
 
         def read(id: int, answer: Message) -> dict[int, bytes]:
+            check_only(answer, ["shares"])
             shares = dict(zip(second, rows_of(answer, "shares", len(second), shamir.SHARE_BYTES), strict=True))
             own = {dealer: share for dealer, share in shares.items() if dealer not in self.accused[id]}
             for dealer, share in own.items():

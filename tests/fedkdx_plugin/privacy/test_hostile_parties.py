@@ -38,6 +38,8 @@ DAMAGES = {
     "short boxes": (SHARE, with_tensor("boxes", lambda own: own[:, 1:]), "'boxes' is"),
     "no digest of its mask": (SHARE, lambda m: Message({n: t for n, t in m.tensors.items() if n != "seed"}), "'seed'"),
     "masked values too few": (MASK, with_tensor("masked", lambda own: own[1:]), "'masked' is"),
+    "more than is asked for": (MASK, lambda m: Message({**m.tensors, "more": torch.ones(1)}, m.meta), "'more' is not"),
+    "words beside its values": (MASK, lambda m: Message(m.tensors, {**m.meta, "more": 1}), "'more' is not expected"),
     "masked values of a float": (MASK, with_tensor("masked", lambda own: own.double()), "'masked' is"),
     "accuses nonsense": (MASK, lambda message: Message(message.tensors, {"unreadable": [3, 3]}), "'unreadable'"),
     "accuses a text": (MASK, lambda message: Message(message.tensors, {"unreadable": "all"}), "'unreadable'"),
@@ -154,6 +156,7 @@ def test_a_sum_that_honest_clients_cannot_have_is_none():
 REQUESTS = {
     "a step too early": (MASK, {"clients": [0, 3, 6]}, {}, "not what comes next"),
     "a step that there is not": ("sum", {"clients": [0, 3, 6]}, {}, "not what comes next"),
+    "more than is needed": (SHARE, {"clients": [0, 3], "least": 1}, {}, "'least' is not expected"),
     "no clients": (SHARE, {}, {}, "no list of clients"),
     "without this one": (SHARE, {"clients": [3, 6]}, {"public": torch.zeros(2, 2, 32, dtype=torch.uint8)}, "with it"),
     "this one alone": (SHARE, {"clients": [0]}, {"public": torch.zeros(1, 2, 32, dtype=torch.uint8)}, "at least 2"),
