@@ -155,7 +155,7 @@ class SiteParties(Parties):
         transport: counts bytes, as it counts those of one process.
 
     Attributes:
-        silent: client -> why no answer came when it was asked for a step.
+        silent: client -> why it took no step that it was asked for.
     """
 
     def __init__(
@@ -172,11 +172,10 @@ class SiteParties(Parties):
         self.transport.down += sum(request.size() for request in requests.values())
         answers: dict[int, Message | str] = {}
         for id, answer in self.exchange(steps).items():
-            if isinstance(answer, str):
-                self.silent[id] = answers[id] = answer
-            elif answer.content is None:
-                answers[id] = answer.dropped
+            content = None if isinstance(answer, str) else answer.content
+            if content is None:
+                self.silent[id] = answers[id] = answer if isinstance(answer, str) else answer.dropped
             else:
-                self.transport.up += answer.content.size()
-                answers[id] = answer.content
+                self.transport.up += content.size()
+                answers[id] = content
         return answers

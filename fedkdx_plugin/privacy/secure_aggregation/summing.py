@@ -135,7 +135,8 @@ class Summing:
         self._accept(offers)
         self.threshold = threshold(len(self.offers))
         self.needed = max(self.threshold, self.least)
-        self._enough(len(self.offers), "have something to add")
+        if len(self.offers) < self.needed:
+            raise Undone(f"{len(self.offers)} of {len(offers)} clients have something to add; {self.needed} are needed")
         dealt = self._deal()
         total = self._collect(dealt)
         self._unmask(total, dealt)
@@ -291,9 +292,6 @@ class Summing:
                 found[id] = read(id, answer)
             except BadMessage as error:
                 self.outcome.dropped[id] = str(error)
-        self._enough(len(found), f"took step '{step}'")
+        if len(found) < self.needed:
+            raise Undone(f"{len(found)} of {len(requests)} clients took step '{step}'; {self.needed} are needed")
         return found
-
-    def _enough(self, count: int, did: str) -> None:
-        if count < self.needed:
-            raise Undone(f"{count} clients {did}, of at least {self.needed}")

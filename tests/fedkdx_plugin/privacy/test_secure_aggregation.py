@@ -71,14 +71,14 @@ def test_with_fewer_than_the_threshold_there_is_no_sum(step):
     room.gone = dict.fromkeys(list(room.replies)[:3], step)
     outcome = room.run()
     assert outcome.mean is None and outcome.clients == []
-    assert outcome.undone == f"4 clients took step '{step}', of at least 5"
+    assert outcome.undone == f"4 of 7 clients took step '{step}'; 5 are needed"
 
 
 def test_fewer_replies_than_asked_for_are_not_unmasked():
     """The server does not learn a sum of so few: it does not ask for the shares."""
     room = Room(make_replies(3), threshold_least=3)
     room.gone = {0: MASK}
-    assert room.run().undone == "2 clients took step 'mask', of at least 3"
+    assert room.run().undone == "2 of 3 clients took step 'mask'; 3 are needed"
     assert not any(step == UNMASK for _, step in room.requests)
 
 

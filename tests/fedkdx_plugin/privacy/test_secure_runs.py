@@ -189,7 +189,7 @@ def test_too_few_undo_the_round_with_one_line(capsys):
     (record,) = run(one)
     assert sorted(record.rejected) == [0, 1, 2] and math.isnan(record.train_loss)
     lines = [line for line in capsys.readouterr().err.splitlines() if "undone" in line]
-    assert lines == ["FedAvg, round 1: the round is undone: 0 clients took step 'mask', of at least 2"]
+    assert lines == ["FedAvg, round 1: the round is undone: 0 of 3 clients took step 'mask'; 2 are needed"]
     assert same_state(before, dict(one.server.weights))
 
 
