@@ -225,6 +225,8 @@ def test_the_others_are_tested_against_fedkdx_plus_else_fedkdx_else_the_best(tmp
     assert reference(("FedAvg", ""), ("FedKDX+", "tuned"), ("FedKDX", "")) == "FedKDX"
     assert reference(("FedKDX", "base"), ("FedKDX+", "tuned")) == "FedKDX+ tuned"
     assert reference(("FedAvg", ""), ("Local", "")) in ("FedAvg", "Local")
+    assert reference(("FedAvg", ""), ("Centralised", "")) == "FedAvg"  # no federated method, though the best
+    assert reference(("Centralised", "")) == "Centralised"
 
 
 def test_figures_of_the_paper_stand_beside_its_own_method_alone(tmp_path):
