@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fedkdx_plugin.configuration.choice import read_preset
-from fedkdx_plugin.engine.evaluation import SERVED, UNSEEN
+from fedkdx_plugin.engine.evaluation import SERVED
+from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.reports.statistics import LEVEL, client_mean
 from fedkdx_plugin.results.runs import Run
 
