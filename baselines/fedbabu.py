@@ -20,6 +20,8 @@ class FedBABUClient(FedAvgFTClient):
     trained on the same batches for as many epochs. Until the client has trained, the model itself predicts.
     """
 
+    windows_meet = ""
+
     def trains(self, epoch: int, epochs: int) -> Sequence[str]:
         """Return all but the model's head."""
         return ("*", f"!{HEAD}")

@@ -58,6 +58,7 @@ class FedDBEClient(FedAvgClient):
     """
 
     private = (BIAS,)
+    windows_meet = "draws the mean features of a batch to a common mean"
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

@@ -108,6 +108,11 @@ class Client(ABC):
         local_bn: whether batch-norm layers are private, too, as with `--bn local` (see `Task`).
         frozen: names of networks that the losses use but nothing trains: in evaluation mode, without gradients.
 
+    Class attribute for differential privacy of single windows (`--dp example`), declared anew by each subclass with
+    methods of its own:
+        windows_meet: how windows of a client meet elsewhere than in losses that are means over the windows of a batch
+            of terms of one window each (beside terms of none), as a verb with what follows it; '' if they do not.
+
     Attributes:
         id: number of the client.
         task: the learning task.
@@ -126,6 +131,7 @@ class Client(ABC):
     kept: ClassVar[tuple[str, ...]] = ()
     local_bn: ClassVar[bool] = False
     frozen: ClassVar[tuple[str, ...]] = ()
+    windows_meet: ClassVar[str] = "does not declare whether its windows meet elsewhere than in means of losses"
 
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
         self.id, self.task, self.params, self.samples = id, task, params, samples
@@ -143,6 +149,11 @@ class Client(ABC):
     def build(cls, task: Task) -> dict[str, nn.Module]:
         """Return the networks that this algorithm trains, by name, newly initialised."""
         return {"model": task.model()}
+
+    @classmethod
+    def meeting(cls, params: Any) -> str:
+        """Return `windows_meet` for these hyper-parameters; override it where they matter, and say what to set."""
+        return cls.windows_meet
 
     @abstractmethod
     def losses(

@@ -351,12 +351,13 @@ class Federation:
         restore(self.workspace, self.server, saved)
 
     def _train_loss(self, losses: Mapping[int, torch.Tensor]) -> float:
-        samples = {id: len(self.data.train_y[id]) for id in losses}
-        total = sum(samples.values())
         if not losses:
             return float("nan")
         values: list[float] = torch.stack(list(losses.values())).tolist()
-        return float(sum(value * samples[id] / total for id, value in zip(losses, values, strict=True)))
+        # DP-SGD may draw no window of a client in a whole round; any other NaN has had the client dropped
+        known = {id: value for id, value in zip(losses, values, strict=True) if not math.isnan(value)}
+        total = sum(len(self.data.train_y[id]) for id in known)
+        return float(sum(value * len(self.data.train_y[id]) / total for id, value in known.items())) if known else math.nan
 
 
 def restore(workspace: Workspace, server: Server, saved: Message) -> None:

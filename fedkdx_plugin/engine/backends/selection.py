@@ -19,6 +19,7 @@ from fedkdx_plugin.engine.workspace import Workspace
 from registry.errors import UserError
 
 NAMES = ("auto", "sequential", "parallel", "stacked")
+BY_WINDOW = "--dp example takes gradients window by window, which are not stacked over clients"
 
 
 def make(
@@ -42,7 +43,7 @@ def make(
     """
     on_cpu = data.test_x.device.type == "cpu"
     if name == "stacked" or (name == "auto" and not on_cpu):
-        reason = reason_against(workspace.nets)
+        reason = BY_WINDOW if settings.privacy else reason_against(workspace.nets)
         if not reason:
             try:
                 return Stacked(workspace, data, settings, name == "stacked", client_memory, selected)
