@@ -211,7 +211,8 @@ class Gradients(nn.Module):
 def norms_of(gradients: Mapping[str, Tensor]) -> Tensor:
     """Return the norm of each window's gradient by all parameters together, (n,), float64, in which it is finite."""
     parts = [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in gradients.values()]
-    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    return norms
 
 
 class _Withheld(Batch):
@@ -277,8 +278,8 @@ def check_networks(nets: Mapping[str, nn.Module]) -> None:
         for path, part in module.named_modules():
             if isinstance(part, nn.RNNBase) and not is_simple_lstm(part):
                 raise UserError(
-                    f"--dp example: {net}.{path} is {type(part).__name__} of a form for which PyTorch gives no gradients by "
-                    "window (for an LSTM of one layer there are); take another model (-m)"
+                    f"--dp example: {net}.{path} is {type(part).__name__} of a form for which there are no gradients "
+                    "by window (an LSTM of one layer has them); take another model (-m)"
                 )
             if is_batch_norm(part):
                 raise UserError(

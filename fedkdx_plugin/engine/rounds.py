@@ -354,10 +354,10 @@ class Federation:
         if not losses:
             return float("nan")
         values: list[float] = torch.stack(list(losses.values())).tolist()
-        # DP-SGD may draw no window of a client in a whole round; any other NaN has had the client dropped
+        # DP-SGD may draw no window of a client in a whole round; a client with any other NaN has been dropped
         known = {id: value for id, value in zip(losses, values, strict=True) if not math.isnan(value)}
         total = sum(len(self.data.train_y[id]) for id in known)
-        return float(sum(value * len(self.data.train_y[id]) / total for id, value in known.items())) if known else math.nan
+        return sum(value * len(self.data.train_y[id]) / total for id, value in known.items()) if known else math.nan
 
 
 def restore(workspace: Workspace, server: Server, saved: Message) -> None:

@@ -166,7 +166,9 @@ def _planned(windows: Batch, round: Round, client: Client, settings: Settings) -
     """
     count, device = len(windows.y), windows.y.device
     if settings.privacy is None:
-        return [order.split(settings.batch_size) for order in permutations(count, round, client.id, settings).to(device)]
+        return [
+            order.split(settings.batch_size) for order in permutations(count, round, client.id, settings).to(device)
+        ]
     epochs, size = settings.epochs(round, client.id), settings.batch_size
     steps = steps_of(count, 1, client.repeats(), size)
     drawn = [lot.to(device) for lot in lots(count, size, epochs * steps, settings.seed, round.index, client.id)]
