@@ -40,7 +40,7 @@ class Settings:
         seed: seed of all random numbers.
         faults: probabilities of injected faults.
         attack: which clients attack, and how.
-        privacy: bound and noise of DP-SGD, which hides each window of a client; None: plain training.
+        dp_sgd: bound and noise of DP-SGD, which hides each window of a client; None: plain training.
     """
 
     batch_size: int = 32
@@ -54,7 +54,7 @@ class Settings:
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
     attack: Attack = field(default_factory=Attack)
-    privacy: WindowPrivacy | None = None
+    dp_sgd: WindowPrivacy | None = None
 
     def epochs(self, round: Round, client: int) -> int:
         """Return a client's number of epochs in this round: `local_epochs`, or fewer for a straggler."""
@@ -77,7 +77,7 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     with unseen(client, settings):
         steps = _steps(client, windows, round, settings)
         plan = _planned(windows, round, client, settings)
-        times = 1 if settings.privacy else client.repeats()
+        times = 1 if settings.dp_sgd else client.repeats()
         augmented = _augmented(windows, round, client.id, settings)
         sums: list[Tensor] = []
         rows: list[int] = []
@@ -97,24 +97,24 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
 
 def unseen(client: Client, settings: Settings) -> AbstractContextManager[None]:
     """Withhold a client's windows from its own methods in the block, if each of them is to be hidden."""
-    return out_of_sight(client) if settings.privacy else nullcontext()
+    return out_of_sight(client) if settings.dp_sgd else nullcontext()
 
 
 def _steps(client: Client, windows: Batch, round: Round, settings: Settings) -> Steps:
     """Return the training steps of a round."""
     context, bound, optimizer = contract.context(client), settings.clip_norm, settings.optimizer
-    if settings.privacy is None:
+    if settings.dp_sgd is None:
         return Steps(client, client.nets, context, bound, optimizer)
     size, shape = min(settings.batch_size, len(windows.y)), windows.x.shape[1:]
     rng = generator(settings.seed, "noise of gradients", round.index, client.id)
-    return PrivateSteps(client, client.nets, context, bound, optimizer, settings.privacy, size, shape, rng)
+    return PrivateSteps(client, client.nets, context, bound, optimizer, settings.dp_sgd, size, shape, rng)
 
 
 def _augmented(windows: Batch, round: Round, client: int, settings: Settings) -> Callable[[Batch, int], Batch]:
     """Return a function that augments a batch of a client's windows, given its number in the round, from 0."""
     if not settings.augment.names:
         return lambda batch, number: batch
-    most = len(windows.y) if settings.privacy else settings.batch_size
+    most = len(windows.y) if settings.dp_sgd else settings.batch_size
     augmenter = Augmenter(settings.augment, windows.x, most)
     keys = torch.tensor(settings.augment.keys(settings.seed, round.index, client)).to(windows.x.device)
     return lambda batch, number: replace(batch, x=augmenter(batch.x, keys, number)) if len(batch.y) else batch
@@ -165,7 +165,7 @@ def _planned(windows: Batch, round: Round, client: Client, settings: Settings) -
     of such steps; an epoch has as many steps as otherwise.
     """
     count, device = len(windows.y), windows.y.device
-    if settings.privacy is None:
+    if settings.dp_sgd is None:
         return [
             order.split(settings.batch_size) for order in permutations(count, round, client.id, settings).to(device)
         ]

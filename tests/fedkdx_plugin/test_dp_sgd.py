@@ -53,7 +53,7 @@ def task(name: str = "FedAvg") -> Task:
 
 
 def federation(name: str, data: DeviceData | None = None, rounds: int = 2, **settings) -> Federation:
-    settings = {"privacy": WindowPrivacy(CLIP, 1.0), "backend": "sequential"} | settings
+    settings = {"dp_sgd": WindowPrivacy(CLIP, 1.0), "backend": "sequential"} | settings
     return make_federation(algorithm(name), data, task(), rounds=rounds, params=COVERED_WITH.get(name, {}), **settings)
 
 
@@ -65,7 +65,7 @@ def run(made: Federation, done: int = 0) -> Recorder:
 
 def at_work(name: str, id: int = 0, rounds: int = 1, **settings):
     """Return a client that has trained before and received a message, and its context."""
-    made = federation(name, privacy=None, **settings)
+    made = federation(name, dp_sgd=None, **settings)
     run(made)
     round = Round(made.schedule.rounds, made.schedule.rounds)
     backend = made.backend
@@ -200,7 +200,7 @@ def moved(made: Federation, id: int = 1, round: int = 1) -> dict[str, Tensor]:
 def test_the_noise_has_its_variance():
     """With a bound of almost 0, the steps are the noise alone: 4 of them, N(0, (η z C / B)²) each."""
     clip, noise = 1e-9, 1e9
-    made = federation("FedAvg", make_data((40, 64)), clip_norm=0, privacy=WindowPrivacy(clip, noise), batch_size=32)
+    made = federation("FedAvg", make_data((40, 64)), clip_norm=0, dp_sgd=WindowPrivacy(clip, noise), batch_size=32)
     first, later = moved(made), moved(made, round=2)
     values = torch.cat([t.flatten().double() for t in first.values()])
     size = len(values)
@@ -213,8 +213,8 @@ def test_the_noise_has_its_variance():
 
 def test_without_noise_and_bound_whole_lots_are_plain_gradient_descent(double):
     data = make_data((30, 12))
-    plain = federation("FedProx", data, privacy=None, batch_size=64, join_ratio=1.0)
-    private = federation("FedProx", data, privacy=WindowPrivacy(1e9, 0.0), batch_size=64, join_ratio=1.0)
+    plain = federation("FedProx", data, dp_sgd=None, batch_size=64, join_ratio=1.0)
+    private = federation("FedProx", data, dp_sgd=WindowPrivacy(1e9, 0.0), batch_size=64, join_ratio=1.0)
     one, other = run(plain).records, run(private).records
     for name, tensor in plain.server.weights.items():
         torch.testing.assert_close(private.server.weights[name], tensor, rtol=1e-9, atol=1e-12)
@@ -225,7 +225,7 @@ def test_without_noise_and_bound_whole_lots_are_plain_gradient_descent(double):
 def test_optimizers_move_by_noisy_gradients(optimizer, double):
     data = make_data((30, 12))
     settings = {"batch_size": 64, "join_ratio": 1.0, "optimizer": optimizer}
-    plain, private = (federation("FedAvg", data, privacy=p, **settings) for p in (None, WindowPrivacy(1e9, 0.0)))
+    plain, private = (federation("FedAvg", data, dp_sgd=p, **settings) for p in (None, WindowPrivacy(1e9, 0.0)))
     run(plain), run(private)
     for name, tensor in plain.server.weights.items():
         torch.testing.assert_close(private.server.weights[name], tensor, rtol=1e-7, atol=1e-9)
@@ -235,7 +235,7 @@ def test_only_parameters_of_the_epoch_are_in_the_gradient(double):
     """FedRep trains head and body in turn: without a bound each phase goes as without DP-SGD."""
     data = make_data((30, 12))
     plain, private = (
-        federation("FedRep", data, privacy=p, batch_size=64, join_ratio=1.0) for p in (None, WindowPrivacy(1e9, 0.0))
+        federation("FedRep", data, dp_sgd=p, batch_size=64, join_ratio=1.0) for p in (None, WindowPrivacy(1e9, 0.0))
     )
     run(plain), run(private)
     assert all(map(torch.allclose, private.server.weights.values(), plain.server.weights.values()))
@@ -259,7 +259,7 @@ def state(made: Federation) -> dict[str, Tensor]:
 def test_nothing_but_the_noisy_gradients_knows_the_windows(name):
     """With a bound of almost 0 the windows no longer count, whatever the algorithm does with them."""
     data = make_data((12, 5))
-    settings = {"privacy": WindowPrivacy(1e-9, 1e8), "batch_size": 8, "local_epochs": 2, "join_ratio": 1.0}
+    settings = {"dp_sgd": WindowPrivacy(1e-9, 1e8), "batch_size": 8, "local_epochs": 2, "join_ratio": 1.0}
     one, other = (federation(name, own, rounds=2, **settings) for own in (data, other_windows(data)))
     first, second = run(one).records, run(other).records
     assert not any(record.rejected for record in (*first, *second))
@@ -288,7 +288,7 @@ def test_what_is_refused_has_a_reason(name, double):
     server = algorithm(name)
     assert f"--dp example: not with {name}, which " in reason(name)
     made = make_federation(
-        server, None, task(), rounds=2, backend="sequential", privacy=WindowPrivacy(CLIP, 1.0), join_ratio=1.0
+        server, None, task(), rounds=2, backend="sequential", dp_sgd=WindowPrivacy(CLIP, 1.0), join_ratio=1.0
     )
     if name in MEETING or name == "FedKDX":
         made = make_federation(server, None, task(), rounds=1, backend="sequential", join_ratio=1.0)
@@ -326,7 +326,7 @@ def test_a_subclass_with_methods_declares_anew():
             continue
         with pytest.raises(UserError, match=expected):
             dp_sgd.check("Mine", server, server.Params())
-        made = make_federation(server, None, task(), backend="sequential", privacy=WindowPrivacy(CLIP, 1.0))
+        made = make_federation(server, None, task(), backend="sequential", dp_sgd=WindowPrivacy(CLIP, 1.0))
         with pytest.raises(UserError, match="Peeping reads its windows"):
             run(made)
 

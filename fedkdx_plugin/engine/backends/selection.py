@@ -43,7 +43,7 @@ def make(
     """
     on_cpu = data.test_x.device.type == "cpu"
     if name == "stacked" or (name == "auto" and not on_cpu):
-        reason = BY_WINDOW if settings.privacy else reason_against(workspace.nets)
+        reason = BY_WINDOW if settings.dp_sgd else reason_against(workspace.nets)
         if not reason:
             try:
                 return Stacked(workspace, data, settings, name == "stacked", client_memory, selected)
