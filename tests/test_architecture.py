@@ -19,7 +19,14 @@ MAY_IMPORT = {
     "fedkdx_plugin/native": ("registry", "fedkdx_plugin.native"),
     "fedkdx_plugin/algorithm": ("registry", "fedkdx_plugin.algorithm", "fedkdx_plugin.native"),
     "fedkdx_plugin/models": ("registry", "fedkdx_plugin.models"),
-    "fedkdx_plugin/engine": ("registry", "dataset_utils", "fedkdx_plugin.engine", "fedkdx_plugin.native"),
+    "fedkdx_plugin/privacy": ("registry", "fedkdx_plugin.privacy", "fedkdx_plugin.engine.randomness"),
+    "fedkdx_plugin/engine": (
+        "registry",
+        "dataset_utils",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.native",
+        "fedkdx_plugin.privacy",
+    ),
     "fedkdx_plugin/configuration": ("registry", "dataset_utils", "fedkdx_plugin.configuration"),
     "fedkdx_plugin/results": (
         "registry",

@@ -16,6 +16,7 @@ from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.optimizers import SGD
 from fedkdx_plugin.engine.randomness import generator, seeded
 from fedkdx_plugin.engine.steps import Steps
+from fedkdx_plugin.privacy.options import Privacy
 from registry import contract
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
@@ -40,6 +41,7 @@ class Settings:
         seed: seed of all random numbers.
         faults: probabilities of injected faults.
         attack: which clients attack, and how.
+        privacy: whose data are protected by noise, and how much of it.
         dp_sgd: bound and noise of DP-SGD, which hides each window of a client; None: plain training.
     """
 
@@ -54,6 +56,7 @@ class Settings:
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
     attack: Attack = field(default_factory=Attack)
+    privacy: Privacy = field(default_factory=Privacy)
     dp_sgd: WindowPrivacy | None = None
 
     def epochs(self, round: Round, client: int) -> int:

@@ -46,7 +46,7 @@ from fedkdx_plugin.results.runs import (
     differs,
     read_environment,
 )
-from registry import __version__, catalog, contract
+from registry import __version__, catalog
 from registry.blame import naming
 from registry.catalog import Entry
 from registry.errors import UserError
@@ -142,7 +142,7 @@ class RunFolder(Observer):
         self._last: tuple[int, Message, dict[str, np.ndarray]] | None = None  # rounds, their state, last matrices
         self._saved = time.monotonic()
         metrics = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
-        own = map(server_column, contract.figures(federation.server))
+        own = map(server_column, federation.figures())
         self._columns = [*ROUND_COLUMNS, *metrics, *group_columns(federation.groups), *own]
         self._resumed: list[str] = []  # what is said of going on
         if is_file(path / ENVIRONMENT) and self.sealed.holds(STATE):
