@@ -34,6 +34,7 @@ from registry.interface import Batch, Client, Networks, Server
 from registry.normalisation import is_batch_norm
 
 MOST_VALUES = 1 << 24  # numbers of all gradients held at once, the same on every device: 64 MB in float32
+NOT_STACKED = "gradients are taken window by window, which is not done for several clients at once"
 PREFIX = "net_"  # so that no network's name equals an attribute of `nn.Module`
 
 

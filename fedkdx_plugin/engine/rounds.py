@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from fedkdx_plugin.engine import scaling
+from fedkdx_plugin.engine import dp_sgd, scaling
 from fedkdx_plugin.engine.attacks import Attackers
 from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.backends.base import Backend, Trained
+from fedkdx_plugin.engine.budget import Budget
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
@@ -28,6 +29,7 @@ from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.privacy.accounting import FIXED, POISSON
 from fedkdx_plugin.privacy.noise import Noise, SeededNoise
+from fedkdx_plugin.privacy.options import EXAMPLE
 from registry import contract
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
@@ -76,7 +78,8 @@ class RoundRecord:
         seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
         metrics: result of `evaluation.Evaluator`; empty in rounds without evaluation.
         server: result of `Server.figures` without NaN; empty in rounds without aggregation. With client-level privacy,
-            in every round, also those of `privacy.client.Protection.figures`.
+            in every round, also those of `privacy.client.Protection.figures`, with example-level privacy those of
+            `budget.Budget.figures`.
         notes: what the server had to say about its means (see `registry.aggregation.Average`); not kept on disk.
     """
 
@@ -120,6 +123,7 @@ class Federation:
         groups: 'unseen', 'late', 'rare' or 'attackers' -> ids of these clients (see `Participation`, `Attack`).
         agreed: the statistics by which all windows are scaled; None if the shards are scaled already.
         protection: client-level differential privacy; None without.
+        budget: example-level differential privacy; None without.
 
     Raises:
         UserError: the backend cannot run this algorithm, model or device; or the algorithm does not average clients,
@@ -172,6 +176,8 @@ class Federation:
         self.protection = protection(settings.privacy, algorithm, sampling, schedule.rounds, self._noise())
         if self.protection:
             self.server.average = self.protection.average
+        self.budget = self._budget()
+        settings = self.budget.training if self.budget else settings
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)
         if isinstance(backend, str):
             self.backend = selection.make(backend, self.workspace, data, settings, selected, client_memory)
@@ -223,6 +229,9 @@ class Federation:
             figures = contract.figures(server)
         if self.protection:
             figures |= self.protection.figures()
+        if self.budget:
+            self.budget.book(results, round)
+            figures |= self.budget.figures()
         for note in (notes := [*missing, *server.average.take_notes()]):
             print(f"{type(server).__name__}, round {round.index}: {note}", file=sys.stderr)
         clock.lap("aggregate")
@@ -260,6 +269,20 @@ class Federation:
         there = (lambda _: seen) if self.pools_data else self.reachable
         agreed = scaling.agree(self.data.statistics, rounds, there, len(seen))
         return replace(agreed, up=0, down=0) if agreed and self.pools_data else agreed
+
+    def _budget(self) -> Budget | None:
+        """Return the clients' budgets of example-level privacy; None where that is not asked for.
+
+        Raises:
+            UserError: the algorithm or the networks are not covered, or the budget is too small.
+        """
+        if self.settings.privacy.level != EXAMPLE:
+            return None
+        server, total = type(self.server), self.schedule.rounds
+        dp_sgd.check(server.__name__, server, self.server.params)
+        dp_sgd.check_networks(self.workspace.nets)
+        rounds = (Round(index, total, self.schedule.join_ratio) for index in range(1, total + 1))
+        return Budget(self.settings, self.workspace.clients, ((round, self._select(round)) for round in rounds))
 
     def _noise(self) -> Noise:
         """Return where the noise of client-level privacy comes from: here, of a simulation, from the seed."""
@@ -371,7 +394,8 @@ class Federation:
         return Message(tensors, meta | self._privacy_state())
 
     def _privacy_state(self) -> dict[str, Any]:
-        return {"privacy": self.protection.save()} if self.protection else {}
+        private = self.protection or self.budget
+        return {"privacy": private.save()} if private else {}
 
     def restore(self, saved: Message) -> None:
         """Restore the state that `save` returned.
@@ -380,12 +404,14 @@ class Federation:
             KeyError or ValueError: `saved` is of another algorithm or another number of clients.
         """
         restore(self.workspace, self.server, saved)
-        if self.protection:
-            self.protection.restore(saved.meta["privacy"])
+        if private := self.protection or self.budget:
+            private.restore(saved.meta["privacy"])
 
     def figures(self) -> dict[str, float]:
         """Return what `RoundRecord.server` will hold, by name; see `Server.figures`."""
-        return contract.figures(self.server) | (self.protection.figures() if self.protection else {})
+        return contract.figures(self.server) | (
+            private.figures() if (private := self.protection or self.budget) else {}
+        )
 
     def _train_loss(self, losses: Mapping[int, torch.Tensor]) -> float:
         if not losses:

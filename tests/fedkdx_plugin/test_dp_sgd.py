@@ -369,7 +369,7 @@ def test_processes_give_the_same():
 
 
 def test_clients_are_not_stacked():
-    with pytest.raises(UserError, match="--backend stacked: --dp example takes gradients window by window"):
+    with pytest.raises(UserError, match="--backend stacked: --dp example: gradients are taken window by window"):
         federation("FedAvg", backend="stacked")
 
 
