@@ -95,7 +95,7 @@ class Budget:
         """
         if float(saved["noise"]) != self.noise:
             raise UserError(
-                f"--dp example: the rounds so far have noise of {float(saved['noise']):.4g}, of another number of "
+                f"--dp example: the rounds so far have noise of {float(saved['noise']):.4g}, for another number of "
                 f"rounds than are planned now, which take {self.noise:.4g}; go on with the -gr of before, or start anew"
             )
         for id, steps in zip(self.ledger.work, saved["steps"], strict=True):

@@ -186,5 +186,5 @@ def test_data_and_models_that_do_not_go_together(shard_folder, federated_folder)
         on_data(federated_folder)
     with pytest.raises(UserError, match="is batch norm, in which the windows of a batch meet; --norm group"):
         on_data(shard_folder, norm="batch")
-    with pytest.raises(UserError, match="--delta 0.2: not below 1/8"):
+    with pytest.raises(UserError, match=r"--delta 0.2: not below 1/8"):
         on_data(shard_folder, delta=0.2)
