@@ -239,7 +239,7 @@ class Federation:
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(contract.networks(server)) if due else {}
         losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
-        loss = self._train_loss({id: losses[id] for id in replies if id not in self.attackers.ids})
+        loss = self._train_loss({id: losses[id] for id in replies if id in losses and id not in self.attackers.ids})
         clock.lap("evaluate")
         return RoundRecord(
             round=round.index,

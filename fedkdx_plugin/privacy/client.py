@@ -24,6 +24,8 @@ from registry.errors import UserError
 State = dict[str, Tensor]
 States = Sequence[Mapping[str, Tensor]]
 
+SPENT, SPENT_SERVER, CLIP = "privacy_epsilon", "privacy_epsilon_server", "privacy_clip"  # in records
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -137,18 +139,33 @@ class Protection:
 
     def figures(self) -> dict[str, float]:
         """Return what has been spent, and the bound, to record after a round."""
-        spent = {"privacy_epsilon": self.plan.spent(self.round)} if self.round else {"privacy_epsilon": 0.0}
+        spent = {SPENT: self.plan.spent(self.round)}
         if self.distributed:
-            spent["privacy_epsilon_server"] = self.plan.spent_against_server(self.round)
-        return spent | {"privacy_clip": self.clip}
+            spent[SPENT_SERVER] = self.plan.spent_against_server(self.round)
+        return spent | {CLIP: self.clip}
 
     def save(self) -> dict[str, Any]:
         """Return the state to go on from after a restart."""
-        return {"clip": self.clip, "round": self.round}
+        return {"clip": self.clip, "round": self.round, "planned": self.plan.rounds}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Restore what `save` returned. Raises KeyError or ValueError: it is something else."""
+        """Restore what `save` returned.
+
+        Raises:
+            KeyError or ValueError: it is something else.
+            UserError: the noise so far was that of another number of rounds.
+        """
+        check_planned(int(saved["planned"]), self.plan.rounds)
         self.clip, self.round = float(saved["clip"]), int(saved["round"])
+
+
+def check_planned(before: int, now: int) -> None:
+    """Raise UserError if the number of rounds changes in the midst of a run, whose noise was measured for it."""
+    if before != now:
+        raise UserError(
+            f"-gr {now}: with --dp the noise was measured for {before} rounds, which spend the whole budget; leave -gr "
+            "out, or begin a new run, whose budget adds to that of this one"
+        )
 
 
 class PrivateAverage(Average):

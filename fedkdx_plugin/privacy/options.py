@@ -45,8 +45,6 @@ class Privacy:
             if value is None:
                 raise UserError(f"--dp {level}: {flag} is missing, such as {flag} {example}")
         assert epsilon is not None and delta is not None
-        if not 0 < epsilon < math.inf:
-            raise UserError(f"--epsilon {epsilon:g}: must be a number above 0")
         return Privacy(level, epsilon, delta, _clip(clip), noise)
 
 

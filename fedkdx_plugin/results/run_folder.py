@@ -25,6 +25,7 @@ from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord
 from fedkdx_plugin.native.library import operations
+from fedkdx_plugin.privacy.client import SPENT
 from fedkdx_plugin.results.records import (
     ROUND_COLUMNS,
     SCALARS,
@@ -196,7 +197,8 @@ class RunFolder(Observer):
             self._metrics.flush()
             served = record.metrics.get(SERVED)
             accuracy = f" accuracy {served.accuracy:.4f}" if served else ""
-            self._say(f"round {record.round}: clients {record.selected} loss {record.train_loss:.4f}{accuracy}")
+            spent = f" ε {record.server[SPENT]:.4f}" if SPENT in record.server else ""
+            self._say(f"round {record.round}: clients {record.selected} loss {record.train_loss:.4f}{accuracy}{spent}")
             if record.lost:
                 who = ", ".join(f"{id} ({why})" for id, why in record.lost.items())
                 self._say(f"round {record.round}: no reply from client {who}")
