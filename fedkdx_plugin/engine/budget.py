@@ -9,8 +9,8 @@ from typing import Any
 
 from fedkdx_plugin.engine.dp_sgd import WindowPrivacy, sampling_rate
 from fedkdx_plugin.engine.training import Settings, steps_of
+from fedkdx_plugin.privacy.client import SPENT, check_planned
 from fedkdx_plugin.privacy.example import Ledger, Work, noise_for
-from registry.errors import UserError
 from registry.interface import Client, Round
 
 
@@ -23,6 +23,7 @@ class Budget:
         selections: the ids selected in each planned round.
 
     Attributes:
+        rounds: planned number of rounds.
         noise: noise multiplier z of every step.
         ledger: the steps made so far.
 
@@ -31,9 +32,9 @@ class Budget:
     """
 
     def __init__(
-        self, settings: Settings, clients: Sequence[Client], selections: Iterable[tuple[Round, Sequence[int]]]
+        self, settings: Settings, clients: Sequence[Client], selections: Sequence[tuple[Round, Sequence[int]]]
     ) -> None:
-        self.settings, self.clients = settings, clients
+        self.settings, self.clients, self.rounds = settings, clients, len(selections)
         planned: Counter[int] = Counter()
         for round, ids in selections:
             for id in ids:
@@ -63,7 +64,7 @@ class Budget:
 
     def figures(self) -> dict[str, float]:
         """Return the largest ε that a client has spent, and the noise, to record after a round."""
-        return {"privacy_epsilon": self.ledger.most(), "privacy_noise": self.noise}
+        return {SPENT: self.ledger.most(), "privacy_noise": self.noise}
 
     def table(self) -> dict[str, Any]:
         """Return what has been spent, as JSON values: of each client its windows, sampling rate, steps, and ε."""
@@ -84,19 +85,18 @@ class Budget:
 
     def save(self) -> dict[str, Any]:
         """Return the state to go on from after a restart."""
-        return {"noise": self.noise, "steps": [work.steps for work in self.ledger.work.values()]}
+        steps = [work.steps for work in self.ledger.work.values()]
+        return {"planned": self.rounds, "noise": self.noise, "steps": steps}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore what `save` returned.
 
         Raises:
-            UserError: the rounds so far had other noise, as another number of rounds was planned.
+            UserError: the noise so far was that of another number of rounds.
             KeyError or ValueError: `saved` is something else.
         """
+        check_planned(int(saved["planned"]), self.rounds)
         if float(saved["noise"]) != self.noise:
-            raise UserError(
-                f"--dp example: the rounds so far have noise of {float(saved['noise']):.4g}, for another number of "
-                f"rounds than are planned now, which take {self.noise:.4g}; go on with the -gr of before, or start anew"
-            )
+            raise ValueError(f"a noise multiplier of {float(saved['noise'])!r}, not {self.noise!r}")
         for id, steps in zip(self.ledger.work, saved["steps"], strict=True):
             self.ledger.add(id, int(steps) - self.ledger.work[id].steps)

@@ -282,7 +282,7 @@ class Federation:
         dp_sgd.check(server.__name__, server, self.server.params)
         dp_sgd.check_networks(self.workspace.nets)
         rounds = (Round(index, total, self.schedule.join_ratio) for index in range(1, total + 1))
-        return Budget(self.settings, self.workspace.clients, ((round, self._select(round)) for round in rounds))
+        return Budget(self.settings, self.workspace.clients, [(round, self._select(round)) for round in rounds])
 
     def _noise(self) -> Noise:
         """Return where the noise of client-level privacy comes from: here, of a simulation, from the seed."""
