@@ -21,7 +21,7 @@ from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.outliers import Outliers
 from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, Participation
-from fedkdx_plugin.engine.protection import noised, protection, sampling_of, shares_missing
+from fedkdx_plugin.engine.protection import SCALED, noised, protection, sampling_of, shares_missing
 from fedkdx_plugin.engine.randomness import count_selected, draw_clients, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
@@ -171,6 +171,8 @@ class Federation:
         sampling = sampling_of(schedule.sampling, seen, schedule.join_ratio)
         self.protection = protection(settings.privacy, algorithm, sampling, schedule.rounds, self._noise())
         if self.protection:
+            if self.agreed:
+                raise UserError(SCALED)
             self.server.average = self.protection.average
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)
         if isinstance(backend, str):

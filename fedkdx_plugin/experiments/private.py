@@ -9,7 +9,7 @@ from dataset_utils.shards import ShardSet, scale_of
 from fedkdx_plugin.configuration.choice import Choice
 from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine.participation import UNSEEN
-from fedkdx_plugin.engine.protection import replies_with_states, sampling_of, uncovered
+from fedkdx_plugin.engine.protection import SCALED, replies_with_states, sampling_of, uncovered
 from fedkdx_plugin.privacy import accounting
 from fedkdx_plugin.privacy.accounting import FIXED
 from fedkdx_plugin.privacy.client import Plan
@@ -90,10 +90,7 @@ def check_on(
     if asked.level == NONE:
         return
     if scale_of(shards.manifest) == FEDERATED:
-        raise UserError(
-            "--scale federated: not with --dp client: clients send means and variances of their windows once, without "
-            "noise; use --scale client or none"
-        )
+        raise UserError(SCALED)
     for choice in choices:
         check_norm(choice, task)
     sampling = sampling_of(config.sampling, shards.num_clients - len(groups.get(UNSEEN, ())), config.join_ratio)
