@@ -16,6 +16,11 @@ from fedkdx_plugin.privacy.options import CLIENT, Privacy
 from registry.errors import UserError
 from registry.interface import Message, NonFinite, Server, beyond_average
 
+SCALED = (
+    "--scale federated: not with --dp client: clients send means and variances of their windows once, without noise; "
+    "use --scale client or none"
+)
+
 
 def sampling_of(kind: str, clients: int, join_ratio: float) -> Sampling:
     """Return how a round's clients are drawn.

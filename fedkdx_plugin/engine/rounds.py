@@ -22,12 +22,13 @@ from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.outliers import Outliers
 from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, Participation
-from fedkdx_plugin.engine.protection import noised, protection, sampling_of, shares_missing
+from fedkdx_plugin.engine.protection import SCALED, noised, protection, sampling_of, shares_missing
 from fedkdx_plugin.engine.randomness import count_selected, draw_clients, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.privacy.accounting import FIXED, POISSON
+from fedkdx_plugin.privacy.example import SCALED as SCALED_WINDOWS
 from fedkdx_plugin.privacy.noise import Noise, SeededNoise
 from fedkdx_plugin.privacy.options import EXAMPLE
 from registry import contract
@@ -175,6 +176,8 @@ class Federation:
         sampling = sampling_of(schedule.sampling, seen, schedule.join_ratio)
         self.protection = protection(settings.privacy, algorithm, sampling, schedule.rounds, self._noise())
         if self.protection:
+            if self.agreed:
+                raise UserError(SCALED)
             self.server.average = self.protection.average
         self.budget = self._budget()
         settings = self.budget.training if self.budget else settings
@@ -279,6 +282,8 @@ class Federation:
         if self.settings.privacy.level != EXAMPLE:
             return None
         server, total = type(self.server), self.schedule.rounds
+        if self.agreed:
+            raise UserError(SCALED_WINDOWS.format("federated"))
         dp_sgd.check(server.__name__, server, self.server.params)
         dp_sgd.check_networks(self.workspace.nets)
         rounds = (Round(index, total, self.schedule.join_ratio) for index in range(1, total + 1))

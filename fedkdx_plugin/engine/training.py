@@ -16,7 +16,7 @@ from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.optimizers import SGD
 from fedkdx_plugin.engine.randomness import generator, seeded
 from fedkdx_plugin.engine.steps import Steps
-from fedkdx_plugin.privacy.options import Privacy
+from fedkdx_plugin.privacy.options import EXAMPLE, Privacy
 from registry import contract
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
@@ -75,7 +75,13 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     Returns:
         mean over the round's windows of the summed losses: a scalar on the device, not synchronised; NaN if DP-SGD drew
         no window at all.
+
+    Raises:
+        UserError: each window is to be protected, and nobody has said with how much noise (a site, say, which has no
+            budget).
     """
+    if settings.privacy.level == EXAMPLE and settings.dp_sgd is None:
+        raise UserError("--dp example: nobody has computed the noise that its budget takes; nothing was trained")
     windows = windows_of(client)
     with unseen(client, settings):
         steps = _steps(client, windows, round, settings)

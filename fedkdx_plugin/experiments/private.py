@@ -10,7 +10,7 @@ from fedkdx_plugin.configuration.choice import Choice
 from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine import dp_sgd
 from fedkdx_plugin.engine.participation import UNSEEN
-from fedkdx_plugin.engine.protection import replies_with_states, sampling_of, uncovered
+from fedkdx_plugin.engine.protection import SCALED, replies_with_states, sampling_of, uncovered
 from fedkdx_plugin.privacy import accounting, example
 from fedkdx_plugin.privacy.accounting import FIXED
 from fedkdx_plugin.privacy.client import Plan
@@ -60,10 +60,7 @@ def _check_example(config: Config, asked: Privacy, choices: Sequence[Choice]) ->
             "the weights say how many windows of each class a client has",
         ),
         "--backend stacked": (config.backend == "stacked", dp_sgd.NOT_STACKED),
-        f"--engine {config.engine}": (
-            config.engine != "local",
-            "between sites the noise would have to come from each site's own secret numbers, which is not there yet",
-        ),
+        f"--engine {config.engine}": (config.engine != "local", example.BETWEEN_SITES),
     }
     for flag, (given, reason) in bad.items():
         if given:
@@ -122,10 +119,7 @@ def check_on(
         example.check_delta(windows, asked.delta)
         return
     if scale_of(shards.manifest) == FEDERATED:
-        raise UserError(
-            "--scale federated: not with --dp client: clients send means and variances of their windows once, without "
-            "noise; use --scale client or none"
-        )
+        raise UserError(SCALED)
     for choice in choices:
         check_norm(choice, task)
     sampling = sampling_of(config.sampling, shards.num_clients - len(groups.get(UNSEEN, ())), config.join_ratio)
@@ -136,10 +130,7 @@ def _check_example_on(shards: ShardSet, task: Task, choices: Sequence[Choice]) -
     """Raise UserError where data or models do not go together with the privacy of single windows."""
     scale = scale_of(shards.manifest)
     if scale not in (UNSCALED, UNKNOWN):
-        raise UserError(
-            f"--scale {scale}: not with --dp example: every window would depend on all others, by whose statistics it "
-            "is scaled; use --scale none"
-        )
+        raise UserError(example.SCALED.format(scale))
     for choice in choices:
         dp_sgd.check_networks(choice.server.Client.build(dataclasses.replace(task, params=choice.params)))
 

@@ -109,8 +109,9 @@ class Protection:
         self.released = True
         m, unit = self.plan.sampling.selected, self.plan.sampling.sensitivity
         if self.distributed:
-            weights = torch.ones(len(updates), dtype=torch.float64)
-            return {name: t / m for name, t in _sum(updates, weights, like).items()}
+            # all m replied, one by one or as the mean that secure aggregation leaves of them
+            weights = torch.full((len(updates),), 1 / len(updates), dtype=torch.float64)
+            return _sum(updates, weights, like)
         lengths = clipping.norms(updates)
         total = _sum(updates, clipping.factors(lengths, self.clip), like)
         noise, bits = self.plan.noise, None

@@ -16,6 +16,12 @@ from fedkdx_plugin.privacy.accounting import MOST_NOISE, POISSON, Sampling, leas
 from fedkdx_plugin.privacy.accounting import spent as spent_by
 from registry.errors import UserError
 
+SCALED = (
+    "--scale {}: not with --dp example: every window would depend on all others, by whose statistics it is scaled; use "
+    "--scale none"
+)
+BETWEEN_SITES = "between sites, noise and account would have to be each site's own, and secret, which is not there yet; --dp client is"
+
 
 @dataclass(frozen=True)
 class Work:

@@ -152,6 +152,21 @@ def test_a_resumed_run_goes_on_with_what_it_has_spent():
 # What is refused
 
 
+def test_nothing_is_trained_without_the_noise():
+    made = federation()
+    made.backend.settings = made.settings  # those that were asked for, as a site has them
+    with pytest.raises(UserError, match="nobody has computed the noise"):
+        made.round(Round(1, 3, 0.5))
+
+
+def test_it_is_not_between_sites():
+    from fedkdx_plugin.engine.rounds import Schedule
+    from fedkdx_plugin.flower.coordinator import check_sampling
+
+    with pytest.raises(UserError, match="--dp example: not with Flower: between sites"):
+        check_sampling(BUDGET, Schedule(3))
+
+
 def config(folder, **options):
     return from_dict({"data": str(folder), "algorithm": "FedAvg", **GIVEN, **options}, "test")
 
