@@ -32,6 +32,8 @@ from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.grid import PARTS, combinations, condition, find, mapping, meets, varied
 from fedkdx_plugin.experiments.search import candidates
 from fedkdx_plugin.experiments.setting import check
+from fedkdx_plugin.privacy.client import check_planned
+from fedkdx_plugin.privacy.options import NONE
 from fedkdx_plugin.results.run_folder import new_folder
 from fedkdx_plugin.results.runs import ENVIRONMENT
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
@@ -179,6 +181,8 @@ class Experiment:
         else:
             planned = Experiment.comparison(from_dict(base | changed, str(path)))
             before, now = base.get("global_rounds"), planned.runs[0].rounds
+            if base.get("dp", NONE) != NONE:
+                check_planned(int(base["global_rounds"]), now)
             if before != now:
                 planned.remark = (
                     f"{now} rounds instead of {before}: what depends on the number of rounds, such as a compression "
