@@ -55,6 +55,10 @@ class FlowerLink:
                 self._node_of[site.client] = node
         return {id: self._announced[node] for id, node in self._node_of.items()}
 
+    def node_of(self, client: int) -> int:
+        """Return the node of a client that was there at the last look."""
+        return self._node_of[client]
+
     def refuse(self, client: int, reason: str) -> None:
         """Tell a client why it is not asked to take part."""
         self._let_know(self._node_of[client], reason)
