@@ -13,6 +13,7 @@ from fedkdx_plugin.flower.protocol import Announcement
 from fedkdx_plugin.flower.roster import Event, Tell
 from registry import interface
 from registry.interface import BadMessage
+from registry.text import shown
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 5.0  # between two looks at whether a silent site is still connected
@@ -143,7 +144,7 @@ class FlowerLink:
 def content_of(reply: Message) -> bytes | str:
     """Return the bytes that a reply carries, or the reason why there are none."""
     if reply.has_error():
-        return f"Flower says: {reply.error.reason or f'error {reply.error.code}'}"
+        return f"Flower says: {shown(reply.error.reason or f'error {reply.error.code}')}"
     try:
         return unpack(reply.content)
     except ValueError as error:

@@ -41,7 +41,7 @@ def client_app(
 
     Args:
         algorithm: name of an algorithm (see `fedkdx list`), or a `Server` class.
-        model: a function without arguments that returns a network, as of `Strategy`.
+        model: makes the network, as of `Strategy`.
         data: function of Flower's context that returns this node's windows: (x_train, y_train, x_test, y_test), or a
             Dataset or DataLoader for training and one for testing. It is called for each message.
         student: makes the model to be shared, where the algorithm has two; by default as `model`.

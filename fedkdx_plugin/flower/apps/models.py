@@ -37,8 +37,8 @@ def maker(given: Given, own: Sequence[int]) -> Make:
     """Return a function that makes the models that a user gives.
 
     Args:
-        given: a name of the catalog; a `Model` class; or a function without arguments that returns any network from
-            windows (n, *own) to logits (n, classes).
+        given: a name of the catalog; a `Model` class; or a function (or class) that, called without arguments, returns
+            any network from windows (n, *own) to logits (n, classes).
         own: shape of one window, as the user's networks take it.
 
     Raises:
@@ -49,10 +49,9 @@ def maker(given: Given, own: Sequence[int]) -> Make:
             raise UserError(f"shape={tuple(own)}: models of this project take windows of (channels, 1, time)")
         found: Make = catalog.load("models", given) if isinstance(given, str) else given
         return found
-    if isinstance(given, type) or not callable(given):
-        raise UserError(
-            f"model={given!r}: give a name (fedkdx list), a Model class, or a function that makes a network"
-        )
+    if isinstance(given, nn.Module) or not callable(given):
+        what = f"a {type(given).__name__}" if isinstance(given, nn.Module) else repr(given)
+        raise UserError(f"model: give a function or class, called without arguments, that makes a network; not {what}")
 
     def make(shape: Shape, classes: int) -> Model:
         if shape != as_shape(own):
@@ -76,8 +75,8 @@ def _adapted(module: object, own: tuple[int, ...], classes: int) -> Model:
     if not isinstance(logits, Tensor) or logits.shape != (TRIED, classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"model: {type(module).__name__} must give logits {(TRIED, classes)} for {TRIED} windows {own}, not {found}; is "
-            f"classes={classes} right?"
+            f"model: {type(module).__name__} must give logits {(TRIED, classes)} for {TRIED} windows {own}, not {found}"
+            f"; is classes={classes} right?"
         )
     head = getattr(module, NAMED, HEAD if isinstance(getattr(module, HEAD, None), nn.Module) else None)
     if head is None:

@@ -124,7 +124,7 @@ class Plan:
             workspace: the server's networks, whose form clients compare with that of theirs.
         """
         options = {name: value for name, value in self.config.to_dict().items() if name in CLIENTS}
-        about = {"algorithm": self.choice.name, "set": _plain(dataclasses.asdict(self.choice.params))}
+        about: dict[str, Any] = {"algorithm": self.choice.name, "set": _plain(dataclasses.asdict(self.choice.params))}
         about |= {"options": options, "shape": list(self.own), "classes": self.classes, "form": form_of(workspace)}
         return json.dumps(about, sort_keys=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord
@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
 
 from fedkdx_plugin.engine import turns
+from fedkdx_plugin.engine.backends.base import Trained
 from fedkdx_plugin.engine.evaluation import SERVED, predictors
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.rounds import RoundRecord
@@ -30,15 +31,14 @@ from fedkdx_plugin.flower.link import content_of
 from fedkdx_plugin.flower.protocol import MOST_CLIENTS, Announcement, Answer
 from registry import __version__
 from registry.errors import UserError
-from registry.interface import Round, Server, copy_state
+from registry.interface import NonFinite, Round, Server, copy_state
 
 RUN = "app"  # name of the run at the clients, which know no other
 CONFIG = "config"  # record of the user's own values in a message
 MOST_ROUNDS = 10**6
 AVERAGED = ("accuracy", "f1", "loss")
 
-Result_ = TypeVar("Result_")
-Asking = Generator[dict[int, bytes], Mapping[int, Answer | str], Result_]
+Asking = Generator[dict[int, bytes], Mapping[int, Answer | str], Mapping[int, Trained | NonFinite]]
 
 
 class Strategy(FlowerStrategy):
@@ -48,8 +48,8 @@ class Strategy(FlowerStrategy):
 
     Args:
         algorithm: name of an algorithm (see `fedkdx list`), or a `Server` class.
-        model: a function without arguments that returns a network from windows (n, *shape) to logits (n, classes); or
-            a name, or a `Model` class, of this project. Every client makes its own.
+        model: a function or class that, called without arguments, returns a network from windows (n, *shape) to logits
+            (n, classes); or a name, or a `Model` class, of this project. Every client makes its own.
         shape: shape of one window, as the network takes it, such as (6, 128).
         classes: number of classes.
         student: makes the model to be shared, where the algorithm has two; by default as `model`.
@@ -93,8 +93,8 @@ class Strategy(FlowerStrategy):
         self.workspace = self.plan.workspace()
         self.records: list[RoundRecord] = []
         self._coordinator: Coordinator | None = None
-        self._round: Generator[Any, Any, RoundRecord] | None = None
-        self._asking: Asking[Any] | None = None
+        self._round: Generator[Any, Mapping[int, Trained | NonFinite], RoundRecord] | None = None
+        self._asking: Asking | None = None
         self._asked: dict[int, bytes] = {}
 
     @property
@@ -249,7 +249,7 @@ class Strategy(FlowerStrategy):
             raise UserError(f"server_round={server_round}: this run has rounds 1 to {schedule.rounds}")
         return Round(server_round, schedule.rounds, schedule.join_ratio)
 
-    def _messages(self, asking: Asking[Any], kind: str, config: ConfigRecord) -> list[Envelope]:
+    def _messages(self, asking: Asking, kind: str, config: ConfigRecord) -> list[Envelope]:
         """Return requests as Flower's messages, and keep in mind what was asked."""
         self._asking, self._asked = asking, next(asking)
         messages = []
@@ -259,7 +259,7 @@ class Strategy(FlowerStrategy):
             messages.append(Envelope(content, dst_node_id=self._link.node_of(id), message_type=kind))
         return messages
 
-    def _end(self, replies: Iterable[Envelope], round: Round) -> Any:
+    def _end(self, replies: Iterable[Envelope], round: Round) -> Mapping[int, Trained | NonFinite]:
         """Return what the engine makes of the replies, each by the node that it came from."""
         if self._asking is None:
             raise UserError("no replies are waited for: call the strategy's configure method of this round first")
@@ -275,7 +275,7 @@ class Strategy(FlowerStrategy):
         return turns.end(asking, self._begun().remote.heard(self._asked, arrived, round, 0.0))
 
 
-def _check_counts(fraction: object, clients: object, least: object) -> None:
+def _check_counts(fraction: Any, clients: Any, least: Any) -> None:
     """Raise UserError for a share, or for numbers of clients, that cannot be."""
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise UserError(f"fraction_train={fraction!r}: write a number above 0, and 1 at most")
