@@ -86,7 +86,8 @@ def _shard(x: object, y: object, own: tuple[int, ...], classes: int, what: str) 
         raise UserError(
             f"data: {what} labels from {y.min()} to {y.max()}; with classes={classes}, 0 to {classes - 1} are right"
         )
-    x = x.reshape(len(x), *as_shape(own)).astype(np.float32)
+    with np.errstate(over="ignore"):  # which the next lines find
+        x = x.reshape(len(x), *as_shape(own)).astype(np.float32)
     if not np.isfinite(x).all():
         raise UserError(f"data: {what} windows hold NaN or infinity, or what is too large for float32")
     return Shard(x, y.astype(np.int64))
