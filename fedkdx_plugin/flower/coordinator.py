@@ -294,14 +294,14 @@ class Coordinator(Federation):
         self.remote.durable = done
         for index in range(done + 1, self.schedule.rounds + 1):
             round = Round(index, self.schedule.rounds, self.schedule.join_ratio)
-            self._meet(round)
+            self.meet(round)
             for observer in observers:
                 observer.on_round_start(round)
             record = self.round(round)
             self._finish(last, observers)
             self._snapshot, last = self._state(), record
         if last:
-            self._meet(round)
+            self.meet(round)
             self.remote.measure(round)
             self._finish(last, observers)
 
@@ -400,7 +400,7 @@ class Coordinator(Federation):
             meta["agreed"] = [self.agreed.round, self.agreed.up, self.agreed.down]
         return Message(tensors, meta)
 
-    def _meet(self, round: Round) -> None:
+    def meet(self, round: Round) -> None:
         """Wait until enough sites are there, and note how many windows they have."""
         for id in self.roster.wait(round.index):
             self.data.train_y[id] = _size(self.roster.known[id].samples)

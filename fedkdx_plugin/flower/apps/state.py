@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -45,7 +46,7 @@ class ContextState:
             )
         kept, memory = (_tensors(self.state.array_records[_name(round, part)]) for part in (KEPT, MEMORY))
         trained = self.state.config_records[_name(round, TRAINED)][TRAINED]
-        return kept, memory, int(trained)
+        return kept, memory, cast(int, trained)  # as `save` wrote it
 
     def save(self, round: int, kept: dict[str, Tensor], memory: dict[str, Tensor], trained: int) -> None:
         """Keep the state after a round."""

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import nn
 
+from dataset_utils.shards import UNKNOWN
 from fedkdx_plugin.engine import turns
 from fedkdx_plugin.engine.backends.base import Trained
 from fedkdx_plugin.engine.evaluation import SERVED, predictors
@@ -29,9 +30,9 @@ from fedkdx_plugin.flower.apps.windows import NAME
 from fedkdx_plugin.flower.coordinator import Coordinator
 from fedkdx_plugin.flower.link import content_of
 from fedkdx_plugin.flower.protocol import MOST_CLIENTS, Announcement, Answer
-from registry import __version__
+from registry import __version__, contract
 from registry.errors import UserError
-from registry.interface import NonFinite, Round, Server, copy_state
+from registry.interface import NonFinite, Round, Server, copy_state, float_state
 
 RUN = "app"  # name of the run at the clients, which know no other
 CONFIG = "config"  # record of the user's own values in a message
@@ -141,7 +142,7 @@ class Strategy(FlowerStrategy):
             classes=tuple(str(number) for number in range(plan.classes)),
             data=NAME,
             evaluated_on="test",
-            scale="as they came",
+            scale=UNKNOWN,
             versions={"fedkdx": __version__},
         )
         roster = AppRoster(expected, self._link, self.clients, self.min_available_nodes, timeout)
@@ -155,7 +156,7 @@ class Strategy(FlowerStrategy):
         """Return the messages to the clients of a round. Raises UserError: too few clients are there."""
         coordinator = self._begun()
         round = self._number(server_round)
-        coordinator._meet(round)
+        coordinator.meet(round)
         self._round = coordinator.turns(round)
         return self._messages(coordinator.remote.turns(next(self._round), round), MessageType.TRAIN, config)
 
@@ -230,11 +231,13 @@ class Strategy(FlowerStrategy):
         Raises:
             UserError: the clients share no whole network.
         """
-        state = arrays.to_torch_state_dict()
-        for name, network in predictors(self.workspace).items():
-            own = {full for full in self.workspace.initial if full.startswith(f"{name}.")}
+        state, plan = arrays.to_torch_state_dict(), self.plan
+        made = contract.built(plan.choice.server.Client, replace(plan.task(), params=plan.choice.params))
+        for name in predictors(self.workspace):
+            own = float_state({name: made[name]}).keys()
             if own <= state.keys():
-                copy_state({name: network}, {full: state[full] for full in own})
+                copy_state(made, {full: state[full] for full in own})
+                network = made[name]
                 return network.original() if isinstance(network, Adapted) else network
         raise UserError(f"{self.plan.choice.name} shares no whole network; what is missing stays with the clients")
 
