@@ -37,6 +37,7 @@ class FedOpt(FedAvg):
     Moments are kept in float64, in which the square of every update that clients can send is finite.
     """
 
+    beyond_average = ""
     sums = True
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,30 @@ class Options(Files):
         above=0,
         high=1,
         flags="--max-share",
+    )
+    dp: str = option(
+        "none",
+        "differential privacy: none, of a client's whole data (client), or of each of its windows (example)",
+        choices=("none", "client", "example"),  # privacy.options.LEVELS
+        flags="--dp",
+    )
+    epsilon: float | None = option(None, "budget ε of --dp, spent by the last round", above=0, flags="--epsilon")
+    delta: float | None = option(None, "δ of --dp, below 1 / number of clients", above=0, below=1, flags="--delta")
+    clip: str | None = option(
+        None, "bound on the norm of an update with --dp: a number, or auto (their median; the default)", flags="--clip"
+    )
+    dp_noise: str = option(
+        "central",
+        "who adds the noise of --dp client: the server, or each client a share of it",
+        choices=("central", "distributed"),  # privacy.options.NOISES
+        flags="--dp-noise",
+    )
+    sampling: str = option(
+        "fixed",
+        "how clients are selected: a fixed number of them, or each by itself with a probability of -jr (poisson), "
+        "which takes less noise with --dp",
+        choices=("fixed", "poisson"),  # privacy.accounting.SAMPLINGS
+        flags="--sampling",
     )
     secure_aggregation: bool = option(
         False,
@@ -254,6 +279,23 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
     options = parameters.parse(Options, {key: value for key, value in values.items() if key in own}, where)
     shards = parameters.parse(ShardSpec, {key: value for key, value in values.items() if key in of_shards}, where)
     return Config(**vars(options), set=dict(sets), shards=shards)
+
+
+def with_names(text: str, renamed: Mapping[str, str]) -> str:
+    """Return a message with the names that options have in Python, before their flags in brackets.
+
+    Args:
+        renamed: option -> its name in the function that was called, where that is another.
+    """
+    for own in (*dataclasses.fields(Options), *dataclasses.fields(ShardSpec)):
+        key = parameters.key_of(own)
+        name = renamed.get(key, key)
+        flags = "|".join(map(re.escape, own.metadata.get("flags") or ()))
+        if flags:
+            text = re.sub(rf"(?<![\w(`-])({flags})(?![\w-])", rf"{name} (\1)", text)
+        if name != key:
+            text = text.replace(f"compare: {key}: ", f"compare: {name}: ", 1)
+    return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.randomness import count_selected
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
+from fedkdx_plugin.experiments import private
 from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo
 from registry import catalog, contract
@@ -57,6 +58,7 @@ def check(config: Config) -> list[Choice]:
     _faults(config)
     _attack(config)
     _averaging(config).check({choice.name: choice.server.averages for choice in choices})
+    private.check(config, choices)
     if config.secure_aggregation:
         secure_sums.check({choice.name: choice.server for choice in choices}, _averaging(config), config.outliers)
     return choices
@@ -66,7 +68,7 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     """Check what depends on the data. Raises UserError: the model or an algorithm cannot use them."""
     if config.num_classes not in (None, shards.num_classes):
         raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes; leave it out")
-    groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
+    groups = groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
     if config.secure_aggregation:
         secure_sums.check_clients(count_selected(shards.num_clients, config.join_ratio), config.join_ratio)
     Augment.of(config.augment, shards.manifest["channels"])  # raises where there is nothing to rotate
@@ -77,6 +79,7 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     for choice in choices:
         with naming(choice.server):
             choice.server.check(task, choice.params)
+    private.check_on(shards, task, config, choices, groups)
 
 
 def without_student(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> list[str]:
@@ -188,6 +191,7 @@ def training(config: Config, seed: int, channels: Sequence[str] | None = None) -
         seed=seed,
         faults=_faults(config),
         attack=_attack(config),
+        privacy=private.privacy(config),
     )
 
 
@@ -199,6 +203,7 @@ def schedule(config: Config) -> Schedule:
         config.eval_gap,
         _participation(config),
         config.outliers,
+        config.sampling,
         config.secure_aggregation,
     )
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
+from random import SystemRandom
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from dataset_utils.scaling import Statistics
 from fedkdx_plugin.configuration.choice import choose
-from fedkdx_plugin.engine import metrics, scaling
+from fedkdx_plugin.engine import metrics, scaling, turns
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction, views
@@ -29,10 +30,15 @@ from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord, Sched
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.experiments.private import privacy
 from fedkdx_plugin.experiments.setting import schedule
 from fedkdx_plugin.flower.protocol import Answer, ClientMetrics, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
 from fedkdx_plugin.flower.secure import SiteParties, Step, StepAnswer
+from fedkdx_plugin.privacy.accounting import FIXED, POISSON
+from fedkdx_plugin.privacy.example import BETWEEN_SITES
+from fedkdx_plugin.privacy.noise import Noise, SecretNoise
+from fedkdx_plugin.privacy.options import CLIENT, EXAMPLE, Privacy
 from registry.aggregation import of_client
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
@@ -112,6 +118,12 @@ class RemoteBackend(Backend):
 
     def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
         """Ask clients to train, and every site to measure the state that waits for it; return the clients' results."""
+        return turns.run(self.turns(messages, round), lambda requests: self._exchange(requests, round, self._read))
+
+    def turns(
+        self, messages: Mapping[int, Message], round: Round
+    ) -> Generator[dict[int, bytes], Mapping[int, Answer | str], dict[int, Trained | NonFinite]]:
+        """Do as `train`; the requests that it yields are carried elsewhere, and `heard` reads what came back."""
         shared, self._shared = self._shared, None
         there = set(self.roster.present(round.index))
         requests = {}
@@ -120,7 +132,7 @@ class RemoteBackend(Backend):
             own = None if shared is None else of_client(shared, id)
             request = Request(self.run, id, round, state, self.durable, messages.get(id), own, self.scaling)
             requests[id] = request.to_message().to_bytes()
-        answers = self._exchange(requests, round, self._read)
+        answers = yield requests
         given = {id: answer for id, answer in answers.items() if isinstance(answer, Answer)}
         if shared is not None:
             self.measured = self._combine({id: answer.metrics for id, answer in given.items()}, shared)
@@ -152,20 +164,37 @@ class RemoteBackend(Backend):
     def _exchange(
         self, requests: Mapping[int, bytes], round: Round, read: Callable[[int, bytes, Round], A | str]
     ) -> dict[int, A | str]:
-        """Return client -> its answer, or why there is none; the roster is told of each.
+        """Carry requests, and return what `_told` does."""
+        began = time.monotonic()
+        arrived = self.link.exchange(requests, self.deadline) if requests else {}
+        return self._told(requests, arrived, round, time.monotonic() - began, read)
+
+    def heard(
+        self, requests: Mapping[int, bytes], arrived: Mapping[int, bytes | str], round: Round, seconds: float
+    ) -> dict[int, Answer | str]:
+        """Return client -> its answer, or why there is none, of all that were asked; the roster is told of each."""
+        return self._told(requests, arrived, round, seconds, self._read)
+
+    def _told(
+        self,
+        requests: Mapping[int, bytes],
+        arrived: Mapping[int, bytes | str],
+        round: Round,
+        seconds: float,
+        read: Callable[[int, bytes, Round], A | str],
+    ) -> dict[int, A | str]:
+        """Do as `heard`, with any kind of answer.
 
         Args:
             read: reads an answer's bytes, of a client in a round, or says why it is none.
         """
-        began = time.monotonic()
-        arrived = self.link.exchange(requests, self.deadline) if requests else {}
         answers: dict[int, A | str] = {}
         for id, sent in sorted(requests.items()):
             got = arrived.get(id, "no answer")
             answer = got if isinstance(got, str) else read(id, got, round)
             refused = answer if isinstance(answer, str) else answer.dropped
             kind = "silent" if isinstance(answer, str) else "refused" if refused else "answered"
-            up, seconds = 0 if isinstance(got, str) else len(got), time.monotonic() - began
+            up = 0 if isinstance(got, str) else len(got)
             self.roster.tell(Event(round.index, id, kind, refused, len(sent), up, seconds))
             answers[id] = answer
         return answers
@@ -225,6 +254,20 @@ def _size(samples: int) -> Tensor:
     return torch.empty(samples, dtype=torch.int64, device="meta")
 
 
+def check_sampling(privacy: Privacy, schedule: Schedule) -> None:
+    """Raise UserError where privacy would lean on sites not knowing which of them are selected, although they do.
+
+    And where it would lean on noise that the sites do not make (see `privacy.example`).
+    """
+    if privacy.level == EXAMPLE:
+        raise UserError(f"--dp example: not with Flower: {BETWEEN_SITES}")
+    if privacy.level == CLIENT and schedule.sampling == FIXED and schedule.join_ratio < 1:
+        raise UserError(
+            "--dp client: a fixed number of sites is drawn from the seed, which all sites know; let all take part (-jr "
+            "1), or with --dp-noise central add --sampling poisson, which is drawn in secret"
+        )
+
+
 def check_algorithm(algorithm: type[Server], participation: Participation) -> None:
     """Raise UserError for an algorithm or an option that a federation between sites cannot have."""
     if algorithm.pools_data:
@@ -241,6 +284,7 @@ def check_sites(experiment: Experiment) -> None:
             raise UserError("--attackers: attacks are simulated in one process alone; leave it out with Flower")
         if config.vary == "data":  # each seed is to have data of its own
             raise UserError("--vary data: the data of sites stay as they are; leave it out with Flower")
+        check_sampling(privacy(config), schedule(config))
         for choice in choose(config):
             check_algorithm(choice.server, schedule(config).participation)
 
@@ -279,6 +323,7 @@ class Coordinator(Federation):
         min_updates: int = 1,
     ) -> None:
         check_algorithm(algorithm, schedule.participation)
+        check_sampling(settings.privacy, schedule)
         self.roster, self.most_refusals, self.min_updates = roster, most_refusals, min_updates
         self._refused: Counter[int] = Counter()  # client -> how often in a row
         self._snapshot: Message | None = None
@@ -287,8 +332,9 @@ class Coordinator(Federation):
             self.remote = RemoteBackend(workspace, data, settings, link, roster, run, deadline)
             return self.remote
 
-        if schedule.outliers is None:
-            schedule = replace(schedule, outliers=0.0 if schedule.secure else OUTLIERS)
+        if schedule.outliers is None:  # client-level privacy bounds every reply by itself, a sum has no single ones
+            bounded = schedule.secure or settings.privacy.level == CLIENT
+            schedule = replace(schedule, outliers=0.0 if bounded else OUTLIERS)
         super().__init__(algorithm, task, params, remote_data(roster), settings, schedule, make)
         self._scale_by(self.agreed)
 
@@ -301,21 +347,21 @@ class Coordinator(Federation):
         self.remote.durable = done
         for index in range(done + 1, self.schedule.rounds + 1):
             round = Round(index, self.schedule.rounds, self.schedule.join_ratio)
-            self._meet(round)
+            self.meet(round)
             for observer in observers:
                 observer.on_round_start(round)
             record = self.round(round)
             self._finish(last, observers)
             self._snapshot, last = self._state(), record
         if last:
-            self._meet(round)
+            self.meet(round)
             self.remote.measure(round)
             self._finish(last, observers)
 
-    def round(self, round: Round) -> RoundRecord:
-        """Make one round as `Federation.round`; clients that gave no answer are lost, not rejected."""
+    def turns(self, round: Round) -> Generator[dict[int, Message], Mapping[int, Trained | NonFinite], RoundRecord]:
+        """Make one round as `Federation.turns`; clients that gave no answer are lost, not rejected."""
         self._states = {id: self.remote.states.get(id, 0) for id in self.roster.known}  # to go back to
-        record, silent = super().round(round), self.remote.silent
+        record, silent = (yield from super().turns(round)), self.remote.silent
         rejected = {id: reason for id, reason in record.rejected.items() if id not in silent}
         for id in record.selected:
             self._refused[id] = self._refused[id] + 1 if id in rejected else 0
@@ -328,7 +374,9 @@ class Coordinator(Federation):
     ) -> tuple[dict[int, Message], dict[int, str]]:
         """Return the replies that count as `Federation` does; where they are too few, none do, and all are lost."""
         replies, rejected = super()._collect(results, round)
-        if len(replies) >= self.min_updates:
+        # whether a round counts must not depend on what a site sent where that is private
+        counted = len(results) - len(self.remote.silent) if self.protection else len(replies)
+        if counted >= self.min_updates:
             return replies, rejected
         self._undo(replies, f"one of {len(replies)} updates, of at least {self.min_updates} (--min-updates)")
         return {}, rejected
@@ -358,14 +406,18 @@ class Coordinator(Federation):
 
     def _check_mean(self, clients: Sequence[int], mean: Message) -> None:
         """Raise BadMessage as well where the sites' samples do not add up to what they announced."""
-        stated, announced = mean.meta["samples"], sum(self.roster.known[id].samples for id in clients)
+        stated, announced = mean.meta["samples"], sum(map(self._weight, clients))
         if stated != announced:
             raise BadMessage(f"of {stated} samples, but the sites announced {announced}")
         super()._check_mean(clients, mean)
 
+    def _weight(self, id: int) -> int:
+        """Return the samples that a site's reply must state: those announced, or 1 where sites add the noise."""
+        return 1 if self.protection and self.protection.distributed else self.roster.known[id].samples
+
     def _received(self, id: int, sent: Message, round: Round) -> Message:
         """Return a reply as `Federation` does; its weight is what the site announced."""
-        stated, announced = sent.meta.get("samples"), self.roster.known[id].samples
+        stated, announced = sent.meta.get("samples"), self._weight(id)
         if stated is not None and (stated != announced or isinstance(stated, (bool, float))):
             raise BadMessage(f"states {shown(repr(stated))} samples, but announced {announced}")
         return super()._received(id, sent, round)
@@ -383,8 +435,24 @@ class Coordinator(Federation):
         """Return all of the server's state."""
         return self.server.save().tensors
 
+    def _attacked(
+        self, results: Mapping[int, Trained | NonFinite], messages: Mapping[int, Message], round: Round
+    ) -> dict[int, Trained | NonFinite]:
+        """Return the results as they are: nobody attacks here, and sites have added their noise themselves."""
+        return dict(results)
+
+    def _noise(self) -> Noise:
+        """Return where noise comes from: what nobody can know, as all sites know the seed."""
+        return SecretNoise()
+
     def _select(self, round: Round) -> list[int]:
-        """Return the sites of a round; one that is away cannot be asked to train, even if it needs no server for it."""
+        """Return the sites of a round; one that is away cannot be asked to train, even if it needs no server for it.
+
+        With privacy they are drawn in secret, as it leans on nobody knowing who takes part.
+        """
+        if self.protection and self.schedule.sampling == POISSON:
+            drawn = SystemRandom()
+            return [id for id in self.reachable(round) if drawn.random() < self.schedule.join_ratio]
         return self.reachable(round) if self.everyone else super()._select(round)
 
     def reachable(self, round: Round) -> list[int]:
@@ -402,6 +470,8 @@ class Coordinator(Federation):
         Raises:
             KeyError or ValueError: `saved` is of another algorithm.
         """
+        if self.protection:
+            self.protection.restore(saved.meta["privacy"])
         if self.outliers:
             self.outliers.usual = float(saved.meta["usual"])
         self._refused = Counter({int(id): count for id, count in saved.meta["refused"].items()})
@@ -428,6 +498,7 @@ class Coordinator(Federation):
             "states": states,
             "usual": self.outliers.usual if self.outliers else 0.0,
         }
+        meta |= self._privacy_state()
         meta["refused"] = {str(id): count for id, count in sorted(self._refused.items()) if count}
         if self.agreed:
             common = scaling.to_message(self.agreed.pooled).tensors
@@ -435,7 +506,7 @@ class Coordinator(Federation):
             meta["agreed"] = [self.agreed.round, self.agreed.up, self.agreed.down]
         return Message(tensors, meta)
 
-    def _meet(self, round: Round) -> None:
+    def meet(self, round: Round) -> None:
         """Wait until enough sites are there, and note how many windows they have."""
         for id in self.roster.wait(round.index):
             self.data.train_y[id] = _size(self.roster.known[id].samples)

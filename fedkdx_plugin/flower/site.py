@@ -7,7 +7,7 @@ import platform
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,12 +18,16 @@ from dataset_utils.scaling import Statistics
 from dataset_utils.sealed import Sealed
 from dataset_utils.shards import Shard
 from fedkdx_plugin.engine import scaling
+from fedkdx_plugin.engine.backends.base import Trained
 from fedkdx_plugin.engine.backends.sequential import Sequential
 from fedkdx_plugin.engine.data import DeviceData, memory_format
+from fedkdx_plugin.engine.protection import private_reply, protection
 from fedkdx_plugin.engine.training import ClientError, Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.flower.protocol import Announcement, Answer, ClientMetrics, Request
+from fedkdx_plugin.privacy.accounting import Sampling
+from fedkdx_plugin.privacy.noise import SecretNoise
 from registry import __version__
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
@@ -115,6 +119,19 @@ class LocalData:
             test_slices=[slice(len(test_y)) if id == own else slice(0) for id in range(clients)],
             evaluated_on=shards.evaluated_on(self.manifest),
         )
+
+
+class States(Protocol):
+    """One client's private state of one run, after each round in which it trained (see `StateFolder`)."""
+
+    def load(self, round: int) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """Return the tensors a client kept, its memory, and how often it had trained, after a round (0: nothing)."""
+
+    def save(self, round: int, kept: dict[str, Tensor], memory: dict[str, Tensor], trained: int) -> None:
+        """Keep the state after a round."""
+
+    def settle(self, accepted: int, durable: int) -> None:
+        """Delete the states that no request can name any more."""
 
 
 class StateFolder:
@@ -238,7 +255,7 @@ class Site:
             raise UserError(
                 f"client {setup.client}: the federation has 0 to {clients - 1}; give one of these as --client"
             )
-        self.setup, self.settings = setup, settings
+        self.setup, self.settings, self.algorithm = setup, settings, algorithm
         self.data, self.common = data.on_device(clients), data.announcement().statistics is not None
         samples = [len(y) for y in self.data.train_y]
         task = replace(task, seed=settings.seed, params=params)
@@ -276,7 +293,7 @@ class Site:
     def handle(self, request: Request) -> Answer:
         """Measure the state after the last round, then train, as far as either is asked for.
 
-        The private state of the round is on disk before the answer is returned.
+        The private state of the round is kept before the answer is returned.
 
         Raises:
             UserError: the request is for another client, or the private state it goes on from is missing.
@@ -285,7 +302,7 @@ class Site:
         if request.client != id:
             raise UserError(f"a request for client {request.client} reached client {id}: do two sites join as one?")
         self._scale(request.scaling)
-        folder = StateFolder(self.setup.state, request.run, id)
+        folder = self._states(request.run)
         self._load(folder, request.state)
         folder.settle(request.state, request.durable)
         answer = Answer(id, request.round.index)
@@ -295,18 +312,22 @@ class Site:
             answer = replace(answer, metrics={view: ClientMetrics.of(own, id) for view, own in measured.items()})
         return self._train(request.train, request.round, answer, folder) if request.train else answer
 
-    def _load(self, folder: StateFolder, round: int) -> None:
+    def _states(self, run: str) -> States:
+        """Return where this client's private state of a run is kept."""
+        return StateFolder(self.setup.state, run, self.setup.client)
+
+    def _load(self, folder: States, round: int) -> None:
         kept, memory, trained = folder.load(round)
         device, client = self.setup.device, self.workspace.clients[self.setup.client]
         self.workspace.kept[client.id] = {name: tensor.to(device) for name, tensor in kept.items()}
         client.memory, client.trained = {name: tensor.to(device) for name, tensor in memory.items()}, trained
 
-    def _train(self, sent: Message, round: Round, answer: Answer, folder: StateFolder) -> Answer:
+    def _train(self, sent: Message, round: Round, answer: Answer, folder: States) -> Answer:
         id = self.setup.client
         transport = Transport(self.setup.device, self.workspace.private)
         try:
             message = Message.from_bytes(sent.to_bytes(), self.setup.device)
-            result = self.backend.train_one(id, message, round)
+            result = self._noised(self.backend.train_one(id, message, round), message, round)
             if isinstance(result, NonFinite):
                 raise result
             transport.send_up(id, result.reply)  # raises where a tensor is private or not finite
@@ -315,3 +336,15 @@ class Site:
         client = self.workspace.clients[id]
         folder.save(round.index, self.workspace.kept[id], client.memory, client.trained)
         return replace(answer, reply=result.reply, loss=float(result.loss))
+
+    def _noised(self, result: Trained | NonFinite, sent: Message, round: Round) -> Trained | NonFinite:
+        """Return a result with this site's share of the noise, where the sites add it and all of them take part."""
+        everybody = Sampling(len(self.workspace.clients), len(self.workspace.clients))
+        kept = protection(self.settings.privacy, self.algorithm, everybody, round.total, SecretNoise())
+        if not kept or not kept.distributed:
+            return result
+        kept.begin(round.index)
+        id = self.setup.client
+        reply = None if isinstance(result, NonFinite) else result.reply
+        private = private_reply(kept, id, sent, reply)
+        return Trained(private, torch.zeros(()) if isinstance(result, NonFinite) else result.loss)

@@ -1,1 +1,1 @@
-"""Privacy: what a server cannot learn, and what can be proved about it."""
+"""Privacy: what is asked for, what noise and masks that takes, what has been spent, and what a server cannot learn."""
