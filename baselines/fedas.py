@@ -37,6 +37,7 @@ class FedASClient(PersonalClient):
     """
 
     private = ("model.head.*",)
+    windows_meet = "aligns layers with its windows and states a trace of theirs, without noise"
 
     def receive(self, message: Message) -> None:
         """Install the shared layers and, if the client has trained before, align them."""
@@ -103,6 +104,7 @@ class FedAS(Beside):
     paper = "Yang et al. 2024, CVPR 2024, github.com/xiyuanyang45/FedAS"
     sends = "shared layers down, shared layers and a number up; own head"
     Client = FedASClient
+    beyond_average = "traces of the Fisher information"
     Params = FedASParams
 
     def check_reply(self, client: int, reply: Message) -> None:

@@ -17,6 +17,8 @@ CHUNK = 512  # windows in a forward pass, to bound memory
 class FedAvgClient(Client):
     """Minimises cross-entropy on its own windows, starting from the global model."""
 
+    windows_meet = ""
+
     def losses(
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -47,6 +49,7 @@ class FedAvg(Server):
     sends = "model down, model up; one common model"
     Client = FedAvgClient
     averages = True
+    beyond_average = ""
 
     def message(self, client: int, round: Round) -> Message:
         """Return the global model."""
@@ -55,4 +58,4 @@ class FedAvg(Server):
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Replace the global model by the mean."""
         states = [reply.tensors for reply in replies.values()]
-        self.weights = self.average(states, sample_weights(replies))
+        self.weights = self.average(states, sample_weights(replies), around=self.weights)

@@ -20,6 +20,8 @@ class FedBABUClient(FedAvgFTClient):
     trained on the same batches for as many epochs. Until the client has trained, the model itself predicts.
     """
 
+    windows_meet = ""
+
     def trains(self, epoch: int, epochs: int) -> Sequence[str]:
         """Return all but the model's head."""
         return ("*", f"!{HEAD}")
@@ -56,6 +58,7 @@ class FedBABU(FedAvgFT):
     paper = "Oh et al. 2022, arXiv:2106.06042"
     sends = "model without head down and up; fine-tuned copy"
     Client = FedBABUClient
+    beyond_average = ""
 
     def message(self, client: int, round: Round) -> Message:
         """Return the body."""
@@ -68,6 +71,7 @@ class FedBABU(FedAvgFT):
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Replace the body by the mean."""
         before = self.weights
+        self.weights = body(before)
         super().aggregate(replies, round)
         self.weights = before | self.weights
 

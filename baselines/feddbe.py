@@ -58,6 +58,7 @@ class FedDBEClient(FedAvgClient):
     """
 
     private = (BIAS,)
+    windows_meet = "draws the mean features of a batch to a common mean"
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
@@ -112,6 +113,7 @@ class FedDBE(FedAvg):
     paper = "Zhang et al. 2023, arXiv:2311.14975"
     sends = "model down, model up, mean features once; own bias of features"
     Client = FedDBEClient
+    beyond_average = "mean features of the first round"
     Params = FedDBEParams
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:

@@ -38,6 +38,8 @@ class FedDistillClient(LocalClient):
     should count more.
     """
 
+    windows_meet = "sends the mean outputs of each class, without noise"
+
     def receive(self, message: Message) -> None:
         """Keep the other clients' mean outputs, (classes, classes)."""
         self.teacher = message.tensors[OUTPUTS]
@@ -74,6 +76,7 @@ class FedDistill(Server):
 
     paper = "Jeong et al. 2018, arXiv:1811.11479"
     sends = "classes x classes outputs down and up; own model"
+    beyond_average = "mean outputs by class"
     Client = FedDistillClient
     Params = FedDistillParams
 

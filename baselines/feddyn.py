@@ -32,6 +32,8 @@ class FedDynClient(FedAvgClient):
     own updates so far.
     """
 
+    windows_meet = ""
+
     def receive(self, message: Message) -> None:
         """Install the model, and take note of its parameters, θ^{t−1}."""
         self.load(message.tensors)
@@ -77,6 +79,7 @@ class FedDyn(FedAvg):
     paper = "Acar et al. 2021, arXiv:2111.04263"
     sends = "model down, model up; one common model"
     Client = FedDynClient
+    beyond_average = "numbers of samples"
     assumes_sgd = True
     Params = FedDynParams
 

@@ -35,6 +35,7 @@ class FedGHClient(FedAvgClient):
 
     private = ("model.*", f"!{HEAD}")
     kept = (HEAD,)
+    windows_meet = "sends the mean features of each class, without noise"
 
     def reply(self) -> Message:
         """Return the mean features of each class that the client has, and which these are."""
@@ -56,6 +57,7 @@ class FedGH(Server):
 
     paper = "Yi et al. 2023, arXiv:2303.13137"
     sends = "head down, classes x features prototypes up; own model"
+    beyond_average = "prototypes of classes"
     Client = FedGHClient
     Params = FedGHParams
 

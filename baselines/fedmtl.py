@@ -36,6 +36,7 @@ class FedMTLClient(FedAvgClient):
     """
 
     kept = ("model.*",)
+    windows_meet = ""
 
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
         super().__init__(id, task, params, samples)
@@ -84,6 +85,7 @@ class FedMTL(Server):
 
     paper = "Smith et al. 2017, arXiv:1705.10467; see Sen and Borcea 2024, doi:10.3233/FAIA240715"
     sends = "centre of related models down, model up; own model"
+    beyond_average = "single models"
     Client = FedMTLClient
     Params = FedMTLParams
 

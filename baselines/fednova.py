@@ -18,6 +18,8 @@ MOST_STEPS = 10**9  # that one client may state
 class FedNovaClient(FedAvgClient):
     """Trains as FedAvg's does, and states its number of steps τ_i."""
 
+    windows_meet = ""
+
     def reply(self) -> Message:
         """Return the model, `samples`, and `steps`."""
         return Message(self.shared(), {"samples": self.samples, "steps": self.steps})
@@ -38,6 +40,7 @@ class FedNova(FedAvg):
     paper = "Wang et al. 2020, arXiv:2007.07481"
     sends = "model down, model and number of steps up; one common model"
     Client = FedNovaClient
+    beyond_average = "numbers of steps"
     assumes_sgd = True
     accepts_partial_work = True
 

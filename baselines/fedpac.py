@@ -47,6 +47,8 @@ class FedPACClient(FedAvgFTClient):
     last.
     """
 
+    windows_meet = "sends the mean features of each class, without noise"
+
     def trains(self, epoch: int, epochs: int) -> Sequence[str]:
         """Return the head in the first epoch, and all else after it."""
         if epochs == 1:
@@ -105,6 +107,7 @@ class FedPAC(FedAvgFT):
     paper = "Xu, Tong and Huang 2023, arXiv:2306.11867"
     sends = "model and prototypes down and up, combined head down; own last training"
     Client = FedPACClient
+    beyond_average = "statistics of features by class"
     Params = FedPACParams
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:

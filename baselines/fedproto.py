@@ -41,6 +41,8 @@ class FedProtoClient(LocalClient):
     each class that it has, of its trained model in evaluation mode; the authors average those of the last epoch.
     """
 
+    windows_meet = "sends the mean features of each class, without noise"
+
     def receive(self, message: Message) -> None:
         """Keep the prototypes."""
         means = message.tensors[PROTOTYPES]
@@ -79,6 +81,7 @@ class FedProto(Server):
 
     paper = "Tan et al. 2022, arXiv:2105.00243"
     sends = "classes x features prototypes down and up; own model"
+    beyond_average = "prototypes of classes"
     Client = FedProtoClient
     Params = FedProtoParams
 

@@ -34,6 +34,8 @@ class SCAFFOLDClient(FedAvgClient):
     round, which has no c_i yet, there is no correction.
     """
 
+    windows_meet = ""
+
     def receive(self, message: Message) -> None:
         """Install the model, and take note of c and of the model x."""
         self.control = {name: tensor for name, tensor in message.tensors.items() if name.startswith(CONTROL)}
@@ -84,6 +86,7 @@ class SCAFFOLD(FedAvg):
     paper = "Karimireddy et al. 2020, arXiv:1910.06378"
     sends = "model and control variate down and up; one common model"
     Client = SCAFFOLDClient
+    beyond_average = "numbers of samples, which weight control variates"
     assumes_sgd = True
     Params = SCAFFOLDParams
     accepts_partial_work = True

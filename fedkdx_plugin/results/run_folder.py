@@ -25,6 +25,7 @@ from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord
 from fedkdx_plugin.native.library import operations
+from fedkdx_plugin.privacy.client import SPENT
 from fedkdx_plugin.results.records import (
     ROUND_COLUMNS,
     SCALARS,
@@ -40,13 +41,14 @@ from fedkdx_plugin.results.runs import (
     ENVIRONMENT,
     FORMAT,
     GIVEN_ANEW,
+    PRIVACY,
     RESULTS,
     ROUNDS,
     STATE,
     differs,
     read_environment,
 )
-from registry import __version__, catalog, contract
+from registry import __version__, catalog
 from registry.blame import naming
 from registry.catalog import Entry
 from registry.errors import UserError
@@ -98,6 +100,7 @@ class RunFolder(Observer):
         `log.txt`: a line for each event.
         `results.h5`, `state.safetensors`: metrics, and the state of server and clients, from which the run can be
             resumed; written once a minute and at the end, also after Ctrl-C.
+        `privacy.json`: with `--dp example`, what each client has spent of its budget; written with these.
         `SHA256SUMS`: checksums of all but metrics.csv and log.txt (see `Sealed`).
 
     A new folder can be read by its owner alone, as the state in it holds what each client keeps to itself.
@@ -142,7 +145,7 @@ class RunFolder(Observer):
         self._last: tuple[int, Message, dict[str, np.ndarray]] | None = None  # rounds, their state, last matrices
         self._saved = time.monotonic()
         metrics = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
-        own = map(server_column, contract.figures(federation.server))
+        own = map(server_column, federation.figures())
         self._columns = [*ROUND_COLUMNS, *metrics, *group_columns(federation.groups), *own]
         self._resumed: list[str] = []  # what is said of going on
         if is_file(path / ENVIRONMENT) and self.sealed.holds(STATE):
@@ -194,7 +197,8 @@ class RunFolder(Observer):
             self._metrics.flush()
             served = record.metrics.get(SERVED)
             accuracy = f" accuracy {served.accuracy:.4f}" if served else ""
-            self._say(f"round {record.round}: clients {record.selected} loss {record.train_loss:.4f}{accuracy}")
+            spent = f" ε {record.server[SPENT]:.4f}" if SPENT in record.server else ""
+            self._say(f"round {record.round}: clients {record.selected} loss {record.train_loss:.4f}{accuracy}{spent}")
             if record.lost:
                 who = ", ".join(f"{id} ({why})" for id, why in record.lost.items())
                 self._say(f"round {record.round}: no reply from client {who}")
@@ -231,7 +235,10 @@ class RunFolder(Observer):
             "state": dict(own.meta),
         }
         state = Message(own.tensors, meta).to_bytes()
-        self.sealed.write({RESULTS: results.getvalue(), STATE: state})
+        files = {RESULTS: results.getvalue(), STATE: state}
+        if self.federation.budget:
+            files[PRIVACY] = (json.dumps(self.federation.budget.table(), indent=2) + "\n").encode()
+        self.sealed.write(files)
         self._last, self._saved = None, time.monotonic()
 
     def _go_on(self) -> None:
