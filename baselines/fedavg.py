@@ -50,6 +50,7 @@ class FedAvg(Server):
     Client = FedAvgClient
     averages = True
     beyond_average = ""
+    sums = True
 
     def message(self, client: int, round: Round) -> Message:
         """Return the global model."""

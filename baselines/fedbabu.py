@@ -59,6 +59,7 @@ class FedBABU(FedAvgFT):
     sends = "model without head down and up; fine-tuned copy"
     Client = FedBABUClient
     beyond_average = ""
+    sums = True
 
     def message(self, client: int, round: Round) -> Message:
         """Return the body."""

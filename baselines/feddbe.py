@@ -115,6 +115,7 @@ class FedDBE(FedAvg):
     Client = FedDBEClient
     beyond_average = "mean features of the first round"
     Params = FedDBEParams
+    sums = True
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

@@ -270,6 +270,10 @@ class Server(ABC):
         beyond_average: what of its clients' replies reaches its state, or other clients, by other ways than one call of
             `self.average(..., around=...)` a round: a few words for an error message; '' where nothing does, so that
             `--dp client` can account for it. A class that overrides `aggregate` says it anew (see `beyond_average`).
+        sums: whether one reply that holds the mean of all replies' tensors, weighted by `samples`, and the total of
+            these, does to the server what all replies do, to rounding, whichever client it comes from. Then
+            `--secure-aggregation` can show it that reply alone. Replies hold no metadata but `samples`. A class that
+            defines `aggregate` does not inherit it: it says so anew.
         assumes_sgd: whether its equations hold for clients that take plain steps of SGD alone, so that `--optimizer`
             does not apply.
         accepts_partial_work: whether replies of clients that made fewer local epochs than the others are accepted
@@ -291,8 +295,14 @@ class Server(ABC):
     pools_data: ClassVar[bool] = False
     averages: ClassVar[bool] = False
     beyond_average: ClassVar[str] = UNSTATED
+    sums: ClassVar[bool] = False
     assumes_sgd: ClassVar[bool] = False
     accepts_partial_work: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "aggregate" in vars(cls) and "sums" not in vars(cls):
+            cls.sums = False
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         self.task, self.params = task, params

@@ -124,6 +124,12 @@ class Options(Files):
         choices=("fixed", "poisson"),  # privacy.accounting.SAMPLINGS
         flags="--sampling",
     )
+    secure_aggregation: bool = option(
+        False,
+        "clients mask what they send, so that the server learns the mean of a round's replies and none of them",
+        flags="--secure-aggregation",
+        switch=True,
+    )
     batch_size: int = option(32, "windows in a local batch", low=1, flags="-lbs --batch-size")
     local_learning_rate: float = option(
         0.01, "learning rate of the clients' optimiser", low=1e-12, flags="-lr --local-learning-rate"

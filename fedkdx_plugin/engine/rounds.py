@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 
-from fedkdx_plugin.engine import dp_sgd, scaling
+from fedkdx_plugin.engine import dp_sgd, scaling, secure_sums
 from fedkdx_plugin.engine.attacks import Attackers
 from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.backends.base import Backend, Trained
@@ -55,6 +55,7 @@ class Schedule:
             process, whose clients are honest (see `flower.coordinator`).
         sampling: one of `accounting.SAMPLINGS`; with 'poisson', each client is selected with a probability of
             `join_ratio`, so that a round may have none.
+        secure: whether the server learns the replies' mean alone (`--secure-aggregation`, see `secure_sums`).
     """
 
     rounds: int
@@ -63,6 +64,7 @@ class Schedule:
     participation: Participation = field(default_factory=Participation)
     outliers: float | None = None
     sampling: str = FIXED
+    secure: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class RoundRecord:
         server: result of `Server.figures` without NaN; empty in rounds without aggregation. With client-level privacy,
             in every round, also those of `privacy.client.Protection.figures`, with example-level privacy those of
             `budget.Budget.figures`.
-        notes: what the server had to say about its means (see `registry.aggregation.Average`); not kept on disk.
+        notes: what the server had to say about its means (see `registry.aggregation.Average` and `SecureSums`); not
+            kept on disk.
     """
 
     round: int
@@ -128,10 +131,12 @@ class Federation:
 
     Raises:
         UserError: the backend cannot run this algorithm, model or device; or the algorithm does not average clients,
-            and the task asks for another mean than the usual one, or for privacy.
+            and the task asks for another mean than the usual one, or for privacy; or it does not go with secure
+            aggregation.
     """
 
     refusals: ClassVar[tuple[type[Exception], ...]] = (NonFinite, BadMessage)  # raised of a reply, they refuse it
+    min_updates = 1  # replies without which a round does not count
 
     def __init__(
         self,
@@ -147,6 +152,8 @@ class Federation:
         settings.faults.check()
         settings.attack.check()
         task.averaging.check({algorithm.__name__: algorithm.averages})
+        if schedule.secure:
+            secure_sums.check({algorithm.__name__: algorithm}, task.averaging, schedule.outliers)
         self.everyone = algorithm.trains_everyone(params)
         if algorithm.pools_data or self.everyone:  # there is no network in which faults could happen
             settings = replace(settings, faults=Faults())
@@ -182,12 +189,15 @@ class Federation:
         self.budget = self._budget()
         settings = self.budget.training if self.budget else settings
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)
+        if schedule.secure:
+            secure_sums.check_clients(selected, schedule.join_ratio)
         if isinstance(backend, str):
             self.backend = selection.make(backend, self.workspace, data, settings, selected, client_memory)
         else:
             self.backend = backend(self.workspace, data, settings)
         self.evaluate = self.backend.evaluator()
         self.outliers = Outliers(schedule.outliers) if schedule.outliers else None
+        self.sums = secure_sums.SecureSums(self.server.check_reply, self._check_mean, self.min_updates, self.refusals)
         self.transport = Transport(device, self.workspace.private)
 
     @property
@@ -220,14 +230,19 @@ class Federation:
         messages = {id: transport.send_down(message) for id, message in sent.items()}
         lost = self._lost(selected, round)
         results = self.backend.train({id: message for id, message in messages.items() if id not in lost}, round)
-        replies, rejected = self._collect(self._attacked(results, messages, round), round)
+        results = self._attacked(results, messages, round)
+        if self.schedule.secure:
+            replies, rejected, counted = self._collect_sum(results, round)
+        else:
+            replies, rejected = self._collect(results, round)
+            counted = list(replies)
         clock.lap("train")
 
-        figures, missing = {}, shares_missing(self.protection, len(replies))
+        figures, missing = {}, shares_missing(self.protection, len(counted))
         counts = not missing and bool(replies or self.protection)
         if counts and (reason := self._aggregate(replies, round)):
-            rejected |= {id: f"client {id}: {reason}" for id in replies}
-            replies, counts = {}, False
+            rejected |= {id: f"client {id}: {reason}" for id in counted}
+            counted, counts = [], False
         if counts:
             figures = contract.figures(server)
         if self.protection:
@@ -235,14 +250,14 @@ class Federation:
         if self.budget:
             self.budget.book(results, round)
             figures |= self.budget.figures()
-        for note in (notes := [*missing, *server.average.take_notes()]):
+        for note in (notes := [*missing, *server.average.take_notes(), *self.sums.take_notes()]):
             print(f"{type(server).__name__}, round {round.index}: {note}", file=sys.stderr)
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(contract.networks(server)) if due else {}
         losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
-        loss = self._train_loss({id: losses[id] for id in replies if id in losses and id not in self.attackers.ids})
+        loss = self._train_loss({id: losses[id] for id in counted if id in losses and id not in self.attackers.ids})
         clock.lap("evaluate")
         return RoundRecord(
             round=round.index,
@@ -323,7 +338,7 @@ class Federation:
     ) -> dict[int, Trained | NonFinite]:
         """Return the results with the attackers' replies forged, and with noise where the clients add it."""
         if self.protection and self.protection.distributed:
-            return noised(self.protection, results, messages, [len(y) for y in self.data.train_y])
+            return noised(self.protection, results, messages)
         trained = {id: result for id, result in results.items() if isinstance(result, Trained)}
         replies = {id: result.reply for id, result in trained.items()}
         forged = self.attackers.forge(self.server, messages, replies, round.index)
@@ -376,6 +391,35 @@ class Federation:
             apart = self.outliers.found({id: self.server.contribution(id, reply) for id, reply in replies.items()})
         rejected = dict(sorted((rejected | apart).items()))
         return {id: reply for id, reply in replies.items() if id not in apart}, rejected
+
+    def _collect_sum(
+        self, results: Mapping[int, Trained | NonFinite], round: Round
+    ) -> tuple[dict[int, Message], dict[int, str], list[int]]:
+        """Return the mean of the replies as one reply, why others are not in it, and the clients that are in it."""
+        failed = {id: _reason(id, result) for id, result in results.items() if isinstance(result, NonFinite)}
+        replies = {id: result.reply for id, result in sorted(results.items()) if isinstance(result, Trained)}
+        summed = self.sums.collect(self._parties(replies, round))
+        failed |= {id: _reason(id, BadMessage(reason)) for id, reason in summed.rejected.items()}
+        if summed.undone:
+            failed |= self._undo(replies.keys() - failed.keys(), summed.undone)
+        device = self.data.test_x.device
+        means = {id: mean.copy(device) for id, mean in summed.replies.items()}
+        return means, dict(sorted(failed.items())), summed.clients
+
+    def _undo(self, clients: Collection[int], reason: str) -> dict[int, str]:
+        """Return why the work of clients does not count with which nothing was wrong."""
+        return {id: f"client {id}: {reason}" for id in clients}
+
+    def _check_mean(self, clients: Sequence[int], mean: Message) -> None:
+        """Raise one of `refusals` where a mean of some clients' replies has not the form of a reply."""
+        self.server.check_reply(clients[0], mean)
+
+    def _parties(self, replies: Mapping[int, Message], round: Round) -> secure_sums.Parties:
+        """Return the clients that add up their replies."""
+        faults, seed = self.settings.faults, self.settings.seed
+        return secure_sums.OwnParties(
+            replies, f"round {round.index}", self.transport, lambda id: faults.damage(seed, round.index, id)
+        )
 
     def _received(self, id: int, sent: Message, round: Round) -> Message:
         """Return a reply as it arrives at the server, checked. Raises BadMessage or NonFinite."""

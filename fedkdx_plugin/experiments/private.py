@@ -45,6 +45,11 @@ def check(config: Config, choices: Sequence[Choice]) -> None:
         raise UserError(f"{flag}: not with --dp client: {reason}")
     if asked.noise == DISTRIBUTED:
         _check_distributed(config, asked, choices)
+    elif config.secure_aggregation:
+        raise UserError(
+            "--secure-aggregation: not with --dp-noise central, for which the server clips single replies; use "
+            "--dp-noise distributed"
+        )
 
 
 def _check_example(config: Config, asked: Privacy, choices: Sequence[Choice]) -> None:

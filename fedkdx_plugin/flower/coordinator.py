@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from random import SystemRandom
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from fedkdx_plugin.experiments.private import privacy
 from fedkdx_plugin.experiments.setting import schedule
 from fedkdx_plugin.flower.protocol import Answer, ClientMetrics, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
+from fedkdx_plugin.flower.secure import SiteParties, Step, StepAnswer
 from fedkdx_plugin.privacy.accounting import FIXED, POISSON
 from fedkdx_plugin.privacy.example import BETWEEN_SITES
 from fedkdx_plugin.privacy.noise import Noise, SecretNoise
@@ -43,6 +44,7 @@ from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 from registry.text import shown
 
+A = TypeVar("A", Answer, StepAnswer)
 OUTLIERS = 1000.0  # times the usual norm of a reply: an honest one is far below
 MOST_REFUSALS = 5
 
@@ -124,7 +126,7 @@ class RemoteBackend(Backend):
             own = None if shared is None else of_client(shared, id)
             request = Request(self.run, id, round, state, self.durable, messages.get(id), own, self.scaling)
             requests[id] = request.to_message().to_bytes()
-        answers = self._exchange(requests, round)
+        answers = self._exchange(requests, round, self._read)
         given = {id: answer for id, answer in answers.items() if isinstance(answer, Answer)}
         if shared is not None:
             self.measured = self._combine({id: answer.metrics for id, answer in given.items()}, shared)
@@ -142,14 +144,31 @@ class RemoteBackend(Backend):
         """Raise UserError."""
         raise UserError("predictions: the windows lie at the sites, which alone can predict them")
 
-    def _exchange(self, requests: Mapping[int, bytes], round: Round) -> dict[int, Answer | str]:
-        """Return client -> its answer, or why there is none; the roster is told of each."""
+    def take_step(self, steps: Mapping[int, Step], round: Round) -> dict[int, StepAnswer | str]:
+        """Ask sites to take a step of secure aggregation; return the answer of each, or why there is none."""
+
+        def read(id: int, data: bytes, round: Round) -> StepAnswer | str:
+            try:
+                return StepAnswer.from_message(Message.from_bytes(data), steps[id])
+            except BadMessage as error:
+                return f"no answer of ours: {error}"
+
+        return self._exchange({id: step.to_message().to_bytes() for id, step in steps.items()}, round, read)
+
+    def _exchange(
+        self, requests: Mapping[int, bytes], round: Round, read: Callable[[int, bytes, Round], A | str]
+    ) -> dict[int, A | str]:
+        """Return client -> its answer, or why there is none; the roster is told of each.
+
+        Args:
+            read: reads an answer's bytes, of a client in a round, or says why it is none.
+        """
         began = time.monotonic()
         arrived = self.link.exchange(requests, self.deadline) if requests else {}
-        answers: dict[int, Answer | str] = {}
+        answers: dict[int, A | str] = {}
         for id, sent in sorted(requests.items()):
             got = arrived.get(id, "no answer")
-            answer = got if isinstance(got, str) else self._read(id, got, round)
+            answer = got if isinstance(got, str) else read(id, got, round)
             refused = answer if isinstance(answer, str) else answer.dropped
             kind = "silent" if isinstance(answer, str) else "refused" if refused else "answered"
             up, seconds = 0 if isinstance(got, str) else len(got), time.monotonic() - began
@@ -290,8 +309,9 @@ class Coordinator(Federation):
             self.remote = RemoteBackend(workspace, data, settings, link, roster, run, deadline)
             return self.remote
 
-        if schedule.outliers is None and settings.privacy.level != CLIENT:  # which bounds every reply by itself
-            schedule = replace(schedule, outliers=OUTLIERS)
+        if schedule.outliers is None:  # client-level privacy bounds every reply by itself, a sum has no single ones
+            bounded = schedule.secure or settings.privacy.level == CLIENT
+            schedule = replace(schedule, outliers=0.0 if bounded else OUTLIERS)
         super().__init__(algorithm, task, params, remote_data(roster), settings, schedule, make)
         self._scale_by(self.agreed)
 
@@ -335,14 +355,46 @@ class Coordinator(Federation):
         counted = len(results) - len(self.remote.silent) if self.protection else len(replies)
         if counted >= self.min_updates:
             return replies, rejected
-        reason = f"one of {len(replies)} updates, of at least {self.min_updates} (--min-updates)"
-        self.remote.silent |= {id: f"client {id}: {reason}" for id in replies}
-        self.remote.states |= {id: state for id, state in self._states.items() if id in replies}
+        self._undo(replies, f"one of {len(replies)} updates, of at least {self.min_updates} (--min-updates)")
         return {}, rejected
+
+    def _undo(self, clients: Collection[int], reason: str) -> dict[int, str]:
+        """Let clients count as lost, not rejected, and go on from their state before the round."""
+        self.remote.silent |= {id: f"client {id}: {reason}" for id in clients}
+        self.remote.states |= {id: state for id, state in self._states.items() if id in clients}
+        return {}
+
+    def _parties(self, replies: Mapping[int, Message], round: Round) -> SiteParties:
+        """Return the sites, which have sent offers in place of replies."""
+        self._sites = SiteParties(
+            replies, self.remote.run, round.index, lambda steps: self.remote.take_step(steps, round), self.transport
+        )
+        return self._sites
+
+    def _collect_sum(
+        self, results: Mapping[int, Trained | NonFinite], round: Round
+    ) -> tuple[dict[int, Message], dict[int, str], list[int]]:
+        """Return the mean as `Federation` does; a site that fell silent before its values were there is lost."""
+        means, rejected, counted = super()._collect_sum(results, round)
+        for id, reason in self._sites.silent.items():
+            if id not in counted:
+                self._undo([id], reason)
+        return means, rejected, counted
+
+    def _check_mean(self, clients: Sequence[int], mean: Message) -> None:
+        """Raise BadMessage as well where the sites' samples do not add up to what they announced."""
+        stated, announced = mean.meta["samples"], sum(map(self._weight, clients))
+        if stated != announced:
+            raise BadMessage(f"of {stated} samples, but the sites announced {announced}")
+        super()._check_mean(clients, mean)
+
+    def _weight(self, id: int) -> int:
+        """Return the samples that a site's reply must state: those announced, or 1 where sites add the noise."""
+        return 1 if self.protection and self.protection.distributed else self.roster.known[id].samples
 
     def _received(self, id: int, sent: Message, round: Round) -> Message:
         """Return a reply as `Federation` does; its weight is what the site announced."""
-        stated, announced = sent.meta.get("samples"), self.roster.known[id].samples
+        stated, announced = sent.meta.get("samples"), self._weight(id)
         if stated is not None and (stated != announced or isinstance(stated, (bool, float))):
             raise BadMessage(f"states {shown(repr(stated))} samples, but announced {announced}")
         return super()._received(id, sent, round)

@@ -46,6 +46,7 @@ class SiteSetup:
         shard: number of its own shard in that folder.
         state: the folder of its private state.
         device: the device it computes on.
+        secure: it sends its update masked or not at all (see `secure`).
     """
 
     client: int
@@ -53,6 +54,7 @@ class SiteSetup:
     shard: int
     state: Path
     device: torch.device
+    secure: bool = False
 
     def write(self, path: Path) -> None:
         """Write it to a file, for the site's processes."""
@@ -327,5 +329,5 @@ class Site:
         kept.begin(round.index)
         id = self.setup.client
         reply = None if isinstance(result, NonFinite) else result.reply
-        private = private_reply(kept, id, sent, reply, len(self.data.train_y[id]))
+        private = private_reply(kept, id, sent, reply)
         return Trained(private, torch.zeros(()) if isinstance(result, NonFinite) else result.loss)

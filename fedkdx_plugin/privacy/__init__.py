@@ -1,1 +1,1 @@
-"""Differential privacy: what is asked for, what noise that takes, how it is added, and what has been spent."""
+"""Privacy: what is asked for, what noise and masks that takes, what has been spent, and what a server cannot learn."""
