@@ -99,9 +99,18 @@ class Options(Files):
         flags="--dp",
     )
     epsilon: float | None = option(None, "budget ε of --dp, spent by the last round", above=0, flags="--epsilon")
-    delta: float | None = option(None, "δ of --dp, below 1 / number of clients", above=0, below=1, flags="--delta")
+    delta: float | None = option(
+        None,
+        "δ of --dp, below 1 / number of clients, with --dp example below 1 / windows of the smallest client",
+        above=0,
+        below=1,
+        flags="--delta",
+    )
     clip: str | None = option(
-        None, "bound on the norm of an update with --dp: a number, or auto (their median; the default)", flags="--clip"
+        None,
+        "bound on the norm of an update with --dp client: a number, or auto (their median; the default); with --dp "
+        "example on that of a window's gradient: a number",
+        flags="--clip",
     )
     dp_noise: str = option(
         "central",
