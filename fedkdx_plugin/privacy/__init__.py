@@ -1,0 +1,1 @@
+"""Privacy of federations: what can be proved, and what a run leaks."""
