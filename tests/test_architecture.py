@@ -37,6 +37,16 @@ MAY_IMPORT = {
         "fedkdx_plugin.prediction",
         "fedkdx_plugin.results",
     ),
+    "fedkdx_plugin/privacy/audit": (
+        "registry",
+        "dataset_utils",
+        "fedkdx_plugin.configuration",
+        "fedkdx_plugin.engine",
+        "fedkdx_plugin.experiments",
+        "fedkdx_plugin.privacy.audit",
+        "fedkdx_plugin.reports",
+        "fedkdx_plugin.results",
+    ),
     "fedkdx_plugin/testing": (
         "registry",
         "dataset_utils",

@@ -15,6 +15,7 @@ from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import Cell, Table, number
 from fedkdx_plugin.results import audits
 from fedkdx_plugin.results.audits import Audit, Figure, Roc
+from registry.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -30,23 +31,23 @@ HOW_TO_READ = (
 
 
 def described(section: Section, folder: Path, looks: Looks) -> list[str | Table | Plot]:
-    """Return the part of the report on a section's audits, and write its plot; [] if no run was audited.
-
-    Raises:
-        UserError: an audit is damaged.
-    """
-    found = {
-        method.name: [one for run in method.runs if (one := audits.read(run.folder)) is not None]
-        for method in section.methods
-    }
-    found = {name: several for name, several in found.items() if several}
+    """Return the part of the report on a section's audits, and write its plot; [] if no run was audited."""
+    found: dict[str, list[Audit]] = {}
+    damaged: list[str | Table | Plot] = []
+    for method in section.methods:
+        for run in method.runs:
+            try:
+                if (one := audits.read(run.folder)) is not None:
+                    found.setdefault(method.name, []).append(one)
+            except UserError as error:
+                damaged.append(f"Not in this part: {error}.")
     if not found:
-        return []
+        return damaged
     table = _table(section, found)
     notes = list(
         dict.fromkeys(f"{name}: {note}" for name, several in found.items() for one in several for note in one.notes)
     )
-    parts: list[str | Table | Plot] = [table, HOW_TO_READ, *notes]
+    parts: list[str | Table | Plot] = [table, HOW_TO_READ, *notes, *damaged]
     panels = _panels(found)
     if panels:
         with style():

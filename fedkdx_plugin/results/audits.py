@@ -125,9 +125,9 @@ def read(run: Path) -> Audit | None:
 
 
 def _figure(values: Mapping[str, Any]) -> Figure:
-    words = ("attack", "target", "method", "name")
-    numbers = {k: math.nan if values[k] is None else float(values[k]) for k in ("value", "low", "high", "chance")}
-    return Figure(**{key: str(values[key]) for key in words}, **numbers)
+    words = (str(values[key]) for key in ("attack", "target", "method", "name"))
+    numbers = (math.nan if values[k] is None else float(values[k]) for k in ("value", "low", "high", "chance"))
+    return Figure(*words, *numbers)  # type: ignore[arg-type]
 
 
 def _roc(values: Mapping[str, Any]) -> Roc:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from fedkdx_plugin.privacy.audit.view import Update
+from fedkdx_plugin.privacy.audit.view import Update, sender
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,17 +36,11 @@ def identify(known: Sequence[Update], unknown: Sequence[Update]) -> Guesses:
         known: updates of an earlier round, one of each candidate.
         unknown: updates of a later round.
     """
-    known, unknown = (sorted(updates, key=_sender) for updates in (known, unknown))
-    candidates = np.array([_sender(update) for update in known])
+    known, unknown = (sorted(updates, key=sender) for updates in (known, unknown))
+    candidates = np.array([sender(update) for update in known])
     cosines = _directions(unknown) @ _directions(known).T
     similarity = cosines.cpu().numpy()
-    return Guesses(np.array([_sender(one) for one in unknown]), candidates[similarity.argmax(1)], similarity)
-
-
-def _sender(update: Update) -> int:
-    if update.client is None:
-        raise ValueError("an update whose sender is not seen")
-    return update.client
+    return Guesses(np.array([sender(one) for one in unknown]), candidates[similarity.argmax(1)], similarity)
 
 
 def _directions(updates: Sequence[Update]) -> torch.Tensor:
@@ -53,4 +48,4 @@ def _directions(updates: Sequence[Update]) -> torch.Tensor:
     names = sorted(updates[0].change)
     rows = torch.stack([torch.cat([one.change[name].double().reshape(-1) for name in names]) for one in updates])
     rows = rows - rows.mean(0)
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    return F.normalize(rows, eps=torch.finfo(torch.float64).tiny)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.randomness import derive, generator
-from fedkdx_plugin.privacy.audit.inversion import Effort, invert, matched
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.privacy.audit.inversion import Effort, Seen, invert, matched
 from fedkdx_plugin.privacy.audit.models import shared_network
 from fedkdx_plugin.privacy.audit.rebuilt import Rebuilt
-from fedkdx_plugin.privacy.audit.view import Update, see
+from fedkdx_plugin.privacy.audit.view import Update, see, sender
 from registry.interface import copy_state
+from registry.tensors import of_net
 
 FIRST, NOW = "first round", "now"
 WINDOW, ROUND = "one window, one step", "a round of training"
@@ -60,29 +61,30 @@ def recover(rebuilt: Rebuilt, clients: Sequence[int], effort: Effort) -> Iterato
         local = {"batch_size": 1, "local_epochs": 1} if kind == WINDOW else {}
         for when, saved, index in ((FIRST, None, 1), (NOW, rebuilt.saved, rebuilt.done + 1)):
             with rebuilt.everyone(saved, data, clients, **local) as federation:
-                net = shared_network(federation)
-                updates = see(federation, rebuilt.at(index)) if net else []
-                for update in updates:
-                    network = rebuilt.fresh_network(federation, str(net))
-                    yield _recovered(rebuilt, data, kind, when, network, str(net), update, effort)
+                if (net := shared_network(federation)) is None:
+                    return
+                for update in see(federation, rebuilt.at(index)):
+                    rng = generator(rebuilt.config.seed, "audit", "inversion", kind, when, sender(update))
+                    true = data.train_x[sender(update)]
+                    seen, count = _seen(federation, net, update), min(len(true), MANY)
+                    network = rebuilt.fresh_network(federation, net)
+                    copy_state({net: network}, of_net(net, update.start))
+                    found = invert(network, seen, tuple(true.shape[1:]), count, effort, rng)
+                    yield Recovered(kind, when, sender(update), found, true.cpu())
 
 
-def _recovered(
-    rebuilt: Rebuilt,
-    data: DeviceData,
-    kind: str,
-    when: str,
-    network: torch.nn.Module,
-    net: str,
-    update: Update,
-    effort: Effort,
-) -> Recovered:
-    copy_state({net: network}, {name: t for name, t in update.start.items() if name.startswith(f"{net}.")})
-    gradients = {name.removeprefix(f"{net}."): -t for name, t in update.change.items() if name.startswith(f"{net}.")}
-    true = data.train_x[update.client]
-    rng = generator(rebuilt.config.seed, "audit", "inversion", kind, when, update.client)
-    found = invert(network, gradients, tuple(true.shape[1:]), min(len(true), MANY), effort, rng)
-    return Recovered(kind, when, update.client, found, true.cpu())
+def _seen(federation: Federation, net: str, update: Update) -> Seen:
+    """Return what an update tells of a network, by the network's own names."""
+    statistics = {n for n in update.change if n.endswith((".running_mean", ".running_var"))}
+    gradients = {n: -change for n, change in of_net(net, update.change).items() if n not in statistics}
+    after = {n: t for n, t in of_net(net, update.end).items() if n in statistics}
+    local = federation.settings
+    batches = -(-len(federation.data.train_y[sender(update)]) // local.batch_size)
+
+    def own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix(f"{net}."): tensor for name, tensor in tensors.items()}
+
+    return Seen(own(gradients), own(after), batches * local.local_epochs)
 
 
 def _one_window_each(rebuilt: Rebuilt, clients: Sequence[int]) -> DeviceData:

@@ -113,4 +113,5 @@ def thinned(rates: Curve) -> Curve:
 
 
 def _percentiles(drawn: np.ndarray) -> np.ndarray:
-    return np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
+    limits: np.ndarray = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
+    return limits

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dataset_utils.files import is_file, is_folder
 from fedkdx_plugin.configuration.choice import Choice, choose
 from fedkdx_plugin.configuration.config import Config, from_dict
@@ -26,7 +24,7 @@ from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, FAILED, STATE, again, read_config, read_environment
 from registry import contract
 from registry.errors import UserError
-from registry.interface import Message, Round
+from registry.interface import Message, Model, Round
 
 ELSEWHERE = "sites"  # flower.options.ELSEWHERE, which may not be imported here
 
@@ -121,10 +119,13 @@ class Rebuilt:
                 federation.reachable = lambda round: sorted(only)  # type: ignore[method-assign]
             yield federation
 
-    def fresh_network(self, federation: Federation, net: str) -> nn.Module:
-        """Return a network of plain PyTorch layers, newly initialised, as an attacker has it who knows the model."""
+    def fresh_network(self, federation: Federation, net: str) -> Model:
+        """Return a model of plain PyTorch layers, newly initialised, as an attacker has it who knows the model."""
         client = federation.workspace.clients[0]
-        return contract.built(type(client), client.task)[net].to(self.setting.device)
+        made = contract.built(type(client), client.task)[net].to(self.setting.device)
+        if not isinstance(made, Model):
+            raise TypeError(f"{net} is no model")
+        return made
 
 
 def _federation(choice: Choice, setting: Setting, data: DeviceData, settings: Settings, config: Config) -> Federation:

@@ -42,6 +42,13 @@ class Update:
         return self.start | {name: self.start[name] + change for name, change in self.change.items()}
 
 
+def sender(update: Update) -> int:
+    """Return the client that sent an update. Raises ValueError: only a sum is seen."""
+    if update.client is None:
+        raise ValueError("of a sum of updates, no sender is seen")
+    return update.client
+
+
 def see(federation: Federation, round: Round) -> list[Update]:
     """Make a round and return what the server saw of it: an update for each reply that holds shared state."""
     server, sent, given, updates = federation.server, dict[int, Message](), [False], list[Update]()
