@@ -117,11 +117,11 @@ def test_what_a_server_sees_is_where_its_client_arrived(name):
     federation.backend.end = noting
     for index in (1, 2):
         updates = see(federation, Round(index, 5))
-        assert [update.client for update in updates] == [0, 1, 2, 3]
+        assert [update.clients for update in updates] == [(0,), (1,), (2,), (3,)]
         for update in updates:
             assert update.change
             for tensor in update.change:
-                torch.testing.assert_close(update.end[tensor], arrived[update.client][tensor], rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(update.end[tensor], arrived[update.clients[0]][tensor], rtol=1e-3, atol=1e-4)
 
 
 def test_to_see_changes_nothing_of_a_round():
@@ -142,7 +142,7 @@ def test_where_nothing_is_shared_nothing_is_seen():
 
 def updates_of(rows: torch.Tensor, common: torch.Tensor) -> list[Update]:
     start = {"model.w": torch.zeros(rows.shape[1])}
-    return [Update(client, start, {"model.w": row + common}) for client, row in enumerate(rows)]
+    return [Update((client,), start, {"model.w": row + common}) for client, row in enumerate(rows)]
 
 
 def test_updates_with_a_direction_of_their_own_are_all_identified():

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fedkdx_plugin.privacy.audit.view import Update, sender
+from fedkdx_plugin.privacy.audit.view import Update
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +33,14 @@ def identify(known: Sequence[Update], unknown: Sequence[Update]) -> Guesses:
     What all updates of a round have in common, their mean, is taken off before, as it tells nothing of the sender.
 
     Args:
-        known: updates of an earlier round, one of each candidate.
+        known: updates of an earlier round, one of each candidate; each is a single client's.
         unknown: updates of a later round.
     """
-    known, unknown = (sorted(updates, key=sender) for updates in (known, unknown))
-    candidates = np.array([sender(update) for update in known])
+    known, unknown = (sorted(updates, key=lambda one: one.clients) for updates in (known, unknown))
+    candidates = np.array([one.clients[0] for one in known])
     cosines = _directions(unknown) @ _directions(known).T
     similarity = cosines.cpu().numpy()
-    return Guesses(np.array([sender(one) for one in unknown]), candidates[similarity.argmax(1)], similarity)
+    return Guesses(np.array([one.clients[0] for one in unknown]), candidates[similarity.argmax(1)], similarity)
 
 
 def _directions(updates: Sequence[Update]) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine.data import DeviceData
@@ -14,7 +15,7 @@ from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.privacy.audit.inversion import Effort, Seen, invert, matched
 from fedkdx_plugin.privacy.audit.models import shared_network
 from fedkdx_plugin.privacy.audit.rebuilt import Rebuilt
-from fedkdx_plugin.privacy.audit.view import Update, see, sender
+from fedkdx_plugin.privacy.audit.view import Update
 from registry.interface import copy_state
 from registry.tensors import of_net
 
@@ -30,9 +31,9 @@ class Recovered:
     Attributes:
         kind: `WINDOW` or `ROUND`.
         when: `FIRST` or `NOW`.
-        client: the client.
+        client: the client; the first of those asked for, where only a mean of several is seen.
         found: (count, channels, 1, time).
-        true: the windows that the client trained on, (n, channels, 1, time).
+        true: the windows that were trained on, (n, channels, 1, time).
     """
 
     kind: str
@@ -57,40 +58,44 @@ def chosen_clients(rebuilt: Rebuilt, count: int) -> list[int]:
 def recover(rebuilt: Rebuilt, clients: Sequence[int], effort: Effort) -> Iterator[Recovered]:
     """Yield what is found in the updates of these clients; nothing where no whole model is sent."""
     for kind in (WINDOW, ROUND):
-        data = _one_window_each(rebuilt, clients) if kind == WINDOW else rebuilt.data
+        data = _one_window_each(rebuilt) if kind == WINDOW else rebuilt.data
         local = {"batch_size": 1, "local_epochs": 1} if kind == WINDOW else {}
-        for when, saved, index in ((FIRST, None, 1), (NOW, rebuilt.saved, rebuilt.done + 1)):
-            with rebuilt.everyone(saved, data, clients, **local) as federation:
-                if (net := shared_network(federation)) is None:
-                    return
-                for update in see(federation, rebuilt.at(index)):
-                    rng = generator(rebuilt.config.seed, "audit", "inversion", kind, when, sender(update))
-                    true = data.train_x[sender(update)]
-                    seen, count = _seen(federation, net, update), min(len(true), MANY)
-                    network = rebuilt.fresh_network(federation, net)
+        with rebuilt.watched(data, **local) as watched:
+            if (net := shared_network(watched.federation)) is None:
+                return
+            for when, saved, index in ((FIRST, watched.first, 1), (NOW, rebuilt.saved, rebuilt.done + 1)):
+                for update in watched.updates(saved, rebuilt.at(index), clients):
+                    client = next(id for id in update.clients if id in clients)
+                    rng = generator(rebuilt.config.seed, "audit", "inversion", kind, when, client)
+                    true = torch.cat([watched.federation.data.train_x[id] for id in update.clients]).cpu()
+                    network = rebuilt.fresh_network(watched.federation, net)
                     copy_state({net: network}, of_net(net, update.start))
+                    seen, count = _seen(watched.federation, net, update), min(len(true), MANY)
                     found = invert(network, seen, tuple(true.shape[1:]), count, effort, rng)
-                    yield Recovered(kind, when, sender(update), found, true.cpu())
+                    yield Recovered(kind, when, client, found, true)
 
 
 def _seen(federation: Federation, net: str, update: Update) -> Seen:
     """Return what an update tells of a network, by the network's own names."""
-    statistics = {n for n in update.change if n.endswith((".running_mean", ".running_var"))}
-    gradients = {n: -change for n, change in of_net(net, update.change).items() if n not in statistics}
-    after = {n: t for n, t in of_net(net, update.end).items() if n in statistics}
+    change, end = (_own(net, tensors) for tensors in (update.change, update.end))
+    statistics = {name for name in change if name.endswith((".running_mean", ".running_var"))}
     local = federation.settings
-    batches = -(-len(federation.data.train_y[sender(update)]) // local.batch_size)
+    windows = [len(federation.data.train_y[id]) for id in update.clients]
+    return Seen(
+        gradients={name: -tensor for name, tensor in change.items() if name not in statistics},
+        statistics={name: end[name] for name in statistics},
+        steps=-(-sum(windows) // (len(windows) * local.batch_size)) * local.local_epochs,
+    )
 
-    def own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name.removeprefix(f"{net}."): tensor for name, tensor in tensors.items()}
 
-    return Seen(own(gradients), own(after), batches * local.local_epochs)
+def _own(net: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{net}."): tensor for name, tensor in of_net(net, tensors).items()}
 
 
-def _one_window_each(rebuilt: Rebuilt, clients: Sequence[int]) -> DeviceData:
-    """Return data in which each of the clients has a single window, drawn from its own."""
+def _one_window_each(rebuilt: Rebuilt) -> DeviceData:
+    """Return data in which each client has a single window, drawn from its own."""
     x, y = list(rebuilt.data.train_x), list(rebuilt.data.train_y)
-    for client in clients:
+    for client in (id for id, own in enumerate(y) if len(own)):
         rng = np.random.default_rng(derive(rebuilt.config.seed, "audit", "inverted window", client))
         place = int(rng.integers(len(y[client])))
         x[client], y[client] = x[client][place : place + 1], y[client][place : place + 1]

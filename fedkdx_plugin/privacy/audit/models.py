@@ -65,16 +65,17 @@ def of_updates(
 ) -> np.ndarray | None:
     """Return the confidences (n,) of the model that each client's update leads to, on its own windows.
 
-    Where only a sum is seen, of the model that it leads to. None where updates are of no whole model, or one is
-    missing.
+    Where only a mean of several clients is seen, of the model that it leads to. None where updates are of no whole
+    model, or one is missing.
     """
-    net, ends = shared_network(federation), {update.client: update.end for update in updates}
+    net = shared_network(federation)
+    ends = {client: update.end for update in updates for client in update.clients}
     clients = np.unique(windows.client).tolist()
-    if net is None or not all(client in ends or None in ends for client in clients):
+    if net is None or not ends.keys() >= set(clients):
         return None
     parts = []
     for client in clients:
-        state = federation.workspace.initial | ends.get(client, ends.get(None, {}))
+        state = federation.workspace.initial | ends[client]
         logits = _logits(federation.workspace, net, state, windows.x(data, client))
         parts.append(confidences(logits, windows.y(data, client)))
     return np.concatenate(parts)

@@ -15,11 +15,13 @@ from fedkdx_plugin.engine import scaling
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN
+from fedkdx_plugin.engine.randomness import count_selected
 from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.experiments.experiment import experiment_folder
 from fedkdx_plugin.experiments.runner import where_it_began
 from fedkdx_plugin.experiments.setting import Setting, schedule, training
+from fedkdx_plugin.privacy.audit.view import Update, see
 from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, FAILED, STATE, again, read_config, read_environment
 from registry import contract
@@ -99,25 +101,17 @@ class Rebuilt:
             yield federation
 
     @contextmanager
-    def everyone(
-        self, saved: Message | None, data: DeviceData | None = None, only: Sequence[int] = (), **local: Any
-    ) -> Iterator[Federation]:
-        """Make a federation in which every client takes part in every round, and none fails.
+    def watched(self, data: DeviceData | None = None, **local: Any) -> Iterator[Watched]:
+        """Make a federation in which any client may be asked for a reply, and none fails.
 
         Args:
-            saved: state to begin with; None: that before the first round.
             data: other windows, scaled; None: the run's.
-            only: ids of the only clients that take part; all if empty.
             **local: fields of `Settings` that differ from the run's.
         """
         settings = replace(self.settings, faults=Faults(), **local)
-        config = replace(self.config, join_ratio=1.0, late=None, rare=None, outliers=None, backend="sequential")
+        config = replace(self.config, late=None, rare=None, outliers=None, backend="sequential")
         with closing(_federation(self.choice, self.setting, data or self.data, settings, config)) as federation:
-            if saved is not None:
-                federation.restore(saved)
-            if only:
-                federation.reachable = lambda round: sorted(only)  # type: ignore[method-assign]
-            yield federation
+            yield Watched(federation)
 
     def fresh_network(self, federation: Federation, net: str) -> Model:
         """Return a model of plain PyTorch layers, newly initialised, as an attacker has it who knows the model."""
@@ -126,6 +120,50 @@ class Rebuilt:
         if not isinstance(made, Model):
             raise TypeError(f"{net} is no model")
         return made
+
+
+class Watched:
+    """A federation whose clients can be asked for their replies.
+
+    Args:
+        federation: as it is before the first round.
+
+    Attributes:
+        first: its state then.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation, self.first = federation, federation.save()
+
+    def updates(self, saved: Message, round: Round, clients: Sequence[int]) -> list[Update]:
+        """Return what the server would see of these clients if they were selected in a round.
+
+        They are asked in groups of as many as the run selects in a round, on which noise and sums may depend; the last
+        group is filled up.
+
+        Args:
+            saved: state of the federation before the round.
+            clients: ids, ascending.
+        """
+        size = count_selected(self.federation.data.clients, round.share)
+        apart = self.federation.groups.get(UNSEEN, ())
+        others = [id for id in range(self.federation.data.clients) if id not in clients and id not in apart]
+        found: list[Update] = []
+        for first in range(0, len(clients), size):
+            asked = list(clients[first : first + size])
+            group = sorted(asked + [*clients[:first], *others][: size - len(asked)])
+            self.federation.restore(saved)
+            # whom the run would select does not matter here
+            self.federation._select = lambda round, group=group: group  # type: ignore[method-assign, misc]
+            found += [one for one in see(self.federation, round) if not set(one.clients).isdisjoint(asked)]
+            del self.federation._select
+        return found
+
+    def after(self, saved: Message, round: Round) -> Message:
+        """Return the state after a round of the clients that the run would select."""
+        self.federation.restore(saved)
+        self.federation.round(round)
+        return self.federation.save()
 
 
 def _federation(choice: Choice, setting: Setting, data: DeviceData, settings: Settings, config: Config) -> Federation:

@@ -17,7 +17,7 @@ from fedkdx_plugin.privacy.audit.inverting import Recovered
 from fedkdx_plugin.privacy.audit.options import AuditOptions
 from fedkdx_plugin.privacy.audit.rates import Interval
 from fedkdx_plugin.privacy.audit.rebuilt import Rebuilt
-from fedkdx_plugin.privacy.audit.view import Update, see
+from fedkdx_plugin.privacy.audit.view import Update
 from fedkdx_plugin.privacy.audit.windows import Windows, choose
 from fedkdx_plugin.results.audits import IDENTITY, INVERSION, MEMBERSHIP, Audit, Figure, Roc
 
@@ -93,13 +93,16 @@ def as_values(options: AuditOptions) -> dict[str, object]:
 
 
 def _updates(rebuilt: Rebuilt, options: AuditOptions, say: Say) -> list[list[Update]]:
-    """Return what the server would see of the next rounds, with every client in them, as many as the attacks need."""
+    """Return what the server would see of every client in the next rounds, of as many as the attacks need."""
     rounds = {IDENTITY: 1 + PROBES, MEMBERSHIP: 1, INVERSION: 0}
     seen: list[list[Update]] = [[]]
-    with rebuilt.everyone(rebuilt.saved) as federation:
+    with rebuilt.watched() as watched:
+        saved = rebuilt.saved
         for extra in range(max(rounds[attack] for attack in options.attacks)):
-            say(f"round {rebuilt.done + 1 + extra}, with all clients")
-            seen[extra:] = [see(federation, rebuilt.at(rebuilt.done + 1 + extra))]
+            round = rebuilt.at(rebuilt.done + 1 + extra)
+            say(f"replies of all clients in round {round.index}")
+            seen[extra:] = [watched.updates(saved, round, rebuilt.clients)]
+            saved = watched.after(saved, round)
     return seen
 
 
@@ -143,20 +146,21 @@ def _shadow(rebuilt: Rebuilt, windows: Windows, trained: np.ndarray, name: str, 
             federation.round(rebuilt.at(index))
         result = models.of_run(federation, rebuilt.data, windows)
         saved = federation.save()
-    with rebuilt.everyone(saved, data) as federation:
-        seen = see(federation, rebuilt.at(rebuilt.done + 1))
-        if (of_updates := models.of_updates(federation, seen, rebuilt.data, windows)) is not None:
+    with rebuilt.watched(data) as watched:
+        seen = watched.updates(saved, rebuilt.at(rebuilt.done + 1), rebuilt.clients)
+        if (of_updates := models.of_updates(watched.federation, seen, rebuilt.data, windows)) is not None:
             result[models.UPDATE] = of_updates
     return result
 
 
 def _identity(rebuilt: Rebuilt, updates: Sequence[Sequence[Update]], found: Found) -> None:
-    known = [one for one in updates[0] if one.client in rebuilt.clients]
+    known = updates[0]
+    if any(len(one.clients) > 1 for one in known):
+        found.notes.append("Only means of several clients' updates are seen, so that none can be attributed.")
+        return
     if len(known) < 2:
         return
-    guesses = [
-        identity.identify(known, [one for one in later if one.client in rebuilt.clients]) for later in updates[1:]
-    ]
+    guesses = [identity.identify(known, later) for later in updates[1:]]
     right = np.concatenate([guess.clients == guess.guessed for guess in guesses]).astype(np.float64)
     clients = np.concatenate([guess.clients for guess in guesses])
     rng = np.random.default_rng(derive(rebuilt.config.seed, "audit", "bootstrap", IDENTITY))

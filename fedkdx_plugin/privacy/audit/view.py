@@ -27,30 +27,24 @@ class Update:
     """Change of the shared state that a reply asks for.
 
     Attributes:
-        client: who sent it; None where only the sum of all replies is seen.
+        clients: whose replies it holds: one client's, or those of all whose mean is all that is seen.
         start: shared state at the beginning of the round, by full name.
         change: what the reply would add to it, by full name; statistics of batch norm are among it.
     """
 
-    client: int | None
+    clients: tuple[int, ...]
     start: State
     change: State
 
     @property
     def end(self) -> State:
-        """The state that the client arrived at, as far as the server can tell."""
+        """The state that the clients arrived at, as far as the server can tell."""
         return self.start | {name: self.start[name] + change for name, change in self.change.items()}
-
-
-def sender(update: Update) -> int:
-    """Return the client that sent an update. Raises ValueError: only a sum is seen."""
-    if update.client is None:
-        raise ValueError("of a sum of updates, no sender is seen")
-    return update.client
 
 
 def see(federation: Federation, round: Round) -> list[Update]:
     """Make a round and return what the server saw of it: an update for each reply that holds shared state."""
+    summed = getattr(federation.schedule, "secure", False)  # the one reply is the mean of all
     server, sent, given, updates = federation.server, dict[int, Message](), [False], list[Update]()
     shared = copied(contract.networks(server))
     messages, aggregate = server.messages, server.aggregate
@@ -66,7 +60,7 @@ def see(federation: Federation, round: Round) -> list[Update]:
             start = of_client(shared, id)
             change = _change(server.contribution(id, reply), idle, start)
             if change:
-                updates.append(Update(id, start, change))
+                updates.append(Update(tuple(sent) if summed else (id,), start, change))
         aggregate(replies, round)
 
     server.messages, server.aggregate = noting_messages, noting_replies  # type: ignore[method-assign]
