@@ -47,6 +47,7 @@ class CFL(FedAvg):
 
     paper = "Sattler et al. 2020, arXiv:1910.01991"
     sends = "model down, model up; the cluster's model"
+    beyond_average = "similarities of single updates"
     Params = CFLParams
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:

@@ -51,6 +51,7 @@ class FedAMP(Server):
 
     paper = "Huang et al. 2021, arXiv:2007.03797"
     sends = "own mix of all models down, model up; own model"
+    beyond_average = "single models"
     Client = FedAMPClient
     Params = FedAMPParams
 

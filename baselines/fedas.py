@@ -103,6 +103,7 @@ class FedAS(Beside):
     paper = "Yang et al. 2024, CVPR 2024, github.com/xiyuanyang45/FedAS"
     sends = "shared layers down, shared layers and a number up; own head"
     Client = FedASClient
+    beyond_average = "traces of the Fisher information"
     Params = FedASParams
 
     def check_reply(self, client: int, reply: Message) -> None:

@@ -47,6 +47,7 @@ class FedAvg(Server):
     sends = "model down, model up; one common model"
     Client = FedAvgClient
     averages = True
+    beyond_average = ""
 
     def message(self, client: int, round: Round) -> Message:
         """Return the global model."""
@@ -55,4 +56,4 @@ class FedAvg(Server):
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Replace the global model by the mean."""
         states = [reply.tensors for reply in replies.values()]
-        self.weights = self.average(states, sample_weights(replies))
+        self.weights = self.average(states, sample_weights(replies), around=self.weights)

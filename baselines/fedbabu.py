@@ -56,6 +56,7 @@ class FedBABU(FedAvgFT):
     paper = "Oh et al. 2022, arXiv:2106.06042"
     sends = "model without head down and up; fine-tuned copy"
     Client = FedBABUClient
+    beyond_average = ""
 
     def message(self, client: int, round: Round) -> Message:
         """Return the body."""
@@ -68,6 +69,7 @@ class FedBABU(FedAvgFT):
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
         """Replace the body by the mean."""
         before = self.weights
+        self.weights = body(before)
         super().aggregate(replies, round)
         self.weights = before | self.weights
 

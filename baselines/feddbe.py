@@ -112,6 +112,7 @@ class FedDBE(FedAvg):
     paper = "Zhang et al. 2023, arXiv:2311.14975"
     sends = "model down, model up, mean features once; own bias of features"
     Client = FedDBEClient
+    beyond_average = "mean features of the first round"
     Params = FedDBEParams
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:

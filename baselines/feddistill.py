@@ -74,6 +74,7 @@ class FedDistill(Server):
 
     paper = "Jeong et al. 2018, arXiv:1811.11479"
     sends = "classes x classes outputs down and up; own model"
+    beyond_average = "mean outputs by class"
     Client = FedDistillClient
     Params = FedDistillParams
 

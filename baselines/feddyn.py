@@ -77,6 +77,7 @@ class FedDyn(FedAvg):
     paper = "Acar et al. 2021, arXiv:2111.04263"
     sends = "model down, model up; one common model"
     Client = FedDynClient
+    beyond_average = "numbers of samples"
     assumes_sgd = True
     Params = FedDynParams
 

@@ -93,6 +93,7 @@ class FedFomo(Server):
 
     paper = "Zhang et al. 2021, arXiv:2012.08565"
     sends = "up to M models down, model up; own model"
+    beyond_average = "single models"
     Client = FedFomoClient
     Params = FedFomoParams
 

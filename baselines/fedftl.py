@@ -132,6 +132,7 @@ class FedFTL(FedAvg):
     paper = "Saha and Ahmad 2020, arXiv:2010.15561; FedHealth, Chen et al. 2019, arXiv:1907.09173"
     sends = "model and feature covariance down and up; own copy of the model"
     Client = FedFTLClient
+    beyond_average = "means and covariances of features"
     Params = FedFTLParams
 
     def __init__(self, task: Task, params: FedFTLParams, initial: Mapping[str, Tensor]) -> None:

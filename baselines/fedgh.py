@@ -56,6 +56,7 @@ class FedGH(Server):
 
     paper = "Yi et al. 2023, arXiv:2303.13137"
     sends = "head down, classes x features prototypes up; own model"
+    beyond_average = "prototypes of classes"
     Client = FedGHClient
     Params = FedGHParams
 

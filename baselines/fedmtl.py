@@ -84,6 +84,7 @@ class FedMTL(Server):
 
     paper = "Smith et al. 2017, arXiv:1705.10467; see Sen and Borcea 2024, doi:10.3233/FAIA240715"
     sends = "centre of related models down, model up; own model"
+    beyond_average = "single models"
     Client = FedMTLClient
     Params = FedMTLParams
 

@@ -38,6 +38,7 @@ class FedNova(FedAvg):
     paper = "Wang et al. 2020, arXiv:2007.07481"
     sends = "model down, model and number of steps up; one common model"
     Client = FedNovaClient
+    beyond_average = "numbers of steps"
     assumes_sgd = True
     accepts_partial_work = True
 

@@ -37,6 +37,8 @@ class FedOpt(FedAvg):
     Moments are kept in float64, in which the square of every update that clients can send is finite.
     """
 
+    beyond_average = ""
+
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)
         self.optimised = [name for name in parameter_names(self.Client.build(task)) if name in initial]

@@ -105,6 +105,7 @@ class FedPAC(FedAvgFT):
     paper = "Xu, Tong and Huang 2023, arXiv:2306.11867"
     sends = "model and prototypes down and up, combined head down; own last training"
     Client = FedPACClient
+    beyond_average = "statistics of features by class"
     Params = FedPACParams
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:

@@ -79,6 +79,7 @@ class FedProto(Server):
 
     paper = "Tan et al. 2022, arXiv:2105.00243"
     sends = "classes x features prototypes down and up; own model"
+    beyond_average = "prototypes of classes"
     Client = FedProtoClient
     Params = FedProtoParams
 

@@ -60,6 +60,7 @@ class IFCA(FedAvg):
     paper = "Ghosh et al. 2020, arXiv:2006.04088"
     sends = "k models down, model and number of cluster up; the cluster's model"
     Client = IFCAClient
+    beyond_average = "numbers of clusters"
     Params = IFCAParams
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:

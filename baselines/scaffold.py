@@ -84,6 +84,7 @@ class SCAFFOLD(FedAvg):
     paper = "Karimireddy et al. 2020, arXiv:1910.06378"
     sends = "model and control variate down and up; one common model"
     Client = SCAFFOLDClient
+    beyond_average = "numbers of samples, which weight control variates"
     assumes_sgd = True
     Params = SCAFFOLDParams
     accepts_partial_work = True

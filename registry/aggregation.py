@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -69,20 +70,32 @@ class Average:
 
     Attributes:
         used: whether the server has taken a mean by it.
+        private: whether it clips and noises updates (`--dp client`); every client then counts the same, whatever its
+            share, and a round may have no replies.
     """
+
+    private: ClassVar[bool] = False
 
     def __init__(self, how: Averaging) -> None:
         self.how, self.used = how, False
         self._said: set[str] = set()
         self._notes: list[str] = []
 
-    def __call__(self, states: States, shares: Sequence[float], scales: Sequence[float] | None = None) -> State:
+    def __call__(
+        self,
+        states: States,
+        shares: Sequence[float],
+        scales: Sequence[float] | None = None,
+        around: Mapping[str, Tensor] | None = None,
+    ) -> State:
         """Return the mean of the clients, tensor by tensor.
 
         Args:
             states: floating-point tensors of each client, of the same names and shapes, in the order of ids.
             shares: weight of each, above 0; they add up to 1. `UNWEIGHTED` rules do not use them.
             scales: factor of each state, by which its tensors are multiplied first; None: 1.
+            around: state that a client which changed nothing would send, times its scale. Only a private mean uses it,
+                which bounds the difference to it.
         """
         self.used = True
         shares, count = self.shares(shares), len(states)

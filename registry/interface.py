@@ -36,6 +36,8 @@ from registry.parameters import Params as _Params
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+UNSTATED = "what its author has not stated"
+
 
 class Round(NamedTuple):
     """Number of a round: `index` counts from 1 to `total`; `share` is the join ratio, of clients selected in each."""
@@ -254,6 +256,9 @@ class Server(ABC):
         pools_data: whether client 0 trains on all clients' windows, which the others upload (no federation).
         averages: whether `aggregate` takes the mean of clients' states or updates, by `self.average`; otherwise options
             that ask for another mean (`--aggregate`, `--max-share`) are refused.
+        beyond_average: what of its clients' replies reaches its state, or other clients, by other ways than one call of
+            `self.average(..., around=...)` a round: a few words for an error message; '' where nothing does, so that
+            `--dp client` can account for it. A class that overrides `aggregate` says it anew (see `beyond_average`).
         assumes_sgd: whether its equations hold for clients that take plain steps of SGD alone, so that `--optimizer`
             does not apply.
         accepts_partial_work: whether replies of clients that made fewer local epochs than the others are accepted
@@ -274,6 +279,7 @@ class Server(ABC):
     Params: ClassVar[type] = _Params
     pools_data: ClassVar[bool] = False
     averages: ClassVar[bool] = False
+    beyond_average: ClassVar[str] = UNSTATED
     assumes_sgd: ClassVar[bool] = False
     accepts_partial_work: ClassVar[bool] = False
 
@@ -335,7 +341,10 @@ class Server(ABC):
 
     @abstractmethod
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
-        """Aggregate the round's replies, in the order of client ids; at least one, all checked and finite."""
+        """Aggregate the round's replies, in the order of client ids; at least one, all checked and finite.
+
+        Where `self.average` is private there may be none: their mean is noise alone then, which must be added, too.
+        """
 
     def networks(self) -> Mapping[str, Tensor]:
         """Return the shared state that every client would use now, by full name, without what clients keep.
@@ -372,6 +381,19 @@ def private_names(client: type[Client], task: Task, nets: Mapping[str, nn.Module
         for name in float_state(nets)
         if matches(name, client.private) or (local_bn and name.startswith(batch_norm))
     )
+
+
+def beyond_average(server: type[Server]) -> str:
+    """Return `Server.beyond_average` as the class says it that defines the `aggregate` in use.
+
+    A class that overrides `aggregate` and says nothing may do with replies what the one it derives from cannot know.
+    """
+    for part in server.__mro__:
+        if "beyond_average" in vars(part):
+            return str(vars(part)["beyond_average"])
+        if "aggregate" in vars(part):
+            break
+    return UNSTATED
 
 
 def moves_by_sgd(client: type[Client]) -> bool:

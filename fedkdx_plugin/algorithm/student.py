@@ -121,6 +121,7 @@ class StudentServer(Server):
     Client = StudentClient
     Params = StudentParams
     averages = True
+    beyond_average = ""
 
     def __init__(self, task: Any, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)
@@ -187,15 +188,20 @@ class StudentServer(Server):
         return gradient
 
     def aggregate(self, replies: Mapping[int, Message], round: Round) -> None:
-        """Average the updates; the downlink applies the mean to the student."""
-        uniform = [1 / len(replies)] * len(replies)
+        """Average the updates; the downlink applies the mean to the student.
+
+        A private mean must not depend on clients' rates, so that its step counts as one at a rate of 1: the change is
+        the same, compressed or not, as compression knows no scale.
+        """
+        uniform = [1 / max(len(replies), 1)] * len(replies)
         given = uniform if self.params.weights == "uniform" else sample_weights(replies)
         shares = self.average.shares(given)
         rates = [reply.meta["rate"] for reply in replies.values()]
         gradients = [self._gradient(client, reply) for client, reply in replies.items()]
         self._decompressed.clear()
-        change = self.average(gradients, shares, rates)
-        rate = sum(share * rate for share, rate in zip(shares, rates, strict=True))
+        unchanged = {name: torch.zeros_like(own) for name, own in self.weights.items()}
+        change = self.average(gradients, shares, rates, around=unchanged)
+        rate = 1.0 if self.average.private else sum(s * rate for s, rate in zip(shares, rates, strict=True))
         epsilon = self.epsilon(round)
         self.weights, metrics = self.downlink.step(self.weights, self.version, epsilon, change, rate, replies)
         self.version += 1

@@ -91,6 +91,30 @@ class Options(Files):
         high=1,
         flags="--max-share",
     )
+    dp: str = option(
+        "none",
+        "differential privacy: none, of a client's whole data (client), or of each of its windows (example)",
+        choices=("none", "client", "example"),  # privacy.options.LEVELS
+        flags="--dp",
+    )
+    epsilon: float | None = option(None, "budget ε of --dp, spent by the last round", above=0, flags="--epsilon")
+    delta: float | None = option(None, "δ of --dp, below 1 / number of clients", above=0, below=1, flags="--delta")
+    clip: str | None = option(
+        None, "bound on the norm of an update with --dp: a number, or auto (their median; the default)", flags="--clip"
+    )
+    dp_noise: str = option(
+        "central",
+        "who adds the noise of --dp client: the server, or each client a share of it",
+        choices=("central", "distributed"),  # privacy.options.NOISES
+        flags="--dp-noise",
+    )
+    sampling: str = option(
+        "fixed",
+        "how clients are selected: a fixed number of them, or each by itself with a probability of -jr (poisson), "
+        "which takes less noise with --dp",
+        choices=("fixed", "poisson"),  # privacy.accounting.SAMPLINGS
+        flags="--sampling",
+    )
     batch_size: int = option(32, "windows in a local batch", low=1, flags="-lbs --batch-size")
     local_learning_rate: float = option(
         0.01, "learning rate of the clients' optimiser", low=1e-12, flags="-lr --local-learning-rate"

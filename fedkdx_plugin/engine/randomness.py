@@ -40,6 +40,11 @@ def count_selected(clients: int, join_ratio: float) -> int:
     return max(1, int(join_ratio * clients + 1e-9))  # 0.29 * 100 is 28.999...
 
 
+def draw_clients(seed: int, round: int, clients: int, probability: float) -> list[int]:
+    """Draw each client of a round by itself with a probability, ascending; there may be none."""
+    return [client for client in range(clients) if uniform(seed, "poisson", round, client) < probability]
+
+
 def sample_clients(seed: int, round: int, clients: int, join_ratio: float) -> list[int]:
     """Draw `count_selected` clients of a round (all, if there are fewer), ascending; the same for every algorithm."""
     count = min(clients, count_selected(clients, join_ratio))

@@ -21,10 +21,13 @@ from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.outliers import Outliers
 from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, Participation
-from fedkdx_plugin.engine.randomness import count_selected, sample_clients
+from fedkdx_plugin.engine.protection import SCALED, noised, protection, sampling_of, shares_missing
+from fedkdx_plugin.engine.randomness import count_selected, draw_clients, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
+from fedkdx_plugin.privacy.accounting import FIXED, POISSON
+from fedkdx_plugin.privacy.noise import Noise, SeededNoise
 from registry import contract
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
@@ -47,6 +50,8 @@ class Schedule:
         participation: restrictions of which clients are available in a round.
         outliers: replies are set aside whose norm is more than so many times the usual one; 0: none. None: 0 in one
             process, whose clients are honest (see `flower.coordinator`).
+        sampling: one of `accounting.SAMPLINGS`; with 'poisson', each client is selected with a probability of
+            `join_ratio`, so that a round may have none.
     """
 
     rounds: int
@@ -54,6 +59,7 @@ class Schedule:
     eval_gap: int = 1
     participation: Participation = field(default_factory=Participation)
     outliers: float | None = None
+    sampling: str = FIXED
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class RoundRecord:
         bytes_up, bytes_down: serialised bytes of all clients together.
         seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
         metrics: result of `evaluation.Evaluator`; empty in rounds without evaluation.
-        server: result of `Server.figures` without NaN; empty in rounds without aggregation.
+        server: result of `Server.figures` without NaN; empty in rounds without aggregation. With client-level privacy,
+            in every round, also those of `privacy.client.Protection.figures`.
         notes: what the server had to say about its means (see `registry.aggregation.Average`); not kept on disk.
     """
 
@@ -112,10 +119,11 @@ class Federation:
     Attributes:
         groups: 'unseen', 'late', 'rare' or 'attackers' -> ids of these clients (see `Participation`, `Attack`).
         agreed: the statistics by which all windows are scaled; None if the shards are scaled already.
+        protection: client-level differential privacy; None without.
 
     Raises:
         UserError: the backend cannot run this algorithm, model or device; or the algorithm does not average clients,
-            and the task asks for another mean than the usual one.
+            and the task asks for another mean than the usual one, or for privacy.
     """
 
     refusals: ClassVar[tuple[type[Exception], ...]] = (NonFinite, BadMessage)  # raised of a reply, they refuse it
@@ -159,6 +167,13 @@ class Federation:
         self.attackers = Attackers(settings.attack, forging, settings.seed, self.workspace.nets)
         shared = {n: t for n, t in self.workspace.initial.items() if n not in self.workspace.private}
         self.server = algorithm(task, params, shared)
+        seen = data.clients - len(self.groups.get(UNSEEN, ()))
+        sampling = sampling_of(schedule.sampling, seen, schedule.join_ratio)
+        self.protection = protection(settings.privacy, algorithm, sampling, schedule.rounds, self._noise())
+        if self.protection:
+            if self.agreed:
+                raise UserError(SCALED)
+            self.server.average = self.protection.average
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)
         if isinstance(backend, str):
             self.backend = selection.make(backend, self.workspace, data, settings, selected, client_memory)
@@ -186,6 +201,8 @@ class Federation:
     def round(self, round: Round) -> RoundRecord:
         """Run one communication round: select, send, train, collect, aggregate, evaluate."""
         clock = _Clock(self.data.test_x.device)
+        if self.protection:
+            self.protection.begin(round.index)
         server, transport = self.server, self.transport
         transport.start_round()
         if self.agreed and round.index == self.agreed.round:
@@ -199,20 +216,23 @@ class Federation:
         replies, rejected = self._collect(self._attacked(results, messages, round), round)
         clock.lap("train")
 
-        figures = {}
-        if replies and (reason := self._aggregate(replies, round)):
+        figures, missing = {}, shares_missing(self.protection, len(replies))
+        counts = not missing and bool(replies or self.protection)
+        if counts and (reason := self._aggregate(replies, round)):
             rejected |= {id: f"client {id}: {reason}" for id in replies}
-            replies = {}
-        if replies:
+            replies, counts = {}, False
+        if counts:
             figures = contract.figures(server)
-        for note in (notes := server.average.take_notes()):
+        if self.protection:
+            figures |= self.protection.figures()
+        for note in (notes := [*missing, *server.average.take_notes()]):
             print(f"{type(server).__name__}, round {round.index}: {note}", file=sys.stderr)
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(contract.networks(server)) if due else {}
         losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
-        loss = self._train_loss({id: losses[id] for id in replies if id not in self.attackers.ids})
+        loss = self._train_loss({id: losses[id] for id in replies if id in losses and id not in self.attackers.ids})
         clock.lap("evaluate")
         return RoundRecord(
             round=round.index,
@@ -243,14 +263,16 @@ class Federation:
         agreed = scaling.agree(self.data.statistics, rounds, there, len(seen))
         return replace(agreed, up=0, down=0) if agreed and self.pools_data else agreed
 
+    def _noise(self) -> Noise:
+        """Return where the noise of client-level privacy comes from: here, of a simulation, from the seed."""
+        return SeededNoise(self.settings.seed)
+
     def _select(self, round: Round) -> list[int]:
         if self.everyone:
             return [id for id in range(self.data.clients) if id not in self.groups.get(UNSEEN, ())]
         if not self.pools_data:
-            there = self.reachable(round)
-            return [
-                there[i] for i in sample_clients(self.settings.seed, round.index, len(there), self.schedule.join_ratio)
-            ]
+            there, draw = self.reachable(round), draw_clients if self.schedule.sampling == POISSON else sample_clients
+            return [there[i] for i in draw(self.settings.seed, round.index, len(there), self.schedule.join_ratio)]
         if round.index == 1:  # the upload of all data
             self.transport.up += sum(len(Message({"x": x, "y": y}).to_bytes()) for x, y in self.uploads)
         return [0]
@@ -273,7 +295,9 @@ class Federation:
     def _attacked(
         self, results: Mapping[int, Trained | NonFinite], messages: Mapping[int, Message], round: Round
     ) -> dict[int, Trained | NonFinite]:
-        """Return the results with the attackers' replies forged."""
+        """Return the results with the attackers' replies forged, and with noise where the clients add it."""
+        if self.protection and self.protection.distributed:
+            return noised(self.protection, results, messages, [len(y) for y in self.data.train_y])
         trained = {id: result for id, result in results.items() if isinstance(result, Trained)}
         replies = {id: result.reply for id, result in trained.items()}
         forged = self.attackers.forge(self.server, messages, replies, round.index)
@@ -281,6 +305,9 @@ class Federation:
 
     def _aggregate(self, replies: Mapping[int, Message], round: Round) -> str:
         """Let the server take in the replies; where that leaves NaN or infinity, bring it back to what it was before.
+
+        With client-level privacy there may be no replies: noise is added all the same, or its absence would tell of
+        those who might have replied.
 
         Returns:
             Why nothing of this round counts; '' where it does.
@@ -295,6 +322,8 @@ class Federation:
                 f"{average.how.asked}: {type(self.server).__name__}.aggregate takes no mean by `self.average`; leave "
                 "one of them out"
             )
+        if self.protection and not self.protection.released:
+            raise UserError(f"--dp client: {type(self.server).__name__}.aggregate takes no mean by `self.average`")
         if (name := first_nonfinite(self._aggregated())) is None:
             return ""
         self.server.restore(before)
@@ -340,7 +369,11 @@ class Federation:
         for client, kept in zip(clients, self.workspace.kept, strict=True):
             tensors |= {f"client/{client.id}/kept/{name}": tensor for name, tensor in kept.items()}
             tensors |= {f"client/{client.id}/memory/{name}": tensor for name, tensor in client.memory.items()}
-        return Message(tensors, {"server": dict(server.meta), "trained": [client.trained for client in clients]})
+        meta = {"server": dict(server.meta), "trained": [client.trained for client in clients]}
+        return Message(tensors, meta | self._privacy_state())
+
+    def _privacy_state(self) -> dict[str, Any]:
+        return {"privacy": self.protection.save()} if self.protection else {}
 
     def restore(self, saved: Message) -> None:
         """Restore the state that `save` returned.
@@ -349,6 +382,12 @@ class Federation:
             KeyError or ValueError: `saved` is of another algorithm or another number of clients.
         """
         restore(self.workspace, self.server, saved)
+        if self.protection:
+            self.protection.restore(saved.meta["privacy"])
+
+    def figures(self) -> dict[str, float]:
+        """Return what `RoundRecord.server` will hold, by name; see `Server.figures`."""
+        return contract.figures(self.server) | (self.protection.figures() if self.protection else {})
 
     def _train_loss(self, losses: Mapping[int, torch.Tensor]) -> float:
         samples = {id: len(self.data.train_y[id]) for id in losses}

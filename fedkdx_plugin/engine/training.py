@@ -15,6 +15,7 @@ from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.optimizers import SGD
 from fedkdx_plugin.engine.randomness import generator, seeded
 from fedkdx_plugin.engine.steps import Steps
+from fedkdx_plugin.privacy.options import Privacy
 from registry import contract
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
@@ -39,6 +40,7 @@ class Settings:
         seed: seed of all random numbers.
         faults: probabilities of injected faults.
         attack: which clients attack, and how.
+        privacy: whose data are protected by noise, and how much of it.
     """
 
     batch_size: int = 32
@@ -52,6 +54,7 @@ class Settings:
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
     attack: Attack = field(default_factory=Attack)
+    privacy: Privacy = field(default_factory=Privacy)
 
     def epochs(self, round: Round, client: int) -> int:
         """Return a client's number of epochs in this round: `local_epochs`, or fewer for a straggler."""

@@ -31,6 +31,8 @@ from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.grid import PARTS, combinations, condition, find, mapping, meets, varied
 from fedkdx_plugin.experiments.setting import check
+from fedkdx_plugin.privacy.client import check_planned
+from fedkdx_plugin.privacy.options import NONE
 from fedkdx_plugin.results.run_folder import new_folder
 from fedkdx_plugin.results.runs import ENVIRONMENT
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
@@ -177,6 +179,8 @@ class Experiment:
         else:
             planned = Experiment.comparison(from_dict(base | changed, str(path)))
             before, now = base.get("global_rounds"), planned.runs[0].rounds
+            if base.get("dp", NONE) != NONE:
+                check_planned(int(base["global_rounds"]), now)
             if before != now:
                 planned.remark = (
                     f"{now} rounds instead of {before}: what depends on the number of rounds, such as a compression "

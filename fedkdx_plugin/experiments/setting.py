@@ -24,6 +24,7 @@ from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
+from fedkdx_plugin.experiments import private
 from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo
 from registry import catalog, contract
@@ -55,6 +56,7 @@ def check(config: Config) -> list[Choice]:
     _faults(config)
     _attack(config)
     _averaging(config).check({choice.name: choice.server.averages for choice in choices})
+    private.check(config, choices)
     return choices
 
 
@@ -62,7 +64,7 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     """Check what depends on the data. Raises UserError: the model or an algorithm cannot use them."""
     if config.num_classes not in (None, shards.num_classes):
         raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes; leave it out")
-    groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
+    groups = groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
     Augment.of(config.augment, shards.manifest["channels"])  # raises where there is nothing to rotate
     task = make_task(config, shards.shape, shards.num_classes)
     with naming(*_models(config)):
@@ -71,6 +73,7 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     for choice in choices:
         with naming(choice.server):
             choice.server.check(task, choice.params)
+    private.check_on(shards, task, config, choices, groups)
 
 
 def without_student(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> list[str]:
@@ -182,12 +185,20 @@ def training(config: Config, seed: int, channels: Sequence[str] | None = None) -
         seed=seed,
         faults=_faults(config),
         attack=_attack(config),
+        privacy=private.privacy(config),
     )
 
 
 def schedule(config: Config) -> Schedule:
     """Return the number of rounds and who takes part in them. Raises UserError."""
-    return Schedule(config.global_rounds, config.join_ratio, config.eval_gap, _participation(config), config.outliers)
+    return Schedule(
+        config.global_rounds,
+        config.join_ratio,
+        config.eval_gap,
+        _participation(config),
+        config.outliers,
+        config.sampling,
+    )
 
 
 def make_task(config: Config, shape: tuple[int, int, int], classes: int) -> Task:

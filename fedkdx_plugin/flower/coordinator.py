@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,13 @@ from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord, Sched
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.experiments.private import privacy
 from fedkdx_plugin.experiments.setting import schedule
 from fedkdx_plugin.flower.protocol import Answer, ClientMetrics, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
+from fedkdx_plugin.privacy.accounting import FIXED, POISSON
+from fedkdx_plugin.privacy.noise import Noise, SecretNoise
+from fedkdx_plugin.privacy.options import CLIENT, Privacy
 from registry.aggregation import of_client
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
@@ -206,6 +211,15 @@ def _size(samples: int) -> Tensor:
     return torch.empty(samples, dtype=torch.int64, device="meta")
 
 
+def check_sampling(privacy: Privacy, schedule: Schedule) -> None:
+    """Raise UserError where privacy would lean on sites not knowing which of them are selected, although they do."""
+    if privacy.level == CLIENT and schedule.sampling == FIXED and schedule.join_ratio < 1:
+        raise UserError(
+            "--dp client: a fixed number of sites is drawn from the seed, which all sites know; let all take part (-jr "
+            "1), or with --dp-noise central add --sampling poisson, which is drawn in secret"
+        )
+
+
 def check_algorithm(algorithm: type[Server], participation: Participation) -> None:
     """Raise UserError for an algorithm or an option that a federation between sites cannot have."""
     if algorithm.pools_data:
@@ -222,6 +236,7 @@ def check_sites(experiment: Experiment) -> None:
             raise UserError("--attackers: attacks are simulated in one process alone; leave it out with Flower")
         if config.vary == "data":  # each seed is to have data of its own
             raise UserError("--vary data: the data of sites stay as they are; leave it out with Flower")
+        check_sampling(privacy(config), schedule(config))
         for choice in choose(config):
             check_algorithm(choice.server, schedule(config).participation)
 
@@ -260,6 +275,7 @@ class Coordinator(Federation):
         min_updates: int = 1,
     ) -> None:
         check_algorithm(algorithm, schedule.participation)
+        check_sampling(settings.privacy, schedule)
         self.roster, self.most_refusals, self.min_updates = roster, most_refusals, min_updates
         self._refused: Counter[int] = Counter()  # client -> how often in a row
         self._snapshot: Message | None = None
@@ -268,7 +284,7 @@ class Coordinator(Federation):
             self.remote = RemoteBackend(workspace, data, settings, link, roster, run, deadline)
             return self.remote
 
-        if schedule.outliers is None:
+        if schedule.outliers is None and settings.privacy.level != CLIENT:  # which bounds every reply by itself
             schedule = replace(schedule, outliers=OUTLIERS)
         super().__init__(algorithm, task, params, remote_data(roster), settings, schedule, make)
         self._scale_by(self.agreed)
@@ -309,7 +325,9 @@ class Coordinator(Federation):
     ) -> tuple[dict[int, Message], dict[int, str]]:
         """Return the replies that count as `Federation` does; where they are too few, none do, and all are lost."""
         replies, rejected = super()._collect(results, round)
-        if len(replies) >= self.min_updates:
+        # whether a round counts must not depend on what a site sent where that is private
+        counted = len(results) - len(self.remote.silent) if self.protection else len(replies)
+        if counted >= self.min_updates:
             return replies, rejected
         reason = f"one of {len(replies)} updates, of at least {self.min_updates} (--min-updates)"
         self.remote.silent |= {id: f"client {id}: {reason}" for id in replies}
@@ -336,8 +354,24 @@ class Coordinator(Federation):
         """Return all of the server's state."""
         return self.server.save().tensors
 
+    def _attacked(
+        self, results: Mapping[int, Trained | NonFinite], messages: Mapping[int, Message], round: Round
+    ) -> dict[int, Trained | NonFinite]:
+        """Return the results as they are: nobody attacks here, and sites have added their noise themselves."""
+        return dict(results)
+
+    def _noise(self) -> Noise:
+        """Return where noise comes from: what nobody can know, as all sites know the seed."""
+        return SecretNoise()
+
     def _select(self, round: Round) -> list[int]:
-        """Return the sites of a round; one that is away cannot be asked to train, even if it needs no server for it."""
+        """Return the sites of a round; one that is away cannot be asked to train, even if it needs no server for it.
+
+        With privacy they are drawn in secret, as it leans on nobody knowing who takes part.
+        """
+        if self.protection and self.schedule.sampling == POISSON:
+            drawn = SystemRandom()
+            return [id for id in self.reachable(round) if drawn.random() < self.schedule.join_ratio]
         return self.reachable(round) if self.everyone else super()._select(round)
 
     def reachable(self, round: Round) -> list[int]:
@@ -355,6 +389,8 @@ class Coordinator(Federation):
         Raises:
             KeyError or ValueError: `saved` is of another algorithm.
         """
+        if self.protection:
+            self.protection.restore(saved.meta["privacy"])
         if self.outliers:
             self.outliers.usual = float(saved.meta["usual"])
         self._refused = Counter({int(id): count for id, count in saved.meta["refused"].items()})
@@ -381,6 +417,7 @@ class Coordinator(Federation):
             "states": states,
             "usual": self.outliers.usual if self.outliers else 0.0,
         }
+        meta |= self._privacy_state()
         meta["refused"] = {str(id): count for id, count in sorted(self._refused.items()) if count}
         if self.agreed:
             common = scaling.to_message(self.agreed.pooled).tensors

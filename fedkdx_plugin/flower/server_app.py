@@ -15,11 +15,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.experiments.private import check_norm
 from fedkdx_plugin.experiments.setting import make_task, schedule, training
 from fedkdx_plugin.flower.coordinator import Coordinator
 from fedkdx_plugin.flower.link import FlowerLink
 from fedkdx_plugin.flower.options import FOLDER, ServerOptions, read_settings, write_outcome
 from fedkdx_plugin.flower.roster import Event, Roster
+from fedkdx_plugin.privacy.options import CLIENT
 from fedkdx_plugin.results.run_folder import RunFolder
 from registry.blame import blamed
 from registry.errors import UserError
@@ -88,6 +90,8 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
     roster = Roster(link, terms.clients, terms.least, terms.wait, journal)
     task = make_task(config, roster.about.shape, len(roster.about.classes))
     choice.server.check(task, choice.params)
+    if config.dp == CLIENT:
+        check_norm(choice, task)
     roster.wait(0)
     coordinator = Coordinator(
         choice.server,

@@ -18,12 +18,16 @@ from dataset_utils.scaling import Statistics
 from dataset_utils.sealed import Sealed
 from dataset_utils.shards import Shard
 from fedkdx_plugin.engine import scaling
+from fedkdx_plugin.engine.backends.base import Trained
 from fedkdx_plugin.engine.backends.sequential import Sequential
 from fedkdx_plugin.engine.data import DeviceData, memory_format
+from fedkdx_plugin.engine.protection import private_reply, protection
 from fedkdx_plugin.engine.training import ClientError, Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.flower.protocol import Announcement, Answer, ClientMetrics, Request
+from fedkdx_plugin.privacy.accounting import Sampling
+from fedkdx_plugin.privacy.noise import SecretNoise
 from registry import __version__
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
@@ -236,7 +240,7 @@ class Site:
             raise UserError(
                 f"client {setup.client}: the federation has 0 to {clients - 1}; give one of these as --client"
             )
-        self.setup, self.settings = setup, settings
+        self.setup, self.settings, self.algorithm = setup, settings, algorithm
         self.data, self.common = data.on_device(clients), data.announcement().statistics is not None
         samples = [len(y) for y in self.data.train_y]
         task = replace(task, seed=settings.seed, params=params)
@@ -304,7 +308,7 @@ class Site:
         transport = Transport(self.setup.device, self.workspace.private)
         try:
             message = Message.from_bytes(sent.to_bytes(), self.setup.device)
-            result = self.backend.train_one(id, message, round)
+            result = self._noised(self.backend.train_one(id, message, round), message, round)
             if isinstance(result, NonFinite):
                 raise result
             transport.send_up(id, result.reply)  # raises where a tensor is private or not finite
@@ -313,3 +317,15 @@ class Site:
         client = self.workspace.clients[id]
         folder.save(round.index, self.workspace.kept[id], client.memory, client.trained)
         return replace(answer, reply=result.reply, loss=float(result.loss))
+
+    def _noised(self, result: Trained | NonFinite, sent: Message, round: Round) -> Trained | NonFinite:
+        """Return a result with this site's share of the noise, where the sites add it and all of them take part."""
+        everybody = Sampling(len(self.workspace.clients), len(self.workspace.clients))
+        kept = protection(self.settings.privacy, self.algorithm, everybody, round.total, SecretNoise())
+        if not kept or not kept.distributed:
+            return result
+        kept.begin(round.index)
+        id = self.setup.client
+        reply = None if isinstance(result, NonFinite) else result.reply
+        private = private_reply(kept, id, sent, reply, len(self.data.train_y[id]))
+        return Trained(private, torch.zeros(()) if isinstance(result, NonFinite) else result.loss)

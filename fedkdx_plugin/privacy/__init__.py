@@ -1,1 +1,1 @@
-"""Privacy of federations: what can be proved, and what a run leaks."""
+"""Privacy of federations: what can be proved, what noise that takes, and what a run leaks (`audit`)."""

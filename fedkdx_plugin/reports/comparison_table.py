@@ -13,6 +13,8 @@ from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import ATTACKERS, measured
 from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.privacy.accounting import Sampling
+from fedkdx_plugin.privacy.client import SPENT, SPENT_SERVER
 from fedkdx_plugin.results.runs import Run
 
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
@@ -43,12 +45,31 @@ class Row:
     values: dict[str, float]
 
 
+def remarks(run: Run) -> list[str]:
+    """Return the sentences that tables of such runs need."""
+    return [text for text in (honest_alone(run), guarded(run)) if text]
+
+
 def honest_alone(run: Run) -> str:
     """Return a sentence that says whom the metrics of a run leave out; '' if it has no attackers."""
     if not (ids := run.groups.get(ATTACKERS)):
         return ""
     kind = run.config.get("attack")
     return f"Metrics are of the honest clients alone: the {len(ids)} that attack (--attack {kind}) are not measured."
+
+
+def guarded(run: Run) -> str:
+    """Return a sentence about the client-level privacy of what a run shared; '' if it had none."""
+    spent = [record.server[SPENT] for record in run.records if SPENT in record.server]
+    if not spent:
+        return ""
+    server = [record.server[SPENT_SERVER] for record in run.records if SPENT_SERVER in record.server]
+    relation = Sampling(1, 1, run.config["sampling"]).relation
+    text = f"What is shared is differentially private for {relation} client: ε = {spent[-1]:.3g}"
+    text += f" of {run.config['epsilon']:g}, δ = {run.config['delta']:g}, after {len(run.records)} rounds"
+    if server:
+        text += f" (against a server that sees single replies, ε = {server[-1]:.3g})"
+    return f"{text}; the metrics here were measured without noise."
 
 
 def rows(name: str, seed: int, records: Sequence[RoundRecord], groups: Mapping[str, Sequence[int]]) -> list[Row]:
@@ -143,7 +164,7 @@ def write(folder: Path, runs: Sequence[Run], vary: str) -> str:
     table = of_seeds(runs)
     on = runs[0].evaluated_on
     text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
-    text += f"\n{honest}\n" if (honest := honest_alone(runs[0])) else ""
+    text += "".join(f"\n{remark}\n" for remark in remarks(runs[0]))
     if len(seeds := {row.seed for row in table}) > 1:
         text += f"\n± over {len(seeds)} seeds: {VARIED[vary]}\n"
     with replacing(folder / "comparison.md") as part:

@@ -33,6 +33,8 @@ PAPER_OPTIONS = {
     "attackers": 0.0,
     "aggregate": "mean",
     "max_share": 1.0,
+    "dp": "none",
+    "sampling": "fixed",
 }
 PAPER_ROUNDS = 500
 
@@ -79,7 +81,7 @@ def results(section: Section) -> Table:
         f"{section.title}: mean ± standard deviation over seeds, on {section.on} windows. Bold: best, underlined: "
         f"second{f', without {CEILING}' if CEILING in served else ''}. The best round is chosen on these same windows, "
         "so it is too optimistic. A row with a name in brackets is one of a method's networks alone. "
-        + comparison_table.honest_alone(section.first),
+        + " ".join(comparison_table.remarks(section.first)),
         [("", "method"), ("", "seeds"), *heads],
         [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
     )

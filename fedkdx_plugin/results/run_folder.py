@@ -25,6 +25,7 @@ from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord
 from fedkdx_plugin.native.library import operations
+from fedkdx_plugin.privacy.client import SPENT
 from fedkdx_plugin.results.records import (
     ROUND_COLUMNS,
     SCALARS,
@@ -46,7 +47,7 @@ from fedkdx_plugin.results.runs import (
     differs,
     read_environment,
 )
-from registry import __version__, catalog, contract
+from registry import __version__, catalog
 from registry.blame import naming
 from registry.catalog import Entry
 from registry.errors import UserError
@@ -142,7 +143,7 @@ class RunFolder(Observer):
         self._last: tuple[int, Message, dict[str, np.ndarray]] | None = None  # rounds, their state, last matrices
         self._saved = time.monotonic()
         metrics = [n if view == SERVED else f"{view}_{n}" for view in federation.views for n in SCALARS]
-        own = map(server_column, contract.figures(federation.server))
+        own = map(server_column, federation.figures())
         self._columns = [*ROUND_COLUMNS, *metrics, *group_columns(federation.groups), *own]
         self._resumed: list[str] = []  # what is said of going on
         if is_file(path / ENVIRONMENT) and self.sealed.holds(STATE):
@@ -194,7 +195,8 @@ class RunFolder(Observer):
             self._metrics.flush()
             served = record.metrics.get(SERVED)
             accuracy = f" accuracy {served.accuracy:.4f}" if served else ""
-            self._say(f"round {record.round}: clients {record.selected} loss {record.train_loss:.4f}{accuracy}")
+            spent = f" ε {record.server[SPENT]:.4f}" if SPENT in record.server else ""
+            self._say(f"round {record.round}: clients {record.selected} loss {record.train_loss:.4f}{accuracy}{spent}")
             if record.lost:
                 who = ", ".join(f"{id} ({why})" for id, why in record.lost.items())
                 self._say(f"round {record.round}: no reply from client {who}")

@@ -89,6 +89,7 @@ def make_federation(
     join_ratio: float = 0.5,
     params: Mapping[str, Any] | None = None,
     backend: str = "auto",
+    sampling: str = "fixed",
     **settings: Any,
 ) -> Federation:
     """Return a federation, by default with `make_data` and `make_task`.
@@ -104,7 +105,7 @@ def make_federation(
         algorithm.Params(**(params or {})),
         data or make_data(),
         Settings(**settings),
-        Schedule(rounds, join_ratio),
+        Schedule(rounds, join_ratio, sampling=sampling),
         backend,
     )
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.privacy.client import SPENT
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from registry.blame import is_expected
 
@@ -65,6 +66,8 @@ class Progress(Callback):
         text = f"{run.name} round {record.round}/{run.rounds} loss {record.train_loss:.3f}"
         if run.name in self._accuracy:
             text += f" accuracy {100 * self._accuracy[run.name]:.1f} %"
+        if (spent := record.server.get(SPENT)) is not None:
+            text += f" ε {spent:.2f}"
         now = time.monotonic()
         self.step(run.kind, now - self._last[run.name], text, important=record.round == run.rounds)
         self._round[run.name], self._last[run.name] = record.round, now
