@@ -14,7 +14,7 @@ from registry import __version__
 
 if TYPE_CHECKING:
     from fedkdx_plugin import flower, testing
-    from fedkdx_plugin.api import compare, load_runs
+    from fedkdx_plugin.api import audit, compare, load_runs
     from fedkdx_plugin.experiments.experiment import Experiment
     from fedkdx_plugin.experiments.results import Results
     from fedkdx_plugin.prediction import export, load_model
@@ -27,6 +27,7 @@ __all__ = [
     "Results",
     "UserError",
     "__version__",
+    "audit",
     "compare",
     "export",
     "flower",
@@ -40,6 +41,7 @@ _HOMES = {
     "Experiment": "fedkdx_plugin.experiments.experiment",
     "Results": "fedkdx_plugin.experiments.results",
     "UserError": "registry.errors",
+    "audit": "fedkdx_plugin.api",
     "compare": "fedkdx_plugin.api",
     "export": "fedkdx_plugin.prediction",
     "load_model": "fedkdx_plugin.prediction",

@@ -14,9 +14,11 @@ from registry import catalog
 from registry.blame import is_expected
 from registry.errors import UserError
 from registry.interface import Model, Server
+from registry.parameters import parse
 
 if TYPE_CHECKING:
     from dataset_utils.recording import Source
+    from fedkdx_plugin.privacy.audit.several import Audits
 
 OWN_NAMES = {
     "global_rounds": "rounds",
@@ -85,6 +87,38 @@ def compare(
 def load_runs(folder: str | Path) -> Results:
     """Read all run folders in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
     return Results.load(folder)
+
+
+def audit(
+    runs: str | Path | Results | Sequence[str | Path],
+    *,
+    attacks: str | Sequence[str] = ("membership", "inversion", "identity"),
+    progress: bool = True,
+    **options: Any,
+) -> Audits:
+    """Attack runs and measure what they leak, as `fedkdx audit` does; results are also in `audit/` of each run folder.
+
+    Args:
+        runs: run folders, folders of runs, or what `compare` and `load_runs` return.
+        attacks: which attacks to make.
+        progress: show the progress on stderr.
+        **options: other options of `fedkdx audit`: `shadows`, `inverted`, `steps`.
+
+    Returns:
+        The audits: `.table` (a data frame), `.found` and `.refused` by run folder.
+
+    Raises:
+        UserError: wrong input, or no run in a folder.
+    """
+    from fedkdx_plugin.privacy.audit.options import AuditOptions
+    from fedkdx_plugin.privacy.audit.several import audit_all
+
+    chosen = parse(AuditOptions, {"attacks": attacks, **options}, "audit")
+    if isinstance(runs, Results):
+        folders = [run.folder for run in runs.runs]
+    else:
+        folders = [Path(runs)] if isinstance(runs, (str, Path)) else list(map(Path, runs))
+    return audit_all(folders, chosen, progress)
 
 
 def _name(kind: str, thing: object) -> str:
