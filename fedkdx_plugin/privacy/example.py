@@ -20,7 +20,7 @@ SCALED = (
     "--scale {}: not with --dp example: every window would depend on all others, by whose statistics it is scaled; use "
     "--scale none"
 )
-BETWEEN_SITES = "between sites, noise and account would have to be each site's own, and secret, which is not there yet; --dp client is"
+BETWEEN_SITES = "between sites, noise and account would have to be each site's own, and secret, which is not there yet"
 
 
 @dataclass(frozen=True)
