@@ -55,6 +55,15 @@ def replying(change, **client):
     return algorithm(client={"reply": reply, **client}, check_reply=checks_state)
 
 
+def looks_at_labels(self, tensors, meta):
+    return tensors, meta if len(self.data.y.unique()) else {}
+
+
+def centres_logits(self, nets, batch, context):
+    logits = nets["model"](batch.x).logits
+    return {"model": batch.cross_entropy(logits - logits.mean(0))}
+
+
 def sending(tensors, **members):
     """FedAvg with clients that send more than its server wants."""
     client = replying(lambda self, sent, meta: (sent | tensors(self), meta), **members).Client
@@ -280,6 +289,7 @@ ALGORITHMS = {
     "check_parameters_documented": Broken(algorithm(FedProx, Params=Silent)),
     "check_parameters_matter": Broken(algorithm(FedProx, Params=Idle)),
     "check_averaging": Broken(algorithm(aggregate=takes_its_own_mean)),
+    "check_windows": Broken(replying(looks_at_labels, windows_meet="")),
     "check_parallel": Broken(replying(other_in_a_process)),
     "check_stacked": Broken(replying(other_when_together, before_replies=classmethod(notes))),
     "check_refused_reply": Broken(
@@ -300,6 +310,7 @@ ALGORITHMS = {
 }
 # others that these checks must catch, whatever else fails
 MORE_ALGORITHMS = [
+    ("check_windows", algorithm(client={"losses": centres_logits, "windows_meet": ""})),
     ("check_windows_and_labels", saying(lambda self: {"seen": self.data.y.tolist()})),
     ("check_private_values", sending(lambda self: {"note": head(self).half().flatten()}, **PRIVATE)),
     ("check_windows_and_labels", sending(lambda self: {"example": self.data.x[:2]})),
