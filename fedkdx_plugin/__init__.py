@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from registry import __version__
 
 if TYPE_CHECKING:
-    from fedkdx_plugin import testing
-    from fedkdx_plugin.api import compare, load_runs
+    from fedkdx_plugin import flower, testing
+    from fedkdx_plugin.api import audit, compare, load_runs
     from fedkdx_plugin.experiments.experiment import Experiment
     from fedkdx_plugin.experiments.results import Results
     from fedkdx_plugin.prediction import export, load_model
@@ -27,8 +27,10 @@ __all__ = [
     "Results",
     "UserError",
     "__version__",
+    "audit",
     "compare",
     "export",
+    "flower",
     "load_model",
     "load_runs",
     "testing",
@@ -39,6 +41,7 @@ _HOMES = {
     "Experiment": "fedkdx_plugin.experiments.experiment",
     "Results": "fedkdx_plugin.experiments.results",
     "UserError": "registry.errors",
+    "audit": "fedkdx_plugin.api",
     "compare": "fedkdx_plugin.api",
     "export": "fedkdx_plugin.prediction",
     "load_model": "fedkdx_plugin.prediction",
@@ -47,8 +50,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return importlib.import_module("fedkdx_plugin.testing")
+    if name in ("flower", "testing"):
+        return importlib.import_module(f"fedkdx_plugin.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "fedkdx_plugin.cli.run",
     "experiment": "fedkdx_plugin.cli.experiment",
     "report": "fedkdx_plugin.cli.report",
+    "audit": "fedkdx_plugin.cli.audit",
     "resume": "fedkdx_plugin.cli.resume",
     "list": "fedkdx_plugin.cli.list",
     "data": "fedkdx_plugin.cli.data",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,6 +288,23 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
     options = parameters.parse(Options, {key: value for key, value in values.items() if key in own}, where)
     shards = parameters.parse(ShardSpec, {key: value for key, value in values.items() if key in of_shards}, where)
     return Config(**vars(options), set=dict(sets), shards=shards)
+
+
+def with_names(text: str, renamed: Mapping[str, str]) -> str:
+    """Return a message with the names that options have in Python, before their flags in brackets.
+
+    Args:
+        renamed: option -> its name in the function that was called, where that is another.
+    """
+    for own in (*dataclasses.fields(Options), *dataclasses.fields(ShardSpec)):
+        key = parameters.key_of(own)
+        name = renamed.get(key, key)
+        flags = "|".join(map(re.escape, own.metadata.get("flags") or ()))
+        if flags:
+            text = re.sub(rf"(?<![\w(`-])({flags})(?![\w-])", rf"{name} (\1)", text)
+        if name != key:
+            text = text.replace(f"compare: {key}: ", f"compare: {name}: ", 1)
+    return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 
-from fedkdx_plugin.engine import dp_sgd, scaling, secure_sums
+from fedkdx_plugin.engine import dp_sgd, scaling, secure_sums, turns
 from fedkdx_plugin.engine.attacks import Attackers
 from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.backends.base import Backend, Trained
@@ -217,6 +217,10 @@ class Federation:
 
     def round(self, round: Round) -> RoundRecord:
         """Run one communication round: select, send, train, collect, aggregate, evaluate."""
+        return turns.run(self.turns(round), lambda messages: self.backend.train(messages, round))
+
+    def turns(self, round: Round) -> Generator[dict[int, Message], Mapping[int, Trained | NonFinite], RoundRecord]:
+        """Run one communication round; clients train elsewhere, on the messages that it yields (see `turns`)."""
         clock = _Clock(self.data.test_x.device)
         if self.protection:
             self.protection.begin(round.index)
@@ -229,7 +233,7 @@ class Federation:
         sent = contract.messages(server, selected, server.messages(selected, round))
         messages = {id: transport.send_down(message) for id, message in sent.items()}
         lost = self._lost(selected, round)
-        results = self.backend.train({id: message for id, message in messages.items() if id not in lost}, round)
+        results = yield {id: message for id, message in messages.items() if id not in lost}
         results = self._attacked(results, messages, round)
         if self.schedule.secure:
             replies, rejected, counted = self._collect_sum(results, round)

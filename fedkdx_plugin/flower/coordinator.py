@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from random import SystemRandom
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dataset_utils.scaling import Statistics
 from fedkdx_plugin.configuration.choice import choose
-from fedkdx_plugin.engine import metrics, scaling
+from fedkdx_plugin.engine import metrics, scaling, turns
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction, views
@@ -118,6 +118,12 @@ class RemoteBackend(Backend):
 
     def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
         """Ask clients to train, and every site to measure the state that waits for it; return the clients' results."""
+        return turns.run(self.turns(messages, round), lambda requests: self._exchange(requests, round, self._read))
+
+    def turns(
+        self, messages: Mapping[int, Message], round: Round
+    ) -> Generator[dict[int, bytes], Mapping[int, Answer | str], dict[int, Trained | NonFinite]]:
+        """Do as `train`; the requests that it yields are carried elsewhere, and `heard` reads what came back."""
         shared, self._shared = self._shared, None
         there = set(self.roster.present(round.index))
         requests = {}
@@ -126,7 +132,7 @@ class RemoteBackend(Backend):
             own = None if shared is None else of_client(shared, id)
             request = Request(self.run, id, round, state, self.durable, messages.get(id), own, self.scaling)
             requests[id] = request.to_message().to_bytes()
-        answers = self._exchange(requests, round, self._read)
+        answers = yield requests
         given = {id: answer for id, answer in answers.items() if isinstance(answer, Answer)}
         if shared is not None:
             self.measured = self._combine({id: answer.metrics for id, answer in given.items()}, shared)
@@ -158,20 +164,37 @@ class RemoteBackend(Backend):
     def _exchange(
         self, requests: Mapping[int, bytes], round: Round, read: Callable[[int, bytes, Round], A | str]
     ) -> dict[int, A | str]:
-        """Return client -> its answer, or why there is none; the roster is told of each.
+        """Carry requests, and return what `_told` does."""
+        began = time.monotonic()
+        arrived = self.link.exchange(requests, self.deadline) if requests else {}
+        return self._told(requests, arrived, round, time.monotonic() - began, read)
+
+    def heard(
+        self, requests: Mapping[int, bytes], arrived: Mapping[int, bytes | str], round: Round, seconds: float
+    ) -> dict[int, Answer | str]:
+        """Return client -> its answer, or why there is none, of all that were asked; the roster is told of each."""
+        return self._told(requests, arrived, round, seconds, self._read)
+
+    def _told(
+        self,
+        requests: Mapping[int, bytes],
+        arrived: Mapping[int, bytes | str],
+        round: Round,
+        seconds: float,
+        read: Callable[[int, bytes, Round], A | str],
+    ) -> dict[int, A | str]:
+        """Do as `heard`, with any kind of answer.
 
         Args:
             read: reads an answer's bytes, of a client in a round, or says why it is none.
         """
-        began = time.monotonic()
-        arrived = self.link.exchange(requests, self.deadline) if requests else {}
         answers: dict[int, A | str] = {}
         for id, sent in sorted(requests.items()):
             got = arrived.get(id, "no answer")
             answer = got if isinstance(got, str) else read(id, got, round)
             refused = answer if isinstance(answer, str) else answer.dropped
             kind = "silent" if isinstance(answer, str) else "refused" if refused else "answered"
-            up, seconds = 0 if isinstance(got, str) else len(got), time.monotonic() - began
+            up = 0 if isinstance(got, str) else len(got)
             self.roster.tell(Event(round.index, id, kind, refused, len(sent), up, seconds))
             answers[id] = answer
         return answers
@@ -324,21 +347,21 @@ class Coordinator(Federation):
         self.remote.durable = done
         for index in range(done + 1, self.schedule.rounds + 1):
             round = Round(index, self.schedule.rounds, self.schedule.join_ratio)
-            self._meet(round)
+            self.meet(round)
             for observer in observers:
                 observer.on_round_start(round)
             record = self.round(round)
             self._finish(last, observers)
             self._snapshot, last = self._state(), record
         if last:
-            self._meet(round)
+            self.meet(round)
             self.remote.measure(round)
             self._finish(last, observers)
 
-    def round(self, round: Round) -> RoundRecord:
-        """Make one round as `Federation.round`; clients that gave no answer are lost, not rejected."""
+    def turns(self, round: Round) -> Generator[dict[int, Message], Mapping[int, Trained | NonFinite], RoundRecord]:
+        """Make one round as `Federation.turns`; clients that gave no answer are lost, not rejected."""
         self._states = {id: self.remote.states.get(id, 0) for id in self.roster.known}  # to go back to
-        record, silent = super().round(round), self.remote.silent
+        record, silent = (yield from super().turns(round)), self.remote.silent
         rejected = {id: reason for id, reason in record.rejected.items() if id not in silent}
         for id in record.selected:
             self._refused[id] = self._refused[id] + 1 if id in rejected else 0
@@ -483,7 +506,7 @@ class Coordinator(Federation):
             meta["agreed"] = [self.agreed.round, self.agreed.up, self.agreed.down]
         return Message(tensors, meta)
 
-    def _meet(self, round: Round) -> None:
+    def meet(self, round: Round) -> None:
         """Wait until enough sites are there, and note how many windows they have."""
         for id in self.roster.wait(round.index):
             self.data.train_y[id] = _size(self.roster.known[id].samples)

@@ -1,1 +1,1 @@
-"""Privacy: what is asked for, what noise and masks that takes, what has been spent, and what a server cannot learn."""
+"""Privacy: what noise and masks a promise takes, what has been spent, what a server cannot learn, what a run leaks."""

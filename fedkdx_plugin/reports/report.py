@@ -19,7 +19,7 @@ import yaml
 
 from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
-from fedkdx_plugin.reports import classes, content, data, overview, plots, tables
+from fedkdx_plugin.reports import audits, classes, content, data, overview, plots, tables
 from fedkdx_plugin.reports.comparison_table import TUNING, VARIED
 from fedkdx_plugin.reports.looks import Looks
 from fedkdx_plugin.reports.plots import Plot
@@ -129,6 +129,7 @@ def _chapter(section: Section, out: Path, looks: Looks) -> Chapter:
         ("Data card", [*data.described(section)]),
         ("Classes of each client", [_classes(section, out / PLOTS)]),
         ("Compression", [made["compression"]] if "compression" in made else []),
+        ("Audit", audits.described(section, out / PLOTS, looks)),
         ("Time", [made["seconds"], content.seconds(section)]),
     ]
     return Chapter(section, [(heading, items) for heading, items in parts if items])
