@@ -103,6 +103,24 @@ class Counter(FedAvg):
         check_state(reply, self.weights)
 
 
+class CountsReplies(FedAvg):
+    """The server keeps how many replies its mean is of, which a sum does not tell."""
+
+    sums = True
+    count = 0
+
+    def aggregate(self, replies, round):
+        super().aggregate(replies, round)
+        self.count = len(replies)
+
+    def save(self):
+        return Message(self.weights, {"count": self.count})
+
+    def restore(self, saved):
+        super().restore(saved)
+        self.count = saved.meta["count"]
+
+
 class Forgetful(FedAvg):
     """The server keeps a momentum and does not save it."""
 
@@ -289,6 +307,7 @@ ALGORITHMS = {
     "check_parameters_documented": Broken(algorithm(FedProx, Params=Silent)),
     "check_parameters_matter": Broken(algorithm(FedProx, Params=Idle)),
     "check_averaging": Broken(algorithm(aggregate=takes_its_own_mean)),
+    "check_sums": Broken(CountsReplies),
     "check_windows": Broken(replying(looks_at_labels, windows_meet="")),
     "check_parallel": Broken(replying(other_in_a_process)),
     "check_stacked": Broken(replying(other_when_together, before_replies=classmethod(notes))),
