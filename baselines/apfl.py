@@ -45,6 +45,7 @@ class APFLClient(PersonalClient):
     """
 
     private = ("own.*", "mix.*")
+    windows_meet = ""
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

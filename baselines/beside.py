@@ -19,6 +19,8 @@ MODEL, GLOBAL, PERSONAL = "model.", "global.", "personal."
 class BesideClient(FedAvgClient):
     """Sends its model, and none of the networks beside it."""
 
+    windows_meet = ""
+
     def reply(self) -> Message:
         """Return the trained model with `samples`."""
         return Message(of_model(self.shared()), {"samples": self.samples})
@@ -31,6 +33,7 @@ class GuidedClient(BesideClient):
     """
 
     frozen: ClassVar[tuple[str, ...]] = ("global",)
+    windows_meet: ClassVar[str] = ""
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
@@ -48,6 +51,7 @@ class PersonalClient(BesideClient):
     """Has a personal model beside the shared one, which it keeps, and which predicts once the client has trained."""
 
     kept: ClassVar[tuple[str, ...]] = ("personal.*",)
+    windows_meet: ClassVar[str] = ""
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

@@ -16,3 +16,4 @@ class Centralised(FedAvg):
     sends = "all windows up once; one common model"
     pools_data = True
     averages = False
+    sums = False

@@ -28,6 +28,8 @@ class DittoClient(PersonalClient):
     what stays with `--bn local`. Both models see the same batches and make the same number of steps.
     """
 
+    windows_meet = ""
+
     def context(self) -> Mapping[str, Tensor]:
         """Return W^t."""
         return {name: tensor.clone() for name, tensor in of_model(self.shared()).items()}

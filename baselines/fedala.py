@@ -36,6 +36,8 @@ class FedALAClient(PersonalClient):
     stay in its memory. Then the client trains Θ̂ as FedAvg does.
     """
 
+    windows_meet = "learns what to take of the mean on its windows, without noise"
+
     def receive(self, message: Message) -> None:
         """Install Θ̂."""
         self.load(message.tensors)

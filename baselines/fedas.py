@@ -37,6 +37,7 @@ class FedASClient(PersonalClient):
     """
 
     private = ("model.head.*",)
+    windows_meet = "aligns layers with its windows and states a trace of theirs, without noise"
 
     def receive(self, message: Message) -> None:
         """Install the shared layers and, if the client has trained before, align them."""

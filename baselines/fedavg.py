@@ -17,6 +17,8 @@ CHUNK = 512  # windows in a forward pass, to bound memory
 class FedAvgClient(Client):
     """Minimises cross-entropy on its own windows, starting from the global model."""
 
+    windows_meet = ""
+
     def losses(
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -48,6 +50,7 @@ class FedAvg(Server):
     Client = FedAvgClient
     averages = True
     beyond_average = ""
+    sums = True
 
     def message(self, client: int, round: Round) -> Message:
         """Return the global model."""

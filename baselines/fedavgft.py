@@ -12,6 +12,8 @@ class FedAvgFTClient(PersonalClient):
     Until the client has trained, the global model predicts.
     """
 
+    windows_meet = ""
+
     def reply(self) -> Message:
         """Return the trained model, and keep a copy of it."""
         self.load(renamed(of_model(self.state()), PERSONAL))

@@ -20,6 +20,8 @@ class FedBABUClient(FedAvgFTClient):
     trained on the same batches for as many epochs. Until the client has trained, the model itself predicts.
     """
 
+    windows_meet = ""
+
     def trains(self, epoch: int, epochs: int) -> Sequence[str]:
         """Return all but the model's head."""
         return ("*", f"!{HEAD}")
@@ -57,6 +59,7 @@ class FedBABU(FedAvgFT):
     sends = "model without head down and up; fine-tuned copy"
     Client = FedBABUClient
     beyond_average = ""
+    sums = True
 
     def message(self, client: int, round: Round) -> Message:
         """Return the body."""

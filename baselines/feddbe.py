@@ -58,6 +58,7 @@ class FedDBEClient(FedAvgClient):
     """
 
     private = (BIAS,)
+    windows_meet = "draws the mean features of a batch to a common mean"
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
@@ -114,6 +115,7 @@ class FedDBE(FedAvg):
     Client = FedDBEClient
     beyond_average = "mean features of the first round"
     Params = FedDBEParams
+    sums = True
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

@@ -38,6 +38,8 @@ class FedDistillClient(LocalClient):
     should count more.
     """
 
+    windows_meet = "sends the mean outputs of each class, without noise"
+
     def receive(self, message: Message) -> None:
         """Keep the other clients' mean outputs, (classes, classes)."""
         self.teacher = message.tensors[OUTPUTS]

@@ -32,6 +32,8 @@ class FedDynClient(FedAvgClient):
     own updates so far.
     """
 
+    windows_meet = ""
+
     def receive(self, message: Message) -> None:
         """Install the model, and take note of its parameters, θ^{t−1}."""
         self.load(message.tensors)

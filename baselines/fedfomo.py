@@ -34,6 +34,7 @@ class FedFomoClient(FedAvgClient):
     """Mixes its own model with others, weighted by how much each reduces the loss on held-out windows, then trains."""
 
     kept = ("model.*",)
+    windows_meet = "weighs models by their losses on windows held out, without noise"
 
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
         super().__init__(id, task, params, samples)

@@ -74,6 +74,7 @@ class FedFTLClient(FedAvgClient):
     """
 
     private = ("personal.*",)
+    windows_meet = "sends mean and covariance of its features, without noise"
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

@@ -35,6 +35,7 @@ class FedGHClient(FedAvgClient):
 
     private = ("model.*", f"!{HEAD}")
     kept = (HEAD,)
+    windows_meet = "sends the mean features of each class, without noise"
 
     def reply(self) -> Message:
         """Return the mean features of each class that the client has, and which these are."""

@@ -38,6 +38,7 @@ class FedKDClient(StudentClient):
     """
 
     private = ("teacher.*", "projection.*")
+    windows_meet = "weighs distillation by the losses of a whole batch"
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

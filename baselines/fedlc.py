@@ -31,6 +31,8 @@ class FedLCClient(FedAvgClient):
     does not have is nearly left out, instead of being trained never to be said. The counts stay on the client.
     """
 
+    windows_meet = "counts its windows of each class"
+
     def context(self) -> Mapping[str, Tensor]:
         """Return n_c^(−1/4), (classes,)."""
         assert self.data is not None  # the engine sets it while the client works

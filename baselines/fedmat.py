@@ -68,6 +68,7 @@ class FedMATClient(FedAvgClient):
     """Keeps the attention over channels and the classifier; shares the feature network and the temporal attention."""
 
     private = ("model.attention.*", "model.head.*")
+    windows_meet = ""
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

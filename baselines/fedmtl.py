@@ -36,6 +36,7 @@ class FedMTLClient(FedAvgClient):
     """
 
     kept = ("model.*",)
+    windows_meet = ""
 
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
         super().__init__(id, task, params, samples)

@@ -18,6 +18,8 @@ MOST_STEPS = 10**9  # that one client may state
 class FedNovaClient(FedAvgClient):
     """Trains as FedAvg's does, and states its number of steps τ_i."""
 
+    windows_meet = ""
+
     def reply(self) -> Message:
         """Return the model, `samples`, and `steps`."""
         return Message(self.shared(), {"samples": self.samples, "steps": self.steps})

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from baselines.beside import Beside, GuidedClient
 from registry.functional import kd, soften
@@ -27,6 +27,8 @@ class FedNTDParams(Params):
 
 class FedNTDClient(GuidedClient):
     """Minimises CE + β KL(q̃_g ‖ q̃_l), of global and own model's softened outputs over the not-true classes."""
+
+    windows_meet = ""
 
     def losses(
         self, nets: Mapping[str, Callable[[Tensor], Any]], batch: Batch, context: Mapping[str, Tensor]
@@ -60,5 +62,5 @@ def not_true(own: Tensor, shared: Tensor, y: Tensor, tau: float) -> Tensor:
         y: (n,).
         tau: the temperature.
     """
-    true = F.one_hot(y, own.shape[1]).bool()
+    true = y.unsqueeze(1) == torch.arange(own.shape[1], device=y.device)
     return kd(soften(own.masked_fill(true, OUT), tau), soften(shared.masked_fill(true, OUT), tau), tau)

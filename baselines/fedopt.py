@@ -38,6 +38,7 @@ class FedOpt(FedAvg):
     """
 
     beyond_average = ""
+    sums = True
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

@@ -47,6 +47,8 @@ class FedPACClient(FedAvgFTClient):
     last.
     """
 
+    windows_meet = "sends the mean features of each class, without noise"
+
     def trains(self, epoch: int, epochs: int) -> Sequence[str]:
         """Return the head in the first epoch, and all else after it."""
         if epochs == 1:

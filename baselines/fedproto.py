@@ -41,6 +41,8 @@ class FedProtoClient(LocalClient):
     each class that it has, of its trained model in evaluation mode; the authors average those of the last epoch.
     """
 
+    windows_meet = "sends the mean features of each class, without noise"
+
     def receive(self, message: Message) -> None:
         """Keep the prototypes."""
         means = message.tensors[PROTOTYPES]

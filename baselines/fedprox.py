@@ -24,6 +24,8 @@ class FedProxParams(Params):
 class FedProxClient(FedAvgClient):
     """Minimises F_k(W) + μ/2 ‖W − W^t‖² (eq. 2); the proximal term is over the shared parameters (no statistics)."""
 
+    windows_meet = ""
+
     def context(self) -> Mapping[str, Tensor]:
         """Return W^t, the shared part of the received model."""
         return {name: tensor.clone() for name, tensor in self.shared().items()}

@@ -25,6 +25,8 @@ class FedRepClient(FedPerClient):
     once, which is a round of FedPer.
     """
 
+    windows_meet = ""
+
     def trains(self, epoch: int, epochs: int) -> Sequence[str]:
         """Return the head in the first epochs, and all else in the last `body_epochs`."""
         if epochs == 1:

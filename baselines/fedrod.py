@@ -48,6 +48,7 @@ class FedRoDClient(FedAvgFTClient):
     """
 
     private = ("second.*", "personal.personal.*")
+    windows_meet = "counts its windows of each class"
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

@@ -37,6 +37,7 @@ class FMLClient(FedAvgClient):
     """
 
     private = ("personal.*",)
+    windows_meet = ""
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

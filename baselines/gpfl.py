@@ -75,6 +75,7 @@ class GPFLClient(FedAvgClient):
     """
 
     private = ("model.head.*", "model.condition")
+    windows_meet = "mixes embeddings by its numbers of windows of each class"
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

@@ -31,6 +31,8 @@ class IFCAClient(FedAvgClient):
     The loss is the cross-entropy on all training windows by the models' running statistics; of equal ones the first.
     """
 
+    windows_meet = "chooses a model by the loss on its windows, without noise"
+
     def receive(self, message: Message) -> None:
         """Install the model of its cluster."""
         assert self.data is not None  # the engine sets it while the client works

@@ -62,6 +62,7 @@ class KNNPerClient(FedAvgFTClient):
     """
 
     private = ("personal.keys", "personal.labels", "personal.share")
+    windows_meet = "remembers its windows' features"
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

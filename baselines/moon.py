@@ -56,6 +56,7 @@ class MOONClient(GuidedClient):
 
     kept = ("model.*",)
     frozen = ("global", "previous")
+    windows_meet = ""
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:

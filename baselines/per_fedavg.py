@@ -33,6 +33,8 @@ class PerFedAvgClient(PersonalClient):
     windows by W's running statistics.
     """
 
+    windows_meet = "adapts the model that predicts to its windows, without noise"
+
     def receive(self, message: Message) -> None:
         """Install the model, and work out the personal one."""
         self.load(message.tensors)

@@ -32,6 +32,8 @@ class PFedMeClient(PersonalClient):
     running statistics alone.
     """
 
+    windows_meet = ""
+
     def repeats(self) -> int:
         """Return K."""
         return int(self.params.inner_steps)

@@ -15,6 +15,8 @@ class PullAvgClient(FedAvgFTClient):
     trains for the first time starts from W, and one that is rarely selected follows its own rounds (`own_progress`).
     """
 
+    windows_meet = ""
+
     def receive(self, message: Message) -> None:
         """Install the global model, or the client's own one on the way to it."""
         own = copied(float_state({"model": self.nets["personal"]}))

@@ -34,6 +34,8 @@ class SCAFFOLDClient(FedAvgClient):
     round, which has no c_i yet, there is no correction.
     """
 
+    windows_meet = ""
+
     def receive(self, message: Message) -> None:
         """Install the model, and take note of c and of the model x."""
         self.control = {name: tensor for name, tensor in message.tensors.items() if name.startswith(CONTROL)}

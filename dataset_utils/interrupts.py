@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -19,10 +19,14 @@ WATCH_SECONDS = 1.0
 
 
 @contextmanager
-def stopping_as_ctrl_c() -> Iterator[None]:
+def stopping_as_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Raise KeyboardInterrupt on the first of `STOPPING` within the block, unless another handler is installed.
 
     Further ones would cut off what is being saved: the second is answered by a line, the third ends the process.
+
+    Yields:
+        A function that returns whether one has come: code that is interrupted may raise an error of its own instead of
+        KeyboardInterrupt, as some packages do while they are imported.
     """
     usual = (signal.SIG_DFL, signal.default_int_handler)
     numbers = [number for name in STOPPING if (number := getattr(signal, name, None))]  # Windows has no SIGHUP
@@ -33,7 +37,7 @@ def stopping_as_ctrl_c() -> Iterator[None]:
     for number in before:
         signal.signal(number, stop)
     try:
-        yield
+        yield lambda: stop.count > 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

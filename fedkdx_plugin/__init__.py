@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from registry import __version__
 
 if TYPE_CHECKING:
-    from fedkdx_plugin import testing
+    from fedkdx_plugin import flower, testing
     from fedkdx_plugin.api import audit, compare, load_runs
     from fedkdx_plugin.experiments.experiment import Experiment
     from fedkdx_plugin.experiments.results import Results
@@ -30,6 +30,7 @@ __all__ = [
     "audit",
     "compare",
     "export",
+    "flower",
     "load_model",
     "load_runs",
     "testing",
@@ -49,8 +50,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":
-        return importlib.import_module("fedkdx_plugin.testing")
+    if name in ("flower", "testing"):
+        return importlib.import_module(f"fedkdx_plugin.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

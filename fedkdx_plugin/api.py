@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_utils.spec import ShardSpec
-from fedkdx_plugin.configuration.config import Options, from_dict
+from fedkdx_plugin.configuration.config import from_dict, with_names
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.tracking.callbacks import Callback
@@ -17,7 +14,7 @@ from registry import catalog
 from registry.blame import is_expected
 from registry.errors import UserError
 from registry.interface import Model, Server
-from registry.parameters import key_of, parse
+from registry.parameters import parse
 
 if TYPE_CHECKING:
     from dataset_utils.recording import Source
@@ -84,7 +81,7 @@ def compare(
     except UserError as error:
         if not is_expected(error):
             raise  # of a plug-in, as it is
-        raise UserError(_with_names(str(error))) from error
+        raise UserError(with_names(str(error), OWN_NAMES)) from error
 
 
 def load_runs(folder: str | Path) -> Results:
@@ -122,18 +119,6 @@ def audit(
     else:
         folders = [Path(runs)] if isinstance(runs, (str, Path)) else list(map(Path, runs))
     return audit_all(folders, chosen, progress)
-
-
-def _with_names(text: str) -> str:
-    """Return a message with the names that options have in `compare`, before their flags in brackets."""
-    for own in (*fields(Options), *fields(ShardSpec)):
-        name = OWN_NAMES.get(key_of(own), key_of(own))
-        flags = "|".join(map(re.escape, own.metadata.get("flags") or ()))
-        if flags:
-            text = re.sub(rf"(?<![\w(`-])({flags})(?![\w-])", rf"{name} (\1)", text)
-        if name != key_of(own):
-            text = text.replace(f"compare: {key_of(own)}: ", f"compare: {name}: ", 1)
-    return text
 
 
 def _name(kind: str, thing: object) -> str:

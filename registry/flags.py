@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from registry.errors import UserError
-from registry.parameters import Params, key_of
+from registry.parameters import Params, key_of, suggest
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,8 +28,10 @@ class Parser(argparse.ArgumentParser):
         return frozenset(flag for action in self._actions for flag in action.option_strings)
 
     def error(self, message: str) -> NoReturn:
-        """Raise a UserError with what argparse says."""
-        raise UserError(f"{message}; see --help")
+        """Raise a UserError with what argparse says, and which flag may be meant."""
+        unknown = re.fullmatch(r"unrecognized arguments: (-[^\s=]+)\b.*", message, re.DOTALL)
+        meant = suggest(unknown[1], [flag for flag in self.flags if flag.startswith("--")]) if unknown else ""
+        raise UserError(f"{message}{meant}; see --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print a text. Raises OSError where it cannot be written, which argparse keeps to itself."""

@@ -110,6 +110,11 @@ class Client(ABC):
         local_bn: whether batch-norm layers are private, too, as with `--bn local` (see `Task`).
         frozen: names of networks that the losses use but nothing trains: in evaluation mode, without gradients.
 
+    Class attribute for differential privacy of single windows (`--dp example`), declared anew by each subclass with
+    methods of its own:
+        windows_meet: how windows of a client meet elsewhere than in losses that are means over the windows of a batch
+            of terms of one window each (beside terms of none), as a verb with what follows it; '' if they do not.
+
     Attributes:
         id: number of the client.
         task: the learning task.
@@ -128,6 +133,7 @@ class Client(ABC):
     kept: ClassVar[tuple[str, ...]] = ()
     local_bn: ClassVar[bool] = False
     frozen: ClassVar[tuple[str, ...]] = ()
+    windows_meet: ClassVar[str] = "does not declare whether its windows meet elsewhere than in means of losses"
 
     def __init__(self, id: int, task: Task, params: Any, samples: int) -> None:
         self.id, self.task, self.params, self.samples = id, task, params, samples
@@ -145,6 +151,11 @@ class Client(ABC):
     def build(cls, task: Task) -> dict[str, nn.Module]:
         """Return the networks that this algorithm trains, by name, newly initialised."""
         return {"model": task.model()}
+
+    @classmethod
+    def meeting(cls, params: Any) -> str:
+        """Return `windows_meet` for these hyper-parameters; override it where they matter, and say what to set."""
+        return cls.windows_meet
 
     @abstractmethod
     def losses(
@@ -259,6 +270,10 @@ class Server(ABC):
         beyond_average: what of its clients' replies reaches its state, or other clients, by other ways than one call of
             `self.average(..., around=...)` a round: a few words for an error message; '' where nothing does, so that
             `--dp client` can account for it. A class that overrides `aggregate` says it anew (see `beyond_average`).
+        sums: whether one reply that holds the mean of all replies' tensors, weighted by `samples`, and the total of
+            these, does to the server what all replies do, to rounding, whichever client it comes from. Then
+            `--secure-aggregation` can show it that reply alone. Replies hold no metadata but `samples`. A class that
+            defines `aggregate` does not inherit it: it says so anew.
         assumes_sgd: whether its equations hold for clients that take plain steps of SGD alone, so that `--optimizer`
             does not apply.
         accepts_partial_work: whether replies of clients that made fewer local epochs than the others are accepted
@@ -280,8 +295,14 @@ class Server(ABC):
     pools_data: ClassVar[bool] = False
     averages: ClassVar[bool] = False
     beyond_average: ClassVar[str] = UNSTATED
+    sums: ClassVar[bool] = False
     assumes_sgd: ClassVar[bool] = False
     accepts_partial_work: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "aggregate" in vars(cls) and "sums" not in vars(cls):
+            cls.sums = False
 
     def __init__(self, task: Task, params: Any, initial: Mapping[str, Tensor]) -> None:
         self.task, self.params = task, params

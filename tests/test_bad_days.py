@@ -15,7 +15,7 @@ import pytest
 
 from dataset_utils.interrupts import stopping_as_ctrl_c
 from dataset_utils.sealed import Sealed
-from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.cli.main import guarded, main
 from tests.test_resume import command, interrupt_after, outcome
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +72,27 @@ def test_a_closed_terminal_and_a_second_ctrl_c_lose_nothing(shard_folder):
 def test_the_third_ctrl_c_ends_at_once_and_without_a_traceback(shard_folder):
     done = stopped(shard_folder, "SIGINT", 2)
     assert done.returncode == 130 and "Traceback" not in done.stderr and "to go on" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ImportError("a package that is interrupted while it is imported"), 130, "stopped\n"),
+        (SystemError("returned a result with an exception set"), 130, "stopped\n"),
+        (OSError(28, "No space left on device", "runs/x"), 2, "error: runs/x: No space left on device\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_an_error_that_an_interrupted_package_makes_of_a_signal_is_no_traceback(capsys, error, code, said):
+    def command():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise error from None
+
+    assert guarded(command) == code
+    assert capsys.readouterr().err == said
 
 
 def test_nohup_means_it():

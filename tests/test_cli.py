@@ -421,8 +421,21 @@ def test_a_model_that_cannot_take_the_windows_says_so(data, capsys, monkeypatch)
             "--epsilon-start: a hyper-parameter of an algorithm is set by --set epsilon_start=",
         ),
         (["-nothing", "1"], "unrecognized arguments: -nothing 1; see --help"),
+        (["--epochs", "1"], "unrecognized arguments: --epochs 1 (did you mean --local-epochs?); see --help"),
     ],
 )
 def test_a_hyper_parameter_as_a_flag_is_told_how_it_is_set(capsys, words, says):
     """Argparse would read `-mu` as `-m u`."""
     assert says in fails(capsys, "-data", "SPAR", "-algo", "FedProx", *words)
+
+
+def test_a_word_where_an_option_belongs_is_told_which_one(capsys):
+    assert "SPAR: which option is this? write -data SPAR" in fails(capsys, "run", "SPAR", "-algo", "FedAvg")
+
+
+def test_list_of_one_name_shows_its_hyper_parameters(capsys):
+    assert main(["list", "fedprox"]) == 0
+    shown = capsys.readouterr().out
+    assert "built-in" in shown and "--set FedProx.NAME=VALUE" in shown and "\n    mu=0.01  " in shown
+    assert main(["list", "SPAR"]) == 0 and "data set:" in capsys.readouterr().out
+    assert "is called 'FedAvgg' (did you mean FedAvg?)" in fails(capsys, "list", "FedAvgg")

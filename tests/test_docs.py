@@ -136,7 +136,8 @@ def check_values(line: str, arguments: argparse.Namespace) -> None:
     parse(Making, given(arguments, Making))
     values = given_values(arguments)
     values.pop("config", None)
-    values.pop("only", None)
+    for of_experiments in ("only", "write_preset"):
+        values.pop(of_experiments, None)
     experiment = values.pop("name", None)
     if experiment and not experiment.isupper() and not experiment.endswith(".yaml"):
         assert (ROOT / "experiments" / f"{experiment}.yaml").is_file(), line

@@ -58,3 +58,12 @@ def test_the_own_tests_of_an_example_pass(name, count):
     )
     assert run.returncode == 0, run.stdout
     assert f"{count} passed" in run.stdout
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_the_guides_flower_app_is_that_of_the_example(side):
+    guide = (ROOT / "docs" / "guide" / "flower-app.md").read_text(encoding="utf-8")
+    file = (EXAMPLES / "flower-app" / "wrist" / f"{side}_app.py").read_text(encoding="utf-8")
+    code = guide.partition(f"`{side}_app.py`")[2].partition("```python\n")[2].partition("```")[0]
+    _, _, written = file.partition('"""\n\n')  # behind the module's own docstring
+    assert "fedkdx.flower." in code and written.startswith(code)

@@ -121,6 +121,13 @@ class AdditionsClient(Feedback, StudentClient):
     prediction (see `student_share`); the student that it trained itself is not the one that will predict.
     """
 
+    @classmethod
+    def meeting(cls, params: Any) -> str:
+        """Return what the base algorithm does, or that with `serve` = both the student's loss on all windows counts."""
+        if params.serve != "both":
+            return super().meeting(params)
+        return super().meeting(params) or "weighs predictions by a loss on its windows; --set serve=teacher does not"
+
     def client_end(self) -> ClientEnd:
         """Return this client's end of the downlink that `downlink` names."""
         return DifferencesClient() if self.params.downlink == "differences" else super().client_end()

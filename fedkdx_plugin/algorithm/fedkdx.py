@@ -129,6 +129,13 @@ class FedKDXClient(StudentClient):
     private = ("teacher.*", "projection.*")
 
     @classmethod
+    def meeting(cls, params: Any) -> str:
+        """Return that the contrastive term, if there is one, is over all windows of a batch."""
+        if "ctl" not in params.use:
+            return ""
+        return "contrasts the windows of a batch (ctl); --set use=kd,nkd leaves that term out"
+
+    @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
         """Return teacher and student; if feature sizes differ, also a projection to the student's size."""
         teacher, student = task.model(), task.student()

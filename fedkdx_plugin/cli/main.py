@@ -60,15 +60,15 @@ def guarded(command: Callable[[], int]) -> int:
         failed; 130 after Ctrl-C; 141 where nobody reads the output any more.
     """
     safe_output()
-    with stopping_as_ctrl_c():
+    with stopping_as_ctrl_c() as stopping:
         try:
-            return _flushed(_caught(command))
+            return _flushed(_caught(command, stopping))
         except SystemExit as end:  # of --help, and of flags that argparse refuses
             end.code = _flushed(end.code if isinstance(end.code, int) else 0)
             raise
 
 
-def _caught(command: Callable[[], int]) -> int:
+def _caught(command: Callable[[], int], stopping: Callable[[], bool]) -> int:
     try:
         return command()
     except UserError as error:
@@ -76,11 +76,12 @@ def _caught(command: Callable[[], int]) -> int:
         print(f"error: {error}{kept}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+        return _stopped()
     except BrokenPipeError:
         return BROKEN_PIPE
     except Exception as error:
+        if stopping() and not isinstance(error, OSError):  # an OSError may be that nothing could be saved
+            return _stopped()
         if reason := blamed(error):
             print(f"error: {reason}; its traceback is in {_kept(error)}", file=sys.stderr)
             return 2
@@ -90,6 +91,11 @@ def _caught(command: Callable[[], int]) -> int:
         if not _flushed(0) or error.filename:  # else it was standard output, and said
             print(f"error: {f'{shown(where)}: ' if where else ''}{error.strerror or error}", file=sys.stderr)
         return 2
+
+
+def _stopped() -> int:
+    print("stopped", file=sys.stderr)
+    return 130
 
 
 def _flushed(code: int) -> int:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from fedkdx_plugin.cli.options import Making, add_config, add_options, read_config, refuse_hyper_parameters
 from registry import __version__
+from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
+from registry.text import shown
 
 EXAMPLE = "example: python run.py -data SPAR -algo Local,FedAvg,FedKDX -m cnn -jr 0.4 -gr 20"
 WORDS = (
@@ -34,6 +36,10 @@ def main(words: Sequence[str]) -> int:
     """Run a comparison. Returns the exit code. Raises UserError: wrong input."""
     made = parser()
     refuse_hyper_parameters(words, made.flags)
+    if words and not words[0].startswith("-"):
+        raise UserError(
+            f"{shown(words[0])}: which option is this? write -data {shown(words[0])} for a data set; {EXAMPLE}"
+        )
     arguments = made.parse_args(words)
     making = parse(Making, given(arguments, Making))
     config = read_config(arguments)

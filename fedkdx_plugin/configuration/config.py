@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,9 +99,18 @@ class Options(Files):
         flags="--dp",
     )
     epsilon: float | None = option(None, "budget ε of --dp, spent by the last round", above=0, flags="--epsilon")
-    delta: float | None = option(None, "δ of --dp, below 1 / number of clients", above=0, below=1, flags="--delta")
+    delta: float | None = option(
+        None,
+        "δ of --dp, below 1 / number of clients, with --dp example below 1 / windows of the smallest client",
+        above=0,
+        below=1,
+        flags="--delta",
+    )
     clip: str | None = option(
-        None, "bound on the norm of an update with --dp: a number, or auto (their median; the default)", flags="--clip"
+        None,
+        "bound on the norm of an update with --dp client: a number, or auto (their median; the default); with --dp "
+        "example on that of a window's gradient: a number",
+        flags="--clip",
     )
     dp_noise: str = option(
         "central",
@@ -114,6 +124,12 @@ class Options(Files):
         "which takes less noise with --dp",
         choices=("fixed", "poisson"),  # privacy.accounting.SAMPLINGS
         flags="--sampling",
+    )
+    secure_aggregation: bool = option(
+        False,
+        "clients mask what they send, so that the server learns the mean of a round's replies and none of them",
+        flags="--secure-aggregation",
+        switch=True,
     )
     batch_size: int = option(32, "windows in a local batch", low=1, flags="-lbs --batch-size")
     local_learning_rate: float = option(
@@ -272,6 +288,23 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
     options = parameters.parse(Options, {key: value for key, value in values.items() if key in own}, where)
     shards = parameters.parse(ShardSpec, {key: value for key, value in values.items() if key in of_shards}, where)
     return Config(**vars(options), set=dict(sets), shards=shards)
+
+
+def with_names(text: str, renamed: Mapping[str, str]) -> str:
+    """Return a message with the names that options have in Python, before their flags in brackets.
+
+    Args:
+        renamed: option -> its name in the function that was called, where that is another.
+    """
+    for own in (*dataclasses.fields(Options), *dataclasses.fields(ShardSpec)):
+        key = parameters.key_of(own)
+        name = renamed.get(key, key)
+        flags = "|".join(map(re.escape, own.metadata.get("flags") or ()))
+        if flags:
+            text = re.sub(rf"(?<![\w(`-])({flags})(?![\w-])", rf"{name} (\1)", text)
+        if name != key:
+            text = text.replace(f"compare: {key}: ", f"compare: {name}: ", 1)
+    return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

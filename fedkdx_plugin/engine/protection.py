@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -75,10 +75,7 @@ def replies_with_states(server: type[Server]) -> bool:
 
 
 def noised(
-    protection: Protection,
-    results: Mapping[int, Trained | NonFinite],
-    sent: Mapping[int, Message],
-    samples: Sequence[int],
+    protection: Protection, results: Mapping[int, Trained | NonFinite], sent: Mapping[int, Message]
 ) -> dict[int, Trained | NonFinite]:
     """Return the results of clients that clip their updates and add their shares of the noise before they send them.
 
@@ -87,26 +84,27 @@ def noised(
     Args:
         results: of the round's clients.
         sent: what they were sent.
-        samples: number of training windows of each client.
     """
     return {
-        id: Trained(private_reply(protection, id, sent[id], None, samples[id]), torch.tensor(torch.nan))
+        id: Trained(private_reply(protection, id, sent[id], None), torch.tensor(torch.nan))
         if isinstance(result, NonFinite)
-        else replace(result, reply=private_reply(protection, id, sent[id], result.reply, samples[id]))
+        else replace(result, reply=private_reply(protection, id, sent[id], result.reply))
         for id, result in results.items()
     }
 
 
-def private_reply(protection: Protection, client: int, sent: Message, reply: Message | None, samples: int) -> Message:
+def private_reply(protection: Protection, client: int, sent: Message, reply: Message | None) -> Message:
     """Return a reply of states whose difference to what was sent is clipped, and has the client's share of the noise.
+
+    Its `samples` is 1, as that of all others: the mean has equal weights, also where the server knows it alone.
 
     Args:
         reply: the honest reply; None: the client has none, and changes nothing.
-        samples: number of its training windows.
     """
-    reply = reply or Message(sent.tensors, {"samples": samples})
+    reply = reply or Message(sent.tensors, {})
     update = {name: t.double() - sent.tensors[name].double() for name, t in reply.tensors.items()}
     private = protection.noised(update, client)
     return Message(
-        {n: (sent.tensors[n].double() + t).to(sent.tensors[n].dtype) for n, t in private.items()}, reply.meta
+        {n: (sent.tensors[n].double() + t).to(sent.tensors[n].dtype) for n, t in private.items()},
+        {**reply.meta, "samples": 1},
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 
-from fedkdx_plugin.engine import scaling
+from fedkdx_plugin.engine import dp_sgd, scaling, secure_sums, turns
 from fedkdx_plugin.engine.attacks import Attackers
 from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.backends.base import Backend, Trained
+from fedkdx_plugin.engine.budget import Budget
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
@@ -27,7 +28,9 @@ from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.privacy.accounting import FIXED, POISSON
+from fedkdx_plugin.privacy.example import SCALED as SCALED_WINDOWS
 from fedkdx_plugin.privacy.noise import Noise, SeededNoise
+from fedkdx_plugin.privacy.options import EXAMPLE
 from registry import contract
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
@@ -52,6 +55,7 @@ class Schedule:
             process, whose clients are honest (see `flower.coordinator`).
         sampling: one of `accounting.SAMPLINGS`; with 'poisson', each client is selected with a probability of
             `join_ratio`, so that a round may have none.
+        secure: whether the server learns the replies' mean alone (`--secure-aggregation`, see `secure_sums`).
     """
 
     rounds: int
@@ -60,6 +64,7 @@ class Schedule:
     participation: Participation = field(default_factory=Participation)
     outliers: float | None = None
     sampling: str = FIXED
+    secure: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,10 @@ class RoundRecord:
         seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
         metrics: result of `evaluation.Evaluator`; empty in rounds without evaluation.
         server: result of `Server.figures` without NaN; empty in rounds without aggregation. With client-level privacy,
-            in every round, also those of `privacy.client.Protection.figures`.
-        notes: what the server had to say about its means (see `registry.aggregation.Average`); not kept on disk.
+            in every round, also those of `privacy.client.Protection.figures`, with example-level privacy those of
+            `budget.Budget.figures`.
+        notes: what the server had to say about its means (see `registry.aggregation.Average` and `SecureSums`); not
+            kept on disk.
     """
 
     round: int
@@ -120,13 +127,16 @@ class Federation:
         groups: 'unseen', 'late', 'rare' or 'attackers' -> ids of these clients (see `Participation`, `Attack`).
         agreed: the statistics by which all windows are scaled; None if the shards are scaled already.
         protection: client-level differential privacy; None without.
+        budget: example-level differential privacy; None without.
 
     Raises:
         UserError: the backend cannot run this algorithm, model or device; or the algorithm does not average clients,
-            and the task asks for another mean than the usual one, or for privacy.
+            and the task asks for another mean than the usual one, or for privacy; or it does not go with secure
+            aggregation.
     """
 
     refusals: ClassVar[tuple[type[Exception], ...]] = (NonFinite, BadMessage)  # raised of a reply, they refuse it
+    min_updates = 1  # replies without which a round does not count
 
     def __init__(
         self,
@@ -142,6 +152,8 @@ class Federation:
         settings.faults.check()
         settings.attack.check()
         task.averaging.check({algorithm.__name__: algorithm.averages})
+        if schedule.secure:
+            secure_sums.check({algorithm.__name__: algorithm}, task.averaging, schedule.outliers)
         self.everyone = algorithm.trains_everyone(params)
         if algorithm.pools_data or self.everyone:  # there is no network in which faults could happen
             settings = replace(settings, faults=Faults())
@@ -174,13 +186,18 @@ class Federation:
             if self.agreed:
                 raise UserError(SCALED)
             self.server.average = self.protection.average
+        self.budget = self._budget()
+        settings = self.budget.training if self.budget else settings
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)
+        if schedule.secure:
+            secure_sums.check_clients(selected, schedule.join_ratio)
         if isinstance(backend, str):
             self.backend = selection.make(backend, self.workspace, data, settings, selected, client_memory)
         else:
             self.backend = backend(self.workspace, data, settings)
         self.evaluate = self.backend.evaluator()
         self.outliers = Outliers(schedule.outliers) if schedule.outliers else None
+        self.sums = secure_sums.SecureSums(self.server.check_reply, self._check_mean, self.min_updates, self.refusals)
         self.transport = Transport(device, self.workspace.private)
 
     @property
@@ -200,6 +217,10 @@ class Federation:
 
     def round(self, round: Round) -> RoundRecord:
         """Run one communication round: select, send, train, collect, aggregate, evaluate."""
+        return turns.run(self.turns(round), lambda messages: self.backend.train(messages, round))
+
+    def turns(self, round: Round) -> Generator[dict[int, Message], Mapping[int, Trained | NonFinite], RoundRecord]:
+        """Run one communication round; clients train elsewhere, on the messages that it yields (see `turns`)."""
         clock = _Clock(self.data.test_x.device)
         if self.protection:
             self.protection.begin(round.index)
@@ -212,27 +233,35 @@ class Federation:
         sent = contract.messages(server, selected, server.messages(selected, round))
         messages = {id: transport.send_down(message) for id, message in sent.items()}
         lost = self._lost(selected, round)
-        results = self.backend.train({id: message for id, message in messages.items() if id not in lost}, round)
-        replies, rejected = self._collect(self._attacked(results, messages, round), round)
+        results = yield {id: message for id, message in messages.items() if id not in lost}
+        results = self._attacked(results, messages, round)
+        if self.schedule.secure:
+            replies, rejected, counted = self._collect_sum(results, round)
+        else:
+            replies, rejected = self._collect(results, round)
+            counted = list(replies)
         clock.lap("train")
 
-        figures, missing = {}, shares_missing(self.protection, len(replies))
+        figures, missing = {}, shares_missing(self.protection, len(counted))
         counts = not missing and bool(replies or self.protection)
         if counts and (reason := self._aggregate(replies, round)):
-            rejected |= {id: f"client {id}: {reason}" for id in replies}
-            replies, counts = {}, False
+            rejected |= {id: f"client {id}: {reason}" for id in counted}
+            counted, counts = [], False
         if counts:
             figures = contract.figures(server)
         if self.protection:
             figures |= self.protection.figures()
-        for note in (notes := [*missing, *server.average.take_notes()]):
+        if self.budget:
+            self.budget.book(results, round)
+            figures |= self.budget.figures()
+        for note in (notes := [*missing, *server.average.take_notes(), *self.sums.take_notes()]):
             print(f"{type(server).__name__}, round {round.index}: {note}", file=sys.stderr)
         clock.lap("aggregate")
 
         due = round.index % self.schedule.eval_gap == 0 or round.index == round.total
         metrics = self.evaluate(contract.networks(server)) if due else {}
         losses = {id: result.loss for id, result in sorted(results.items()) if isinstance(result, Trained)}
-        loss = self._train_loss({id: losses[id] for id in replies if id in losses and id not in self.attackers.ids})
+        loss = self._train_loss({id: losses[id] for id in counted if id in losses and id not in self.attackers.ids})
         clock.lap("evaluate")
         return RoundRecord(
             round=round.index,
@@ -262,6 +291,22 @@ class Federation:
         there = (lambda _: seen) if self.pools_data else self.reachable
         agreed = scaling.agree(self.data.statistics, rounds, there, len(seen))
         return replace(agreed, up=0, down=0) if agreed and self.pools_data else agreed
+
+    def _budget(self) -> Budget | None:
+        """Return the clients' budgets of example-level privacy; None where that is not asked for.
+
+        Raises:
+            UserError: the algorithm or the networks are not covered, or the budget is too small.
+        """
+        if self.settings.privacy.level != EXAMPLE:
+            return None
+        server, total = type(self.server), self.schedule.rounds
+        if self.agreed:
+            raise UserError(SCALED_WINDOWS.format("federated"))
+        dp_sgd.check(server.__name__, server, self.server.params)
+        dp_sgd.check_networks(self.workspace.nets)
+        rounds = (Round(index, total, self.schedule.join_ratio) for index in range(1, total + 1))
+        return Budget(self.settings, self.workspace.clients, [(round, self._select(round)) for round in rounds])
 
     def _noise(self) -> Noise:
         """Return where the noise of client-level privacy comes from: here, of a simulation, from the seed."""
@@ -297,7 +342,7 @@ class Federation:
     ) -> dict[int, Trained | NonFinite]:
         """Return the results with the attackers' replies forged, and with noise where the clients add it."""
         if self.protection and self.protection.distributed:
-            return noised(self.protection, results, messages, [len(y) for y in self.data.train_y])
+            return noised(self.protection, results, messages)
         trained = {id: result for id, result in results.items() if isinstance(result, Trained)}
         replies = {id: result.reply for id, result in trained.items()}
         forged = self.attackers.forge(self.server, messages, replies, round.index)
@@ -351,6 +396,35 @@ class Federation:
         rejected = dict(sorted((rejected | apart).items()))
         return {id: reply for id, reply in replies.items() if id not in apart}, rejected
 
+    def _collect_sum(
+        self, results: Mapping[int, Trained | NonFinite], round: Round
+    ) -> tuple[dict[int, Message], dict[int, str], list[int]]:
+        """Return the mean of the replies as one reply, why others are not in it, and the clients that are in it."""
+        failed = {id: _reason(id, result) for id, result in results.items() if isinstance(result, NonFinite)}
+        replies = {id: result.reply for id, result in sorted(results.items()) if isinstance(result, Trained)}
+        summed = self.sums.collect(self._parties(replies, round))
+        failed |= {id: _reason(id, BadMessage(reason)) for id, reason in summed.rejected.items()}
+        if summed.undone:
+            failed |= self._undo(replies.keys() - failed.keys(), summed.undone)
+        device = self.data.test_x.device
+        means = {id: mean.copy(device) for id, mean in summed.replies.items()}
+        return means, dict(sorted(failed.items())), summed.clients
+
+    def _undo(self, clients: Collection[int], reason: str) -> dict[int, str]:
+        """Return why the work of clients does not count with which nothing was wrong."""
+        return {id: f"client {id}: {reason}" for id in clients}
+
+    def _check_mean(self, clients: Sequence[int], mean: Message) -> None:
+        """Raise one of `refusals` where a mean of some clients' replies has not the form of a reply."""
+        self.server.check_reply(clients[0], mean)
+
+    def _parties(self, replies: Mapping[int, Message], round: Round) -> secure_sums.Parties:
+        """Return the clients that add up their replies."""
+        faults, seed = self.settings.faults, self.settings.seed
+        return secure_sums.OwnParties(
+            replies, f"round {round.index}", self.transport, lambda id: faults.damage(seed, round.index, id)
+        )
+
     def _received(self, id: int, sent: Message, round: Round) -> Message:
         """Return a reply as it arrives at the server, checked. Raises BadMessage or NonFinite."""
         damage = self.settings.faults.damage(self.settings.seed, round.index, id)
@@ -373,7 +447,8 @@ class Federation:
         return Message(tensors, meta | self._privacy_state())
 
     def _privacy_state(self) -> dict[str, Any]:
-        return {"privacy": self.protection.save()} if self.protection else {}
+        private = self.protection or self.budget
+        return {"privacy": private.save()} if private else {}
 
     def restore(self, saved: Message) -> None:
         """Restore the state that `save` returned.
@@ -382,20 +457,23 @@ class Federation:
             KeyError or ValueError: `saved` is of another algorithm or another number of clients.
         """
         restore(self.workspace, self.server, saved)
-        if self.protection:
-            self.protection.restore(saved.meta["privacy"])
+        if private := self.protection or self.budget:
+            private.restore(saved.meta["privacy"])
 
     def figures(self) -> dict[str, float]:
         """Return what `RoundRecord.server` will hold, by name; see `Server.figures`."""
-        return contract.figures(self.server) | (self.protection.figures() if self.protection else {})
+        return contract.figures(self.server) | (
+            private.figures() if (private := self.protection or self.budget) else {}
+        )
 
     def _train_loss(self, losses: Mapping[int, torch.Tensor]) -> float:
-        samples = {id: len(self.data.train_y[id]) for id in losses}
-        total = sum(samples.values())
         if not losses:
             return float("nan")
         values: list[float] = torch.stack(list(losses.values())).tolist()
-        return float(sum(value * samples[id] / total for id, value in zip(losses, values, strict=True)))
+        # DP-SGD may draw no window of a client in a whole round; a client with any other NaN has been dropped
+        known = {id: value for id, value in zip(losses, values, strict=True) if not math.isnan(value)}
+        total = sum(len(self.data.train_y[id]) for id in known)
+        return sum(value * len(self.data.train_y[id]) / total for id, value in known.items()) if known else math.nan
 
 
 def restore(workspace: Workspace, server: Server, saved: Message) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.augmentation import Augment, Augmenter
+from fedkdx_plugin.engine.dp_sgd import PrivateSteps, WindowPrivacy, lots, out_of_sight
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.optimizers import SGD
 from fedkdx_plugin.engine.randomness import generator, seeded
 from fedkdx_plugin.engine.steps import Steps
-from fedkdx_plugin.privacy.options import Privacy
+from fedkdx_plugin.privacy.options import EXAMPLE, Privacy
 from registry import contract
 from registry.errors import UserError
 from registry.interface import Batch, Client, NonFinite, Round
@@ -41,6 +42,7 @@ class Settings:
         faults: probabilities of injected faults.
         attack: which clients attack, and how.
         privacy: whose data are protected by noise, and how much of it.
+        dp_sgd: bound and noise of DP-SGD, which hides each window of a client; None: plain training.
     """
 
     batch_size: int = 32
@@ -55,6 +57,7 @@ class Settings:
     faults: Faults = field(default_factory=Faults)
     attack: Attack = field(default_factory=Attack)
     privacy: Privacy = field(default_factory=Privacy)
+    dp_sgd: WindowPrivacy | None = None
 
     def epochs(self, round: Round, client: int) -> int:
         """Return a client's number of epochs in this round: `local_epochs`, or fewer for a straggler."""
@@ -70,35 +73,60 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
         settings: options of local training.
 
     Returns:
-        mean over the round's windows of the summed losses: a scalar on the device, not synchronised.
+        mean over the round's windows of the summed losses: a scalar on the device, not synchronised; NaN if DP-SGD drew
+        no window at all.
+
+    Raises:
+        UserError: each window is to be protected, and nobody has said with how much noise (a site, say, which has no
+            budget).
     """
-    steps = Steps(client, client.nets, contract.context(client), settings.clip_norm, settings.optimizer)
+    if settings.privacy.level == EXAMPLE and settings.dp_sgd is None:
+        raise UserError("--dp example: nobody has computed the noise that its budget takes; nothing was trained")
     windows = windows_of(client)
-    sums: list[Tensor] = []
-    rows: list[int] = []
-    augmented = _augmented(windows, round, client.id, settings)
-    epochs = permutations(len(windows.y), round, client.id, settings).to(windows.y.device)
-    with seeded(settings.seed, "dropout", round.index, client.id):
-        for epoch, order in enumerate(epochs):
-            still = steps.still(client.trains(epoch, len(epochs)))
-            for index in order.split(settings.batch_size):
-                batch = augmented(windows.rows(index), len(sums) // client.repeats())
-                for _ in range(client.repeats()):
-                    with named(f"client {client.id}, round {round.index}, step {len(sums) + 1}"):
-                        sums.append(steps.take(batch, still))
-                        rows.append(len(index))
-    losses_of_batches = torch.stack(sums)
-    weights = torch.tensor(rows, dtype=losses_of_batches.dtype).to(windows.y.device)
-    return losses_of_batches @ weights / weights.sum()
+    with unseen(client, settings):
+        steps = _steps(client, windows, round, settings)
+        plan = _planned(windows, round, client, settings)
+        times = 1 if settings.dp_sgd else client.repeats()
+        augmented = _augmented(windows, round, client.id, settings)
+        sums: list[Tensor] = []
+        rows: list[int] = []
+        with seeded(settings.seed, "dropout", round.index, client.id):
+            for epoch, indices in enumerate(plan):
+                still = steps.still(client.trains(epoch, len(plan)))
+                for index in indices:
+                    batch = augmented(windows.rows(index), len(sums) // times)
+                    for _ in range(times):
+                        with named(f"client {client.id}, round {round.index}, step {len(sums) + 1}"):
+                            sums.append(steps.take(batch, still))
+                            rows.append(len(index))
+        losses_of_batches = torch.stack(sums)
+        weights = torch.tensor(rows, dtype=losses_of_batches.dtype).to(windows.y.device)
+        return losses_of_batches @ weights / weights.sum()
+
+
+def unseen(client: Client, settings: Settings) -> AbstractContextManager[None]:
+    """Withhold a client's windows from its own methods in the block, if each of them is to be hidden."""
+    return out_of_sight(client) if settings.dp_sgd else nullcontext()
+
+
+def _steps(client: Client, windows: Batch, round: Round, settings: Settings) -> Steps:
+    """Return the training steps of a round."""
+    context, bound, optimizer = contract.context(client), settings.clip_norm, settings.optimizer
+    if settings.dp_sgd is None:
+        return Steps(client, client.nets, context, bound, optimizer)
+    size, shape = min(settings.batch_size, len(windows.y)), windows.x.shape[1:]
+    rng = generator(settings.seed, "noise of gradients", round.index, client.id)
+    return PrivateSteps(client, client.nets, context, bound, optimizer, settings.dp_sgd, size, shape, rng)
 
 
 def _augmented(windows: Batch, round: Round, client: int, settings: Settings) -> Callable[[Batch, int], Batch]:
     """Return a function that augments a batch of a client's windows, given its number in the round, from 0."""
     if not settings.augment.names:
         return lambda batch, number: batch
-    augmenter = Augmenter(settings.augment, windows.x, settings.batch_size)
+    most = len(windows.y) if settings.dp_sgd else settings.batch_size
+    augmenter = Augmenter(settings.augment, windows.x, most)
     keys = torch.tensor(settings.augment.keys(settings.seed, round.index, client)).to(windows.x.device)
-    return lambda batch, number: replace(batch, x=augmenter(batch.x, keys, number))
+    return lambda batch, number: replace(batch, x=augmenter(batch.x, keys, number)) if len(batch.y) else batch
 
 
 def windows_of(client: Client) -> Batch:
@@ -139,10 +167,31 @@ def batches(n: int, round: Round, client: int, settings: Settings, device: torch
         yield from order.split(settings.batch_size)
 
 
+def _planned(windows: Batch, round: Round, client: Client, settings: Settings) -> list[Sequence[Tensor]]:
+    """Return the positions of each batch, for each epoch of a round: as of `batches`, or lots of DP-SGD.
+
+    Each step of DP-SGD has a lot of its own, also where an algorithm repeats steps on a batch, since the accounting is
+    of such steps; an epoch has as many steps as otherwise.
+    """
+    count, device = len(windows.y), windows.y.device
+    if settings.dp_sgd is None:
+        return [
+            order.split(settings.batch_size) for order in permutations(count, round, client.id, settings).to(device)
+        ]
+    epochs, size = settings.epochs(round, client.id), settings.batch_size
+    steps = steps_of(count, 1, client.repeats(), size)
+    drawn = [lot.to(device) for lot in lots(count, size, epochs * steps, settings.seed, round.index, client.id)]
+    return [drawn[epoch * steps :][:steps] for epoch in range(epochs)]
+
+
 def planned_steps(client: Client, round: Round, settings: Settings) -> int:
     """Return the number of training steps that a client makes in a round."""
-    batches = -(-len(windows_of(client).y) // settings.batch_size)
-    return settings.epochs(round, client.id) * batches * client.repeats()
+    return steps_of(len(windows_of(client).y), settings.epochs(round, client.id), client.repeats(), settings.batch_size)
+
+
+def steps_of(windows: int, epochs: int, repeats: int, batch_size: int) -> int:
+    """Return the number of training steps of so many epochs, with so many steps on each batch."""
+    return epochs * -(-windows // batch_size) * repeats
 
 
 def hold_out(data: Batch, share: float, client: int, seed: int) -> tuple[Batch, Batch | None]:

@@ -52,13 +52,17 @@ class Transport:
             NonFinite: a tensor holds NaN or infinity; the text names client and tensor.
             RuntimeError: the reply holds private state.
         """
-        leak = self.private & message.tensors.keys()
-        if leak:
-            raise RuntimeError(f"client {client}: private state in a message: {', '.join(sorted(leak))}")
+        self.check_private(client, message)
         self.up += message.size()
         arrived = Message.from_bytes(damage(message.to_bytes()), self.device) if damage else message.copy(self.device)
         check_finite(client, arrived.tensors)
         return arrived
+
+    def check_private(self, client: int, message: Message) -> None:
+        """Raise RuntimeError if a client's message holds private state."""
+        leak = self.private & message.tensors.keys()
+        if leak:
+            raise RuntimeError(f"client {client}: private state in a message: {', '.join(sorted(leak))}")
 
 
 def _same(one: Message, other: Message) -> bool:

@@ -30,6 +30,7 @@ from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.grid import PARTS, combinations, condition, find, mapping, meets, varied
+from fedkdx_plugin.experiments.search import candidates
 from fedkdx_plugin.experiments.setting import check
 from fedkdx_plugin.privacy.client import check_planned
 from fedkdx_plugin.privacy.options import NONE
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 FILE, LOCK = "experiment.yaml", ".lock"
 FORMAT = 3  # of the experiment folder
+SEARCH = "candidate"  # the axis of a search's candidates
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change the results
 
 
@@ -91,7 +93,7 @@ class Experiment:
         runs: all runs, ordered by seed.
         name: name of the experiment folder.
         out: the folder in which the experiment folder is made.
-        source: what the runs are planned from: 'base' and, of a grid, 'grid', 'given' and 'only'.
+        source: what the runs are planned from: 'base' and, of a grid, 'grid', 'given', 'only' and perhaps 'search'.
         folder: the experiment folder; None before `begin`.
         remark: what the user should know when its runs go on.
     """
@@ -225,6 +227,11 @@ class Experiment:
         """Whether the experiment has sections; otherwise it is a comparison."""
         return "grid" in self.source
 
+    @property
+    def is_search(self) -> bool:
+        """Whether its runs are candidates of a search (see `experiments.search`)."""
+        return "search" in self.source
+
     def begin(self, command: Sequence[str], private: bool = False) -> Path:
         """Make the experiment folder, or find the one to be resumed, write `experiment.yaml`, and return the folder.
 
@@ -321,14 +328,15 @@ def _planned_grid(
     name: str, where: str, content: Mapping[str, Any], given: Mapping[str, Any], only: Sequence[str]
 ) -> Experiment:
     """Plan the runs of a grid whose file `where` holds `content`; the other arguments are as of `Experiment.grid`."""
-    base, grid = (mapping(where, content, part) for part in ("base", "grid"))
+    base, grid, search = (mapping(where, content, part) for part in ("base", "grid", "search"))
+    axes = grid | ({SEARCH: candidates(where, search)} if search else {})
     conditions = [condition(text) for text in only]
     runs: dict[Path, PlannedRun] = {}
     out = Path()
-    for values in combinations(where, base, grid, given):
+    for values in combinations(where, base, axes, given):
         config = from_dict(values, where)
         out = Path(config.out)
-        for run in _runs(config, values, varied(grid, given)):
+        for run in _runs(config, values, varied(axes, given)):
             if all(meets(run.settings, key, allowed) for key, allowed in conditions):
                 runs.setdefault(run.folder, run)
     if not runs:
@@ -339,6 +347,7 @@ def _planned_grid(
         )
     ordered = sorted(runs.values(), key=lambda run: run.settings["seed"])
     source = {"base": base, "grid": grid, "given": dict(given), "only": list(only)}
+    source |= {"search": search} if search else {}
     about = str(content.get("about", "")).strip()
     return Experiment(str(content.get("title", name)), about, ordered, name, out, source)
 

@@ -12,7 +12,7 @@ from registry.errors import UserError
 from registry.parameters import suggest
 from registry.text import shown
 
-PARTS = ("title", "about", "base", "grid")
+PARTS = ("title", "about", "base", "grid", "search")
 # in a clone, and where setup.cfg installs them
 FOLDERS = (Path(__file__).parents[2] / "experiments", Path(sys.prefix) / "share" / "fedkdx" / "experiments")
 # keys that differ between runs of one section; any other key that varies makes sections

@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from dataset_utils.shards import ShardSet, scale_of
+from dataset_utils.shards import UNKNOWN, ShardSet, scale_of
 from fedkdx_plugin.configuration.choice import Choice
 from fedkdx_plugin.configuration.config import Config
+from fedkdx_plugin.engine import dp_sgd
 from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.engine.protection import SCALED, replies_with_states, sampling_of, uncovered
-from fedkdx_plugin.privacy import accounting
+from fedkdx_plugin.privacy import accounting, example
 from fedkdx_plugin.privacy.accounting import FIXED
 from fedkdx_plugin.privacy.client import Plan
+from fedkdx_plugin.privacy.example import Work
 from fedkdx_plugin.privacy.options import DISTRIBUTED, EXAMPLE, NONE, Privacy
 from registry.aggregation import MEAN
 from registry.errors import UserError
 from registry.interface import Task, private_names
 from registry.messages import VARIANCE
 
-FEDERATED = "federated"  # of --scale
+FEDERATED, UNSCALED = "federated", "none"  # of --scale
 
 
 def privacy(config: Config) -> Privacy:
@@ -34,7 +36,8 @@ def check(config: Config, choices: Sequence[Choice]) -> None:
         return
     accounting.require()
     if asked.level == EXAMPLE:
-        raise UserError("--dp example: not there yet; --dp client protects all of a client's windows together")
+        _check_example(config, asked, choices)
+        return
     refused = [f"{choice.name}, {reason}" for choice in choices if (reason := uncovered(choice.server))]
     if refused:
         raise UserError(f"--dp client: not with {'; nor with '.join(refused)}; leave out")
@@ -42,6 +45,31 @@ def check(config: Config, choices: Sequence[Choice]) -> None:
         raise UserError(f"{flag}: not with --dp client: {reason}")
     if asked.noise == DISTRIBUTED:
         _check_distributed(config, asked, choices)
+    elif config.secure_aggregation:
+        raise UserError(
+            "--secure-aggregation: not with --dp-noise central, for which the server clips single replies; use "
+            "--dp-noise distributed"
+        )
+
+
+def _check_example(config: Config, asked: Privacy, choices: Sequence[Choice]) -> None:
+    """Raise UserError where options or algorithms do not go together with the privacy of single windows."""
+    for choice in choices:
+        dp_sgd.check(choice.name, choice.server, choice.params)
+    if asked.clip is None:
+        raise UserError("--dp example: needs --clip NUMBER, the bound on a window's gradient, such as --clip 1")
+    bad = {
+        "--dp-noise distributed": (asked.noise == DISTRIBUTED, "each client adds its own noise anyway"),
+        f"--class-weights {config.class_weights}": (
+            config.class_weights != "none",
+            "the weights say how many windows of each class a client has",
+        ),
+        "--backend stacked": (config.backend == "stacked", dp_sgd.NOT_STACKED),
+        f"--engine {config.engine}": (config.engine != "local", example.BETWEEN_SITES),
+    }
+    for flag, (given, reason) in bad.items():
+        if given:
+            raise UserError(f"{flag}: not with --dp example: {reason}; leave it out")
 
 
 def _against(config: Config) -> Mapping[str, str]:
@@ -89,12 +117,27 @@ def check_on(
     asked = privacy(config)
     if asked.level == NONE:
         return
+    if asked.level == EXAMPLE:
+        _check_example_on(shards, task, choices)
+        away = groups.get(UNSEEN, ())
+        windows = {id: Work(len(own.y), 1) for id, own in enumerate(shards.train) if id not in away}
+        example.check_delta(windows, asked.delta)
+        return
     if scale_of(shards.manifest) == FEDERATED:
         raise UserError(SCALED)
     for choice in choices:
         check_norm(choice, task)
     sampling = sampling_of(config.sampling, shards.num_clients - len(groups.get(UNSEEN, ())), config.join_ratio)
     Plan.of(asked, sampling, config.global_rounds)
+
+
+def _check_example_on(shards: ShardSet, task: Task, choices: Sequence[Choice]) -> None:
+    """Raise UserError where data or models do not go together with the privacy of single windows."""
+    scale = scale_of(shards.manifest)
+    if scale not in (UNSCALED, UNKNOWN):
+        raise UserError(example.SCALED.format(scale))
+    for choice in choices:
+        dp_sgd.check_networks(choice.server.Client.build(dataclasses.replace(task, params=choice.params)))
 
 
 def check_norm(choice: Choice, task: Task) -> None:

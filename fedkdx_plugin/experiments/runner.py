@@ -21,6 +21,7 @@ from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.configuration.config import Config, read_yaml
 from fedkdx_plugin.experiments.cluster import JOBS, Cluster
 from fedkdx_plugin.experiments.experiment import FILE, NO_RESULT, Experiment, PlannedRun, file_name
+from fedkdx_plugin.experiments.hints import hints
 from fedkdx_plugin.experiments.pool import Pool, RunError
 from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.experiments.setting import Setting, check_on, groups_of, prepare_shards, run_device, without_student
@@ -292,6 +293,8 @@ def finish(results: Results) -> int:
     for section in results.sections():
         if section.runs:
             print(f"\n{section.write()}")
+    for hint in [] if results.is_grid else hints(results.runs):
+        print(f"hint: {hint}")
     if results.missing:
         print(f"{len(results.missing)} of {results.count} runs are missing:", file=sys.stderr)
         alike: dict[str, list[str]] = {}

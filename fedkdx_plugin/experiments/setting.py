@@ -17,11 +17,13 @@ from dataset_utils.shards import ShardSet
 from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import Choice, choose
 from fedkdx_plugin.configuration.config import Config
+from fedkdx_plugin.engine import secure_sums
 from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.augmentation import Augment
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
+from fedkdx_plugin.engine.randomness import count_selected
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.experiments import private
@@ -57,6 +59,8 @@ def check(config: Config) -> list[Choice]:
     _attack(config)
     _averaging(config).check({choice.name: choice.server.averages for choice in choices})
     private.check(config, choices)
+    if config.secure_aggregation:
+        secure_sums.check({choice.name: choice.server for choice in choices}, _averaging(config), config.outliers)
     return choices
 
 
@@ -65,6 +69,8 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     if config.num_classes not in (None, shards.num_classes):
         raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes; leave it out")
     groups = groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
+    if config.secure_aggregation:
+        secure_sums.check_clients(count_selected(shards.num_clients, config.join_ratio), config.join_ratio)
     Augment.of(config.augment, shards.manifest["channels"])  # raises where there is nothing to rotate
     task = make_task(config, shards.shape, shards.num_classes)
     with naming(*_models(config)):
@@ -198,6 +204,7 @@ def schedule(config: Config) -> Schedule:
         _participation(config),
         config.outliers,
         config.sampling,
+        config.secure_aggregation,
     )
 
 

@@ -7,11 +7,29 @@
   connection).
 - Programs: `superlink` (`fedkdx serve`, `--engine flower`), `supernode` (`fedkdx join`), `gate`, `certificates`,
   `processes`, and what they are given: `options`.
+- The algorithms in somebody's own Flower app: `apps`, of which `Strategy` and `client_app` are offered here, too.
 """
 
+import importlib
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
 from registry.errors import UserError
+
+if TYPE_CHECKING:
+    from fedkdx_plugin.flower.apps.client import client_app
+    from fedkdx_plugin.flower.apps.strategy import Strategy
+
+__all__ = ["Strategy", "client_app", "require_flower"]
+
+_HOMES = {"Strategy": "fedkdx_plugin.flower.apps.strategy", "client_app": "fedkdx_plugin.flower.apps.client"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_flower()
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def require_flower() -> None:

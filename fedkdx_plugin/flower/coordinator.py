@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from random import SystemRandom
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dataset_utils.scaling import Statistics
 from fedkdx_plugin.configuration.choice import choose
-from fedkdx_plugin.engine import metrics, scaling
+from fedkdx_plugin.engine import metrics, scaling, turns
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction, views
@@ -34,14 +34,17 @@ from fedkdx_plugin.experiments.private import privacy
 from fedkdx_plugin.experiments.setting import schedule
 from fedkdx_plugin.flower.protocol import Answer, ClientMetrics, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
+from fedkdx_plugin.flower.secure import SiteParties, Step, StepAnswer
 from fedkdx_plugin.privacy.accounting import FIXED, POISSON
+from fedkdx_plugin.privacy.example import BETWEEN_SITES
 from fedkdx_plugin.privacy.noise import Noise, SecretNoise
-from fedkdx_plugin.privacy.options import CLIENT, Privacy
+from fedkdx_plugin.privacy.options import CLIENT, EXAMPLE, Privacy
 from registry.aggregation import of_client
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
 from registry.text import shown
 
+A = TypeVar("A", Answer, StepAnswer)
 OUTLIERS = 1000.0  # times the usual norm of a reply: an honest one is far below
 MOST_REFUSALS = 5
 
@@ -115,6 +118,12 @@ class RemoteBackend(Backend):
 
     def train(self, messages: Mapping[int, Message], round: Round) -> dict[int, Trained | NonFinite]:
         """Ask clients to train, and every site to measure the state that waits for it; return the clients' results."""
+        return turns.run(self.turns(messages, round), lambda requests: self._exchange(requests, round, self._read))
+
+    def turns(
+        self, messages: Mapping[int, Message], round: Round
+    ) -> Generator[dict[int, bytes], Mapping[int, Answer | str], dict[int, Trained | NonFinite]]:
+        """Do as `train`; the requests that it yields are carried elsewhere, and `heard` reads what came back."""
         shared, self._shared = self._shared, None
         there = set(self.roster.present(round.index))
         requests = {}
@@ -123,7 +132,7 @@ class RemoteBackend(Backend):
             own = None if shared is None else of_client(shared, id)
             request = Request(self.run, id, round, state, self.durable, messages.get(id), own, self.scaling)
             requests[id] = request.to_message().to_bytes()
-        answers = self._exchange(requests, round)
+        answers = yield requests
         given = {id: answer for id, answer in answers.items() if isinstance(answer, Answer)}
         if shared is not None:
             self.measured = self._combine({id: answer.metrics for id, answer in given.items()}, shared)
@@ -141,17 +150,51 @@ class RemoteBackend(Backend):
         """Raise UserError."""
         raise UserError("predictions: the windows lie at the sites, which alone can predict them")
 
-    def _exchange(self, requests: Mapping[int, bytes], round: Round) -> dict[int, Answer | str]:
-        """Return client -> its answer, or why there is none; the roster is told of each."""
+    def take_step(self, steps: Mapping[int, Step], round: Round) -> dict[int, StepAnswer | str]:
+        """Ask sites to take a step of secure aggregation; return the answer of each, or why there is none."""
+
+        def read(id: int, data: bytes, round: Round) -> StepAnswer | str:
+            try:
+                return StepAnswer.from_message(Message.from_bytes(data), steps[id])
+            except BadMessage as error:
+                return f"no answer of ours: {error}"
+
+        return self._exchange({id: step.to_message().to_bytes() for id, step in steps.items()}, round, read)
+
+    def _exchange(
+        self, requests: Mapping[int, bytes], round: Round, read: Callable[[int, bytes, Round], A | str]
+    ) -> dict[int, A | str]:
+        """Carry requests, and return what `_told` does."""
         began = time.monotonic()
         arrived = self.link.exchange(requests, self.deadline) if requests else {}
-        answers: dict[int, Answer | str] = {}
+        return self._told(requests, arrived, round, time.monotonic() - began, read)
+
+    def heard(
+        self, requests: Mapping[int, bytes], arrived: Mapping[int, bytes | str], round: Round, seconds: float
+    ) -> dict[int, Answer | str]:
+        """Return client -> its answer, or why there is none, of all that were asked; the roster is told of each."""
+        return self._told(requests, arrived, round, seconds, self._read)
+
+    def _told(
+        self,
+        requests: Mapping[int, bytes],
+        arrived: Mapping[int, bytes | str],
+        round: Round,
+        seconds: float,
+        read: Callable[[int, bytes, Round], A | str],
+    ) -> dict[int, A | str]:
+        """Do as `heard`, with any kind of answer.
+
+        Args:
+            read: reads an answer's bytes, of a client in a round, or says why it is none.
+        """
+        answers: dict[int, A | str] = {}
         for id, sent in sorted(requests.items()):
             got = arrived.get(id, "no answer")
-            answer = got if isinstance(got, str) else self._read(id, got, round)
+            answer = got if isinstance(got, str) else read(id, got, round)
             refused = answer if isinstance(answer, str) else answer.dropped
             kind = "silent" if isinstance(answer, str) else "refused" if refused else "answered"
-            up, seconds = 0 if isinstance(got, str) else len(got), time.monotonic() - began
+            up = 0 if isinstance(got, str) else len(got)
             self.roster.tell(Event(round.index, id, kind, refused, len(sent), up, seconds))
             answers[id] = answer
         return answers
@@ -212,7 +255,12 @@ def _size(samples: int) -> Tensor:
 
 
 def check_sampling(privacy: Privacy, schedule: Schedule) -> None:
-    """Raise UserError where privacy would lean on sites not knowing which of them are selected, although they do."""
+    """Raise UserError where privacy would lean on sites not knowing which of them are selected, although they do.
+
+    And where it would lean on noise that the sites do not make (see `privacy.example`).
+    """
+    if privacy.level == EXAMPLE:
+        raise UserError(f"--dp example: not with Flower: {BETWEEN_SITES}")
     if privacy.level == CLIENT and schedule.sampling == FIXED and schedule.join_ratio < 1:
         raise UserError(
             "--dp client: a fixed number of sites is drawn from the seed, which all sites know; let all take part (-jr "
@@ -284,8 +332,9 @@ class Coordinator(Federation):
             self.remote = RemoteBackend(workspace, data, settings, link, roster, run, deadline)
             return self.remote
 
-        if schedule.outliers is None and settings.privacy.level != CLIENT:  # which bounds every reply by itself
-            schedule = replace(schedule, outliers=OUTLIERS)
+        if schedule.outliers is None:  # client-level privacy bounds every reply by itself, a sum has no single ones
+            bounded = schedule.secure or settings.privacy.level == CLIENT
+            schedule = replace(schedule, outliers=0.0 if bounded else OUTLIERS)
         super().__init__(algorithm, task, params, remote_data(roster), settings, schedule, make)
         self._scale_by(self.agreed)
 
@@ -298,21 +347,21 @@ class Coordinator(Federation):
         self.remote.durable = done
         for index in range(done + 1, self.schedule.rounds + 1):
             round = Round(index, self.schedule.rounds, self.schedule.join_ratio)
-            self._meet(round)
+            self.meet(round)
             for observer in observers:
                 observer.on_round_start(round)
             record = self.round(round)
             self._finish(last, observers)
             self._snapshot, last = self._state(), record
         if last:
-            self._meet(round)
+            self.meet(round)
             self.remote.measure(round)
             self._finish(last, observers)
 
-    def round(self, round: Round) -> RoundRecord:
-        """Make one round as `Federation.round`; clients that gave no answer are lost, not rejected."""
+    def turns(self, round: Round) -> Generator[dict[int, Message], Mapping[int, Trained | NonFinite], RoundRecord]:
+        """Make one round as `Federation.turns`; clients that gave no answer are lost, not rejected."""
         self._states = {id: self.remote.states.get(id, 0) for id in self.roster.known}  # to go back to
-        record, silent = super().round(round), self.remote.silent
+        record, silent = (yield from super().turns(round)), self.remote.silent
         rejected = {id: reason for id, reason in record.rejected.items() if id not in silent}
         for id in record.selected:
             self._refused[id] = self._refused[id] + 1 if id in rejected else 0
@@ -329,14 +378,46 @@ class Coordinator(Federation):
         counted = len(results) - len(self.remote.silent) if self.protection else len(replies)
         if counted >= self.min_updates:
             return replies, rejected
-        reason = f"one of {len(replies)} updates, of at least {self.min_updates} (--min-updates)"
-        self.remote.silent |= {id: f"client {id}: {reason}" for id in replies}
-        self.remote.states |= {id: state for id, state in self._states.items() if id in replies}
+        self._undo(replies, f"one of {len(replies)} updates, of at least {self.min_updates} (--min-updates)")
         return {}, rejected
+
+    def _undo(self, clients: Collection[int], reason: str) -> dict[int, str]:
+        """Let clients count as lost, not rejected, and go on from their state before the round."""
+        self.remote.silent |= {id: f"client {id}: {reason}" for id in clients}
+        self.remote.states |= {id: state for id, state in self._states.items() if id in clients}
+        return {}
+
+    def _parties(self, replies: Mapping[int, Message], round: Round) -> SiteParties:
+        """Return the sites, which have sent offers in place of replies."""
+        self._sites = SiteParties(
+            replies, self.remote.run, round.index, lambda steps: self.remote.take_step(steps, round), self.transport
+        )
+        return self._sites
+
+    def _collect_sum(
+        self, results: Mapping[int, Trained | NonFinite], round: Round
+    ) -> tuple[dict[int, Message], dict[int, str], list[int]]:
+        """Return the mean as `Federation` does; a site that fell silent before its values were there is lost."""
+        means, rejected, counted = super()._collect_sum(results, round)
+        for id, reason in self._sites.silent.items():
+            if id not in counted:
+                self._undo([id], reason)
+        return means, rejected, counted
+
+    def _check_mean(self, clients: Sequence[int], mean: Message) -> None:
+        """Raise BadMessage as well where the sites' samples do not add up to what they announced."""
+        stated, announced = mean.meta["samples"], sum(map(self._weight, clients))
+        if stated != announced:
+            raise BadMessage(f"of {stated} samples, but the sites announced {announced}")
+        super()._check_mean(clients, mean)
+
+    def _weight(self, id: int) -> int:
+        """Return the samples that a site's reply must state: those announced, or 1 where sites add the noise."""
+        return 1 if self.protection and self.protection.distributed else self.roster.known[id].samples
 
     def _received(self, id: int, sent: Message, round: Round) -> Message:
         """Return a reply as `Federation` does; its weight is what the site announced."""
-        stated, announced = sent.meta.get("samples"), self.roster.known[id].samples
+        stated, announced = sent.meta.get("samples"), self._weight(id)
         if stated is not None and (stated != announced or isinstance(stated, (bool, float))):
             raise BadMessage(f"states {shown(repr(stated))} samples, but announced {announced}")
         return super()._received(id, sent, round)
@@ -425,7 +506,7 @@ class Coordinator(Federation):
             meta["agreed"] = [self.agreed.round, self.agreed.up, self.agreed.down]
         return Message(tensors, meta)
 
-    def _meet(self, round: Round) -> None:
+    def meet(self, round: Round) -> None:
         """Wait until enough sites are there, and note how many windows they have."""
         for id in self.roster.wait(round.index):
             self.data.train_y[id] = _size(self.roster.known[id].samples)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import asyncio.constants
 import re
 import resource
 import ssl
@@ -40,7 +41,7 @@ ALLOWED = re.compile(r"/v1/fleet/[a-z-]+")
 SECONDS = 60.0  # for the SuperLink to answer
 OWN_HEADERS = {b"host", b"connection", b"content-length", b"transfer-encoding"}  # of each of the two connections
 MOST_BYTES = 16 * 2**20  # of a call; Flower cuts what is longer than 5 MiB into pieces
-HEAD_SECONDS = 10.0  # for the head of a call
+HEAD_SECONDS = 10.0  # for the head of a call, and for shaking hands before it
 BODY_SECONDS, SLOWEST = 30.0, 10_000  # for the rest, and a second more for so many bytes
 MOST_CONNECTIONS, MOST_FROM_ONE = 1000, 250  # at a time, in all and from one address
 MOST_FILES = 2 * MOST_CONNECTIONS  # of this process: connections that are still shaking hands count here alone
@@ -166,6 +167,7 @@ def main() -> None:
     verify = ssl.create_default_context(cafile=given.authority) if given.authority else True
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES if most < 0 else min(MOST_FILES, most), most))
+    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HEAD_SECONDS  # uvicorn leaves it at a minute
     uvicorn.run(
         make(given.upstream, verify, given.allow),
         host=given.host,

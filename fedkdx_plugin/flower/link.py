@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedkdx_plugin.flower.packing import pack, unpack
@@ -13,6 +13,7 @@ from fedkdx_plugin.flower.protocol import Announcement
 from fedkdx_plugin.flower.roster import Event, Tell
 from registry import interface
 from registry.interface import BadMessage
+from registry.text import shown
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS = 5.0  # between two looks at whether a silent site is still connected
@@ -39,6 +40,10 @@ class FlowerLink:
         self._asked: dict[str, tuple[int, float]] = {}  # message -> node, until when
         self._node_of: dict[int, int] = {}
 
+    def content(self, data: bytes) -> RecordDict:
+        """Return what a message of these bytes holds."""
+        return pack(data)
+
     def sites(self) -> Mapping[int, Announcement]:
         """Return the announcements of all connected sites that are accepted, by client number."""
         nodes = {node.node_id: node.name for node in self.grid.get_nodes()}
@@ -55,6 +60,10 @@ class FlowerLink:
                 self._node_of[site.client] = node
         return {id: self._announced[node] for id, node in self._node_of.items()}
 
+    def node_of(self, client: int) -> int:
+        """Return the node of a client that was there at the last look."""
+        return self._node_of[client]
+
     def refuse(self, client: int, reason: str) -> None:
         """Tell a client why it is not asked to take part."""
         self._let_know(self._node_of[client], reason)
@@ -63,7 +72,7 @@ class FlowerLink:
         """Send each client its request; return its answer, or the reason why there is none."""
         until = time.monotonic() + seconds
         messages = [
-            Message(pack(data), dst_node_id=self._node_of[id], message_type=MessageType.TRAIN, ttl=seconds)
+            Message(self.content(data), dst_node_id=self._node_of[id], message_type=MessageType.TRAIN, ttl=seconds)
             for id, data in requests.items()
         ]
         sent = self.grid.push_messages(messages)
@@ -74,7 +83,7 @@ class FlowerLink:
             for reply in self.grid.pull_messages(list(waiting)):
                 id = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if id is not None:
-                    answers[id] = _content(reply)
+                    answers[id] = content_of(reply)
             if waiting and time.monotonic() - looked > LOOK_SECONDS:
                 looked, there = time.monotonic(), set(self.grid.get_node_ids())
                 for message, id in list(waiting.items()):
@@ -87,7 +96,8 @@ class FlowerLink:
 
     def _ask(self, nodes: list[int]) -> None:
         messages = [
-            Message(pack(b""), dst_node_id=node, message_type=MessageType.QUERY, ttl=ANNOUNCE_SECONDS) for node in nodes
+            Message(self.content(b""), dst_node_id=node, message_type=MessageType.QUERY, ttl=ANNOUNCE_SECONDS)
+            for node in nodes
         ]
         until = time.monotonic() + ANNOUNCE_SECONDS
         for message, node in zip(self.grid.push_messages(messages) if messages else (), nodes, strict=True):
@@ -96,8 +106,10 @@ class FlowerLink:
 
     def _let_know(self, node: int, reason: str) -> None:
         """Tell a site why it gets no requests; no answer is waited for."""
-        data = pack(reason.encode())
-        self.grid.push_messages([Message(data, dst_node_id=node, message_type=MessageType.QUERY, ttl=ANNOUNCE_SECONDS)])
+        content = self.content(reason.encode())
+        self.grid.push_messages(
+            [Message(content, dst_node_id=node, message_type=MessageType.QUERY, ttl=ANNOUNCE_SECONDS)]
+        )
 
     def _hear(self, nodes: Mapping[int, str]) -> None:
         """Accept or refuse the announcements that have arrived."""
@@ -107,7 +119,7 @@ class FlowerLink:
                 continue
             node, _ = asked
             try:
-                content = _content(reply)
+                content = content_of(reply)
                 if isinstance(content, str):
                     raise BadMessage(content)
                 site = Announcement.from_message(interface.Message.from_bytes(content))
@@ -129,9 +141,10 @@ class FlowerLink:
                 raise BadMessage(f"calls itself client {site.client}, which is already there")
 
 
-def _content(reply: Message) -> bytes | str:
+def content_of(reply: Message) -> bytes | str:
+    """Return the bytes that a reply carries, or the reason why there are none."""
     if reply.has_error():
-        return f"Flower says: {reply.error.reason or f'error {reply.error.code}'}"
+        return f"Flower says: {shown(reply.error.reason or f'error {reply.error.code}')}"
     try:
         return unpack(reply.content)
     except ValueError as error:

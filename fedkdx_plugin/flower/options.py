@@ -106,6 +106,12 @@ class SiteOptions(Params):
     shard: int | None = option(None, "number of the site's shard, where the folder has several", 0, flags="--shard")
     state: str = option("", "folder for what this site keeps to itself", flags="--state")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"), flags="-dev --device")
+    secure_aggregation: bool = option(
+        False,
+        "send updates masked, for their sum, or not at all: requests of a server that does not ask for it are refused",
+        flags="--secure-aggregation",
+        switch=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ from registry.interface import BadMessage, Message, Round
 from registry.messages import MOST_SAMPLES
 from registry.text import is_plain_name, is_shown_as_it_is, shown
 
-PROTOCOL = 5
+PROTOCOL = 6
 LONGEST_TEXT = 300  # characters
 MOST_CLIENTS = 10**6
 MOST_CLASSES = 1000  # each client's confusion matrix has their square
@@ -43,12 +43,12 @@ SHARES = ("accuracy", "f1", "recall", "auc", "auc_macro")
 Read = TypeVar("Read", bound=Callable[..., Any])
 
 
-def _checked(what: str) -> Callable[[Read], Read]:
+def checked(what: str) -> Callable[[Read], Read]:
     """Decorate what reads a message: whatever it raises becomes a BadMessage that says what the message is not."""
 
     def decorate(read: Read) -> Read:
         @functools.wraps(read)
-        def checked(*args: Any, **options: Any) -> Any:
+        def safely(*args: Any, **options: Any) -> Any:
             try:
                 return read(*args, **options)
             except BadMessage:
@@ -56,7 +56,7 @@ def _checked(what: str) -> Callable[[Read], Read]:
             except Exception as error:  # contents from outside, of any type
                 raise BadMessage(f"not {what}: {shown(error)}") from error
 
-        return checked  # type: ignore[return-value]
+        return safely  # type: ignore[return-value]
 
     return decorate
 
@@ -98,13 +98,13 @@ class Announcement:
         return {name: value for name, value in vars(self).items() if name != "statistics"}
 
     @staticmethod
-    @_checked("an announcement")
+    @checked("an announcement")
     def from_message(message: Message) -> Announcement:
         """Read what a site sent. Raises BadMessage unless every value is of its type and within its bounds."""
-        meta = _meta(message)
-        client = _whole(meta["client"], 0, MOST_CLIENTS - 1)
-        samples, tests = _whole(meta["samples"], 1, MOST_SAMPLES), _whole(meta["tests"], 0, MOST_SAMPLES)
-        channels, one, time = (_whole(size, 1, MOST_VALUES) for size in meta["shape"])
+        meta = checked_meta(message)
+        client = whole(meta["client"], 0, MOST_CLIENTS - 1)
+        samples, tests = whole(meta["samples"], 1, MOST_SAMPLES), whole(meta["tests"], 0, MOST_SAMPLES)
+        channels, one, time = (whole(size, 1, MOST_VALUES) for size in meta["shape"])
         if one != 1 or channels * time > MOST_VALUES:
             raise BadMessage(f"windows of shape {shown(meta['shape'])}; (channels, 1, time) is right")
         data, evaluated_on, scale = (shown(meta[name]) for name in ("data", "evaluated_on", "scale"))
@@ -173,20 +173,20 @@ class Request:
         return Message(tensors, meta | {"measure": self.shared is not None, "same": same})
 
     @staticmethod
-    @_checked("a request")
+    @checked("a request")
     def from_message(message: Message) -> Request:
         """Read what the server sent. Raises BadMessage unless every value is of its type and within its bounds."""
-        meta = _meta(message)
+        meta = checked_meta(message)
         if not is_plain_name(meta["run"]):
             raise BadMessage(f"a run cannot be called {shown(repr(meta['run']))}")
         tensors, same = _part(message, "train"), meta["same"]
         train = None if meta["train"] is None else Message(tensors, dict(meta["train"]))
         shared = _part(message, "shared") | {name: tensors[name] for name in same} if meta["measure"] else None
-        whole = {name: _whole(meta[name]) for name in ("client", "state", "durable")}
+        numbers = {name: whole(meta[name]) for name in ("client", "state", "durable")}
         common = _part(message, "scaling")
         pooled = scaling.from_tensors(common, len(common["mean"])) if common else None
         round = _round(*meta["round"])
-        return Request(meta["run"], **whole, round=round, train=train, shared=shared, scaling=pooled)
+        return Request(meta["run"], **numbers, round=round, train=train, shared=shared, scaling=pooled)
 
 
 @dataclass(frozen=True)
@@ -251,16 +251,15 @@ class Answer:
                 )
 
     @staticmethod
-    @_checked("an answer")
+    @checked("an answer")
     def from_message(message: Message, client: int, round: int, classes: int) -> Answer:
         """Read a site's answer. Raises BadMessage: not of this client and round, or metrics that cannot be."""
-        meta = _meta(message)
+        meta = checked_meta(message)
         if (meta.get("client"), meta.get("round")) != (client, round):
             raise BadMessage(f"an answer of client {shown(meta.get('client'))} in round {shown(meta.get('round'))}")
         rows, confusions = _part(message, "metrics"), _part(message, "confusion")
         metrics = {
-            view: ClientMetrics(rows[view], confusions[view], _whole(count))
-            for view, count in meta["nonfinite"].items()
+            view: ClientMetrics(rows[view], confusions[view], whole(count)) for view, count in meta["nonfinite"].items()
         }
         reply = None if meta["reply"] is None else Message(_part(message, "reply"), dict(meta["reply"]))
         loss = float(message.tensors["loss"])
@@ -300,7 +299,8 @@ def _check(view: str, metrics: ClientMetrics, classes: int) -> None:
         raise BadMessage(f"metrics of '{view}': the confusion matrix does not add up to the samples")
 
 
-def _meta(message: Message) -> Mapping[str, Any]:
+def checked_meta(message: Message) -> Mapping[str, Any]:
+    """Return the metadata of a message of this protocol. Raises BadMessage: it is of another."""
     if message.meta.get("protocol") != PROTOCOL:
         raise BadMessage(f"speaks protocol {shown(message.meta.get('protocol'))}, this version {PROTOCOL}")
     return message.meta
@@ -321,7 +321,8 @@ def _part(message: Message, part: str) -> dict[str, Tensor]:
     return {n.removeprefix(f"{part}/"): tensor for n, tensor in message.tensors.items() if n.startswith(f"{part}/")}
 
 
-def _whole(value: Any, low: int = 0, high: int = MOST_SAMPLES) -> int:
+def whole(value: Any, low: int = 0, high: int = MOST_SAMPLES) -> int:
+    """Return a whole number. Raises ValueError for anything else, and beyond its bounds."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{shown(repr(value))} is not a whole number from {low} to {high}")
     return value
@@ -330,7 +331,7 @@ def _whole(value: Any, low: int = 0, high: int = MOST_SAMPLES) -> int:
 def _round(index: Any, total: Any, share: Any) -> Round:
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise ValueError(f"{share!r} is not a share of the clients")
-    return Round(_whole(index), _whole(total), share)
+    return Round(whole(index), whole(total), share)
 
 
 def _short(value: Any) -> str:

@@ -78,6 +78,8 @@ class Roster:
         UserError: too few sites within `patience`.
     """
 
+    options = "--min-clients, --wait"  # by which whoever runs it changes how long it waits, and for how many
+
     def __init__(self, link: Link, clients: int, least: int, patience: float, tell: Tell) -> None:
         self.link, self.clients, self.least, self.patience, self.tell = link, clients, least, patience, tell
         self.known: dict[int, Announcement] = {}
@@ -154,7 +156,7 @@ class Roster:
             if waited > self.patience:
                 raise UserError(
                     f"{len(there)} of at least {self.least} sites are there after {self.patience:.0f} s of waiting "
-                    "(--min-clients, --wait)"
+                    f"({self.options})"
                 )
             if waited - said >= SAY_SECONDS and waited > LOOK_SECONDS:
                 said = waited

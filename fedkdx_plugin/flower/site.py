@@ -7,7 +7,7 @@ import platform
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,7 @@ class SiteSetup:
         shard: number of its own shard in that folder.
         state: the folder of its private state.
         device: the device it computes on.
+        secure: it sends its update masked or not at all (see `secure`).
     """
 
     client: int
@@ -53,6 +54,7 @@ class SiteSetup:
     shard: int
     state: Path
     device: torch.device
+    secure: bool = False
 
     def write(self, path: Path) -> None:
         """Write it to a file, for the site's processes."""
@@ -117,6 +119,19 @@ class LocalData:
             test_slices=[slice(len(test_y)) if id == own else slice(0) for id in range(clients)],
             evaluated_on=shards.evaluated_on(self.manifest),
         )
+
+
+class States(Protocol):
+    """One client's private state of one run, after each round in which it trained (see `StateFolder`)."""
+
+    def load(self, round: int) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """Return the tensors a client kept, its memory, and how often it had trained, after a round (0: nothing)."""
+
+    def save(self, round: int, kept: dict[str, Tensor], memory: dict[str, Tensor], trained: int) -> None:
+        """Keep the state after a round."""
+
+    def settle(self, accepted: int, durable: int) -> None:
+        """Delete the states that no request can name any more."""
 
 
 class StateFolder:
@@ -278,7 +293,7 @@ class Site:
     def handle(self, request: Request) -> Answer:
         """Measure the state after the last round, then train, as far as either is asked for.
 
-        The private state of the round is on disk before the answer is returned.
+        The private state of the round is kept before the answer is returned.
 
         Raises:
             UserError: the request is for another client, or the private state it goes on from is missing.
@@ -287,7 +302,7 @@ class Site:
         if request.client != id:
             raise UserError(f"a request for client {request.client} reached client {id}: do two sites join as one?")
         self._scale(request.scaling)
-        folder = StateFolder(self.setup.state, request.run, id)
+        folder = self._states(request.run)
         self._load(folder, request.state)
         folder.settle(request.state, request.durable)
         answer = Answer(id, request.round.index)
@@ -297,13 +312,17 @@ class Site:
             answer = replace(answer, metrics={view: ClientMetrics.of(own, id) for view, own in measured.items()})
         return self._train(request.train, request.round, answer, folder) if request.train else answer
 
-    def _load(self, folder: StateFolder, round: int) -> None:
+    def _states(self, run: str) -> States:
+        """Return where this client's private state of a run is kept."""
+        return StateFolder(self.setup.state, run, self.setup.client)
+
+    def _load(self, folder: States, round: int) -> None:
         kept, memory, trained = folder.load(round)
         device, client = self.setup.device, self.workspace.clients[self.setup.client]
         self.workspace.kept[client.id] = {name: tensor.to(device) for name, tensor in kept.items()}
         client.memory, client.trained = {name: tensor.to(device) for name, tensor in memory.items()}, trained
 
-    def _train(self, sent: Message, round: Round, answer: Answer, folder: StateFolder) -> Answer:
+    def _train(self, sent: Message, round: Round, answer: Answer, folder: States) -> Answer:
         id = self.setup.client
         transport = Transport(self.setup.device, self.workspace.private)
         try:
@@ -327,5 +346,5 @@ class Site:
         kept.begin(round.index)
         id = self.setup.client
         reply = None if isinstance(result, NonFinite) else result.reply
-        private = private_reply(kept, id, sent, reply, len(self.data.train_y[id]))
+        private = private_reply(kept, id, sent, reply)
         return Trained(private, torch.zeros(()) if isinstance(result, NonFinite) else result.loss)

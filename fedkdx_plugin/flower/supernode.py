@@ -123,4 +123,5 @@ def _setup(options: SiteOptions) -> SiteSetup:
     if options.device == "cuda" and not cuda:
         raise UserError("-dev cuda: this PyTorch finds no CUDA device; use -dev cpu")
     device = torch.device("cuda" if cuda and options.device != "cpu" else "cpu")
-    return SiteSetup(options.client or 0, folder, options.shard or 0, Path(options.state), device)
+    secure = options.secure_aggregation
+    return SiteSetup(options.client or 0, folder, options.shard or 0, Path(options.state), device, secure)

@@ -20,6 +20,7 @@ from fedkdx_plugin.experiments.setting import make_task, training
 from fedkdx_plugin.flower.options import read_settings
 from fedkdx_plugin.flower.processes import say
 from fedkdx_plugin.flower.protocol import Answer, Request
+from fedkdx_plugin.flower.secure import SecureSite, Step
 from fedkdx_plugin.flower.site import LocalData, Site, SiteSetup
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, Round
@@ -63,7 +64,9 @@ def _end_with_standard_input() -> None:
 
 
 class Worker:
-    """A site's part in any run. Only the windows stay in memory: private state is on disk before an answer leaves.
+    """A site's part in any run. Private state is on disk before an answer leaves.
+
+    What stays in memory are the windows and, within a round, what secure aggregation needs.
 
     Args:
         setup: what the site decides by itself.
@@ -72,6 +75,7 @@ class Worker:
     def __init__(self, setup: SiteSetup) -> None:
         self.setup = setup
         self.data: LocalData | None = None
+        self.secure = SecureSite(lambda text: say(setup.client, text))
 
     def announce(self, reason: bytes) -> bytes:
         """Return this site's announcement, with the windows read anew; print why the server refuses it, if it does."""
@@ -81,19 +85,34 @@ class Worker:
         return self.data.announcement().to_message().to_bytes()
 
     def work(self, data: bytes, run: Mapping[str, Any]) -> bytes:
-        """Return the answer to a request to measure, train, or do both."""
+        """Return the answer to a request to measure, train, or do both, or to a step of secure aggregation."""
         request = None
         try:
-            request = Request.from_message(Message.from_bytes(data))
+            message = Message.from_bytes(data)
+            if Step.is_one(message):
+                return self.secure.take(Step.from_message(message)).to_message().to_bytes()
+            request = Request.from_message(message)
             if request.run != run["run"]:
                 raise UserError(f"a request of run {request.run!r} in run {run['run']!r}")
+            masked = self._masked(run)
             answer = self._site(run).handle(request)
+            if masked:
+                answer = self.secure.begin(request.run, answer)
             say(self.setup.client, _summary(request, answer))
         except (UserError, BadMessage) as error:
             say(self.setup.client, f"refused: {error}")
             round = request.round if request else Round(0, 0)
             answer = Answer(self.setup.client, round.index, dropped=f"client {self.setup.client}: {error}")
         return answer.to_message().to_bytes()
+
+    def _masked(self, run: Mapping[str, Any]) -> bool:
+        """Return whether this site masks what it sends. Raises UserError: it is to, and the server does not ask."""
+        asked = read_settings(str(run["settings"])).secure_aggregation
+        if self.setup.secure and not asked:
+            raise UserError(
+                "this site sends masked updates alone (--secure-aggregation), which the server's run does not ask for"
+            )
+        return asked
 
     def _site(self, run: Mapping[str, Any]) -> Site:
         """Return the site of a run, made anew for each request as its state on disk says. Raises UserError."""

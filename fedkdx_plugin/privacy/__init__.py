@@ -1,1 +1,1 @@
-"""Privacy of federations: what can be proved, what noise that takes, and what a run leaks (`audit`)."""
+"""Privacy: what noise and masks a promise takes, what has been spent, what a server cannot learn, what a run leaks."""

@@ -15,6 +15,7 @@ from fedkdx_plugin.engine.participation import ATTACKERS, measured
 from fedkdx_plugin.engine.rounds import RoundRecord
 from fedkdx_plugin.privacy.accounting import Sampling
 from fedkdx_plugin.privacy.client import SPENT, SPENT_SERVER
+from fedkdx_plugin.privacy.options import EXAMPLE
 from fedkdx_plugin.results.runs import Run
 
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
@@ -59,13 +60,16 @@ def honest_alone(run: Run) -> str:
 
 
 def guarded(run: Run) -> str:
-    """Return a sentence about the client-level privacy of what a run shared; '' if it had none."""
+    """Return a sentence about the differential privacy of what a run shared; '' if it had none."""
     spent = [record.server[SPENT] for record in run.records if SPENT in record.server]
     if not spent:
         return ""
     server = [record.server[SPENT_SERVER] for record in run.records if SPENT_SERVER in record.server]
-    relation = Sampling(1, 1, run.config["sampling"]).relation
-    text = f"What is shared is differentially private for {relation} client: ε = {spent[-1]:.3g}"
+    if run.config["dp"] == EXAMPLE:
+        what = "What a client shares and keeps is differentially private for any one of its windows: at most"
+    else:
+        what = f"What is shared is differentially private for {Sampling(1, 1, run.config['sampling']).relation} client:"
+    text = f"{what} ε = {spent[-1]:.3g}"
     text += f" of {run.config['epsilon']:g}, δ = {run.config['delta']:g}, after {len(run.records)} rounds"
     if server:
         text += f" (against a server that sees single replies, ε = {server[-1]:.3g})"

@@ -10,6 +10,7 @@ import numpy as np
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
+from fedkdx_plugin.reports.looks import Looks
 from fedkdx_plugin.results.records import SHARES
 from fedkdx_plugin.results.runs import Run
 from registry.errors import UserError
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 METRICS = (*SHARES, "accuracy_std", "accuracy_worst")
 FEW = 8  # methods whose legend has room within the axes
 COLUMNS = 5  # of a legend below them
-STYLES = ("-", "--", ":", "-.", (0, (5, 1)))  # each with ten colours
 
 
 def plotted(runs: Sequence[Run], title: str, metric: str = "accuracy") -> Figure:
@@ -44,9 +44,9 @@ def plotted(runs: Sequence[Run], title: str, metric: str = "accuracy") -> Figure
     below = -(-len(names) // COLUMNS) if len(names) > FEW else 0  # lines of the legend below the axes
     figure = Figure(figsize=(9, 3.6 + 0.2 * below), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for place, name in enumerate(names):
-        style = {"color": f"C{place % 10}", "linestyle": STYLES[place // 10 % len(STYLES)]}
-        style["marker"] = "" if len(runs[0].evaluated) > 1 else "o"
+    looks = Looks(names)
+    for name in names:
+        style = looks.line(name) | {"marker": "" if len(runs[0].evaluated) > 1 else "o"}
         same = [run for run in runs if run.name == name]
         rounds = [record.round for record in same[0].records if record.metrics]
         values = factor * np.array(
@@ -54,7 +54,7 @@ def plotted(runs: Sequence[Run], title: str, metric: str = "accuracy") -> Figure
         )
         sent = np.mean([_megabytes(run) for run in same], axis=0)
         mean, std = values.mean(0), values.std(0)
-        left.plot(rounds, mean, label=name, **style)
+        left.plot(rounds, mean, **style)
         left.fill_between(rounds, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
         if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
             right.plot(sent, mean, **style)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset_utils.counts import many
 from dataset_utils.shards import PARTS, read_manifest, scale_of
 from fedkdx_plugin.reports.sections import Section
 from fedkdx_plugin.reports.tables import NONE, Cell, Table
@@ -45,7 +46,7 @@ def described(section: Section) -> list[Table]:
     except UserError:
         return []
     rows = [[Cell(name), Cell(value)] for name, value in _made(manifest).items()]
-    caption = f"{section.title}: how the windows were made{_whose(section)}."
+    caption = f"{section.title}: where the windows come from and how they were made{_whose(section)}."
     return [Table(f"{section.slug}-data", caption, [("", "what"), ("", "value")], rows), _counts(section, manifest)]
 
 
@@ -77,6 +78,8 @@ def _made(manifest: Mapping[str, Any]) -> dict[str, str]:
     scale = scale_of(dict(manifest))
     overlap = f", overlap {preprocessing['overlap']:.0%}" if "overlap" in preprocessing else ""
     return {
+        "source": str(manifest.get("paper") or NONE),
+        **_read(_mapping(manifest.get("counts"))),
         "rate": f"{rate:g} Hz" if known else NONE,
         "window": f"{time} samples" + (f" ({time / rate:.3g} s)" if known else "") + overlap,
         "channels": f"{channels}: {', '.join(manifest['channels'])}",
@@ -85,6 +88,30 @@ def _made(manifest: Mapping[str, Any]) -> dict[str, str]:
         "split": f"{spec['split']}, {manifest.get('dropped', 0)} windows dropped between" if "split" in spec else NONE,
         "partition": str(spec.get("partition", NONE)),
         "clients": str(len(manifest["clients"])),
+    }
+
+
+def _read(counts: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was read and what of it was lost; {} for windows that were not cut here."""
+    windows = _mapping(counts.get("windows"))
+    if not windows:
+        return {}
+    recordings, rows = len(counts.get("recordings") or ()), counts.get("rows") or 0
+    read = [many(counts.get("files", 0), "file"), many(recordings, "recording"), many(rows, "row")]
+    lost = {
+        "at gaps": counts.get("windows_at_gaps", 0),
+        "that touch an unlabelled sample": counts.get("windows_unlabelled", 0),
+        "below the purity asked for": counts.get("windows_impure", 0),
+    }
+    discarded = [f"{many(number, 'row')}, {why}" for why, number in _mapping(counts.get("discarded")).items()]
+    ignored = len(_mapping(counts.get("ignored")))
+    left_out = [*discarded, *(f"{many(number, 'window')} {why}" for why, number in lost.items() if number)]
+    left_out += [many(ignored, "file")] if ignored else []
+    total = sum(sum(of_class) for of_class in windows.values())
+    return {
+        "read": ", ".join(part for part in read if not part.startswith("0 ")),
+        "cut": f"{many(total, 'window')} of {many(len(windows), 'subject')}",
+        "left out": "; ".join(left_out) or "nothing",
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,19 +13,13 @@ import numpy as np
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.reports import statistics
+from fedkdx_plugin.reports.looks import Looks
 from fedkdx_plugin.reports.sections import Method, Section, accuracy
 from fedkdx_plugin.results.records import PARTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Paul Tol's muted scheme, which colour-blind readers can distinguish (https://personal.sron.nl/~pault/), with black,
-# dark grey and orange instead of its pale grey; FedKDX has the first colour in every report
-COLOURS = (
-    *("#cc6677", "#332288", "#117733", "#88ccee", "#ddcc77", "#882255", "#44aa99", "#999933", "#aa4499"),
-    *("#000000", "#777777", "#ee7733"),
-)
-DASHES = ("-", "--", ":", "-.")
 MANY = 12  # most methods in a plot; with more, it shows only the best variant of each algorithm
 POINTS = 250  # most points of a line; more are not visible
 MATRICES = 3  # most confusion matrices
@@ -54,24 +47,6 @@ class Plot:
     name: str
     caption: str
     width: float
-
-
-class Looks:
-    """Colour and line style of each method, the same in all plots."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        ordered = sorted(dict.fromkeys(names), key=lambda name: name != "FedKDX")
-        kinds = [(colour, dashes) for dashes in DASHES for colour in COLOURS]
-        self._of = dict(zip(ordered, itertools.cycle(kinds), strict=False))
-
-    def colour(self, name: str) -> str:
-        """Return the colour of a method."""
-        return self._of[name][0]
-
-    def line(self, name: str) -> dict[str, Any]:
-        """Return matplotlib's options for the line of a method."""
-        colour, dashes = self._of[name]
-        return {"color": colour, "linestyle": dashes, "linewidth": 1.6, "label": name}
 
 
 def shown(section: Section) -> list[Method]:
@@ -108,6 +83,7 @@ def draw(section: Section, folder: Path, looks: Looks) -> Iterator[Plot]:
     with style():
         for kind, make in {
             "convergence": convergence,
+            "loss": loss,
             "clients": clients,
             "confusion": confusion,
             "compression": compression,
@@ -171,6 +147,29 @@ def _accuracies(method: Method) -> tuple[np.ndarray, np.ndarray]:
     """Return the evaluated rounds (n,) and accuracies (seeds, n)."""
     rounds = np.array([record.round for record in method.runs[0].evaluated])
     return rounds, np.array([[r.metrics[SERVED].accuracy for r in run.evaluated] for run in method.runs])
+
+
+def loss(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str] | None:
+    """Plot the training loss over rounds; None if no run recorded any above 0."""
+    figure, axes = _figure(7.2, 2.6 + 0.18 * -(-len(methods) // 4))
+    drawn = False
+    for method in methods:
+        values = statistics.client_mean(np.array([[r.train_loss for r in run.records] for run in method.runs]))
+        rounds = 1 + np.flatnonzero(values > 0)  # no client trained in the others; the axis is logarithmic
+        if len(rounds):
+            few = rounds[np.unique(np.linspace(0, len(rounds) - 1, POINTS).astype(int))]
+            axes.plot(few, values[few - 1], **looks.line(method.name))
+            drawn = True
+    if not drawn:
+        return None
+    axes.set(xlabel="round", ylabel="training loss", yscale="log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=2.2)
+    return figure, (
+        f"{section.title}: training loss of each round (logarithmic), mean over the clients that trained, by number of "
+        "windows, and over seeds. It is the sum of all that a method minimises, of both its networks if it has two, so "
+        "methods cannot be compared by it."
+    )
 
 
 def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:

@@ -21,6 +21,7 @@ from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
 from fedkdx_plugin.reports import audits, classes, content, data, overview, plots, tables
 from fedkdx_plugin.reports.comparison_table import TUNING, VARIED
+from fedkdx_plugin.reports.looks import Looks
 from fedkdx_plugin.reports.plots import Plot
 from fedkdx_plugin.reports.sections import Section, arrange
 from fedkdx_plugin.reports.tables import Table
@@ -77,7 +78,7 @@ def compose(runs: Sequence[Run], missing: Sequence[Missing], out: Path, title: s
     """Write the report of runs that were read; see `write`."""
     _check_packages()
     sections = arrange(runs)
-    looks = plots.Looks([method.name for section in sections for method in plots.shown(section)])
+    looks = Looks(method.name for section in sections for method in plots.shown(section))
     chapters = [_chapter(section, out, looks) for section in sections]
     summary = overview.overview(sections)
     for table in [*summary, *(item for chapter in chapters for item in chapter.items if isinstance(item, Table))]:
@@ -113,7 +114,7 @@ def _write(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def _chapter(section: Section, out: Path, looks: plots.Looks) -> Chapter:
+def _chapter(section: Section, out: Path, looks: Looks) -> Chapter:
     """Make the tables and plots of a section, and write the plots."""
     made = {plot.name.rpartition("-")[2]: plot for plot in plots.draw(section, out / PLOTS, looks)}
     tested, meaning = content.significance(section)
@@ -122,10 +123,10 @@ def _chapter(section: Section, out: Path, looks: plots.Looks) -> Chapter:
         ("Results", [content.results(section)]),
         ("Comparison with the paper", [paper] if paper else []),
         ("Significance", [item for item in (tested, meaning) if item]),
-        ("Convergence", [made["convergence"], content.reaching(section)]),
+        ("Convergence", [made["convergence"], content.reaching(section), *([made["loss"]] if "loss" in made else [])]),
         ("Classes", [classes.together(section), classes.by_class(section), made["confusion"]]),
         ("Clients", [made["clients"], content.clients(section)]),
-        ("Data", [*data.described(section)]),
+        ("Data card", [*data.described(section)]),
         ("Classes of each client", [_classes(section, out / PLOTS)]),
         ("Compression", [made["compression"]] if "compression" in made else []),
         ("Audit", audits.described(section, out / PLOTS, looks)),

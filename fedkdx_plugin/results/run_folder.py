@@ -41,6 +41,7 @@ from fedkdx_plugin.results.runs import (
     ENVIRONMENT,
     FORMAT,
     GIVEN_ANEW,
+    PRIVACY,
     RESULTS,
     ROUNDS,
     STATE,
@@ -99,6 +100,7 @@ class RunFolder(Observer):
         `log.txt`: a line for each event.
         `results.h5`, `state.safetensors`: metrics, and the state of server and clients, from which the run can be
             resumed; written once a minute and at the end, also after Ctrl-C.
+        `privacy.json`: with `--dp example`, what each client has spent of its budget; written with these.
         `SHA256SUMS`: checksums of all but metrics.csv and log.txt (see `Sealed`).
 
     A new folder can be read by its owner alone, as the state in it holds what each client keeps to itself.
@@ -233,7 +235,10 @@ class RunFolder(Observer):
             "state": dict(own.meta),
         }
         state = Message(own.tensors, meta).to_bytes()
-        self.sealed.write({RESULTS: results.getvalue(), STATE: state})
+        files = {RESULTS: results.getvalue(), STATE: state}
+        if self.federation.budget:
+            files[PRIVACY] = (json.dumps(self.federation.budget.table(), indent=2) + "\n").encode()
+        self.sealed.write(files)
         self._last, self._saved = None, time.monotonic()
 
     def _go_on(self) -> None:

@@ -22,6 +22,7 @@ from registry.errors import UserError
 
 CONFIG, ENVIRONMENT, RESULTS, ROUNDS = "config.yaml", "environment.json", "results.h5", "metrics.csv"
 STATE = "state.safetensors"
+PRIVACY = "privacy.json"  # what each client has spent of its budget, with `--dp example`
 FAILED = "failed.txt"  # the reason in the first line, then the traceback if there is one
 FORMAT = 3  # of a run folder
 UNSEALED = (1, 2)  # formats without checksums, which are read all the same; format 1 is without this number, too

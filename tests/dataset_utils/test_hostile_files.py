@@ -345,7 +345,13 @@ def test_an_edf_header_is_believed_as_far_as_its_file_goes(folder):
         (176, 9, 14, "an element of type 14"),
         (177, 0, 8, "an element of type 2057"),
         (182, 0, 255, "passes the end of its variable"),
-        (145, 0, 8, "without its values"),  # complex, and no imaginary part
+        (145, 0, 8, "an element that is cut off"),  # complex, and no imaginary part
+        (156, 8, 0, "0 bytes where flags, dimensions or a length belong"),  # ended the process, too
+        (156, 8, 4, "4 bytes where flags, dimensions or a length belong"),
+        (163, 0, 128, "a negative dimension"),
+        (144, 6, 2, "an element of type 9"),  # a struct, which has names of fields
+        (144, 6, 1, "an element of type 9"),  # cells
+        (163, 0, 64, "fewer values than its dimensions say"),
     ],
 )
 def test_a_mat_file_is_believed_as_far_as_its_elements_are_sound(folder, place, old, new, message):

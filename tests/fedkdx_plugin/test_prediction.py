@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,9 +14,11 @@ import yaml
 
 from dataset_utils.sealed import Sealed
 from fedkdx_plugin.native.chain import Chain
-from fedkdx_plugin.prediction import load_model
+from fedkdx_plugin.prediction import load_model, loading
 from fedkdx_plugin.results import runs
 from fedkdx_plugin.results.run_folder import identity
+from fedkdx_plugin.testing.made import make_federation
+from registry import catalog
 from registry.errors import UserError
 from registry.interface import Message
 from tests.fedkdx_plugin.watch_runs import CLASSES, shards_of
@@ -49,6 +52,21 @@ def test_a_client_predicts_what_the_run_recorded(watch, comparison, algorithm):
         assert found.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-6)
     whole = recorded.confusion["served"].sum(axis=0)
     assert np.count_nonzero(whole.sum(axis=0)) > 1  # not one class for all
+
+
+def test_the_guide_names_the_algorithms_that_have_no_model_for_a_newcomer():
+    without = []
+    for entry in catalog.entries("algorithms"):
+        if entry.origin != catalog.OURS:
+            continue
+        algorithm = catalog.load_entry(entry)
+        federation = make_federation(algorithm, rounds=1)
+        workspace, known = federation.workspace, federation.workspace.clients[0]
+        newcomer = algorithm.Client(len(workspace.clients), known.task, known.params, 0)
+        if not loading.serves_newcomer(newcomer, workspace, federation.server.networks()):
+            without.append(entry.name)
+    guide = " ".join((Path(__file__).parents[2] / "docs/guide/predict.md").read_text().split())
+    assert f"`--bn local`, and {', '.join(without)}." in guide
 
 
 def test_clients_of_personal_algorithms_have_models_of_their_own(watch):

@@ -50,7 +50,7 @@ def test_a_run_is_timed_by_its_own_rounds(monkeypatch, capsys):
         one, other = info("a", 3), info("b", 3)
         for run in (one, other):
             progress.on_run_start(run)
-        record = SimpleNamespace(metrics={}, rejected={}, round=1, train_loss=0.5)
+        record = SimpleNamespace(metrics={}, rejected={}, round=1, train_loss=0.5, server={})
         for run, seconds in ((one, 4.0), (other, 1.0), (one, 4.0)):  # b's first round took 5 s, as a's took 4
             now[0] += seconds
             progress.on_round_end(run, record)

@@ -81,7 +81,15 @@ def own_keys(tmp_path):
 
 
 # short enough to wait for
-LIMITS = {"HEAD_SECONDS": 3.0, "BODY_SECONDS": 1.5, "SLOWEST": 1000, "MOST_BYTES": 100_000, "MOST_FROM_ONE": 5}
+LIMITS = {
+    "HEAD_SECONDS": 3.0,
+    "BODY_SECONDS": 1.5,
+    "SLOWEST": 1000,
+    "MOST_BYTES": 100_000,
+    "MOST_CONNECTIONS": 12,
+    "MOST_FROM_ONE": 5,
+    "MOST_FILES": 60,
+}
 LIMITED = (
     "from fedkdx_plugin.flower import gate\n"
     f"for name, value in {LIMITS}.items():\n    assert hasattr(gate, name)\n    setattr(gate, name, value)\n"
@@ -135,8 +143,8 @@ def connect(address, upstream, keys):
     """Return what opens a raw connection to the gate."""
     opened = []
 
-    def connect() -> ssl.SSLSocket:
-        plain = socket.create_connection(address, 10)
+    def connect(source: str = "127.0.0.1") -> ssl.SSLSocket:
+        plain = socket.create_connection(address, 10, (source, 0))
         opened.append(trust(keys).wrap_socket(plain, server_hostname="localhost"))
         return opened[-1]
 
@@ -254,6 +262,27 @@ def test_connections_from_one_address_are_limited(connect, keys):
     another = connect()
     another.sendall(call)
     assert hear(another).startswith(b"HTTP/1.1 207 ")
+
+
+def test_connections_from_all_addresses_together_are_limited(connect, keys):
+    there = [connect(f"127.0.0.{2 + place // 4}") for place in range(LIMITS["MOST_CONNECTIONS"])]
+    assert hear(connect("127.0.0.9")) == b""
+    there[0].sendall(head({**signed(keys, 0), "connection": "close"}, 0))
+    assert hear(there[0]).startswith(b"HTTP/1.1 207 ")
+
+
+def test_connections_that_never_shake_hands_do_not_keep_sites_out_for_long(address, connect, keys):
+    """They take all files that the gate may open; those who wait come in when these have been ended."""
+    idle = [socket.create_connection(address, 10) for _ in range(LIMITS["MOST_FILES"] + 10)]
+    began = time.monotonic()
+    call = head({**signed(keys, 0), "connection": "close"}, 0)
+    site = connect()
+    site.sendall(call)
+    assert hear(site).startswith(b"HTTP/1.1 207 ")
+    assert time.monotonic() - began < 30  # without a limit of its own, a minute
+    assert idle[0].recv(1) == b""
+    for connection in idle:
+        connection.close()
 
 
 def test_a_header_of_any_bytes_is_passed_on(connect, keys, upstream):

@@ -16,7 +16,7 @@ from baselines.fedftl import FedFTL
 from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.engine.outliers import Outliers, norm
 from fedkdx_plugin.engine.rounds import Schedule
-from fedkdx_plugin.flower.protocol import Announcement, Answer, Request
+from fedkdx_plugin.flower.protocol import PROTOCOL, Announcement, Answer, Request
 from registry import catalog
 from registry.interface import BadMessage, Message
 from tests.conftest import Recorder, make_federation, same_state
@@ -205,7 +205,7 @@ def test_a_round_whose_aggregate_is_not_finite_is_undone(monkeypatch):
 
 def announced(**values: object) -> Message:
     own = {"client": 1, "samples": 5, "tests": 2, "shape": [2, 1, 7], "classes": ["a", "b"], "data": "made"}
-    own |= {"evaluated_on": "test", "scale": "none", "versions": {"fedkdx": "1"}, "protocol": 5}
+    own |= {"evaluated_on": "test", "scale": "none", "versions": {"fedkdx": "1"}, "protocol": PROTOCOL}
     return Message({}, own | values)
 
 
@@ -255,11 +255,18 @@ READERS: dict[str, tuple[Callable[[Message], object], dict[str, object]]] = {
     "announcement": (Announcement.from_message, dict(announced().meta)),
     "answer": (
         lambda message: Answer.from_message(message, 1, 2, 2),
-        {"protocol": 5, "client": 1, "round": 2, "dropped": "", "reply": {"samples": 3}, "nonfinite": {"served": 0}},
+        {
+            "protocol": PROTOCOL,
+            "client": 1,
+            "round": 2,
+            "dropped": "",
+            "reply": {"samples": 3},
+            "nonfinite": {"served": 0},
+        },
     ),
     "request": (
         Request.from_message,
-        {"protocol": 5, "run": "r", "client": 1, "round": [1, 2, 0.5], "state": 0, "durable": 0, "train": {}}
+        {"protocol": PROTOCOL, "run": "r", "client": 1, "round": [1, 2, 0.5], "state": 0, "durable": 0, "train": {}}
         | {"measure": True, "same": []},
     ),
 }

@@ -29,7 +29,7 @@ def made(folder, state, privacy=BUDGET, schedule=EVERYBODY, **options):
     settings = replace(SETTINGS, privacy=privacy, local_epochs=1)
     link = make_link(FedBN, folder, state, settings=settings)
     coordinator, _ = make_coordinator(FedBN, folder, link, schedule, settings=settings, **options)
-    coordinator._meet(Round(1, schedule.rounds))
+    coordinator.meet(Round(1, schedule.rounds))
     return coordinator, link
 
 

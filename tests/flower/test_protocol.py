@@ -41,7 +41,7 @@ def test_a_round_that_cannot_be_is_refused(round):
 
 def test_another_version_is_told_apart():
     message = request().to_message()
-    with pytest.raises(BadMessage, match="speaks protocol 1, this version 5"):
+    with pytest.raises(BadMessage, match="speaks protocol 1, this version 6"):
         Request.from_message(Message(message.tensors, dict(message.meta) | {"protocol": 1}))
 
 

@@ -14,6 +14,7 @@ from fedkdx_plugin.engine.backends.stacked.agreement import in_words
 from fedkdx_plugin.engine.backends.stacked.backend import Stacked
 from fedkdx_plugin.engine.backends.stacked.layers import reason_against
 from fedkdx_plugin.engine.data import DeviceData
+from fedkdx_plugin.engine.dp_sgd import NOT_STACKED
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
 from registry.errors import UserError
@@ -42,7 +43,7 @@ def make(
     """
     on_cpu = data.test_x.device.type == "cpu"
     if name == "stacked" or (name == "auto" and not on_cpu):
-        reason = reason_against(workspace.nets)
+        reason = f"--dp example: {NOT_STACKED}" if settings.dp_sgd else reason_against(workspace.nets)
         if not reason:
             try:
                 return Stacked(workspace, data, settings, name == "stacked", client_memory, selected)

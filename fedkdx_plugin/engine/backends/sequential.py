@@ -11,7 +11,7 @@ from fedkdx_plugin.engine import evaluation
 from fedkdx_plugin.engine.backends.base import Backend, Trained
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import Prediction
-from fedkdx_plugin.engine.training import BALANCED, Settings, hold_out, named, planned_steps, train
+from fedkdx_plugin.engine.training import BALANCED, Settings, hold_out, named, planned_steps, train, unseen
 from fedkdx_plugin.engine.transport import check_finite
 from registry import contract
 from registry.batch import balanced
@@ -49,7 +49,8 @@ class Sequential(Backend):
         """Return a client with networks, data and learning rate in place that has received its message."""
         client = self.workspace.enter(id)
         prepare(client, round, self.data, self.settings)
-        client.receive(message)
+        with unseen(client, self.settings):
+            client.receive(message)
         return client
 
     def end(self, client: Client, loss: Tensor) -> Trained:
@@ -62,7 +63,8 @@ class Sequential(Backend):
 
     def reply(self, client: Client) -> Message:
         """Return a trained client's reply. Raises NonFinite, naming client and tensor."""
-        reply = contract.reply(client).copy(self.data.test_x.device)  # the next client will use the networks
+        with unseen(client, self.settings):
+            reply = contract.reply(client).copy(self.data.test_x.device)  # the next client will use the networks
         check_finite(client.id, reply.tensors)
         return reply
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ def test_a_run_tells_what_it_has_spent(shard_folder, capsys):
     assert said in "".join(path.read_text() for path in Path("page").rglob("*.html"))
 
 
+def test_a_run_with_noise_on_each_window_tells_what_it_has_spent(shard_folder, capsys):
+    private = ["--dp", "example", "--epsilon", "8", "--delta", "1e-3", "--clip", "1", "-gr", "2"]
+    assert main(["-data", str(shard_folder), "-algo", "FedAvg", *RUN, *private, *GROUP]) == 0
+    said = "What a client shares and keeps is differentially private for any one of its windows: at most ε = "
+    shown = capsys.readouterr()
+    assert said in shown.out and " ε " in shown.err
+    (folder,) = Path("runs").iterdir()
+    rows = list(csv.DictReader((folder / "FedAvg-seed0" / "metrics.csv").open()))
+    spent = [float(row["server_privacy_epsilon"]) for row in rows]
+    assert spent == sorted(spent) and 7.9 < spent[-1] <= 8
+    table = json.loads((folder / "FedAvg-seed0" / "privacy.json").read_text())
+    assert table["noise_multiplier"] == pytest.approx(float(rows[0]["server_privacy_noise"]))
+    assert [row["windows"] for row in table["clients"]] == [40, 8, 60]
+    assert max(row["epsilon"] for row in table["clients"]) == pytest.approx(spent[-1])
+    assert main(["resume", str(folder), "-gr", "9"]) == 2
+    assert "-gr 9: with --dp the noise was measured for 2 rounds" in capsys.readouterr().err
+    assert main(["resume", str(folder)]) == 0
+
+
 def test_the_number_of_rounds_stays(shard_folder, capsys):
     assert main(["-data", str(shard_folder), "-algo", "FedAvg", *RUN, *PRIVATE, *GROUP]) == 0
     capsys.readouterr()
@@ -83,7 +103,9 @@ WRONG = {
     "--dp client --epsilon 1e-9 --delta 1e-9": "too small for one round",
     "--dp client --epsilon 8 --delta 1e-3 --clip much": "--clip much: write auto, or a number above 0",
     "--dp client --epsilon 8 --delta 1e-3 --clip 0": "--clip 0: write auto, or a number above 0",
-    "--dp example --epsilon 8 --delta 1e-3": "--dp example: not there yet",
+    "--dp example --epsilon 8 --delta 1e-3": "--dp example: needs --clip NUMBER",
+    "--dp example --epsilon 8 --delta 0.2 --clip 1": "--delta 0.2: not below 1/8",
+    "--dp example --epsilon 8 --delta 1e-3 --clip 1 -algo FedProto": "not with FedProto, which sends the mean features",
     "--dp client --epsilon 8 --delta 1e-3 --norm batch": "FedAvg averages statistics of batch norm",
     "--dp client --epsilon 8 --delta 1e-3 --aggregate median": "--aggregate median: not with --dp client",
     "--dp client --epsilon 8 --delta 1e-3 --max-share 0.4": "--max-share 0.4: not with --dp client",

@@ -6,7 +6,7 @@ A converted layer keeps its parameters, buffers and names; only its class change
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def reason_against(nets: Mapping[str, nn.Module]) -> str:
 def _reason(part: nn.Module) -> str:
     if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0:
         return f"{type(part).__name__} draws random numbers, which would not be each client's own"
-    if isinstance(part, nn.RNNBase) and not _is_simple_lstm(part):
+    if isinstance(part, nn.RNNBase) and not is_simple_lstm(part):
         return f"{type(part).__name__} of this form has no stacked counterpart (an LSTM of one layer has)"
     if isinstance(part, nn.modules.batchnorm._BatchNorm):
         if type(part) not in CONVERTED:
@@ -57,16 +57,23 @@ def _reason(part: nn.Module) -> str:
     return ""
 
 
-def _is_simple_lstm(part: nn.RNNBase) -> bool:
+def is_simple_lstm(part: nn.RNNBase) -> bool:
+    """Return whether a recurrent layer is one that `LSTM` can take the place of."""
     return type(part) is nn.LSTM and part.num_layers == 1 and not part.bidirectional and part.proj_size == 0
 
 
-def convert(nets: Mapping[str, nn.Module], rows: Rows) -> dict[str, nn.Module]:
-    """Return copies of the networks with converted layers; batch norm reads `rows`."""
+def convert(
+    nets: Mapping[str, nn.Module], rows: Rows, kinds: Collection[type[nn.Module]] | None = None
+) -> dict[str, nn.Module]:
+    """Return copies of the networks with converted layers; batch norm reads `rows`.
+
+    Args:
+        kinds: of the layers that are converted; None: all that can be.
+    """
     copies = copy.deepcopy(dict(nets))
     for net in copies.values():
         for part in net.modules():
-            if type(part) in CONVERTED and _convertible(part):
+            if type(part) in (CONVERTED if kinds is None else kinds) and _convertible(part):
                 part.__class__ = CONVERTED[type(part)]
                 vars(part)["rows"] = rows
     return copies
