@@ -23,6 +23,7 @@ from fedkdx_plugin.experiments.runner import where_it_began
 from fedkdx_plugin.experiments.setting import Setting, schedule, training
 from fedkdx_plugin.privacy.audit.view import Update, see
 from fedkdx_plugin.privacy.noise import SeededNoise
+from fedkdx_plugin.privacy.options import EXAMPLE
 from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, FAILED, STATE, again, read_config, read_environment
 from registry import contract
@@ -96,9 +97,11 @@ class Rebuilt:
 
         Args:
             data: other windows, scaled; None: the run's.
-            noise: seed of the noise of `--dp client`, which nobody who attacks knows; None: the run's.
+            noise: seed of the noise of `--dp`, which nobody who attacks knows; None: the run's.
         """
-        made = _federation(self.choice, self.setting, data or self.data, self.settings, self.config)
+        one_by_one = self.settings.privacy.level == EXAMPLE and noise is not None
+        config = replace(self.config, backend="sequential") if one_by_one else self.config
+        made = _federation(self.choice, self.setting, data or self.data, self.settings, config)
         with closing(made) as federation:
             _with_noise(federation, noise)
             yield federation
@@ -178,8 +181,12 @@ def _federation(choice: Choice, setting: Setting, data: DeviceData, settings: Se
 
 
 def _with_noise(federation: Federation, seed: int | None) -> None:
-    if federation.protection and seed is not None:
+    if seed is None:
+        return
+    if federation.protection:
         federation.protection.source = SeededNoise(seed)
+    if federation.settings.privacy.level == EXAMPLE:  # clients draw it, with their lots
+        federation.backend.settings = replace(federation.backend.settings, seed=seed)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from fedkdx_plugin.privacy.audit.rates import Interval
 from fedkdx_plugin.privacy.audit.rebuilt import Rebuilt
 from fedkdx_plugin.privacy.audit.view import Update
 from fedkdx_plugin.privacy.audit.windows import Windows, choose
-from fedkdx_plugin.privacy.options import CENTRAL, CLIENT
+from fedkdx_plugin.privacy.options import CENTRAL, CLIENT, EXAMPLE
 from fedkdx_plugin.results.audits import IDENTITY, INVERSION, MEMBERSHIP, Audit, Figure, Roc
 
 Say = Callable[[str], None]
@@ -74,13 +74,15 @@ def audit(folder: Path, options: AuditOptions, say: Say) -> tuple[Audit, list[Re
         _inversion(rebuilt, options, found, say)
     if summed := max((len(one.clients) for one in updates[0]), default=1) - 1:
         found.notes.append(
-            f"The server sees means of the updates of {summed + 1} clients: 'single update' stands for such a mean, and "
-            "none can be attributed."
+            f"The server sees means of {summed + 1} clients' updates: 'single update' stands for such a mean, and none "
+            "can be attributed."
         )
     if not updates[0] and set(options.attacks) != {INVERSION}:
         found.notes.append("Clients send no shared state, so that their updates cannot be attacked.")
     if rebuilt.settings.privacy.level == CLIENT and rebuilt.settings.privacy.noise == CENTRAL:
         found.notes.append("The server adds the noise, and sees updates before; the shared model has it.")
+    if rebuilt.settings.privacy.level == EXAMPLE and INVERSION in options.attacks:
+        found.notes.append("With --dp example, no update of one window alone is inverted: it would not be private.")
     result = Audit(
         method=rebuilt.name,
         seed=rebuilt.config.seed,
