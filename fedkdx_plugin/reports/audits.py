@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkdx_plugin.reports.plots import COLOURS, DASHES, Looks, Plot, save, style
+from fedkdx_plugin.reports.looks import COLOURS, DASHES, Looks
+from fedkdx_plugin.reports.plots import Plot, save, style
 from fedkdx_plugin.reports.sections import Section
 from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import Cell, Table, number
