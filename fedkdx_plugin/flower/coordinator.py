@@ -7,6 +7,7 @@ round asks for metrics alone, and the numbers are those of one process.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -36,6 +37,7 @@ from fedkdx_plugin.flower.protocol import Answer, ClientMetrics, Request
 from fedkdx_plugin.flower.roster import Event, Link, Roster
 from fedkdx_plugin.flower.secure import SiteParties, Step, StepAnswer
 from fedkdx_plugin.privacy.accounting import FIXED, POISSON
+from fedkdx_plugin.privacy.client import Protection
 from fedkdx_plugin.privacy.example import BETWEEN_SITES
 from fedkdx_plugin.privacy.noise import Noise, SecretNoise
 from fedkdx_plugin.privacy.options import CLIENT, EXAMPLE, Privacy
@@ -472,6 +474,7 @@ class Coordinator(Federation):
         """
         if self.protection:
             self.protection.restore(saved.meta["privacy"])
+            self._count_twice(self.protection)
         if self.outliers:
             self.outliers.usual = float(saved.meta["usual"])
         self._refused = Counter({int(id): count for id, count in saved.meta["refused"].items()})
@@ -483,6 +486,25 @@ class Coordinator(Federation):
         if common:
             pooled = scaling.from_tensors(common, len(common["mean"]))
             self._scale_by(scaling.Agreement(pooled, *saved.meta["agreed"]))
+
+    def _count_twice(self, protection: Protection) -> None:
+        """Count what a server that ended may have released after its checkpoint, and will release again.
+
+        The checkpoint of a round is written after the next one's requests, which tell of its mean; so one mean may be
+        known that is not in it. Where sites add the noise, the sum of the round under way is known, too. Neither the
+        noise nor who takes part can be repeated.
+        """
+        left = protection.plan.rounds - protection.round
+        if not left:
+            return
+        protection.again += min(2 if protection.distributed else 1, left)
+        spent = protection.plan.spent(protection.plan.rounds + protection.again)
+        print(
+            f"{type(self.server).__name__}: rounds after {protection.round} may have been made before, and are made "
+            f"again with other noise: that counts, and the run ends at ε = {spent:.2f}, not "
+            f"{protection.privacy.epsilon:g}",
+            file=sys.stderr,
+        )
 
     def _scale_by(self, agreed: scaling.Agreement | None) -> None:
         """Let the sites scale their windows by this; it stays for the whole run, whoever joins or leaves."""

@@ -31,7 +31,14 @@ EVENTS = "sites.csv"
 
 
 class SavedEachRound(RunFolder):
-    """Writes a checkpoint after each round, so that it is never behind what the sites were told."""
+    """Writes a checkpoint after each round, and when a run goes on, as that may cost privacy (`Coordinator.restore`)."""
+
+    def __enter__(self) -> SavedEachRound:
+        super().__enter__()
+        if self.records:
+            self._last = len(self.records), self.federation.save(), self._confusion
+            self.save()
+        return self
 
     def on_round_end(self, record: RoundRecord) -> None:
         """Write the round, and all state."""

@@ -82,13 +82,14 @@ class Protection:
         average: the mean for `registry.interface.Server.average`.
         round: number of the present round.
         released: whether this round's mean has been released.
+        again: sums that may have been released before a restart, and are made again, with other noise, after it.
     """
 
     def __init__(self, privacy: Privacy, plan: Plan, source: Noise) -> None:
         self.privacy, self.plan, self.source = privacy, plan, source
         self.clip = clipping.FIRST if privacy.clip is None else privacy.clip
         self.average = PrivateAverage(self)
-        self.round, self.released = 0, False
+        self.round, self.released, self.again = 0, False, 0
 
     @property
     def distributed(self) -> bool:
@@ -140,14 +141,15 @@ class Protection:
 
     def figures(self) -> dict[str, float]:
         """Return what has been spent, and the bound, to record after a round."""
-        spent = {SPENT: self.plan.spent(self.round)}
+        sums = self.round + self.again
+        spent = {SPENT: self.plan.spent(sums)}
         if self.distributed:
-            spent[SPENT_SERVER] = self.plan.spent_against_server(self.round)
+            spent[SPENT_SERVER] = self.plan.spent_against_server(sums)
         return spent | {CLIP: self.clip}
 
     def save(self) -> dict[str, Any]:
         """Return the state to go on from after a restart."""
-        return {"clip": self.clip, "round": self.round, "planned": self.plan.rounds}
+        return {"clip": self.clip, "round": self.round, "planned": self.plan.rounds, "again": self.again}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Restore what `save` returned.
@@ -157,7 +159,7 @@ class Protection:
             UserError: the noise so far was that of another number of rounds.
         """
         check_planned(int(saved["planned"]), self.plan.rounds)
-        self.clip, self.round = float(saved["clip"]), int(saved["round"])
+        self.clip, self.round, self.again = float(saved["clip"]), int(saved["round"]), int(saved["again"])
 
 
 def check_planned(before: int, now: int) -> None:

@@ -109,6 +109,30 @@ def test_a_restart_goes_on_with_bound_and_budget(shard_folder, tmp_path):
         longer.restore(saved)
 
 
+@pytest.mark.parametrize(("privacy", "more"), [(BUDGET, 1), (SHARED, 2)])
+def test_what_a_restart_releases_again_counts_again(shard_folder, tmp_path, capsys, privacy, more):
+    schedule = Schedule(4, 1.0)
+    coordinator, _ = made(shard_folder, tmp_path / "a", privacy, schedule)
+    coordinator.round(Round(1, 4))
+    saved = coordinator.save()
+    for times in (1, 2):  # it may be killed again before it is further
+        again, _ = made(shard_folder, tmp_path / f"b{times}", privacy, schedule)
+        again.restore(Message.from_bytes(saved.to_bytes()))
+        plan, sums = again.protection.plan, 1 + times * more
+        assert again.figures()["privacy_epsilon"] == spent(plan.noise, 1e-2, sums, plan.sampling)
+        ends = spent(plan.noise, 1e-2, 4 + times * more, plan.sampling)
+        assert f"the run ends at ε = {ends:.2f}, not 8" in capsys.readouterr().err
+        saved = again.save()
+
+
+def test_a_finished_run_releases_nothing_again(shard_folder, tmp_path):
+    coordinator, _ = made(shard_folder, tmp_path / "a", schedule=Schedule(1, 1.0))
+    coordinator.round(Round(1, 1))
+    again, _ = made(shard_folder, tmp_path / "b", schedule=Schedule(1, 1.0))
+    again.restore(coordinator.save())
+    assert again.figures() == coordinator.figures()
+
+
 def test_privacy_must_not_lean_on_draws_that_sites_know(shard_folder, tmp_path):
     with pytest.raises(UserError, match="-jr 1"):
         made(shard_folder, tmp_path, schedule=Schedule(2, 0.7, sampling=FIXED))
