@@ -41,7 +41,8 @@ def check(config: Config, choices: Sequence[Choice]) -> None:
         return
     refused = [f"{choice.name}, {reason}" for choice in choices if (reason := uncovered(choice.server))]
     if refused:
-        raise UserError(f"--dp client: not with {'; nor with '.join(refused)}; leave out")
+        alike = "them" if len(refused) > 1 else "it"
+        raise UserError(f"--dp client: not with {'; nor with '.join(refused)}; leave {alike} out")
     for flag, reason in _against(config).items():
         raise UserError(f"{flag}: not with --dp client: {reason}")
     if asked.noise == DISTRIBUTED:

@@ -73,6 +73,16 @@ def test_the_mean_weighs_values_and_draws_clients():
     assert (found.low, found.high) == (0.0, 1.0)  # each of both clients is drawn twice now and then
 
 
+def test_guesses_that_are_all_wrong_or_all_right_leave_room_for_chance():
+    clients = np.repeat(np.arange(10), 2)
+    none = rates.mean(np.zeros(20), clients, np.random.default_rng(0))
+    assert (none.value, none.low) == (0, 0)
+    assert (1 - none.high) ** 10 == pytest.approx(0.025)  # no client's is right in 2.5 % of all cases
+    every = rates.mean(np.ones(20), clients, np.random.default_rng(0))
+    assert (every.value, every.high) == (1, 1)
+    assert every.low**10 == pytest.approx(0.025)
+
+
 def test_a_thinned_curve_lies_on_the_curve():
     scores, member = made(3000, 7, False)
     whole = rates.curve(scores, member)

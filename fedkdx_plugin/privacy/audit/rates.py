@@ -91,10 +91,17 @@ def figures(
 
 
 def mean(values: np.ndarray, clients: np.ndarray, rng: np.random.Generator) -> Interval:
-    """Return the mean of (n,) values, with an interval from drawing the clients, (n,), with replacement."""
+    """Return the mean of (n,) values, with an interval from drawing the clients, (n,), with replacement.
+
+    Where every value is 0, or every value 1, all draws are alike; the interval is then that of Clopper and Pearson (1934)
+    with a trial for each client.
+    """
     names, place = np.unique(clients, return_inverse=True)
     if len(names) < 2:
         return Interval(float(values.mean()))
+    if (values == 0).all() or (values == 1).all():
+        beyond = ((1 - LEVEL) / 2) ** (1 / len(names))
+        return Interval(1.0, beyond, 1.0) if values[0] else Interval(0.0, 0.0, 1 - beyond)
     sums, counts = np.bincount(place, values), np.bincount(place)
     drawn = rng.integers(len(names), size=(RESAMPLES, len(names)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)

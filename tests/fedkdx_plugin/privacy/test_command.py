@@ -113,7 +113,7 @@ WRONG = {
     "--dp client --epsilon 8 --delta 1e-3 --late 0.5@2": "--late: not with --dp client",
     "--dp client --epsilon 8 --delta 1e-3 --rare 0.5@0.5": "--rare: not with --dp client",
     "--dp client --epsilon 8 --delta 1e-3 -algo SCAFFOLD": "not with SCAFFOLD, whose clients' numbers of samples",
-    "--dp client --epsilon 8 --delta 1e-3 -algo FedAvg,Local": "not with Local, which does not average",
+    "--dp client --epsilon 8 --delta 1e-3 -algo FedAvg,Local": "what its clients send; leave it out",
     "--dp client --epsilon 8 --delta 1e-3 -algo Centralised": "not with Centralised, which uploads all windows",
     "--dp client --epsilon 8 --delta 1e-3 --dp-noise distributed": "--dp-noise distributed: needs --clip NUMBER",
     "--dp client --epsilon 8 --delta 1e-3 --dp-noise distributed --clip 1 -algo FedKDX": "FedKDX, whose replies",
