@@ -31,7 +31,7 @@ EVENTS = "sites.csv"
 
 
 class SavedEachRound(RunFolder):
-    """Writes a checkpoint after each round, and when a run goes on, as that may cost privacy (`Coordinator.restore`)."""
+    """Writes a checkpoint after each round, and when a run goes on, as that counts with privacy (`Coordinator`)."""
 
     def __enter__(self) -> SavedEachRound:
         super().__enter__()

@@ -93,8 +93,8 @@ def figures(
 def mean(values: np.ndarray, clients: np.ndarray, rng: np.random.Generator) -> Interval:
     """Return the mean of (n,) values, with an interval from drawing the clients, (n,), with replacement.
 
-    Where every value is 0, or every value 1, all draws are alike; the interval is then that of Clopper and Pearson (1934)
-    with a trial for each client.
+    Where every value is 0, or every value 1, all draws are alike; the interval is then that of Clopper and Pearson
+    (1934) with a trial for each client.
     """
     names, place = np.unique(clients, return_inverse=True)
     if len(names) < 2:
