@@ -7,7 +7,6 @@ round asks for metrics alone, and the numbers are those of one process.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -302,6 +301,7 @@ class Coordinator(Federation):
 
     Attributes:
         remote: the backend, by its own type.
+        made_again: what a restart costs in privacy, to be said; '' where it costs nothing.
 
     Raises:
         UserError: an algorithm or an option that a federation between sites cannot have.
@@ -329,6 +329,7 @@ class Coordinator(Federation):
         self.roster, self.most_refusals, self.min_updates = roster, most_refusals, min_updates
         self._refused: Counter[int] = Counter()  # client -> how often in a row
         self._snapshot: Message | None = None
+        self.made_again = ""
 
         def make(workspace: Workspace, data: DeviceData, settings: Settings) -> Backend:
             self.remote = RemoteBackend(workspace, data, settings, link, roster, run, deadline)
@@ -499,11 +500,9 @@ class Coordinator(Federation):
             return
         protection.again += min(2 if protection.distributed else 1, left)
         spent = protection.plan.spent(protection.plan.rounds + protection.again)
-        print(
-            f"{type(self.server).__name__}: rounds after {protection.round} may have been made before, and are made "
-            f"again with other noise: that counts, and the run ends at ε = {spent:.2f}, not "
-            f"{protection.privacy.epsilon:g}",
-            file=sys.stderr,
+        self.made_again = (
+            f"rounds after {protection.round} may have been made before, and are made again with other noise: that "
+            f"counts, and the run ends at ε = {spent:.2f}, not {protection.privacy.epsilon:g}"
         )
 
     def _scale_by(self, agreed: scaling.Agreement | None) -> None:

@@ -34,6 +34,9 @@ class SavedEachRound(RunFolder):
     """Writes a checkpoint after each round, and when a run goes on, as that counts with privacy (`Coordinator`)."""
 
     def __enter__(self) -> SavedEachRound:
+        assert isinstance(self.federation, Coordinator)
+        if self.federation.made_again:
+            self._resumed.append(self.federation.made_again)
         super().__enter__()
         if self.records:
             self._last = len(self.records), self.federation.save(), self._confusion
