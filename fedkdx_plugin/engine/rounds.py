@@ -190,7 +190,8 @@ class Federation:
         settings = self.budget.training if self.budget else settings
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)
         if schedule.secure:
-            secure_sums.check_clients(selected, schedule.join_ratio)
+            share = 1 if self.everyone else schedule.join_ratio
+            secure_sums.check_clients(count_selected(seen, share), schedule.join_ratio)
         if isinstance(backend, str):
             self.backend = selection.make(backend, self.workspace, data, settings, selected, client_memory)
         else:

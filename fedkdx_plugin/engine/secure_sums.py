@@ -44,7 +44,8 @@ def check_clients(selected: int, join_ratio: float) -> None:
     """Raise UserError where a round selects so few clients that a sum is no secret."""
     if selected < FEWEST:
         raise UserError(
-            f"{FLAG}: a round selects {selected} client (-jr {join_ratio:g}), whose reply would be the sum; raise -jr"
+            f"{FLAG}: a round selects {selected} client (-jr {join_ratio:g}), whose reply would be the sum; "
+            "let more take part"
         )
 
 

@@ -22,7 +22,7 @@ from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.augmentation import Augment
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
-from fedkdx_plugin.engine.participation import Participation
+from fedkdx_plugin.engine.participation import UNSEEN, Participation
 from fedkdx_plugin.engine.randomness import count_selected
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
@@ -70,7 +70,8 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
         raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes; leave it out")
     groups = groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
     if config.secure_aggregation:
-        secure_sums.check_clients(count_selected(shards.num_clients, config.join_ratio), config.join_ratio)
+        seen = shards.num_clients - len(groups.get(UNSEEN, ()))
+        secure_sums.check_clients(count_selected(seen, config.join_ratio), config.join_ratio)
     Augment.of(config.augment, shards.manifest["channels"])  # raises where there is nothing to rotate
     task = make_task(config, shards.shape, shards.num_classes)
     with naming(*_models(config)):

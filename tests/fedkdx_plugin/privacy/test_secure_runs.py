@@ -15,6 +15,7 @@ from fedkdx_plugin.configuration.config import from_dict
 from fedkdx_plugin.engine import secure_sums
 from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.faults import Faults
+from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Federation, Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.experiments import setting
@@ -41,6 +42,7 @@ def federation(
     outliers: float | None = None,
     backend: str = "sequential",
     sizes: tuple[int, ...] = SIZES,
+    unseen: int = 0,
     **settings,
 ) -> Federation:
     settings = {"batch_size": 16, "local_epochs": 1, "learning_rate": 0.05} | settings
@@ -50,7 +52,7 @@ def federation(
         algorithm.Params(),
         make_data(sizes),
         Settings(**settings),
-        Schedule(rounds, join_ratio, outliers=outliers, secure=secure),
+        Schedule(rounds, join_ratio, participation=Participation(unseen), outliers=outliers, secure=secure),
         backend,
     )
 
@@ -263,6 +265,8 @@ def test_without_the_library_one_line_says_what_to_install(monkeypatch):
 def test_a_sum_of_a_single_reply_is_refused():
     with pytest.raises(UserError, match="a round selects 1 client"):
         federation(join_ratio=0.2)
+    with pytest.raises(UserError, match="a round selects 1 client"):  # of those that are not unseen
+        federation(join_ratio=0.4, unseen=3)
 
 
 def test_nothing_is_imported_without_it():
