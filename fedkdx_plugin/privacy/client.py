@@ -55,6 +55,14 @@ class Plan:
         noise = accounting.noise_multiplier(privacy.epsilon, privacy.delta, rounds, sampling)
         return Plan(sampling, rounds, privacy.delta, noise)
 
+    @property
+    def share(self) -> float:
+        """Return the deviation of a client's own noise, over Δ: z/√(m - 1), where clients add it.
+
+        Whoever takes part knows its own noise, and can take it out of the sum: that of the others must do.
+        """
+        return self.noise / max(self.sampling.selected - 1, 1) ** 0.5
+
     def spent(self, rounds: int) -> float:
         """Return ε after so many rounds."""
         return accounting.spent(self.noise, self.delta, rounds, self.sampling)
@@ -63,9 +71,9 @@ class Plan:
         """Return ε after so many rounds against who sees single replies, with noise by the clients themselves.
 
         There is no amplification, as the server knows who takes part; the worst case is a client of every round. The
-        deviation of a client's own noise is z Δ/√m, and replacing its update changes its reply by 2C.
+        noise is a client's own (`share`), and replacing its update changes its reply by 2C.
         """
-        own = self.noise * self.sampling.sensitivity / self.sampling.selected**0.5 / 2
+        own = self.share * self.sampling.sensitivity / 2
         return accounting.gaussian(own / max(rounds, 1) ** 0.5, self.delta)
 
 
@@ -131,8 +139,7 @@ class Protection:
         """Return one client's update, clipped, with its share of the round's noise, where the noise is distributed."""
         own = {name: t.double() for name, t in update.items()}
         (factor,) = clipping.factors(clipping.norms([own]), self.clip)
-        sampling = self.plan.sampling
-        deviation = self.plan.noise * sampling.sensitivity * self.clip / sampling.selected**0.5
+        deviation = self.plan.share * self.plan.sampling.sensitivity * self.clip
         return {name: factor * t + self._noise(t, deviation, client, name) for name, t in own.items()}
 
     def _noise(self, like: Tensor, deviation: float, *purpose: int | str) -> Tensor:

@@ -223,10 +223,13 @@ SHARED = replace(BUDGET, noise=DISTRIBUTED)
 def test_each_client_adds_a_share_of_the_noise():
     made = protection(SHARED)
     shares = [made.noised(LIKE, client) for client in range(12)]
-    own = 1.5 * 2 * BUDGET.clip / math.sqrt(12)
+    own = 1.5 * 2 * BUDGET.clip / math.sqrt(11)
     assert all(drawn_with(flat(share), own) for share in shares)
     total = made.release(shares, LIKE)
-    assert drawn_with(flat(total), 1.5 * 2 * BUDGET.clip / 12)
+    assert drawn_with(flat(total), 1.5 * 2 * BUDGET.clip / 12 * math.sqrt(12 / 11))
+    # one of them takes its own noise out of the sum, and still sees no less than was accounted
+    others = sum(flat(share) for share in shares[1:])
+    assert drawn_with(others, 1.5 * 2 * BUDGET.clip)
     noiseless = protection(SHARED, source=NoNoise())
     long = noiseless.noised({"a": torch.full((4,), 7.0), "b": torch.full((5,), 7.0)}, 0)
     assert float(flat(long).norm()) == pytest.approx(BUDGET.clip)
@@ -247,7 +250,7 @@ def test_distributed_noise_in_a_run():
     figures = record.server
     assert figures["privacy_epsilon_server"] > figures["privacy_epsilon"]
     plan = federation.protection.plan
-    single = plan.noise * 2 * BUDGET.clip / math.sqrt(len(SIZES))  # deviation of a reply, which moves by 2C
+    single = plan.noise * 2 * BUDGET.clip / math.sqrt(len(SIZES) - 1)  # deviation of a reply, which moves by 2C
     assert figures["privacy_epsilon_server"] == pytest.approx(gaussian(single / (2 * BUDGET.clip), 1e-2))
 
 
