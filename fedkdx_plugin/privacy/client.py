@@ -61,7 +61,7 @@ class Plan:
 
         Whoever takes part knows its own noise, and can take it out of the sum: that of the others must do.
         """
-        return self.noise / max(self.sampling.selected - 1, 1) ** 0.5
+        return float(self.noise / max(self.sampling.selected - 1, 1) ** 0.5)
 
     def spent(self, rounds: int) -> float:
         """Return ε after so many rounds."""
