@@ -55,6 +55,15 @@ def replying(change, **client):
     return algorithm(client={"reply": reply, **client}, check_reply=checks_state)
 
 
+def looks_at_labels(self, tensors, meta):
+    return tensors, meta if len(self.data.y.unique()) else {}
+
+
+def centres_logits(self, nets, batch, context):
+    logits = nets["model"](batch.x).logits
+    return {"model": batch.cross_entropy(logits - logits.mean(0))}
+
+
 def sending(tensors, **members):
     """FedAvg with clients that send more than its server wants."""
     client = replying(lambda self, sent, meta: (sent | tensors(self), meta), **members).Client
@@ -92,6 +101,24 @@ class Counter(FedAvg):
 
     def check_reply(self, client, reply):
         check_state(reply, self.weights)
+
+
+class CountsReplies(FedAvg):
+    """The server keeps how many replies its mean is of, which a sum does not tell."""
+
+    sums = True
+    count = 0
+
+    def aggregate(self, replies, round):
+        super().aggregate(replies, round)
+        self.count = len(replies)
+
+    def save(self):
+        return Message(self.weights, {"count": self.count})
+
+    def restore(self, saved):
+        super().restore(saved)
+        self.count = saved.meta["count"]
 
 
 class Forgetful(FedAvg):
@@ -280,6 +307,8 @@ ALGORITHMS = {
     "check_parameters_documented": Broken(algorithm(FedProx, Params=Silent)),
     "check_parameters_matter": Broken(algorithm(FedProx, Params=Idle)),
     "check_averaging": Broken(algorithm(aggregate=takes_its_own_mean)),
+    "check_sums": Broken(CountsReplies),
+    "check_windows": Broken(replying(looks_at_labels, windows_meet="")),
     "check_parallel": Broken(replying(other_in_a_process)),
     "check_stacked": Broken(replying(other_when_together, before_replies=classmethod(notes))),
     "check_refused_reply": Broken(
@@ -300,6 +329,7 @@ ALGORITHMS = {
 }
 # others that these checks must catch, whatever else fails
 MORE_ALGORITHMS = [
+    ("check_windows", algorithm(client={"losses": centres_logits, "windows_meet": ""})),
     ("check_windows_and_labels", saying(lambda self: {"seen": self.data.y.tolist()})),
     ("check_private_values", sending(lambda self: {"note": head(self).half().flatten()}, **PRIVATE)),
     ("check_windows_and_labels", sending(lambda self: {"example": self.data.x[:2]})),
