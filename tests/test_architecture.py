@@ -61,6 +61,7 @@ MAY_IMPORT = {
         "baselines.fedavg",
         "fedkdx_plugin.engine",
         "fedkdx_plugin.models",
+        "fedkdx_plugin.privacy",
         "fedkdx_plugin.testing",
     ),
     "fedkdx_plugin/tracking": (
