@@ -16,7 +16,7 @@ def algorithm_checks() -> list[Check]:
 
     `@pytest.mark.parametrize("check", algorithm_checks())` gives each a test of its own name.
     """
-    groups = (runs, secrets, parameters, averaging, sums, windows, private_mean, backends, replies)
+    groups = (runs, secrets, parameters, averaging, sums, private_mean, windows, backends, replies)
     return [check for group in groups for check in group.CHECKS]
 
 
