@@ -51,6 +51,7 @@ MAY_IMPORT = {
         "fedkdx_plugin.configuration",
         "fedkdx_plugin.engine",
         "fedkdx_plugin.experiments",
+        "fedkdx_plugin.privacy",
         "fedkdx_plugin.privacy.audit",
         "fedkdx_plugin.reports",
         "fedkdx_plugin.results",

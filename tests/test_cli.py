@@ -286,6 +286,7 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("-dev gpu", "-dev: 'gpu' is unknown"),
         ("--precision tf32", "--precision tf32: works on a GPU only, and this run is on the CPU; leave it out"),
         ("--client-memory host", "--client-memory host: works on a GPU only, and this run is on the CPU; leave it out"),
+        ("--precision bf16", "--precision bf16: works on a GPU only, and this run is on the CPU; leave it out"),
         ("--precision half", "--precision: 'half' is unknown"),
         ("-bogus 3", "unrecognized arguments: -bogus 3; see --help"),
         ("-go a/b", "-go: 'a/b' may hold letters"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -57,6 +58,13 @@ def shares_missing(protection: Protection | None, replied: int) -> list[str]:
         f"the round does not count, as {replied} of {planned} clients replied, and without the others' shares there is "
         "too little noise (--dp-noise distributed)"
     ]
+
+
+def fewest(protection: Protection | None, least: int) -> int:
+    """Return of how many replies at least the server may learn the sum: all that bring noise, else `least`."""
+    if protection and protection.distributed:
+        return max(least, math.ceil(protection.plan.sampling.selected))
+    return least
 
 
 def uncovered(server: type[Server]) -> str:

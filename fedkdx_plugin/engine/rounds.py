@@ -22,7 +22,7 @@ from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.outliers import Outliers
 from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, Participation
-from fedkdx_plugin.engine.protection import SCALED, noised, protection, sampling_of, shares_missing
+from fedkdx_plugin.engine.protection import SCALED, fewest, noised, protection, sampling_of, shares_missing
 from fedkdx_plugin.engine.randomness import count_selected, draw_clients, sample_clients
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
@@ -197,7 +197,8 @@ class Federation:
             self.backend = backend(self.workspace, data, settings)
         self.evaluate = self.backend.evaluator()
         self.outliers = Outliers(schedule.outliers) if schedule.outliers else None
-        self.sums = secure_sums.SecureSums(self.server.check_reply, self._check_mean, self.min_updates, self.refusals)
+        least = fewest(self.protection, self.min_updates)
+        self.sums = secure_sums.SecureSums(self.server.check_reply, self._check_mean, least, self.refusals)
         self.transport = Transport(device, self.workspace.private)
 
     @property

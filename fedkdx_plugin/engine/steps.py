@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from fedkdx_plugin.engine import precision
 from fedkdx_plugin.engine.optimizers import SGD, Optimizer
 from fedkdx_plugin.native.sgd import ClipAndMove, clip_and_move
 from registry import contract
@@ -28,6 +29,7 @@ class Steps:
         context: its context.
         bound: bound on the norm of each network's gradient (0: none).
         optimizer: how parameters move, a name of `optimizers.NAMES`.
+        mixed: whether losses are computed in mixed precision (see `precision`).
     """
 
     def __init__(
@@ -37,8 +39,9 @@ class Steps:
         context: Mapping[str, Tensor],
         bound: float,
         optimizer: str = SGD,
+        mixed: bool = False,
     ) -> None:
-        self.client, self.nets, self.context = client, nets, context
+        self.client, self.nets, self.context, self.mixed = client, nets, context, mixed
         self.trained = {name: net for name, net in nets.items() if name not in client.frozen}
         for name, net in nets.items():
             net.train(name in self.trained)
@@ -61,7 +64,8 @@ class Steps:
 
     def take(self, batch: Batch, still: Sequence[nn.Parameter] = ()) -> Tensor:
         """Take a step on a batch, without moving the parameters `still`; return the sum of its losses, detached."""
-        losses = contract.losses(self.client, self.client.losses(self.nets, batch, self.context))
+        with precision.mixed(self.mixed, batch.x.device):
+            losses = contract.losses(self.client, self.client.losses(self.nets, batch, self.context))
         loss = reduce(add, losses.values())
         if not loss.requires_grad:
             raise wrong(self.client, "losses", "a loss that depends on a network that is trained", losses)

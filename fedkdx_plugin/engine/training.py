@@ -43,6 +43,7 @@ class Settings:
         attack: which clients attack, and how.
         privacy: whose data are protected by noise, and how much of it.
         dp_sgd: bound and noise of DP-SGD, which hides each window of a client; None: plain training.
+        mixed: whether training steps are in mixed precision (see `precision`); DP-SGD's never are.
     """
 
     batch_size: int = 32
@@ -58,6 +59,7 @@ class Settings:
     attack: Attack = field(default_factory=Attack)
     privacy: Privacy = field(default_factory=Privacy)
     dp_sgd: WindowPrivacy | None = None
+    mixed: bool = False
 
     def epochs(self, round: Round, client: int) -> int:
         """Return a client's number of epochs in this round: `local_epochs`, or fewer for a straggler."""
@@ -113,7 +115,9 @@ def _steps(client: Client, windows: Batch, round: Round, settings: Settings) -> 
     """Return the training steps of a round."""
     context, bound, optimizer = contract.context(client), settings.clip_norm, settings.optimizer
     if settings.dp_sgd is None:
-        return Steps(client, client.nets, context, bound, optimizer)
+        return Steps(client, client.nets, context, bound, optimizer, settings.mixed)
+    if len(windows.y) != client.samples:
+        raise UserError(f"--dp example: {type(client).__name__} holds windows out, so that others are drawn more often")
     size, shape = min(settings.batch_size, len(windows.y)), windows.x.shape[1:]
     rng = generator(settings.seed, "noise of gradients", round.index, client.id)
     return PrivateSteps(client, client.nets, context, bound, optimizer, settings.dp_sgd, size, shape, rng)

@@ -17,7 +17,7 @@ from dataset_utils.shards import ShardSet
 from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import Choice, choose
 from fedkdx_plugin.configuration.config import Config
-from fedkdx_plugin.engine import secure_sums
+from fedkdx_plugin.engine import precision, secure_sums
 from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.augmentation import Augment
 from fedkdx_plugin.engine.data import DeviceData
@@ -192,6 +192,7 @@ def training(config: Config, seed: int, channels: Sequence[str] | None = None) -
         faults=_faults(config),
         attack=_attack(config),
         privacy=private.privacy(config),
+        mixed=config.precision == precision.MIXED,
     )
 
 

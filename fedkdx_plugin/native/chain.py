@@ -163,6 +163,14 @@ class Chained(torch.autograd.Function):
 _own = threading.local()
 
 
+def _casts() -> bool:
+    """Return whether autocast would give PyTorch's operations other types."""
+    try:
+        return bool(torch.is_autocast_enabled("cpu"))
+    except TypeError:  # before PyTorch 2.4
+        return bool(torch.is_autocast_cpu_enabled())
+
+
 def _scratch(values: int) -> Tensor:
     """Return memory for at least so many values, for one call; small memory is reused, as it is in the cache."""
     if values > HELD:
@@ -287,7 +295,9 @@ class Chain:
         """Return the layout; None if there is no plan, hooks exist, norms are not trained, or windows do not fit."""
         if not self.layers or any(self._hooks) or not all(norm.training for norm in self._norms):
             return None
-        if x.dtype != torch.float32 or not x.is_cpu or (x.requires_grad and self.layers[0].inputs % VECTOR):
+        if x.dtype != torch.float32 or not x.is_cpu or _casts():
+            return None
+        if x.requires_grad and self.layers[0].inputs % VECTOR:
             return None
         if x.shape not in self._layouts:
             self._layouts[x.shape] = Layout.of(self.layers, x.shape)

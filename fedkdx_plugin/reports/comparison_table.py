@@ -61,7 +61,7 @@ def honest_alone(run: Run) -> str:
 
 def guarded(run: Run) -> str:
     """Return a sentence about the differential privacy of what a run shared; '' if it had none."""
-    spent = [record.server[SPENT] for record in run.records if SPENT in record.server]
+    spent, count = [record.server[SPENT] for record in run.records if SPENT in record.server], len(run.records)
     if not spent:
         return ""
     server = [record.server[SPENT_SERVER] for record in run.records if SPENT_SERVER in record.server]
@@ -70,7 +70,7 @@ def guarded(run: Run) -> str:
     else:
         what = f"What is shared is differentially private for {Sampling(1, 1, run.config['sampling']).relation} client:"
     text = f"{what} ε = {spent[-1]:.3g}"
-    text += f" of {run.config['epsilon']:g}, δ = {run.config['delta']:g}, after {len(run.records)} rounds"
+    text += f" of {run.config['epsilon']:g}, δ = {run.config['delta']:g}, after {count} round{'s' * (count > 1)}"
     if server:
         text += f" (against a server that sees single replies, ε = {server[-1]:.3g})"
     return f"{text}; the metrics here were measured without noise."

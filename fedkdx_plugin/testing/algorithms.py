@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedkdx_plugin.testing import averaging, backends, parameters, private_mean, replies, runs, secrets, sums
+from fedkdx_plugin.testing import averaging, backends, parameters, private_mean, replies, runs, secrets, sums, windows
 from fedkdx_plugin.testing.case import AlgorithmCase
 from fedkdx_plugin.testing.running import Check, run_all
 from registry.interface import Server
@@ -16,7 +16,7 @@ def algorithm_checks() -> list[Check]:
 
     `@pytest.mark.parametrize("check", algorithm_checks())` gives each a test of its own name.
     """
-    groups = (runs, secrets, parameters, averaging, sums, private_mean, backends, replies)
+    groups = (runs, secrets, parameters, averaging, sums, private_mean, windows, backends, replies)
     return [check for group in groups for check in group.CHECKS]
 
 

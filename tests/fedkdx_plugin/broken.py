@@ -55,6 +55,15 @@ def replying(change, **client):
     return algorithm(client={"reply": reply, **client}, check_reply=checks_state)
 
 
+def looks_at_labels(self, tensors, meta):
+    return tensors, meta if len(self.data.y.unique()) else {}
+
+
+def centres_logits(self, nets, batch, context):
+    logits = nets["model"](batch.x).logits
+    return {"model": batch.cross_entropy(logits - logits.mean(0))}
+
+
 def sending(tensors, **members):
     """FedAvg with clients that send more than its server wants."""
     client = replying(lambda self, sent, meta: (sent | tensors(self), meta), **members).Client
@@ -92,6 +101,24 @@ class Counter(FedAvg):
 
     def check_reply(self, client, reply):
         check_state(reply, self.weights)
+
+
+class CountsReplies(FedAvg):
+    """The server keeps how many replies its mean is of, which a sum does not tell."""
+
+    sums = True
+    count = 0
+
+    def aggregate(self, replies, round):
+        super().aggregate(replies, round)
+        self.count = len(replies)
+
+    def save(self):
+        return Message(self.weights, {"count": self.count})
+
+    def restore(self, saved):
+        super().restore(saved)
+        self.count = saved.meta["count"]
 
 
 class Forgetful(FedAvg):
@@ -236,20 +263,11 @@ class Scores(FedAvg):
         self.weights = {name: tensor * mean for name, tensor in self.weights.items()}
 
 
-def moves_by(server, replies, round, share):
-    """FedAvg's round, of which the model makes a share."""
-    before = server.weights
-    FedAvg.aggregate(server, replies, round)
-    server.weights = {name: own.lerp(server.weights[name], share) for name, own in before.items()}
-
-
-def moves_by_replies(self, replies, round):
-    moves_by(self, replies, round, 1 - 1 / (1 + len(replies)))
-
-
 def moves_by_samples(self, replies, round):
-    most = max(reply.meta["samples"] for reply in replies.values())
-    moves_by(self, replies, round, 1 - 1 / (1 + most))
+    """Make a share of FedAvg's step, which the largest number of samples decides."""
+    before, most = self.weights, max(reply.meta["samples"] for reply in replies.values())
+    FedAvg.aggregate(self, replies, round)
+    self.weights = {name: own.lerp(self.weights[name], 1 - 1 / (1 + most)) for name, own in before.items()}
 
 
 PRIVATE = {"private": ("model.head.*",)}
@@ -296,8 +314,9 @@ ALGORITHMS = {
     "check_parameters_documented": Broken(algorithm(FedProx, Params=Silent)),
     "check_parameters_matter": Broken(algorithm(FedProx, Params=Idle)),
     "check_averaging": Broken(algorithm(aggregate=takes_its_own_mean)),
-    "check_sums": Broken(algorithm(aggregate=moves_by_replies, sums=True)),
+    "check_sums": Broken(CountsReplies),
     "check_private_mean": Broken(algorithm(aggregate=moves_by_samples, beyond_average="", sums=False)),
+    "check_windows": Broken(replying(looks_at_labels, windows_meet="")),
     "check_parallel": Broken(replying(other_in_a_process)),
     "check_stacked": Broken(replying(other_when_together, before_replies=classmethod(notes))),
     "check_refused_reply": Broken(
@@ -318,6 +337,7 @@ ALGORITHMS = {
 }
 # others that these checks must catch, whatever else fails
 MORE_ALGORITHMS = [
+    ("check_windows", algorithm(client={"losses": centres_logits, "windows_meet": ""})),
     ("check_windows_and_labels", saying(lambda self: {"seen": self.data.y.tolist()})),
     ("check_private_values", sending(lambda self: {"note": head(self).half().flatten()}, **PRIVATE)),
     ("check_windows_and_labels", sending(lambda self: {"example": self.data.x[:2]})),

@@ -165,7 +165,9 @@ def test_clients_state_on_the_host_changes_nothing():
     assert same_state(*states)
 
 
-@pytest.mark.parametrize("more", ["", "--precision tf32", "--client-memory host", "--backend sequential"])
+@pytest.mark.parametrize(
+    "more", ["", "--precision tf32", "--precision bf16", "--client-memory host", "--backend sequential"]
+)
 def test_a_whole_command(shard_folder, tmp_path, monkeypatch, capsys, more):
     monkeypatch.chdir(tmp_path)
     command = f"-data {shard_folder} -algo FedAvg,FedKDX,Centralised -m cnn_small -gr 2 -jr 0.7 -ls 1 -dev cuda {more}"

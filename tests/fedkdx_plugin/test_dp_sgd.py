@@ -331,6 +331,19 @@ def test_a_subclass_with_methods_declares_anew():
             run(made)
 
 
+def test_windows_held_out_are_not_in_the_account():
+    class Holding(algorithm("FedAvg").Client):
+        windows_meet = ""
+
+        def holdout(self) -> float:
+            return 0.2
+
+    server = type("Mine", (algorithm("FedAvg"),), {"Client": Holding})
+    made = make_federation(server, None, task(), backend="sequential", dp_sgd=WindowPrivacy(CLIP, 1.0))
+    with pytest.raises(UserError, match="Holding holds windows out"):
+        run(made)
+
+
 @pytest.mark.parametrize(
     ("part", "words"), [(nn.BatchNorm1d(3), "is batch norm.*--norm group"), (nn.GRU(3, 3), "is GRU of a form")]
 )

@@ -33,7 +33,9 @@ def windows(recovered: Sequence[Recovered]) -> Figure:
         for own, line in zip(rows, grid, strict=True):
             for one, axes in zip(own, line, strict=False):
                 _draw(one, axes)
-        figure.supxlabel("sample; solid: trained on, dashed: found in the update; each colour is a channel", fontsize=8)
+        figure.supxlabel(
+            "sample; solid: trained on, dashed: found in the update; each colour is a channel, scaled", fontsize=8
+        )
     return figure
 
 

@@ -22,6 +22,8 @@ from fedkdx_plugin.experiments.experiment import experiment_folder
 from fedkdx_plugin.experiments.runner import where_it_began
 from fedkdx_plugin.experiments.setting import Setting, schedule, training
 from fedkdx_plugin.privacy.audit.view import Update, see
+from fedkdx_plugin.privacy.noise import SeededNoise
+from fedkdx_plugin.privacy.options import EXAMPLE
 from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, FAILED, STATE, again, read_config, read_environment
 from registry import contract
@@ -90,27 +92,32 @@ class Rebuilt:
         return Round(index, max(self.config.global_rounds, index), self.config.join_ratio)
 
     @contextmanager
-    def federation(self, data: DeviceData | None = None) -> Iterator[Federation]:
+    def federation(self, data: DeviceData | None = None, noise: int | None = None) -> Iterator[Federation]:
         """Make a federation as the run's was before its first round.
 
         Args:
             data: other windows, scaled; None: the run's.
+            noise: seed of the noise of `--dp`, which nobody who attacks knows; None: the run's.
         """
-        made = _federation(self.choice, self.setting, data or self.data, self.settings, self.config)
+        one_by_one = self.settings.privacy.level == EXAMPLE and noise is not None
+        config = replace(self.config, backend="sequential") if one_by_one else self.config
+        made = _federation(self.choice, self.setting, data or self.data, self.settings, config)
         with closing(made) as federation:
+            _with_noise(federation, noise)
             yield federation
 
     @contextmanager
-    def watched(self, data: DeviceData | None = None, **local: Any) -> Iterator[Watched]:
+    def watched(self, data: DeviceData | None = None, noise: int | None = None, **local: Any) -> Iterator[Watched]:
         """Make a federation in which any client may be asked for a reply, and none fails.
 
         Args:
-            data: other windows, scaled; None: the run's.
+            data, noise: see `federation`.
             **local: fields of `Settings` that differ from the run's.
         """
         settings = replace(self.settings, faults=Faults(), **local)
         config = replace(self.config, late=None, rare=None, outliers=None, backend="sequential")
         with closing(_federation(self.choice, self.setting, data or self.data, settings, config)) as federation:
+            _with_noise(federation, noise)
             yield Watched(federation)
 
     def fresh_network(self, federation: Federation, net: str) -> Model:
@@ -171,6 +178,15 @@ def _federation(choice: Choice, setting: Setting, data: DeviceData, settings: Se
     made = Federation(server, task, params, data, settings, schedule(config), config.backend, config.client_memory)
     made.evaluate = lambda shared: {}  # no metrics are wanted
     return made
+
+
+def _with_noise(federation: Federation, seed: int | None) -> None:
+    if seed is None:
+        return
+    if federation.protection:
+        federation.protection.source = SeededNoise(seed)
+    if federation.settings.privacy.level == EXAMPLE:  # clients draw it, with their lots
+        federation.backend.settings = replace(federation.backend.settings, seed=seed)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fedkdx_plugin.privacy.audit.rates import Interval
 from fedkdx_plugin.privacy.audit.rebuilt import Rebuilt
 from fedkdx_plugin.privacy.audit.view import Update
 from fedkdx_plugin.privacy.audit.windows import Windows, choose
+from fedkdx_plugin.privacy.options import CENTRAL, CLIENT, EXAMPLE
 from fedkdx_plugin.results.audits import IDENTITY, INVERSION, MEMBERSHIP, Audit, Figure, Roc
 
 Say = Callable[[str], None]
@@ -71,8 +72,17 @@ def audit(folder: Path, options: AuditOptions, say: Say) -> tuple[Audit, list[Re
         _identity(rebuilt, updates, found)
     if INVERSION in options.attacks:
         _inversion(rebuilt, options, found, say)
+    if summed := max((len(one.clients) for one in updates[0]), default=1) - 1:
+        found.notes.append(
+            f"The server sees means of {summed + 1} clients' updates: 'single update' stands for such a mean, and none "
+            "can be attributed."
+        )
     if not updates[0] and set(options.attacks) != {INVERSION}:
         found.notes.append("Clients send no shared state, so that their updates cannot be attacked.")
+    if rebuilt.settings.privacy.level == CLIENT and rebuilt.settings.privacy.noise == CENTRAL:
+        found.notes.append("The server adds the noise, and sees updates before; the shared model has it.")
+    if rebuilt.settings.privacy.level == EXAMPLE and INVERSION in options.attacks:
+        found.notes.append("With --dp example, no update of one window alone is inverted: it would not be private.")
     result = Audit(
         method=rebuilt.name,
         seed=rebuilt.config.seed,
@@ -123,7 +133,7 @@ def _membership(
             found.notes.append(NO_UPDATES)
     trained = windows.drawn(options.shadows, rebuilt.config.seed) if options.shadows else np.empty((0, 0), bool)
     shadows = [
-        _shadow(rebuilt, windows, chosen, f"shadow run {place} of {len(trained)}", say)
+        _shadow(rebuilt, windows, chosen, place, f"shadow run {place} of {len(trained)}", say)
         for place, chosen in enumerate(trained, 1)
     ]
     for target, confidences in own.items():
@@ -137,16 +147,18 @@ def _membership(
             found.curves.append(Roc(target, method, curve.false.tolist(), curve.true.tolist()))
 
 
-def _shadow(rebuilt: Rebuilt, windows: Windows, trained: np.ndarray, name: str, say: Say) -> dict[str, np.ndarray]:
-    """Make a shadow run, which differs from the run in its windows alone; return its confidences by target."""
-    data = windows.trained_on(rebuilt.data, trained)
-    with rebuilt.federation(data) as federation:
+def _shadow(
+    rebuilt: Rebuilt, windows: Windows, trained: np.ndarray, place: int, name: str, say: Say
+) -> dict[str, np.ndarray]:
+    """Make a shadow run, which differs from the run in its windows and noise alone; return confidences by target."""
+    data, noise = windows.trained_on(rebuilt.data, trained), derive(rebuilt.config.seed, "audit", "noise", place)
+    with rebuilt.federation(data, noise) as federation:
         for index in range(1, rebuilt.done + 1):
             say(f"{name}, round {index}/{rebuilt.done}")
             federation.round(rebuilt.at(index))
         result = models.of_run(federation, rebuilt.data, windows)
         saved = federation.save()
-    with rebuilt.watched(data) as watched:
+    with rebuilt.watched(data, noise) as watched:
         seen = watched.updates(saved, rebuilt.at(rebuilt.done + 1), rebuilt.clients)
         if (of_updates := models.of_updates(watched.federation, seen, rebuilt.data, windows)) is not None:
             result[models.UPDATE] = of_updates
@@ -156,7 +168,6 @@ def _shadow(rebuilt: Rebuilt, windows: Windows, trained: np.ndarray, name: str, 
 def _identity(rebuilt: Rebuilt, updates: Sequence[Sequence[Update]], found: Found) -> None:
     known = updates[0]
     if any(len(one.clients) > 1 for one in known):
-        found.notes.append("Only means of several clients' updates are seen, so that none can be attributed.")
         return
     if len(known) < 2:
         return

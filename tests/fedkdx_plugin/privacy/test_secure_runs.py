@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import closing
 from dataclasses import replace
 
@@ -73,7 +74,9 @@ def test_who_sums():
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - SUMS))
-def test_no_other_algorithm_could_say_so(name):
+def test_no_other_algorithm_could_say_so_and_each_is_refused_by_name(name):
+    with pytest.raises(UserError, match=rf"--secure-aggregation: {re.escape(name)} (needs|pools)"):
+        setting.check(config(algorithm=[name]))
     assert why_no_sum(AlgorithmCase(catalog.load("algorithms", name)))
 
 

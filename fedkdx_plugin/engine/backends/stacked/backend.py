@@ -278,6 +278,7 @@ class Stacked(Backend):
             settings.clip_norm,
             optimizer=settings.optimizer,
             augmenter=augmenter,
+            mixed=settings.mixed,
         )
 
     def _best_way(self, group: Sequence[Ready], plan: Plan, rounds: int) -> str:

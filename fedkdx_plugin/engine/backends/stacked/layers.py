@@ -161,6 +161,11 @@ class LSTM(nn.LSTM):
         return out, (hidden.unsqueeze(0), cell.unsqueeze(0))
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Return numbers of 16 bits in float32, in which means and variances are to be taken, and others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm by its formula over the real rows, in training and in evaluation, with a mask and without.
 
@@ -171,6 +176,7 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     rows: Rows
 
     def forward(self, x: Tensor) -> Tensor:
+        x = _wide(x)
         across = (1, -1, *[1] * (x.ndim - 2))
         running_mean, running_var = self.running_mean, self.running_var
         if not self.training and running_mean is not None and running_var is not None:
@@ -223,6 +229,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (n, channels, ...)."""
+        x = _wide(x)
         grouped = x.reshape(len(x), self.num_groups, -1)
         centred = grouped - grouped.mean(2, keepdim=True)
         scaled = centred * (centred.square().mean(2, keepdim=True) + self.eps).rsqrt()

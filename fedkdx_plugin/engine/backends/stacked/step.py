@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedkdx_plugin.engine import precision
 from fedkdx_plugin.engine.augmentation import Augmenter
 from fedkdx_plugin.engine.backends.stacked.losses import Losses
 from fedkdx_plugin.engine.backends.stacked.plan import Plan, Ready
@@ -51,6 +52,7 @@ class Step:
         way: EAGER, GRAPH or COMPILED.
         optimizer: how parameters move, unless the clients say so themselves.
         augmenter: what augments the windows; None: nothing does.
+        mixed: whether losses are computed in mixed precision (see `engine.precision`).
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Step:
         way: str = EAGER,
         optimizer: str = SGD,
         augmenter: Augmenter | None = None,
+        mixed: bool = False,
     ) -> None:
         own = windows_of(one.client)
         x, y, weights = own.x, own.y, own.weights
@@ -80,7 +83,7 @@ class Step:
         self.index = y.new_zeros(clients, steps, width)
         self.rows, self.phase = y.new_zeros(clients, steps), y.new_zeros(clients, steps)
         self._trains = None if plan.patterns == (("*",),) else losses.arrangement.matching(plan.patterns, x)
-        self.augmenter, self.repeats = augmenter, one.client.repeats()
+        self.augmenter, self.repeats, self.mixed = augmenter, one.client.repeats(), mixed
         self.keys = y.new_zeros(clients, plan.keys.shape[1])
         self.at = y.new_zeros(1)
         self.rates, self.total = x.new_zeros(clients), x.new_zeros(clients)
@@ -202,7 +205,8 @@ class Step:
         self, trained: tuple[Tensor, ...], other: tuple[Tensor, ...], batch: Batch, context: Mapping[str, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, tuple[Tensor, ...]]]:
         other = tuple(tensor.clone() for tensor in other)  # running statistics are updated in place
-        losses = self.losses.of(State(trained, other), batch, context)
+        with precision.mixed(self.mixed, batch.x.device):
+            losses = self.losses.of(State(trained, other), batch, context)
         return losses.sum(), (losses.detach(), other)
 
     def _capture(self) -> None:
