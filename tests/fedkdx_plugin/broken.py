@@ -325,6 +325,7 @@ ALGORITHMS = {
             "check_unequal_clients",
             "check_renaming_clients",
             "check_averaging",
+            "check_private_mean",
             "check_wrong_replies",
             "check_variances_of_batch_norm",
             "check_mutated_replies",
