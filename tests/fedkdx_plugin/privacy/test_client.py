@@ -227,6 +227,8 @@ def test_each_client_adds_a_share_of_the_noise():
     assert all(drawn_with(flat(share), own) for share in shares)
     total = made.release(shares, LIKE)
     assert drawn_with(flat(total), 1.5 * 2 * BUDGET.clip / 12)
+    summed = made.release([total], LIKE)  # as secure aggregation gives it
+    assert torch.equal(flat(summed), flat(total))
     noiseless = protection(SHARED, source=NoNoise())
     long = noiseless.noised({"a": torch.full((4,), 7.0), "b": torch.full((5,), 7.0)}, 0)
     assert float(flat(long).norm()) == pytest.approx(BUDGET.clip)
