@@ -23,7 +23,8 @@ from dataset_utils.files import is_file, unwritable, yaml_text
 from dataset_utils.sealed import Sealed, read_bytes
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord
+from fedkdx_plugin.engine.record import Observer, RoundRecord
+from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.native.library import operations
 from fedkdx_plugin.privacy.client import SPENT
 from fedkdx_plugin.results.records import (
