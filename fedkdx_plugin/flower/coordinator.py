@@ -28,7 +28,7 @@ from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.private import privacy
 from fedkdx_plugin.experiments.setting import schedule
-from fedkdx_plugin.flower.remote import RemoteBackend, remote_data
+from fedkdx_plugin.flower.remote import RemoteBackend, remote_data, sized
 from fedkdx_plugin.flower.roster import Link, Roster
 from fedkdx_plugin.flower.secure import SiteParties
 from fedkdx_plugin.privacy.accounting import FIXED, POISSON

@@ -150,6 +150,24 @@ class Protection:
             spent[SPENT_SERVER] = self.plan.spent_against_server(self.round)
         return spent | {CLIP: self.clip}
 
+    def table(self) -> dict[str, Any]:
+        """Return what the guarantee is of, for `privacy.json`."""
+        plan, sampling = self.plan, self.plan.sampling
+        return {
+            "of": f"{sampling.relation} client",
+            "clients": sampling.members,
+            "selected": sampling.selected,
+            "sampling": sampling.kind,
+            "delta": plan.delta,
+            "noise_multiplier": plan.noise,
+            "deviation_of_sum": plan.noise * sampling.sensitivity,  # in units of C
+            "noise_by": self.privacy.noise,
+            "planned_rounds": plan.rounds,
+            "planned_epsilon": plan.spent(plan.rounds),
+            "rounds": self.round,
+            **self.figures(),
+        }
+
     def save(self) -> dict[str, Any]:
         """Return the state to go on from after a restart."""
         return {"clip": self.clip, "round": self.round, "planned": self.plan.rounds}
