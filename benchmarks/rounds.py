@@ -28,7 +28,8 @@ from fedkdx_plugin.algorithm.downlink import broadcast, differences
 from fedkdx_plugin.engine.backends import selection
 from fedkdx_plugin.engine.data import DeviceData, memory_format
 from fedkdx_plugin.engine.randomness import sample_clients
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.models.cnn import CNN
 from registry import catalog

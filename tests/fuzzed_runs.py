@@ -17,7 +17,8 @@ import fedkdx_plugin as fedkdx
 from dataset_utils import shards
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.configuration import config
-from fedkdx_plugin.engine.rounds import Federation, RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
+from fedkdx_plugin.engine.rounds import Federation
 from registry.errors import UserError
 from registry.interface import Round
 from registry.messages import BadMessage, Message

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,15 +19,16 @@ from fedkdx_plugin.engine.budget import Budget
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import views
 from fedkdx_plugin.engine.faults import DROPOUT, STRAGGLER, Faults
-from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.outliers import Outliers
-from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, Participation
+from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN
 from fedkdx_plugin.engine.protection import SCALED, fewest, noised, protection, sampling_of, shares_missing
 from fedkdx_plugin.engine.randomness import count_selected, draw_clients, sample_clients
+from fedkdx_plugin.engine.record import Observer, RoundRecord
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.transport import Transport
-from fedkdx_plugin.engine.workspace import Workspace
-from fedkdx_plugin.privacy.accounting import FIXED, POISSON
+from fedkdx_plugin.engine.workspace import Workspace, restore
+from fedkdx_plugin.privacy.accounting import POISSON
 from fedkdx_plugin.privacy.example import SCALED as SCALED_WINDOWS
 from fedkdx_plugin.privacy.noise import Noise, SeededNoise
 from fedkdx_plugin.privacy.options import EXAMPLE
@@ -40,74 +41,6 @@ from registry.text import shown
 LONGEST_REASON = 200  # characters
 
 MakeBackend = Callable[[Workspace, DeviceData, Settings], Backend]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Number of rounds, selection of clients, and times of evaluation.
-
-    Attributes:
-        rounds: number of communication rounds.
-        join_ratio: share of the available clients that is selected in a round.
-        eval_gap: number of rounds between evaluations; the last round is always evaluated.
-        participation: restrictions of which clients are available in a round.
-        outliers: replies are set aside whose norm is more than so many times the usual one; 0: none. None: 0 in one
-            process, whose clients are honest (see `flower.coordinator`).
-        sampling: one of `accounting.SAMPLINGS`; with 'poisson', each client is selected with a probability of
-            `join_ratio`, so that a round may have none.
-        secure: whether the server learns the replies' mean alone (`--secure-aggregation`, see `secure_sums`).
-    """
-
-    rounds: int
-    join_ratio: float = 0.4
-    eval_gap: int = 1
-    participation: Participation = field(default_factory=Participation)
-    outliers: float | None = None
-    sampling: str = FIXED
-    secure: bool = False
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """Record of one round.
-
-    Attributes:
-        round: index of the round, from 1.
-        selected: ids of the selected clients.
-        rejected: id -> reason, for clients whose update was dropped.
-        lost: id -> 'dropout' or 'straggler', for clients whose reply never arrived (see `Faults`).
-        train_loss: mean over the honest clients that trained, weighted by samples; NaN if none did.
-        bytes_up, bytes_down: serialised bytes of all clients together.
-        seconds: 'train', 'aggregate' and 'evaluate' -> wall time.
-        metrics: result of `evaluation.Evaluator`; empty in rounds without evaluation.
-        server: result of `Server.figures` without NaN; empty in rounds without aggregation. With client-level privacy,
-            in every round, also those of `privacy.client.Protection.figures`, with example-level privacy those of
-            `budget.Budget.figures`.
-        notes: what the server had to say about its means (see `registry.aggregation.Average` and `SecureSums`); not
-            kept on disk.
-    """
-
-    round: int
-    selected: list[int]
-    rejected: dict[int, str]
-    train_loss: float
-    bytes_up: int
-    bytes_down: int
-    seconds: dict[str, float]
-    metrics: dict[str, Metrics] = field(default_factory=dict)
-    lost: dict[int, str] = field(default_factory=dict)
-    server: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-class Observer:
-    """Is told of the rounds of one federation; by default does nothing."""
-
-    def on_round_start(self, round: Round) -> None:
-        """Take note of a round that begins."""
-
-    def on_round_end(self, record: RoundRecord) -> None:
-        """Take note of a round that is done."""
 
 
 class Federation:
@@ -476,26 +409,6 @@ class Federation:
         known = {id: value for id, value in zip(losses, values, strict=True) if not math.isnan(value)}
         total = sum(len(self.data.train_y[id]) for id in known)
         return sum(value * len(self.data.train_y[id]) / total for id, value in known.items()) if known else math.nan
-
-
-def restore(workspace: Workspace, server: Server, saved: Message) -> None:
-    """Bring clients and server to what `Federation.save` described.
-
-    Raises:
-        KeyError or ValueError: `saved` is of another algorithm or another number of clients.
-    """
-    clients = workspace.clients
-    parts: dict[str, dict[str, torch.Tensor]] = {"server": {}}
-    for client in clients:
-        parts |= {f"client/{client.id}/kept": {}, f"client/{client.id}/memory": {}}
-    for name, tensor in saved.tensors.items():
-        depth = 1 if name.startswith("server/") else 3
-        *place, own = name.split("/", depth)
-        parts["/".join(place)][own] = tensor
-    for client, trained in zip(clients, saved.meta["trained"], strict=True):
-        workspace.kept[client.id] = parts[f"client/{client.id}/kept"]
-        client.memory, client.trained = parts[f"client/{client.id}/memory"], trained
-    server.restore(Message(parts["server"], saved.meta["server"]))
 
 
 def _reason(client: int, error: Exception) -> str:

@@ -13,7 +13,7 @@ from fedkdx_plugin.engine.randomness import seeded
 from fedkdx_plugin.native.fuse import fuse
 from registry import contract
 from registry.aggregation import of_client
-from registry.interface import Client, Networks, Server, Task, copy_state, float_state, matches, private_names
+from registry.interface import Client, Message, Networks, Server, Task, copy_state, float_state, matches, private_names
 
 
 class Workspace:
@@ -75,3 +75,23 @@ def fresh(client: Client) -> None:
     for name, net in client.nets.items():
         net.train(name not in client.frozen)
         net.zero_grad()
+
+
+def restore(workspace: Workspace, server: Server, saved: Message) -> None:
+    """Bring clients and server to what `Federation.save` described.
+
+    Raises:
+        KeyError or ValueError: `saved` is of another algorithm or another number of clients.
+    """
+    clients = workspace.clients
+    parts: dict[str, dict[str, torch.Tensor]] = {"server": {}}
+    for client in clients:
+        parts |= {f"client/{client.id}/kept": {}, f"client/{client.id}/memory": {}}
+    for name, tensor in saved.tensors.items():
+        depth = 1 if name.startswith("server/") else 3
+        *place, own = name.split("/", depth)
+        parts["/".join(place)][own] = tensor
+    for client, trained in zip(clients, saved.meta["trained"], strict=True):
+        workspace.kept[client.id] = parts[f"client/{client.id}/kept"]
+        client.memory, client.trained = parts[f"client/{client.id}/memory"], trained
+    server.restore(Message(parts["server"], saved.meta["server"]))

@@ -20,7 +20,7 @@ import torch
 
 from dataset_utils.interrupts import STOPPING, end_with, once
 from fedkdx_plugin.configuration.config import from_dict
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.experiments.setting import Setting
 from fedkdx_plugin.results.records import without_confusion
 from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo

@@ -24,7 +24,8 @@ from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import UNSEEN, Participation
 from fedkdx_plugin.engine.randomness import count_selected
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.experiments import private
 from fedkdx_plugin.results.run_folder import RunFolder

@@ -14,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedkdx_plugin.configuration.choice import choose
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.experiments.private import check_norm
 from fedkdx_plugin.experiments.setting import make_task, schedule, training
 from fedkdx_plugin.flower.coordinator import Coordinator

@@ -21,8 +21,7 @@ from fedkdx_plugin.configuration.config import from_dict
 from fedkdx_plugin.engine.data import memory_format
 from fedkdx_plugin.engine.evaluation import serves_newcomer
 from fedkdx_plugin.engine.randomness import seeded
-from fedkdx_plugin.engine.rounds import restore
-from fedkdx_plugin.engine.workspace import Workspace
+from fedkdx_plugin.engine.workspace import Workspace, restore
 from fedkdx_plugin.experiments.experiment import experiment_folder
 from fedkdx_plugin.experiments.runner import where_it_began
 from fedkdx_plugin.experiments.setting import make_task

@@ -7,7 +7,7 @@ the noise multiplier that `accounting` gives for all planned rounds. What a serv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ class Protection:
         """Begin a round."""
         self.round, self.released = round, False
 
-    def release(self, updates: list[State], like: Mapping[str, Tensor]) -> State:
+    def release(self, updates: Iterable[State], like: Mapping[str, Tensor]) -> State:
         """Return the noised mean of updates, float64, and let C follow the median where it does.
 
         Args:
@@ -116,29 +116,34 @@ class Protection:
             like: tensors of the same names and shapes, on the same device, also where nobody replied.
         """
         self.released = True
-        m, unit = self.plan.sampling.selected, self.plan.sampling.sensitivity
-        if self.distributed:
-            # all m replied, one by one or as the mean that secure aggregation leaves of them
-            weights = torch.full((len(updates),), 1 / len(updates), dtype=torch.float64)
-            return _sum(updates, weights, like)
-        lengths = clipping.norms(updates)
-        total = _sum(updates, clipping.factors(lengths, self.clip), like)
-        noise, bits = self.plan.noise, None
+        sampling, noise = self.plan.sampling, self.plan.noise
+        m, unit = sampling.selected, sampling.sensitivity
+        total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in like.items()}
+        lengths: list[Tensor] = []
+        for update in updates:  # one by one, which takes the memory of one
+            lengths.append(clipping.norm(update))
+            weight = 1.0 if self.distributed else clipping.factor(lengths[-1], self.clip)
+            for name, own in total.items():
+                own += weight * update[name]
+        if self.distributed:  # all m replied, one by one or as the mean that secure aggregation leaves of them
+            return {name: t / len(lengths) for name, t in total.items()}
+        bits = None
         if self.privacy.clip is None:
             bits = clipping.bits_noise(noise, m, unit)
             noise = clipping.updates_noise(noise, bits)
         deviation = noise * unit * self.clip
         mean = {name: (t + self._noise(t, deviation, name)) / m for name, t in total.items()}
         if bits is not None:
-            counted = float((lengths <= self.clip).sum()) - len(updates) / 2
-            counted += bits * unit / 2 * float(self.source.normal(torch.Size(), self.round, "clipped"))
+            unclipped = int((torch.stack(lengths) <= self.clip).sum()) if lengths else 0
+            drawn = float(self.source.normal(torch.Size(), self.round, "clipped"))
+            counted = unclipped - len(lengths) / 2 + bits * unit / 2 * drawn
             self.clip = clipping.next_clip(self.clip, counted / m + 0.5)
         return mean
 
     def noised(self, update: Mapping[str, Tensor], client: int) -> State:
         """Return one client's update, clipped, with its share of the round's noise, where the noise is distributed."""
         own = {name: t.double() for name, t in update.items()}
-        (factor,) = clipping.factors(clipping.norms([own]), self.clip)
+        factor = clipping.factor(clipping.norm(own), self.clip)
         deviation = self.plan.share * self.plan.sampling.sensitivity * self.clip
         return {name: factor * t + self._noise(t, deviation, client, name) for name, t in own.items()}
 
@@ -153,6 +158,25 @@ class Protection:
         if self.distributed:
             spent[SPENT_SERVER] = self.plan.spent_against_server(sums)
         return spent | {CLIP: self.clip}
+
+    def table(self) -> dict[str, Any]:
+        """Return what the guarantee is of, for `privacy.json`."""
+        plan, sampling = self.plan, self.plan.sampling
+        return {
+            "of": f"{sampling.relation} client",
+            "clients": sampling.members,
+            "selected": sampling.selected,
+            "sampling": sampling.kind,
+            "delta": plan.delta,
+            "noise_multiplier": plan.noise,
+            "deviation_of_sum": plan.noise * sampling.sensitivity,  # in units of C
+            "noise_by": self.privacy.noise,
+            "planned_rounds": plan.rounds,
+            "planned_epsilon": plan.spent(plan.rounds),
+            "rounds": self.round,
+            "sums_made_again": self.again,
+            **self.figures(),
+        }
 
     def save(self) -> dict[str, Any]:
         """Return the state to go on from after a restart."""
@@ -208,22 +232,13 @@ class PrivateAverage(Average):
         if self.protection.released:
             raise RuntimeError("self.average: was called twice in a round, and --dp accounts for one mean")
         self.used = True
-        updates = [
+        updates = (
             {name: scale * t.double() - around[name].double() for name, t in state.items()}
             for state, scale in zip(states, scales or [1.0] * len(states), strict=True)
-        ]
+        )
         change = self.protection.release(updates, around)
         return {name: (own.double() + change[name]).to(own.dtype) for name, own in around.items()}
 
     def shares(self, shares: Sequence[float]) -> list[float]:
         """Return the weights as they are: none of them counts."""
         return list(shares)
-
-
-def _sum(updates: list[State], weights: Tensor, like: Mapping[str, Tensor]) -> State:
-    """Return Σ w_k · update_k in the order given, float64; zeros of the shapes of `like` without updates."""
-    total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in like.items()}
-    for update, weight in zip(updates, weights, strict=True):
-        for name in total:
-            total[name] = total[name] + weight * update[name]
-    return total

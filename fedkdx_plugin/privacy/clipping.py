@@ -17,17 +17,14 @@ BITS_SHARE = 0.1  # at most, of the budget (as z^-2) that the count of clipped u
 BITS_NOISE = 1 / 20  # standard deviation of that count's noise, as a share of the clients of a round
 
 
-def norms(updates: list[dict[str, Tensor]]) -> Tensor:
-    """Return the L2 norm of each update, over all its tensors together: (updates,), float64."""
-    if not updates:
-        return torch.zeros(0, dtype=torch.float64)
-    squares = [torch.stack([t.square().sum() for t in own.values()]).sum() for own in updates]
-    return torch.stack(squares).sqrt()
+def norm(update: State) -> Tensor:
+    """Return the L2 norm ‖Δ‖ of an update, over all its tensors together: (), in their type."""
+    return torch.stack([t.square().sum() for t in update.values()]).sum().sqrt()
 
 
-def factors(lengths: Tensor, bound: float) -> Tensor:
-    """Return min(1, C/‖Δ‖) for each norm ‖Δ‖: what makes a vector no longer than C."""
-    return torch.where(lengths > bound, bound / lengths, 1.0)
+def factor(length: Tensor, bound: float) -> Tensor:
+    """Return min(1, C/‖Δ‖): what makes a vector no longer than C."""
+    return torch.where(length > bound, bound / length, 1.0)
 
 
 def bits_noise(noise: float, selected: float, sensitivity: int) -> float:

@@ -116,7 +116,8 @@ def _cell(same: Sequence[Figure]) -> Cell:
     cell = number(spread([one.value for one in same]), digits=3)
     if same[0].attack == audits.MEMBERSHIP:
         return cell
-    return Cell(f"{cell.text} ({np.mean([one.chance for one in same]):.3f})", cell.value, cell.std)
+    chance = f"{np.mean([one.chance for one in same]):.3f}".replace("-", "−")
+    return Cell(f"{cell.text} ({chance})", cell.value, cell.std)
 
 
 def _panels(found: Mapping[str, Sequence[Audit]]) -> dict[str, dict[str, Roc]]:

@@ -12,7 +12,7 @@ import numpy as np
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import ATTACKERS, measured
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.privacy.accounting import Sampling
 from fedkdx_plugin.privacy.client import SPENT, SPENT_SERVER
 from fedkdx_plugin.privacy.options import EXAMPLE

@@ -14,7 +14,7 @@ from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import measured
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 
 SHARES = ("accuracy", "auc", "f1", "recall", "auc_macro", "loss")
 SCALARS = (*SHARES, "ece", "accuracy_std", "accuracy_worst", "worst_client", "nonfinite")

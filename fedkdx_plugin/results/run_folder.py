@@ -23,7 +23,8 @@ from dataset_utils.files import is_file, unwritable, yaml_text
 from dataset_utils.sealed import Sealed, read_bytes
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord
+from fedkdx_plugin.engine.record import Observer, RoundRecord
+from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.native.library import operations
 from fedkdx_plugin.privacy.client import SPENT
 from fedkdx_plugin.results.records import (
@@ -100,7 +101,7 @@ class RunFolder(Observer):
         `log.txt`: a line for each event.
         `results.h5`, `state.safetensors`: metrics, and the state of server and clients, from which the run can be
             resumed; written once a minute and at the end, also after Ctrl-C.
-        `privacy.json`: with `--dp example`, what each client has spent of its budget; written with these.
+        `privacy.json`: with `--dp`, the noise and what has been spent of the budget; written with these.
         `SHA256SUMS`: checksums of all but metrics.csv and log.txt (see `Sealed`).
 
     A new folder can be read by its owner alone, as the state in it holds what each client keeps to itself.
@@ -236,8 +237,8 @@ class RunFolder(Observer):
         }
         state = Message(own.tensors, meta).to_bytes()
         files = {RESULTS: results.getvalue(), STATE: state}
-        if self.federation.budget:
-            files[PRIVACY] = (json.dumps(self.federation.budget.table(), indent=2) + "\n").encode()
+        if private := self.federation.budget or self.federation.protection:
+            files[PRIVACY] = (json.dumps(private.table(), indent=2) + "\n").encode()
         self.sealed.write(files)
         self._last, self._saved = None, time.monotonic()
 

@@ -16,7 +16,7 @@ import yaml
 
 from dataset_utils.files import is_file, is_folder, state_of, unreadable
 from dataset_utils.sealed import SUMS, Sealed, read_bytes
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.results.records import read_results
 from registry.errors import UserError
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Damage
-from fedkdx_plugin.engine.rounds import Federation, RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
+from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.testing.made import CLASSES, SHAPE, Recorder, TinyNet, make_federation
 from fedkdx_plugin.testing.running import require
 from registry.errors import UserError

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.rounds import Federation, Observer, RoundRecord, Schedule
+from fedkdx_plugin.engine.record import Observer, RoundRecord
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from registry.interface import Model, Server, Task
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +75,7 @@ def _honest(federation: Federation, ids: list[int], round: Round) -> dict[int, M
     return replies
 
 
-def _found(server: Server, replies: Mapping[int, Message], round: Round) -> Iterable[str]:
+def _found(server: Server, replies: Mapping[int, Message], round: Round) -> Iterator[str]:
     """Yield what a lie does that it must not do."""
     before, mean = _after(server, replies, round)
     for kind in FALSE:
@@ -134,7 +134,7 @@ def _after(
     given: list[Mapping[str, Tensor]] = []
     release = protection.release
 
-    def listen(updates: list[dict[str, Tensor]], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def listen(updates: Iterable[dict[str, Tensor]], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given.append(release(updates, like))
         return dict(mean or given[-1])
 
@@ -154,10 +154,12 @@ def _differ(one: Server, other: Server, round: Round, whole: bool) -> str:
     ids = list(range(len(SIZES)))
     sent, others = (each.messages(ids, round) for each in (one, other))
     pairs = [(f"the message to client {id}", sent[id], others[id]) for id in ids if id != LIAR]
-    pairs += [("the models to predict with", *(Message(_without_liar(each.networks())) for each in (one, other)))]
+    own, theirs = (Message(_without_liar(each.networks())) for each in (one, other))
+    pairs.append(("the models to predict with", own, theirs))
     if whole:
-        pairs += [("its state", one.save(), other.save())]
-        pairs += [("what it records", *(Message({}, {"figures": repr(each.figures())}) for each in (one, other)))]
+        pairs.append(("its state", one.save(), other.save()))
+        own, theirs = (Message({}, {"figures": repr(each.figures())}) for each in (one, other))
+        pairs.append(("what it records", own, theirs))
     return next((what for what, a, b in pairs if not _same(a, b)), "")
 
 

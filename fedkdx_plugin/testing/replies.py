@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine.backends.base import Trained
-from fedkdx_plugin.engine.rounds import Federation, RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
+from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.engine.transport import Transport
 from fedkdx_plugin.testing.case import AlgorithmCase, copy_of, difference
 from fedkdx_plugin.testing.made import make_data, same_state

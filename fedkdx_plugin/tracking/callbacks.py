@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkdx_plugin.engine.metrics import Metrics
-from fedkdx_plugin.engine.rounds import Observer, RoundRecord
+from fedkdx_plugin.engine.record import Observer, RoundRecord
 from registry.interface import Round
 
 

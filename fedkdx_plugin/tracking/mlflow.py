@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from fedkdx_plugin.tracking.scalars import scalars
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.privacy.client import SPENT
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from registry.blame import is_expected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.results.records import PARTS, SCALARS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from fedkdx_plugin.tracking.scalars import scalars
 

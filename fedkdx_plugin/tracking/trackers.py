@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from fedkdx_plugin.engine.metrics import Metrics
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from registry.errors import UserError
 from registry.interface import Round

@@ -9,7 +9,8 @@ from baselines.fedavg import FedAvg
 from baselines.fedavgft import FedAvgFT
 from fedkdx_plugin.engine.evaluation import UNSEEN
 from fedkdx_plugin.engine.participation import Participation
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from registry.interface import Round, float_state
 from tests.conftest import Recorder, make_federation, make_task, same_state
 

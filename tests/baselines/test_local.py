@@ -8,7 +8,8 @@ from baselines.fedavg import FedAvg
 from baselines.local import Local
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from registry.parameters import parse
 from tests.conftest import Recorder, make_data, make_task

@@ -263,6 +263,13 @@ class Scores(FedAvg):
         self.weights = {name: tensor * mean for name, tensor in self.weights.items()}
 
 
+def moves_by_samples(self, replies, round):
+    """Make a share of FedAvg's step, which the largest number of samples decides."""
+    before, most = self.weights, max(reply.meta["samples"] for reply in replies.values())
+    FedAvg.aggregate(self, replies, round)
+    self.weights = {name: own.lerp(self.weights[name], 1 - 1 / (1 + most)) for name, own in before.items()}
+
+
 PRIVATE = {"private": ("model.head.*",)}
 ALGORITHMS = {
     "check_same_seed": Broken(
@@ -293,11 +300,11 @@ ALGORITHMS = {
     ),
     "check_restart": Broken(Forgetful),
     "check_asking_for_messages": Broken(
-        algorithm(message=message_that_changes), ("check_no_replies", "check_renaming_clients")
+        algorithm(message=message_that_changes), ("check_no_replies", "check_renaming_clients", "check_private_mean")
     ),
     "check_beats_chance": Broken(algorithm(client={"losses": teaches_nothing}), ("check_no_replies",)),
     "check_learning_from_others": Broken(Local),
-    "check_no_replies": Broken(algorithm(messages=messages_that_change)),
+    "check_no_replies": Broken(algorithm(messages=messages_that_change), ("check_private_mean",)),
     "check_renaming_clients": Broken(algorithm(aggregate=weighs_by_number)),
     "check_frozen_networks": Broken(algorithm(MOON, {"receive": thaws})),
     "check_private_names": Broken(saying(lambda self: {"~model.head.weight": (head(self) + 1).tolist()}, **PRIVATE)),
@@ -308,6 +315,7 @@ ALGORITHMS = {
     "check_parameters_matter": Broken(algorithm(FedProx, Params=Idle)),
     "check_averaging": Broken(algorithm(aggregate=takes_its_own_mean)),
     "check_sums": Broken(CountsReplies),
+    "check_private_mean": Broken(algorithm(aggregate=moves_by_samples, beyond_average="", sums=False)),
     "check_windows": Broken(replying(looks_at_labels, windows_meet="")),
     "check_parallel": Broken(replying(other_in_a_process)),
     "check_stacked": Broken(replying(other_when_together, before_replies=classmethod(notes))),
@@ -317,12 +325,13 @@ ALGORITHMS = {
             "check_unequal_clients",
             "check_renaming_clients",
             "check_averaging",
+            "check_private_mean",
             "check_wrong_replies",
             "check_variances_of_batch_norm",
             "check_mutated_replies",
         ),
     ),
-    "check_looking_at_replies": Broken(algorithm(check_reply=changes_by_looking)),
+    "check_looking_at_replies": Broken(algorithm(check_reply=changes_by_looking), ("check_private_mean",)),
     "check_wrong_replies": Broken(algorithm(check_reply=overlooks_foreign, aggregate=leaves_out_foreign)),
     "check_variances_of_batch_norm": Broken(algorithm(check_reply=looks_at_the_form)),
     "check_mutated_replies": Broken(Scores),

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from fedkdx_plugin.engine import metrics
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.reports.sections import Section, arrange
 from fedkdx_plugin.reports.tables import Cell, Table
 from fedkdx_plugin.results.records import write_results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -99,9 +98,11 @@ def test_the_same_audit_is_not_repeated_and_another_one_replaces_it(audited, cap
 
 
 def test_an_audit_gives_the_same_figures_again(audited):
-    options = AuditOptions(("membership", "identity"), shadows=4)
-    one, other = (audit(audited / "FedKDX-seed0", options, lambda text: None)[0] for _ in range(2))
-    assert repr(dataclasses.replace(one, seconds=0)) == repr(dataclasses.replace(other, seconds=0))
+    attacks = ("membership", "identity")
+    again, _ = audit(audited / "FedKDX-seed0", AuditOptions(attacks, shadows=4), lambda text: None)
+    before = audits.read(audited / "FedKDX-seed0")
+    assert repr(list(again.figures)) == repr([one for one in before.figures if one.attack in attacks])
+    assert repr(list(again.curves)) == repr(list(before.curves))
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedKDX"])

@@ -12,7 +12,8 @@ from fedkdx_plugin.configuration.choice import read_preset
 from fedkdx_plugin.engine.backends.stacked.backend import Stacked
 from fedkdx_plugin.engine.backends.stacked.step import COMPILED, EAGER, GRAPH
 from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.models.cnn import CNN, CNNSmall
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM

@@ -15,7 +15,8 @@ from dataset_utils.scaling import statistics
 from fedkdx_plugin.engine import scaling
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.participation import LATE, RARE, UNSEEN, Participation
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from registry.interface import Round
 from tests.conftest import Recorder, make_data, make_task

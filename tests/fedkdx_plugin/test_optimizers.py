@@ -13,7 +13,8 @@ from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.configuration.config import Options
 from fedkdx_plugin.engine import optimizers
 from fedkdx_plugin.engine.optimizers import ADAM, ADAMW, MOMENTUM, NAMES, NUMBERS, SGD
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from registry import catalog
 from registry.interface import Round

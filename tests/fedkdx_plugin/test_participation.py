@@ -18,7 +18,8 @@ from baselines.local import Local
 from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import LATE, RARE, UNSEEN, Participation
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.results.records import csv_row, write_results
 from registry.errors import UserError

@@ -18,7 +18,7 @@ from fedkdx_plugin.algorithm.fedkdx_plus import FedKDXPlus
 from fedkdx_plugin.algorithm.measures import energy_kept, rank_share
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.participation import Participation
-from fedkdx_plugin.engine.rounds import Schedule
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.results.records import read_results, write_results
 from tests.conftest import Recorder, make_federation
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from baselines.fedavg import FedAvg
-from fedkdx_plugin.engine.rounds import Schedule
+from fedkdx_plugin.engine.schedule import Schedule
 from registry.aggregation import labelled, of_client
 from registry.interface import Message
 from tests.conftest import Recorder, make_federation, same_state

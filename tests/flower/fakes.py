@@ -9,7 +9,8 @@ import torch
 
 from dataset_utils import shards
 from fedkdx_plugin.engine.data import DeviceData
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.flower.coordinator import Coordinator
 from fedkdx_plugin.flower.protocol import Announcement, Answer, Request

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from fedkdx_plugin.engine.data import DeviceData, memory_format
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.flower import roster
 from fedkdx_plugin.testing.made import Recorder, same_state
 from registry import catalog, interface

@@ -12,7 +12,7 @@ from dataset_utils import shards
 from fedkdx_plugin.algorithm.fedkdx_plus import FedKDXPlus, FedKDXPlusParams
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import Participation
-from fedkdx_plugin.engine.rounds import Schedule
+from fedkdx_plugin.engine.schedule import Schedule
 from registry import catalog
 from registry.aggregation import Averaging
 from registry.errors import UserError

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dataset_utils import shards
-from fedkdx_plugin.engine.rounds import Schedule
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.flower.protocol import Answer
 from registry import catalog
 from registry.errors import UserError

@@ -15,7 +15,7 @@ from baselines.fedavg import FedAvg
 from baselines.fedftl import FedFTL
 from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.engine.outliers import Outliers, norm
-from fedkdx_plugin.engine.rounds import Schedule
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.flower.protocol import PROTOCOL, Announcement, Answer, Request
 from registry import catalog
 from registry.interface import BadMessage, Message

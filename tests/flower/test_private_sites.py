@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from baselines.fedbn import FedBN
-from fedkdx_plugin.engine.rounds import Schedule
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.flower import site
 from fedkdx_plugin.privacy.accounting import FIXED, POISSON, Sampling, noise_multiplier, spent
 from fedkdx_plugin.privacy.noise import SecretNoise

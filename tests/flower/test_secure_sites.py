@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedkdx_plugin.engine.rounds import Schedule
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.flower import worker
 from fedkdx_plugin.flower.options import SiteOptions, shared_settings
 from fedkdx_plugin.flower.protocol import Answer, Request

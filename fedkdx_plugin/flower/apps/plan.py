@@ -15,7 +15,8 @@ from fedkdx_plugin.configuration.choice import Choice
 from fedkdx_plugin.configuration.config import Config, from_dict, with_names
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.evaluation import predictors
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
 from fedkdx_plugin.experiments.setting import check, make_task, training

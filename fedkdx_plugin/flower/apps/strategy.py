@@ -20,7 +20,7 @@ from fedkdx_plugin.engine import turns
 from fedkdx_plugin.engine.backends.base import Trained
 from fedkdx_plugin.engine.evaluation import SERVED, predictors
 from fedkdx_plugin.engine.metrics import Metrics
-from fedkdx_plugin.engine.rounds import RoundRecord
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.experiments.setting import schedule
 from fedkdx_plugin.flower.apps.models import Adapted, Given, as_shape
 from fedkdx_plugin.flower.apps.nodes import LOG, AppLink, AppRoster

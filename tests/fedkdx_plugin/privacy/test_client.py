@@ -230,6 +230,8 @@ def test_each_client_adds_a_share_of_the_noise():
     # one of them takes its own noise out of the sum, and still sees no less than was accounted
     others = sum(flat(share) for share in shares[1:])
     assert drawn_with(others, 1.5 * 2 * BUDGET.clip)
+    summed = made.release([total], LIKE)  # as secure aggregation gives it
+    assert torch.equal(flat(summed), flat(total))
     noiseless = protection(SHARED, source=NoNoise())
     long = noiseless.noised({"a": torch.full((4,), 7.0), "b": torch.full((5,), 7.0)}, 0)
     assert float(flat(long).norm()) == pytest.approx(BUDGET.clip)

@@ -160,7 +160,7 @@ def test_nothing_is_trained_without_the_noise():
 
 
 def test_it_is_not_between_sites():
-    from fedkdx_plugin.engine.rounds import Schedule
+    from fedkdx_plugin.engine.schedule import Schedule
     from fedkdx_plugin.flower.coordinator import check_sampling
 
     with pytest.raises(UserError, match="--dp example: not with Flower: between sites"):

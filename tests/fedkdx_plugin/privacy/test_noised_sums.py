@@ -10,7 +10,8 @@ import torch
 
 from baselines.fedavg import FedAvg
 from fedkdx_plugin.engine.faults import Faults
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.secure_sums import OwnParties
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.flower.coordinator import Coordinator

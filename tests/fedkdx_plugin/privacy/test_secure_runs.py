@@ -16,7 +16,8 @@ from fedkdx_plugin.engine import secure_sums
 from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import Participation
-from fedkdx_plugin.engine.rounds import Federation, Schedule
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.experiments import setting
 from fedkdx_plugin.privacy.secure_aggregation.fixed_point import MOST_WEIGHT, Layout, largest_error
