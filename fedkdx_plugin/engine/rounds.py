@@ -245,7 +245,9 @@ class Federation:
 
     def _noise(self) -> Noise:
         """Return where the noise of client-level privacy comes from: here, of a simulation, from the seed."""
-        return SeededNoise(self.settings.seed)
+        return SeededNoise(
+            self.settings.seed, type(self.server).__name__, repr(self.server.params), repr(self.settings)
+        )
 
     def _select(self, round: Round) -> list[int]:
         if self.everyone:

@@ -119,7 +119,8 @@ def _steps(client: Client, windows: Batch, round: Round, settings: Settings) -> 
     if len(windows.y) != client.samples:
         raise UserError(f"--dp example: {type(client).__name__} holds windows out, so that others are drawn more often")
     size, shape = min(settings.batch_size, len(windows.y)), windows.x.shape[1:]
-    rng = generator(settings.seed, "noise of gradients", round.index, client.id)
+    which = f"{type(client).__name__} {client.params} {settings}"  # runs of one seed must not share their noise
+    rng = generator(settings.seed, "noise of gradients", which, round.index, client.id)
     return PrivateSteps(client, client.nets, context, bound, optimizer, settings.dp_sgd, size, shape, rng)
 
 

@@ -34,14 +34,16 @@ class SeededNoise(Noise):
 
     Args:
         seed: the run's seed.
+        run: what else tells the run from others of this seed, whose noise must not be the same: their difference would
+            have none.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, *run: str) -> None:
+        self.seed, self.run = seed, run
 
     def normal(self, shape: torch.Size, *purpose: int | str) -> Tensor:
         """Return the numbers of this purpose."""
-        return torch.randn(shape, generator=generator(self.seed, "privacy", *purpose), dtype=torch.float64)
+        return torch.randn(shape, generator=generator(self.seed, "privacy", *self.run, *purpose), dtype=torch.float64)
 
 
 class SecretNoise(Noise):

@@ -277,3 +277,19 @@ def test_a_budget_that_is_no_promise_is_refused():
         private(FedAvg, replace(BUDGET, delta=0.2))
     with pytest.raises(UserError, match="too small for one round"):
         private(FedAvg, replace(BUDGET, epsilon=1e-9, delta=1e-5))
+
+
+def test_runs_of_one_seed_do_not_share_their_noise():
+    """Or else the difference of two runs, of FedAvg and FedProx say, would have none."""
+    made = [
+        private(FedAvg),
+        private(FedProx),
+        private(FedProx, params={"mu": 0.5}),
+        private(FedAvg, learning_rate=0.02),
+        private(FedAvg, seed=1),
+    ]
+    drawn = [one.protection.source.normal(torch.Size((50,)), 1, "update", "model.head.weight") for one in made]
+    for place, one in enumerate(drawn):
+        assert all(abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.7 for other in drawn[:place])
+    again = private(FedAvg).protection.source.normal(torch.Size((50,)), 1, "update", "model.head.weight")
+    assert torch.equal(again, drawn[0])
