@@ -47,7 +47,8 @@ class Best:
     Attributes:
         algorithm: name of the method.
         label: which candidate.
-        values: its hyper-parameters; {}: the defaults.
+        values: its hyper-parameters that were drawn, and others that are not the method's defaults (from the search's
+            own `preset` or `set`); {}: the defaults.
         accuracy: its mean accuracy on validation windows over data sets and seeds, in [0, 1].
         before: the same of the defaults.
         candidates: number of candidates.
@@ -112,8 +113,8 @@ def best(runs: Sequence[Run]) -> list[Best]:
         if DEFAULTS not in means:
             raise UserError(f"{algorithm}: no run has its defaults, so these runs are of no search")
         chosen = max(means, key=lambda label: (means[label], label == DEFAULTS))
-        named = {} if chosen == DEFAULTS else _values(by_label[chosen][0], chosen)
-        found.append(Best(algorithm, chosen, named, means[chosen], means[DEFAULTS], len(means)))
+        values = _values(by_label[chosen][0], chosen)
+        found.append(Best(algorithm, chosen, values, means[chosen], means[DEFAULTS], len(means)))
     return sorted(found, key=lambda one: one.algorithm.lower())
 
 
@@ -204,6 +205,14 @@ def _accuracy(run: Run) -> float:
 
 
 def _values(run: Run, label: str) -> dict[str, Any]:
-    """Return the hyper-parameters that a candidate's label names, from the run's own configuration."""
-    names = [part.partition("=")[0] for part in label.split(", ")]
-    return {name: run.config["set"][f"{run.algorithm}.{name}"] for name in names}
+    """Return what a preset must hold for a candidate: what its label names, and all that is not the default."""
+    drawn = [] if label == DEFAULTS else [part.partition("=")[0] for part in label.split(", ")]
+    server: Any = catalog.load("algorithms", str(run.config["algorithm"][0]))
+    fields = {own.name: own.default for own in dataclasses.fields(server.Params)}
+    values = {}
+    for key, value in run.config["set"].items():
+        name = key.removeprefix(f"{run.algorithm}.")
+        default = fields.get(name)
+        if name in drawn or value != (list(default) if isinstance(default, tuple) else default):
+            values[name] = value
+    return values

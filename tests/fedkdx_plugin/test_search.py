@@ -149,3 +149,11 @@ def test_a_search_from_file_to_preset(shard_folder, tmp_path, capsys):
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"base": base, "grid": {"algorithm": ["FedAvg"]}}))
     assert main(["experiment", "plain.yaml", "--write-preset", "other.yaml"]) == 2
     assert "plain.yaml has no part 'search'" in capsys.readouterr().err
+
+
+def test_a_preset_has_all_that_the_best_candidate_ran_with(tmp_path):
+    """The search itself may have begun from a preset or `set`: what these said is part of the candidate."""
+    first = made(tmp_path, "FedAvgM", "defaults", (1.0,), momentum=0.9, server_rate=0.3)
+    second = made(tmp_path, "FedAvgM", "momentum=0.5", (1.5,), momentum=0.5, server_rate=0.3)
+    assert best([*first, *second])[0].values == {"momentum": 0.5, "server_rate": 0.3}
+    assert best(first)[0].values == {"server_rate": 0.3}
