@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,38 @@ def candidates(where: str, search: Mapping[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
+def check_given(where: str, search: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check the options that are to replace those of a search's file.
+
+    Raises:
+        UserError: one would replace what makes a candidate, so that runs are not what their labels say.
+    """
+    if "algorithm" in given:
+        raise UserError(
+            f"-algo: the methods are those of search: spaces in {where}; choose some of them with --only algorithm=NAME"
+        )
+    if given.get("label"):
+        raise UserError(f"--label: in {where}, a search labels its candidates itself; leave it out")
+    for key in given.get("set") or {}:
+        scope, _, name = str(key).rpartition(".")
+        for algorithm, space in search["spaces"].items():
+            if name in space and scope.lower() in ("", str(algorithm).lower()):
+                raise UserError(f"--set {key}: {where} draws it in search: spaces: {algorithm}; take it out of one")
+
+
+def check_windows(evaluated_on: Iterable[str]) -> None:
+    """Raise UserError if candidates are measured on anything but validation windows."""
+    if any(kind != "validation" for kind in evaluated_on):
+        raise UserError("hyper-parameters are chosen on validation windows only: add --evaluate-on validation")
+
+
 def best(runs: Sequence[Run]) -> list[Best]:
     """Return the best candidate of each method, by name; of equal ones the first, which has the defaults.
 
     Raises:
         UserError: runs are not of validation windows, or a candidate has not run on all that the others have.
     """
-    if any(run.evaluated_on != "validation" for run in runs):
-        raise UserError("hyper-parameters are chosen on validation windows only: add --evaluate-on validation")
+    check_windows(run.evaluated_on for run in runs)
     scores: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         scores.setdefault(run.algorithm, {}).setdefault(str(run.config.get("label") or ""), []).append(run)
