@@ -2,7 +2,7 @@
 
 import sys
 
-from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.cli.program import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -255,13 +255,27 @@ def expanded(item: Any, parts: Callable[[Any], Iterable[Any]]) -> float:
 
 
 def _parts(node: Any) -> Iterable[Any]:
-    """Return the nodes in a node of YAML. Raises ValueError for a whole number too long for what is done with it."""
+    """Return the nodes in a node of YAML.
+
+    Raises:
+        ValueError: a whole number too long for what is done with it; or a key that stands twice in a mapping, of which
+            PyYAML would silently take the last.
+    """
     value: Any = getattr(node, "value", None)
     if getattr(node, "tag", "").endswith(":int") and len(value) > limits.DIGITS:
         raise ValueError(f"a whole number of {len(value)} digits")
     if not isinstance(value, list):
         return ()
-    return chain.from_iterable(value) if value and isinstance(value[0], tuple) else value
+    if not value or not isinstance(value[0], tuple):
+        return value
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in value:
+        if isinstance(key.value, str):
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(f"the key '{key.value}' stands twice, in lines {lines[name]} and {line}; remove one")
+            lines[name] = line
+    return chain.from_iterable(value)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def naming(*classes: object) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # of a plug-in that ends the program
         reason = blamed(error)
         if not reason and (foreign := next((one for one in classes if catalog.origin_of(one)), None)):
             reason = f"{place(foreign)}: {_text(error)}"

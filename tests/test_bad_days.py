@@ -95,6 +95,23 @@ def test_an_error_that_an_interrupted_package_makes_of_a_signal_is_no_traceback(
     assert capsys.readouterr().err == said
 
 
+@pytest.mark.parametrize("handler", ["SIG_DFL", "SIG_IGN"])
+def test_ctrl_c_while_the_program_is_imported_leaves_no_traceback(tmp_path, handler):
+    """A module that the program imports stands for any: while it is imported, Ctrl-C comes."""
+    (tmp_path / "tempfile.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('went on')\n")
+    start = (
+        f"import os, signal, sys; signal.signal(signal.SIGINT, signal.{handler}); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    run = [sys.executable, "-c", start, str(ROOT / "run.py"), "--version"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if handler == "SIG_DFL":
+        assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+    else:
+        assert "went on" in ended.stdout
+
+
 def test_nohup_means_it():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -248,11 +248,18 @@ def test_ctrl_c_and_the_same_command_end_as_if_unbroken(shard_folder):
 
 
 def test_a_preset_lies_below_what_is_set(capsys):
-    Path("own.yaml").write_text("FedKDX: {gamma: 0.2, tau: 2}\nFedNone: {x: 1}\n")
+    Path("own.yaml").write_text("FedKDX: {gamma: 0.2, tau: 2}\nFedProx: {mu: 1}\n")
     (job,) = Experiment.grid(written({"algorithm": ["FedKDX"]}, preset="own.yaml", set={"tau": 3}), {}).runs
     assert (job.settings["set"]["FedKDX.gamma"], job.settings["set"]["FedKDX.tau"]) == (0.2, 3.0)
     Path("own.yaml").write_text("FedKDX: 3\n")
     assert "FedKDX: must be a mapping" in fails(capsys, "-data", "SPAR", "--preset", "own.yaml")
+
+
+@pytest.mark.parametrize("name", ["FedKDXX", "fedkdx", "FedKDX-"])
+def test_a_preset_of_no_algorithm_is_not_ignored(capsys, name):
+    Path("own.yaml").write_text(f"{name}: {{tau: 2}}")
+    line = fails(capsys, "-data", "SPAR", "-algo", "FedKDX", "--preset", "own.yaml")
+    assert f"--preset own.yaml: there is no algorithm '{name}' (did you mean FedKDX" in line
 
 
 def test_the_papers_preset_is_the_default():

@@ -29,6 +29,7 @@ CLIENT = [
     ("build(cls, task)", "return {'a': torch.nn.Linear(2, 2)}", "Own.Client.build must return at least one Model"),
     ("losses(self, nets, batch, context)", "raise KeyError('x')", "Own.Client.losses: client"),
     ("losses(self, nets, batch, context)", "raise FileNotFoundError(2, 'x')", "Own.Client.losses: client"),
+    ("losses(self, nets, batch, context)", "raise SystemExit(0)", "Own.Client.losses: SystemExit: 0"),
     ("losses(self, nets, batch, context)", "return None", "Own.Client.losses must return scalar tensors by name"),
     ("losses(self, nets, batch, context)", "return {}", "Own.Client.losses must return scalar tensors by name"),
     ("losses(self, nets, batch, context)", "return torch.zeros(())", "Own.Client.losses must return scalar tensors"),

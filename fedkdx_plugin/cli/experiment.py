@@ -37,6 +37,7 @@ def main(words: Sequence[str]) -> int:
     from dataset_utils.files import is_folder
     from fedkdx_plugin.cli.making import make
     from fedkdx_plugin.experiments.experiment import Experiment
+    from fedkdx_plugin.experiments.search import check_windows
 
     if preset and preset.exists():
         raise UserError(f"--write-preset {preset}: exists already; name another file, or remove it")
@@ -47,6 +48,8 @@ def main(words: Sequence[str]) -> int:
     experiment.folder = folder if is_folder(folder) else None
     if preset and not experiment.is_search:
         raise UserError(f"--write-preset: {name} has no part 'search', so nothing is chosen; leave it out")
+    if preset:
+        check_windows(planned.settings["evaluate_on"] for planned in experiment.runs)
     code = make(experiment, ["fedkdx", "experiment", *words], making)
     if preset and not making.dry_run and code == 0:
         _choose(experiment, preset)

@@ -14,6 +14,7 @@ from registry import catalog
 from registry.errors import UserError
 from registry.interface import Server
 from registry.parameters import parse, suggest
+from registry.text import shown
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -51,6 +52,7 @@ def choose(config: Config) -> list[Choice]:
             raise UserError(f"{' and '.join(same)} have an algorithm '{entry.name}' each; rename one of the classes")
     servers = {entry.name: catalog.load_entry(entry) for entry in entries}
     values, preset = _assign(config.set, servers), read_preset(config.preset)
+    _check_names(config.preset, preset, servers)
     for name in servers:
         values[name] = preset.get(name, {}) | values[name]
     return [Choice(entry, servers[entry.name], _params(entry, servers, values[entry.name])) for entry in entries]
@@ -94,6 +96,17 @@ def read_preset(name: str) -> dict[str, dict[str, Any]]:
         if not isinstance(values, Mapping):
             raise UserError(f"{path}: {algorithm}: must be a mapping, such as '{algorithm}: {{gamma: 0.5}}'")
     return {str(algorithm): dict(values) for algorithm, values in preset.items()}
+
+
+def _check_names(where: str, preset: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> None:
+    """Raise UserError where a preset names what is no algorithm: its values would be silently ignored."""
+    known = dict.fromkeys([*servers, *(entry.name for entry in catalog.entries("algorithms"))])
+    for name in preset:
+        if name not in known:
+            raise UserError(
+                f"--preset {where}: there is no algorithm '{shown(name)}'{suggest(name, known)}; correct the name, or "
+                "leave it out"
+            )
 
 
 def _all() -> list[str]:

@@ -30,7 +30,7 @@ from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.grid import PARTS, combinations, condition, find, mapping, meets, varied
-from fedkdx_plugin.experiments.search import candidates
+from fedkdx_plugin.experiments.search import candidates, check_given
 from fedkdx_plugin.experiments.setting import check
 from fedkdx_plugin.privacy.client import check_planned
 from fedkdx_plugin.privacy.options import NONE
@@ -330,6 +330,8 @@ def _planned_grid(
     """Plan the runs of a grid whose file `where` holds `content`; the other arguments are as of `Experiment.grid`."""
     base, grid, search = (mapping(where, content, part) for part in ("base", "grid", "search"))
     axes = grid | ({SEARCH: candidates(where, search)} if search else {})
+    if search:
+        check_given(where, search, given)
     conditions = [condition(text) for text in only]
     runs: dict[Path, PlannedRun] = {}
     out = Path()

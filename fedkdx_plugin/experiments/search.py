@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Best:
     Attributes:
         algorithm: name of the method.
         label: which candidate.
-        values: its hyper-parameters; {}: the defaults.
+        values: its hyper-parameters that were drawn, and others that are not the method's defaults (from the search's
+            own `preset` or `set`); {}: the defaults.
         accuracy: its mean accuracy on validation windows over data sets and seeds, in [0, 1].
         before: the same of the defaults.
         candidates: number of candidates.
@@ -93,14 +94,38 @@ def candidates(where: str, search: Mapping[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
+def check_given(where: str, search: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check the options that are to replace those of a search's file.
+
+    Raises:
+        UserError: one would replace what makes a candidate, so that runs are not what their labels say.
+    """
+    if "algorithm" in given:
+        raise UserError(
+            f"-algo: the methods are those of search: spaces in {where}; choose some of them with --only algorithm=NAME"
+        )
+    if given.get("label"):
+        raise UserError(f"--label: in {where}, a search labels its candidates itself; leave it out")
+    for key in given.get("set") or {}:
+        scope, _, name = str(key).rpartition(".")
+        for algorithm, space in search["spaces"].items():
+            if name in space and scope.lower() in ("", str(algorithm).lower()):
+                raise UserError(f"--set {key}: {where} draws it in search: spaces: {algorithm}; take it out of one")
+
+
+def check_windows(evaluated_on: Iterable[str]) -> None:
+    """Raise UserError if candidates are measured on anything but validation windows."""
+    if any(kind != "validation" for kind in evaluated_on):
+        raise UserError("hyper-parameters are chosen on validation windows only: add --evaluate-on validation")
+
+
 def best(runs: Sequence[Run]) -> list[Best]:
     """Return the best candidate of each method, by name; of equal ones the first, which has the defaults.
 
     Raises:
         UserError: runs are not of validation windows, or a candidate has not run on all that the others have.
     """
-    if any(run.evaluated_on != "validation" for run in runs):
-        raise UserError("hyper-parameters are chosen on validation windows only: add --evaluate-on validation")
+    check_windows(run.evaluated_on for run in runs)
     scores: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         scores.setdefault(run.algorithm, {}).setdefault(str(run.config.get("label") or ""), []).append(run)
@@ -112,8 +137,8 @@ def best(runs: Sequence[Run]) -> list[Best]:
         if DEFAULTS not in means:
             raise UserError(f"{algorithm}: no run has its defaults, so these runs are of no search")
         chosen = max(means, key=lambda label: (means[label], label == DEFAULTS))
-        named = {} if chosen == DEFAULTS else _values(by_label[chosen][0], chosen)
-        found.append(Best(algorithm, chosen, named, means[chosen], means[DEFAULTS], len(means)))
+        values = _values(by_label[chosen][0], chosen)
+        found.append(Best(algorithm, chosen, values, means[chosen], means[DEFAULTS], len(means)))
     return sorted(found, key=lambda one: one.algorithm.lower())
 
 
@@ -204,6 +229,14 @@ def _accuracy(run: Run) -> float:
 
 
 def _values(run: Run, label: str) -> dict[str, Any]:
-    """Return the hyper-parameters that a candidate's label names, from the run's own configuration."""
-    names = [part.partition("=")[0] for part in label.split(", ")]
-    return {name: run.config["set"][f"{run.algorithm}.{name}"] for name in names}
+    """Return what a preset must hold for a candidate: what its label names, and all that is not the default."""
+    drawn = [] if label == DEFAULTS else [part.partition("=")[0] for part in label.split(", ")]
+    server: Any = catalog.load("algorithms", str(run.config["algorithm"][0]))
+    fields = {own.name: own.default for own in dataclasses.fields(server.Params)}
+    values = {}
+    for key, value in run.config["set"].items():
+        name = key.removeprefix(f"{run.algorithm}.")
+        default = fields.get(name)
+        if name in drawn or value != (list(default) if isinstance(default, tuple) else default):
+            values[name] = value
+    return values

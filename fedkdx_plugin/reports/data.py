@@ -85,10 +85,18 @@ def _made(manifest: Mapping[str, Any]) -> dict[str, str]:
         "channels": f"{channels}: {', '.join(manifest['channels'])}",
         "filters": _filters(preprocessing) if preprocessing else NONE,
         "scaling": SCALED.get(scale, scale),
+        **_kept(spec),
         "split": f"{spec['split']}, {manifest.get('dropped', 0)} windows dropped between" if "split" in spec else NONE,
         "partition": str(spec.get("partition", NONE)),
         "clients": str(len(manifest["clients"])),
     }
+
+
+def _kept(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was left out of the training windows on purpose; {} for all of them."""
+    fraction = spec.get("train_fraction", 1)
+    kept = f"{fraction:.3g} of each client's (--train-fraction); the others are not used" if fraction != 1 else ""
+    return {"training windows": kept} if kept else {}
 
 
 def _read(counts: Mapping[str, Any]) -> dict[str, str]:

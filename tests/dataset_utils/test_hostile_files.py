@@ -429,6 +429,14 @@ def test_aliases_that_expand_are_refused_before_they_do(tmp_path):
     assert read_yaml(path) is None
 
 
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    for text in ("rate: 50\nname: x\nrate: 60", "name: x\nset: {mu: 1, 'mu': 2}", "name: x\na: {x: 1}\na: {y: 1}"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"the key '(rate|mu|a)' stands twice, in lines \d and \d; remove one"):
+            read_yaml(path)
+
+
 def test_expanded_counts_shared_values_as_often_as_they_are_referred_to():
     inner = [1, 2]
     assert expanded([inner, inner, 3], lambda own: own if isinstance(own, list) else ()) == 1 + 3 + 3 + 1

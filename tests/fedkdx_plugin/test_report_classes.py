@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn
 
-from fedkdx_plugin.reports import classes
+from dataset_utils.shards import read_manifest
+from fedkdx_plugin.reports import classes, data
 from tests.fedkdx_plugin.made_runs import CLASSES, make_run, sections_of
 
 
@@ -89,3 +90,12 @@ def test_calibration_is_of_all_windows_and_missing_from_older_runs(tmp_path):
         del file["views/served/ece"]
     (section,) = sections_of(*folders, old)
     assert [row[place].text for row in classes.together(section).rows][1] == "–"
+
+
+@pytest.mark.parametrize(("fraction", "says"), [(0.25, "0.25 of each client's"), (1, None)])
+def test_the_data_card_says_what_share_of_the_training_windows_is_used(shard_folder, fraction, says):
+    """Else it says '3605 windows cut, nothing left out' beside a table of 1441."""
+    manifest = read_manifest(shard_folder)
+    manifest["spec"] = {**(manifest.get("spec") or {}), "train_fraction": fraction}
+    text = data._made(manifest).get("training windows")
+    assert text is None if says is None else text.startswith(says)

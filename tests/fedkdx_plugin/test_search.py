@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -9,6 +11,7 @@ import yaml
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.configuration.choice import read_preset
 from fedkdx_plugin.experiments.experiment import Experiment
+from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.experiments.search import Best, best, candidates, table, write_preset
 from fedkdx_plugin.results.runs import read
 from registry.errors import UserError
@@ -87,6 +90,26 @@ def test_a_wrong_search_gets_one_line(tmp_path, search, says):
     assert says in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"algorithm": "FedAvg"}, "-algo: the methods are those of search: spaces in x.yaml; choose some"),
+        ({"label": "mine"}, "--label: in x.yaml, a search labels its candidates itself"),
+        ({"set": {"mu": 0.5}}, "--set mu: x.yaml draws it in search: spaces: FedProx"),
+        ({"set": {"fedprox.mu": 0.5}}, "--set fedprox.mu: x.yaml draws it"),
+    ],
+)
+def test_options_that_would_replace_what_was_drawn_are_refused(tmp_path, given, says):
+    """Else all candidates would run with mu = 0.5, under labels that say other values."""
+    (tmp_path / "x.yaml").write_text(
+        yaml.safe_dump({"base": {"data": "SPAR"}, "search": {"candidates": 3, "spaces": SPACES}})
+    )
+    with pytest.raises(UserError) as raised:
+        Experiment.grid("x.yaml", given)
+    assert says in str(raised.value)
+    assert Experiment.grid("x.yaml", {"global_rounds": 3}, ["algorithm=FedProx"]).runs[0].rounds == 3
+
+
 def made(tmp_path, algorithm, label, skills, data=VALIDATION, **hyper):
     """Return runs of a candidate in several settings."""
     return [
@@ -142,6 +165,10 @@ def test_a_search_from_file_to_preset(shard_folder, tmp_path, capsys):
     command = ["experiment", "try.yaml", "--jobs", "1", "--write-preset", "mine.yaml"]
     assert main(command) == 2  # shards of test windows
     assert "chosen on validation windows only" in capsys.readouterr().err
+    assert not Path("runs").exists()  # refused before anything runs
+    assert main(command[:-2]) == 0
+    with pytest.raises(UserError, match="chosen on validation windows only"):
+        best(Results.of(Experiment.resumed("runs/try")).runs)
     again = Experiment.resumed("runs/try")
     assert again.is_search and [run.folder for run in again.runs] == [run.folder for run in planned.runs]
     (tmp_path / "mine.yaml").write_text("FedAvg: {}")
@@ -149,3 +176,11 @@ def test_a_search_from_file_to_preset(shard_folder, tmp_path, capsys):
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"base": base, "grid": {"algorithm": ["FedAvg"]}}))
     assert main(["experiment", "plain.yaml", "--write-preset", "other.yaml"]) == 2
     assert "plain.yaml has no part 'search'" in capsys.readouterr().err
+
+
+def test_a_preset_has_all_that_the_best_candidate_ran_with(tmp_path):
+    """The search itself may have begun from a preset or `set`: what these said is part of the candidate."""
+    first = made(tmp_path, "FedAvgM", "defaults", (1.0,), momentum=0.9, server_rate=0.3)
+    second = made(tmp_path, "FedAvgM", "momentum=0.5", (1.5,), momentum=0.5, server_rate=0.3)
+    assert best([*first, *second])[0].values == {"momentum": 0.5, "server_rate": 0.3}
+    assert best(first)[0].values == {"server_rate": 0.3}

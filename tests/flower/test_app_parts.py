@@ -256,6 +256,7 @@ def test_a_client_may_have_no_test_windows():
         (([[1], [2, 3]], Y, X, Y), "training windows are no array"),
         ((iter([]), []), "must be a Dataset with a length"),
         (([1, 2], []), "must be a pair"),
+        ((list(zip(X, Y + 0.7, strict=True)), []), "must be a pair .*float64"),
     ],
 )
 def test_wrong_windows_are_one_line(loaded, reason):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index  # of a number that is whole: int would make 1 of 1.7
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,9 @@ def _of_dataset(given: object, what: str) -> tuple[np.ndarray, np.ndarray]:
     if not hasattr(data, "__getitem__") or not hasattr(data, "__len__") or isinstance(data, (str, bytes, dict)):
         raise UserError(f"data: the {what} windows must be a Dataset with a length, not {type(data).__name__}")
     try:
-        pairs = [data[index] for index in range(len(data))]
+        pairs = [data[number] for number in range(len(data))]
         x, y = zip(*pairs, strict=True) if pairs else ((), ())
-        return _stacked(x), np.array([int(label) for label in y], dtype=np.int64)
+        return _stacked(x), np.array([index(label) for label in y], dtype=np.int64)
     except (TypeError, ValueError) as error:
         raise UserError(f"data: each {what} window of the Dataset must be a pair (x, label): {error}") from error
 
