@@ -70,7 +70,7 @@ def test_the_report_takes_seeds_with_data_of_their_own_for_one_method():
     assert [method.seeds for method in section.methods] == [[0, 1], [0, 1]]
     page = report.write(find(folder), Path("out"), "title").read_text(encoding="utf-8")
     assert "± over seeds: split, kept windows and partition differ" in page
-    assert "how the windows were made (seed 0)" in page
+    assert "how they were made (seed 0)" in page
 
 
 def test_the_report_says_how_the_windows_were_made():
