@@ -1,4 +1,4 @@
-"""What secure aggregation costs in a round: seconds and bytes for 10 and 100 clients, beside the plain mean.
+"""Cost of secure aggregation in a round: seconds and bytes for 10 and 100 clients, beside the plain mean.
 
     python benchmarks/secure_aggregation.py
 

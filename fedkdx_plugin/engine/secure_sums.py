@@ -118,7 +118,7 @@ class OwnParties(Parties):
 
 @dataclass(frozen=True)
 class Summed:
-    """What secure aggregation gave in a round.
+    """Outcome of secure aggregation in a round.
 
     Attributes:
         replies: one reply with the mean of all, by the first of its clients; none where there is no mean.

@@ -229,7 +229,7 @@ class Experiment:
 
     @property
     def is_search(self) -> bool:
-        """Whether its runs are candidates of a search (see `experiments.search`)."""
+        """True where its runs are candidates of a search (see `experiments.search`)."""
         return "search" in self.source
 
     def begin(self, command: Sequence[str], private: bool = False) -> Path:

@@ -41,7 +41,7 @@ ORDERS = (*range(2, 33), 40, 48, 64, 96, 128)  # of Rényi divergences; the boun
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the members of one sum are drawn from all members; members are clients, or examples of a client.
+    """Draw of the members of one sum from all members; members are clients, or examples of a client.
 
     Attributes:
         members: number n of members; public where the sampling is fixed.

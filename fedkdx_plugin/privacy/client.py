@@ -101,7 +101,7 @@ class Protection:
 
     @property
     def distributed(self) -> bool:
-        """Whether the clients clip and add the noise."""
+        """True where the clients clip and add the noise."""
         return self.privacy.noise == DISTRIBUTED
 
     def begin(self, round: int) -> None:

@@ -1,4 +1,4 @@
-"""What attacks on the runs of a section found: a table of methods by attack, and the curves of membership inference."""
+"""Findings of attacks on the runs of a section: a table of methods by attack, and curves of membership inference."""
 
 from __future__ import annotations
 

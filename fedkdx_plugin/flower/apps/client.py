@@ -70,7 +70,7 @@ class AppSite(Site):
 
 
 class _Own:
-    """What a client brings itself; it answers the server's messages."""
+    """Own part of a client: its model and data; it answers the server's messages."""
 
     def __init__(
         self, algorithm: str | type[Server], model: Given, data: Callable[[Context], Any], student: Given | None

@@ -1,4 +1,4 @@
-"""Which nodes of an app are there, and which client each of them is."""
+"""Nodes of an app that are there, and the client that each of them is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What server and clients of an app have in common: the algorithm, its hyper-parameters, the training, the models."""
+"""Plan that server and clients of an app share: the algorithm, its hyper-parameters, the training, the models."""
 
 from __future__ import annotations
 

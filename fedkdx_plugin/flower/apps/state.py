@@ -1,4 +1,4 @@
-"""What a client of an app keeps to itself between rounds: arrays in the state of Flower's context."""
+"""State that a client of an app keeps to itself between rounds: arrays in the state of Flower's context."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ LEAST = 1e-12
 
 @dataclass(frozen=True)
 class Effort:
-    """What an attacker spends on an update.
+    """Effort that an attacker spends on an update.
 
     Attributes:
         steps: steps of the optimisation.
@@ -54,7 +54,7 @@ class Effort:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What an update tells of a network's training, by name of the network's tensors.
+    """Knowledge that an update gives of a network's training, by name of the network's tensors.
 
     Attributes:
         gradients: parameter -> gradient, up to one positive factor for all.

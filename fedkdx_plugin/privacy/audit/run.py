@@ -33,7 +33,7 @@ NO_UPDATES = (
 
 @dataclass
 class Found:
-    """What the attacks have found so far, for `Audit`, and windows for the plot."""
+    """Findings of the attacks so far, for `Audit`, and windows for the plot."""
 
     figures: list[Figure] = field(default_factory=list)
     curves: list[Roc] = field(default_factory=list)

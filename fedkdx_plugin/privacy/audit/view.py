@@ -1,4 +1,4 @@
-"""What the server of a federation sees of a round: the one place that knows which attacker an audit stands for.
+"""View that the server of a federation has of a round: the one place that knows which attacker an audit stands for.
 
 It is what arrives at `Server.aggregate`, after everything that clients do to their replies: compression and, where the
 run has them, noise, and sums in which single replies cannot be told apart. The server is taken to be honest but

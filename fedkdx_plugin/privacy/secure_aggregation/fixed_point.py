@@ -137,7 +137,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Mean:
-    """What a server learns of its clients' replies.
+    """Knowledge that a server gains of its clients' replies.
 
     Attributes:
         reply: one reply with the mean of their tensors, weighted by their samples, and the total of these.

@@ -68,7 +68,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Dealt:
-    """What a client dealt: its boxes by receiver, digests of its two shares by receiver, and the digest of b_u."""
+    """Deal of a client: its boxes by receiver, digests of its two shares by receiver, and the digest of b_u."""
 
     boxes: Mapping[int, bytes]
     digests: Mapping[int, tuple[bytes, bytes]]
@@ -77,7 +77,7 @@ class Dealt:
 
 @dataclass
 class Outcome:
-    """What a server knows after the last step.
+    """Knowledge of a server after the last step.
 
     Attributes:
         mean: the mean of the replies in the sum; None where there is no sum.
