@@ -1,4 +1,4 @@
-"""What a server sees of protected rounds: noised replies, or their mean alone; and noise that shadow runs have."""
+"""Protected rounds as a server sees them: noised replies, or their mean alone; and noise that shadow runs have."""
 
 from __future__ import annotations
 

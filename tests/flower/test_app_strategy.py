@@ -351,7 +351,7 @@ def test_clients_measure_in_the_rounds_that_are_asked_for_and_get_the_users_own_
 
 
 def test_a_server_cannot_make_a_client_load_anything_of_its_choice():
-    """What a plan sets are values of options; algorithm, model and data are the client's own."""
+    """A plan sets values of options; algorithm, model and data are the client's own."""
     strategy, grid = make()
     strategy.begin(grid, 1)
     app, context = next(iter(grid.apps.values())), next(iter(grid.contexts.values()))

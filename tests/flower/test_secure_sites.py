@@ -128,7 +128,7 @@ def test_a_site_that_dies_between_two_steps_is_lost_and_the_others_go_on(step, s
 
 
 def test_the_rest_is_as_if_a_silent_site_had_not_been_asked(shard_folder, tmp_path):
-    """What it trained before it fell silent does not count at the site either: it goes on from its state before."""
+    """Training from before it fell silent does not count at the site either: it goes on from its state before."""
     algorithm = catalog.load("algorithms", "FedPer")
     gone, coordinator, _ = make(shard_folder, tmp_path / "one", algorithm=algorithm)
     gone.spoil_step = {(1, MASK): lambda data: None}
@@ -226,7 +226,7 @@ def test_a_lying_site_is_named_and_the_others_go_on(lie, shard_folder, tmp_path)
 
 
 def test_samples_that_do_not_add_up_undo_the_round(shard_folder, tmp_path, capsys):
-    """Who of them lies the sum does not tell."""
+    """The sum does not tell which of them lies."""
     link, coordinator, _ = make(shard_folder, tmp_path)
 
     def more(tensors, meta):

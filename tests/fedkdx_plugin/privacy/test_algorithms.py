@@ -1,4 +1,4 @@
-"""Who client-level privacy covers: whatever one client sends, it moves those servers by their mean alone.
+"""Coverage of client-level privacy: whatever one client sends, it moves those servers by their mean alone.
 
 `fedkdx_plugin.testing.private_mean` checks it for every algorithm that says so (`Server.beyond_average`), among the
 checks of algorithms; here are those that say otherwise, and rounds of nobody.

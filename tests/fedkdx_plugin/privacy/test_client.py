@@ -191,14 +191,14 @@ def test_a_resumed_run_is_the_unbroken_one(algorithm, sampling):
 
 
 @pytest.mark.parametrize("algorithm", [FedProx, FedKDX])
-def test_backends_agree(algorithm):
+def test_backends_agree(algorithm, double):
     states = {}
     for backend in ("sequential", "stacked"):
         federation = private(algorithm, AUTO, backend=backend, sampling=POISSON, join_ratio=0.6)
         records = run(federation)
         states[backend] = flat(federation.server.weights), [r.server["privacy_clip"] for r in records]
     (one, clips), (other, others) = states.values()
-    assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) and clips == others
+    assert torch.allclose(one, other, rtol=1e-9, atol=1e-9) and clips == others
 
 
 def test_poisson_samples_differ_in_size_and_may_be_empty():

@@ -146,7 +146,7 @@ def test_shares_of_no_polynomial_name_their_dealer(monkeypatch):
 
 
 def test_a_sum_that_honest_clients_cannot_have_is_none():
-    """Who has added it nobody can see; a client that stays within the bounds can add what it likes."""
+    """Nobody can see who has added it; a client that stays within the bounds can add what it likes."""
     room = Room(make_replies(5))
     room.spoil[BAD, MASK] = with_tensor("masked", lambda own: own + 2**40)
     outcome = room.run()
