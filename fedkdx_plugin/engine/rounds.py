@@ -118,7 +118,7 @@ class Federation:
         if self.protection:
             if self.agreed:
                 raise UserError(SCALED)
-            self.server.average = self.protection.average
+            self.server.average, self.protection.summed = self.protection.average, schedule.secure
         self.budget = self._budget()
         settings = self.budget.training if self.budget else settings
         selected = 1 if self.pools_data else count_selected(data.clients, 1 if self.everyone else schedule.join_ratio)

@@ -67,14 +67,18 @@ class Plan:
         """Return ε after so many rounds."""
         return accounting.spent(self.noise, self.delta, rounds, self.sampling)
 
-    def spent_against_server(self, rounds: int) -> float:
-        """Return ε after so many rounds against who sees single replies, with noise by the clients themselves.
+    def spent_against_server(self, rounds: int, summed: bool) -> float:
+        """Return ε after so many rounds against the server, with noise by the clients themselves.
 
-        There is no amplification, as the server knows who takes part; the worst case is a client of every round. The
-        noise is a client's own (`share`), and replacing its update changes its reply by 2C.
+        There is no amplification, as the server knows who takes part; the worst case is a client of every round.
+
+        Args:
+            rounds: number of rounds.
+            summed: whether the server sees the sum alone, with the noise of all m shares and the sensitivity Δ. Else it
+                sees single replies: the noise is a client's own, and replacing its update changes its reply by 2C.
         """
-        own = self.share * self.sampling.sensitivity / 2
-        return accounting.gaussian(own / max(rounds, 1) ** 0.5, self.delta)
+        noise = self.share * (self.sampling.selected**0.5 if summed else self.sampling.sensitivity / 2)
+        return accounting.gaussian(noise / max(rounds, 1) ** 0.5, self.delta)
 
 
 class Protection:
@@ -89,6 +93,7 @@ class Protection:
         clip: bound C of the present round.
         average: the mean for `registry.interface.Server.average`.
         round: number of the present round.
+        summed: whether the server sees the sum of replies alone (secure aggregation).
         released: whether this round's mean has been released.
         again: sums that may have been released before a restart, and are made again, with other noise, after it.
     """
@@ -97,7 +102,7 @@ class Protection:
         self.privacy, self.plan, self.source = privacy, plan, source
         self.clip = clipping.FIRST if privacy.clip is None else privacy.clip
         self.average = PrivateAverage(self)
-        self.round, self.released, self.again = 0, False, 0
+        self.round, self.released, self.again, self.summed = 0, False, 0, False
 
     @property
     def distributed(self) -> bool:
@@ -156,7 +161,7 @@ class Protection:
         sums = self.round + self.again
         spent = {SPENT: self.plan.spent(sums)}
         if self.distributed:
-            spent[SPENT_SERVER] = self.plan.spent_against_server(sums)
+            spent[SPENT_SERVER] = self.plan.spent_against_server(sums, self.summed)
         return spent | {CLIP: self.clip}
 
     def table(self) -> dict[str, Any]:

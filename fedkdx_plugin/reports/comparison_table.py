@@ -72,7 +72,7 @@ def guarded(run: Run) -> str:
     text = f"{what} ε = {spent[-1]:.3g}"
     text += f" of {run.config['epsilon']:g}, δ = {run.config['delta']:g}, after {count} round{'s' * (count > 1)}"
     if server:
-        text += f" (against a server that sees single replies, ε = {server[-1]:.3g})"
+        text += f" (against the server, ε = {server[-1]:.3g})"
     return f"{text}; the metrics here were measured without noise."
 
 

@@ -254,6 +254,10 @@ def test_distributed_noise_in_a_run():
     plan = federation.protection.plan
     single = plan.noise * 2 * BUDGET.clip / math.sqrt(len(SIZES) - 1)  # deviation of a reply, which moves by 2C
     assert figures["privacy_epsilon_server"] == pytest.approx(gaussian(single / (2 * BUDGET.clip), 1e-2))
+    # of a sum, it sees all shares; a client that is replaced moves it by 2C, too
+    summed = plan.spent_against_server(3, True)
+    assert summed == pytest.approx(gaussian(single * math.sqrt(len(SIZES) / 3) / (2 * BUDGET.clip), 1e-2))
+    assert summed < plan.spent_against_server(3, False)
 
 
 def test_a_round_with_a_missing_share_of_noise_does_not_count(capsys):

@@ -89,7 +89,7 @@ def test_windows_must_not_be_scaled_by_what_clients_send_without_noise(federated
 def test_noise_by_clients_has_two_figures(shard_folder, capsys):
     argv = [*RUN, *PRIVATE, *GROUP, "--dp-noise", "distributed", "--clip", "0.5"]
     assert main(["-data", str(shard_folder), "-algo", "FedAvg", *argv]) == 0
-    assert "(against a server that sees single replies, ε = " in capsys.readouterr().out
+    assert "(against the server, ε = " in capsys.readouterr().out
 
 
 WRONG = {
