@@ -317,7 +317,15 @@ def _check_given(config: Config, shards: ShardSet) -> None:
             f"--evaluate-on {asked}: {shards.folder} holds {found} windows; give the data set's name instead of a "
             f"folder, or --evaluate-on {found}"
         )
-    fraction = (shards.manifest.get("spec") or {}).get("train_fraction", 1.0)
+    spec = shards.manifest.get("spec") or {}
+    for flag, name in (("--subjects", "subjects"), ("--exclude-subjects", "exclude_subjects")):
+        names = getattr(config.shards, name)
+        if names and set(names) != set(spec.get(name) or ()):
+            raise UserError(
+                f"{flag} {','.join(names)}: {shards.folder} was made with others; give the data set's name instead of "
+                "a folder"
+            )
+    fraction = spec.get("train_fraction", 1.0)
     if config.shards.train_fraction not in (1, fraction):
         raise UserError(
             f"--train-fraction {config.shards.train_fraction:g}: {shards.folder} was made with {fraction:g}; give the "
