@@ -199,7 +199,27 @@ def _permanent(kind: str) -> list[Entry]:
 def _plugins(kind: str) -> list[Entry]:
     """Return the entries of installed packages, sorted by name; of a package that is found twice, the first one's.
 
+    They are read again once a folder of packages has changed, as an experiment of many runs asks for them very often.
+    """
+    return list(_scanned(kind, tuple((folder, _changed(folder)) for folder in sys.path)))
+
+
+def _changed(folder: str) -> int:
+    """Return when a folder of packages, '' being the working directory, last changed (ns); 0 where there is none."""
+    try:
+        return Path(folder).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@functools.lru_cache(maxsize=8)
+def _scanned(kind: str, state: tuple[tuple[str, int], ...]) -> tuple[Entry, ...]:
+    """Return what `_plugins` does, by reading the files of every package on the path.
+
     Only files that name a group of ours are parsed, so that what another package's file holds matters to nobody.
+
+    Args:
+        state: the folders of packages and their last changes, by which the result is kept.
     """
     group, found, seen = f"fedkdx.{kind}", set(), set()
     for package in importlib.metadata.distributions():
@@ -221,7 +241,7 @@ def _plugins(kind: str) -> list[Entry]:
                 found.add(Entry(kind, own, f"{point.module_name}:{point.object_name}", f"{name} {version}"))
         except (configparser.Error, entrypoints.BadEntryPoint, UnicodeDecodeError, OSError, KeyError) as error:
             _warn(f"entry points of {_whose(package)} are skipped: {type(error).__name__}: {error}")
-    return sorted(found, key=lambda entry: (entry.name.lower(), entry.origin))
+    return tuple(sorted(found, key=lambda entry: (entry.name.lower(), entry.origin)))
 
 
 def _whose(package: importlib.metadata.Distribution) -> str:

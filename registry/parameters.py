@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,12 @@ def option(
     )
 
 
+@functools.lru_cache(maxsize=256)
+def _hints(cls: type) -> dict[str, Any]:
+    """Return name -> type of a class's fields, resolved once."""
+    return get_type_hints(cls)
+
+
 @dataclass(frozen=True)
 class Params:
     """Declared values that have checked themselves, wherever an instance is made.
@@ -60,7 +67,7 @@ class Params:
     """
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = _hints(type(self))
         for own in dataclasses.fields(self):
             if "help" not in own.metadata:
                 continue
@@ -84,7 +91,7 @@ def parse(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     Raises:
         UserError: a name is unknown, or a value has the wrong type or is out of range.
     """
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     fields = {key_of(f): f for f in dataclasses.fields(cls)}
     typed = {}
     for key, value in values.items():
