@@ -67,7 +67,8 @@ class Params:
     """
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        cls: type = type(self)
+        hints = _hints(cls)
         for own in dataclasses.fields(self):
             if "help" not in own.metadata:
                 continue
