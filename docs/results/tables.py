@@ -1,0 +1,383 @@
+"""Tables of results in Markdown, made from the CSV files in `data/`.
+
+`make` takes the order of a table, such as `settings from=survey,settings data=UCI-HAR setting=tenth,blocked`: its kind
+(see `KINDS`), the files, and what the kind needs; every other word picks rows, by any column of text:
+`model=cnn,cnn_lstm`. A value with spaces is quoted. A method is an algorithm, with its label and its student's model where
+it has these.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from fedkdx_plugin import reports
+from fedkdx_plugin.reports import statistics
+from fedkdx_plugin.reports.sections import CEILING
+from fedkdx_plugin.reports.statistics import LEVEL, PAIRS, holm, spread
+from fedkdx_plugin.reports.tables import NONE, Cell, Table, markdown, number, plain, ranked
+from registry.errors import UserError
+
+# Columns of a CSV file; a row is a run. Shares are in [0, 1]; metrics are those of the last round.
+RUN = (  # what makes a run: two rows that agree in these are one run
+    *("data", "setting"),  # of protocol.md, else the options that make it
+    "options",  # that are not the defaults, without those that have columns
+    "model",
+    "student_model",  # where it is another than the model
+    *("algorithm", "label"),
+    "hyper",  # hyper-parameters that are not the defaults
+    *("learning_rate", "seed", "data_seed", "rounds", "evaluated_on"),
+)
+SHARES = (
+    "accuracy",  # mean over clients
+    "pooled",  # accuracy over all windows of all clients
+    *("f1", "f1_pooled"),  # macro F1, likewise
+    "worst",  # the lowest accuracy of a client
+    "balanced",  # mean over classes of the share found, all windows together
+    *("auc", "recall"),  # as in `fedkdx_plugin.engine.metrics.Metrics`
+)
+RESULTS = (
+    *("clients", *SHARES),
+    *("mb_up", "mb_down"),  # 10^6 bytes of all clients in all rounds
+    "mb_first",  # 10^6 bytes that a client gets in the first round
+    "networks",  # accuracy/pooled of each network that predicts otherwise: 'teacher=a/b;student=a/b'
+    "groups",  # accuracy/pooled of the clients set apart: 'late=a/b'
+    "client_accuracy",  # of each client, ';' between them; nothing for one without test windows
+    "names",  # of these clients' subjects; nothing where clients are no subjects
+)
+ABOUT = ("experiment", "seconds", "commit", "processor")  # may differ where a run was made twice
+COLUMNS = ("experiment", *RUN, *RESULTS, "seconds", "commit", "processor")
+PAIR = ("accuracy", "pooled")  # in this order in `networks` and `groups`
+METHOD = ("hyper", "learning_rate")  # what the runs of one method share
+ORDER = ("data", "setting", "algorithm", "label", "student_model", "hyper", "learning_rate", "options", "rounds")
+NUMBERS = ("seed", "data_seed", "rounds", "learning_rate", *SHARES, "mb_up", "mb_down", "mb_first", "seconds")
+PAPER = Path(reports.__file__).parent / "paper.yaml"
+OF_PAPER = {"pooled": "accuracy", "auc": "AUC", "f1": "F1", "recall": "recall"}  # in the order of paper.yaml
+FREE_IN_PAPER = {"join_ratio"}  # the one option that its runs differ in, beside the model
+
+Args = Mapping[str, str]
+
+
+def make(order: str, data: Path) -> str:
+    """Return the Markdown of a table.
+
+    Args:
+        order: its kind, and words KEY=VALUE.
+        data: folder of the CSV files.
+
+    Raises:
+        UserError: there is no such kind, file, column or run, or rows do not go together.
+    """
+    kind, *words = shlex.split(order)
+    if kind not in KINDS:
+        raise UserError(f"table '{order}': no kind '{kind}'; there are {', '.join(KINDS)}")
+    if wrong := [word for word in words if "=" not in word]:
+        raise UserError(f"table '{order}': '{wrong[0]}' is not KEY=VALUE")
+    args = dict(word.split("=", 1) for word in words)
+    try:
+        rows = merged([read(path_of(name, data)) for name in args.get("from", "").split(",")], "from")
+        return markdown(KINDS[kind](_picked(rows, args, kind), args))
+    except UserError as error:
+        raise UserError(f"table '{order}': {error}") from error
+
+
+def path_of(name: str, data: Path) -> Path:
+    """Return the path of a CSV file. Raises UserError: it is no plain name."""
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"'{name}': name a file of {data.name}/ without its ending, such as 'survey'")
+    return data / f"{name}.csv"
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Return a CSV file, all as text. Raises UserError: it cannot be read, or has other columns."""
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if tuple(rows.columns) != COLUMNS:
+        odd = sorted(set(rows.columns).symmetric_difference(COLUMNS)) or ["their order"]
+        raise UserError(f"{path}: other columns than {Path(__file__).name} knows: {', '.join(odd)}")
+    return rows
+
+
+def merged(parts: Sequence[pd.DataFrame], where: str) -> pd.DataFrame:
+    """Return the rows of all parts, sorted, each run once: the first found. Raises UserError: one has two results."""
+    rows = pd.concat(parts, ignore_index=True)
+    once = rows.drop_duplicates(list(RUN))
+    twice = rows.drop_duplicates([*RUN, *RESULTS])
+    if len(twice) > len(once):
+        second = twice[twice.duplicated(list(RUN))].iloc[0]
+        first = once[(once[list(RUN)] == second[list(RUN)]).all(axis=1)].iloc[0]
+        key = next(key for key in RESULTS if first[key] != second[key])
+        run = f"{_method(second)}, {second['data']}, {second['setting']}, seed {second['seed']}"
+        raise UserError(
+            f"{where}: {run}: {key} is {first[key]} (commit {first['commit']}) and {second[key]} (commit "
+            f"{second['commit']}); take the rows of one of them out"
+        )
+    numbered = once.assign(_seed=pd.to_numeric(once["seed"]))
+    return numbered.sort_values([*ORDER, "_seed", *RUN], kind="stable").drop(columns="_seed").reset_index(drop=True)
+
+
+def _method(row: pd.Series) -> str:
+    student = f" with {row['student_model']}" if row["student_model"] else ""
+    return f"{row['algorithm']} {row['label']}".strip() + student
+
+
+def _picked(rows: pd.DataFrame, args: Args, kind: str) -> pd.DataFrame:
+    """Return the rows that a table is of, numbers as numbers, with `method`. Raises UserError: there are none."""
+    rows = rows[rows["evaluated_on"] == ("validation" if kind == "search" else "test")]
+    rows = rows.assign(method=rows.apply(_method, axis=1) if len(rows) else "")
+    for key, value in args.items():
+        if key in ("from", "reference", "metric"):
+            continue
+        if key not in rows:
+            raise UserError(f"no column '{key}'")
+        wanted = value.split(",")
+        if missing := sorted(set(wanted) - set(rows[key])):
+            raise UserError(f"no run with {key}={missing[0]}")
+        rows = rows[rows[key].isin(wanted)]
+    if rows.empty:
+        raise UserError("no run that it could be of")
+    return rows.assign(**{key: pd.to_numeric(rows[key]) for key in NUMBERS})
+
+
+def _in_order(rows: pd.DataFrame, args: Args, key: str) -> list[str]:
+    """Return the values of a column in the order of the words, else sorted; Centralised always last."""
+    names = args[key].split(",") if key in args else sorted(set(rows[key]), key=str.lower)
+    return sorted(names, key=lambda name: name == CEILING)
+
+
+def _parts(rows: pd.DataFrame, args: Args) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield each data set, each of its settings, and the rows of both."""
+    for data in _in_order(rows, args, "data"):
+        of_data = rows[rows["data"] == data]
+        for setting in _in_order(of_data, args, "setting"):
+            if len(own := of_data[of_data["setting"] == setting]):
+                yield data, setting, own
+
+
+def _check(rows: pd.DataFrame) -> None:
+    """Raise UserError where rows of one data set and setting are not comparable, or a method has one seed twice."""
+    for (data, setting), column in rows.groupby(["data", "setting"]):
+        for own, keys in (
+            (column, ("model", "rounds", "options")),
+            *((m, METHOD) for _, m in column.groupby("method")),
+        ):
+            for key in keys:
+                if len(values := sorted(set(own[key].astype(str)))) > 1:
+                    whose = "" if own is column else f", {own['method'].iloc[0]}"
+                    raise UserError(f"{data}, {setting}{whose}: several {key}: '{values[0]}' and '{values[1]}'")
+
+
+def settings(rows: pd.DataFrame, args: Args) -> Table:
+    """Return methods × settings (× data sets): mean ± standard deviation over seeds in %, and mean ranks.
+
+    Best and second are ranked in each column without Centralised. A mean rank is over the columns of all clients, of
+    the methods that all of them have; methods that are equal as shown share the mean of their ranks (Demšar 2006).
+    """
+    _check(rows)
+    metric = args.get("metric", "accuracy")
+    if metric not in SHARES:
+        raise UserError(f"metric={metric}: there are {', '.join(SHARES)}")
+    methods = _in_order(rows, args, "method")
+    competing = [i for i, name in enumerate(methods) if name != CEILING]
+    heads, columns, main = [], [], {}
+    for data, setting, own in _parts(rows, args):
+        title = f"{data} {setting}" if rows["data"].nunique() > 1 else setting
+        groups = _groups(own, title, metric) if metric in PAIR else {}
+        for head, values in ({title: own[metric]} | groups).items():
+            cells = [number(spread(list(values[own["method"] == name])), 100) for name in methods]
+            heads.append(("", head))
+            columns.append(ranked(cells, competing))
+            if head == title:
+                main[head] = {i: cells[i].value for i in competing}
+    ranks = pd.DataFrame(main, dtype=float).round(2).dropna().rank(ascending=False).mean(axis=1)
+    if len(ranks) > 1:
+        heads.append(("", "mean rank"))
+        columns.append([plain(ranks.get(i, np.nan), 1) for i in range(len(methods))])
+    heads.append(("", "seeds"))
+    columns.append([_counts(rows[rows["method"] == name]) for name in methods])
+    return Table("", "", [("", "method"), *heads], list(map(list, zip(map(Cell, methods), *columns, strict=True))))
+
+
+def _pairs(text: str, metric: str) -> dict[str, float]:
+    """Return the values in 'late=a/b;rare=a/b', the first or second of each."""
+    parts = (part.split("=") for part in text.split(";") if part)
+    return {name: float(values.split("/")[PAIR.index(metric)] or "nan") for name, values in parts}
+
+
+def _groups(rows: pd.DataFrame, title: str, metric: str) -> dict[str, pd.Series]:
+    """Return a column for each group of clients set apart: heading -> accuracies of these clients by row."""
+    found = pd.DataFrame([_pairs(text, metric) for text in rows["groups"]], index=rows.index)
+    return {f"{title}: {name} clients": found[name] for name in sorted(found)}
+
+
+def _counts(rows: pd.DataFrame) -> Cell:
+    """Return the number of seeds in each data set and setting, 'a to b' where it differs."""
+    counts = rows.groupby(["data", "setting"])["seed"].nunique()
+    low, high = counts.min(), counts.max()
+    return Cell(str(low) if low == high else f"{low} to {high}")
+
+
+def detail(rows: pd.DataFrame, args: Args) -> Table:
+    """Return one data set and setting in detail; a row '(student)' is one network of the method above it."""
+    _one(rows)
+    _check(rows)
+    columns = ("accuracy", "pooled", "f1", "worst")
+    heads = ("accuracy %", "pooled %", "F1 %", "worst client %", "MB up", "MB down", "seeds")
+    lines: list[list[Cell]] = []
+    served = []
+    for name in _in_order(rows, args, "method"):
+        own = rows[rows["method"] == name]
+        if name != CEILING:
+            served.append(len(lines))
+        shares = [number(spread(list(own[key])), 100) for key in columns]
+        sent = [number(spread(list(own[key])), digits=1) for key in ("mb_up", "mb_down")]
+        lines.append([Cell(name), *shares, *sent, _counts(own)])
+        networks = [pd.DataFrame([_pairs(text, metric) for text in own["networks"]]) for metric in PAIR]
+        for view in networks[0]:
+            cells = [number(spread(list(values[view])), 100) for values in networks]
+            lines.append([Cell(f"{name} ({view})"), *cells, *[Cell(NONE)] * 5])
+    ranks = [ranked([line[i] for line in lines], served) for i in range(1, 1 + len(columns))]
+    lines = [[line[0], *(column[i] for column in ranks), *line[1 + len(columns) :]] for i, line in enumerate(lines)]
+    return Table("", "", [("", "method"), *(("", head) for head in heads)], lines)
+
+
+def _one(rows: pd.DataFrame) -> None:
+    """Raise UserError if rows are of several data sets or settings."""
+    for key in ("data", "setting"):
+        if len(values := sorted(set(rows[key]))) > 1:
+            raise UserError(f"several {key}: pick one, such as {key}='{values[0]}'")
+
+
+def claims(rows: pd.DataFrame, args: Args) -> Table:
+    """Return the reference against each other method, over the seeds that both have: difference of mean accuracies.
+
+    Tests are paired by client, each client's accuracies averaged over seeds first; where clients are no subjects and
+    each seed deals the windows out anew, by seed, of which there must be six. p is of the two-sided Wilcoxon
+    signed-rank test, corrected by Holm over the table. Better is what is better in the mean over seeds, in every one
+    of several seeds, and by the test; worse likewise.
+    """
+    _check(rows)
+    reference = args.get("reference", "")
+    if reference not in set(rows["method"]):
+        raise UserError(f"reference='{reference}': no such method; there are {', '.join(sorted(set(rows['method'])))}")
+    compared = []
+    for data, setting, own in _parts(rows, args):
+        for other in _in_order(own, {}, "method"):
+            if other != reference and (found := _by_seed(own, reference, other)) is not None:
+                compared.append(((data, setting, other), *found))
+    if not compared:
+        raise UserError(f"nothing to compare {reference} with: no seed that both have")
+    tested = [i for i, (*_, pairs) in enumerate(compared) if len(pairs) >= PAIRS]
+    corrected = dict(zip(tested, holm([statistics._wilcoxon(compared[i][2]) for i in tested]), strict=True))
+    heads = ("data", "setting", f"{reference} against", "difference", "of seeds", "better in", "pairs", "p", "verdict")
+    lines = [_claim(*one, corrected.get(i, np.nan)) for i, one in enumerate(compared)]
+    return Table("", "", [("", head) for head in heads], lines)
+
+
+def _by_seed(rows: pd.DataFrame, reference: str, other: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return reference minus other: (seeds,), in points, and (pairs,), of what the test is of; None: no common seed."""
+    own, theirs = (rows[rows["method"] == name].set_index("seed") for name in (reference, other))
+    seeds = own.index.intersection(theirs.index)
+    if seeds.empty:
+        return None
+    own, theirs = own.loc[seeds], theirs.loc[seeds]
+    differences = np.round(100 * (own["accuracy"] - theirs["accuracy"]).to_numpy(), 10)
+    if not (own["names"] != "").all() and own["data_seed"].nunique() > 1:
+        return differences, differences
+    by_client = _client_means(own) - _client_means(theirs)
+    return differences, np.round(by_client.dropna().to_numpy(), 3)  # 4 decimals in the file would tell ties apart
+
+
+def _client_means(rows: pd.DataFrame) -> pd.Series:
+    """Return client -> accuracy, mean over the seeds for which a client has one."""
+    lines = []
+    for row in rows.itertuples():
+        values = [float(text or "nan") for text in row.client_accuracy.split(";")]
+        lines.append(dict(zip(row.names.split(";") if row.names else range(len(values)), values, strict=True)))
+    return pd.DataFrame(lines).mean()
+
+
+def _claim(names: Sequence[str], seeds: np.ndarray, pairs: np.ndarray, p: float) -> list[Cell]:
+    """Return the row of one comparison."""
+    mean, count = float(seeds.mean()), len(seeds)
+    verdict = "not told apart"
+    if count == 1:
+        verdict = "one seed"
+    elif p < LEVEL and ((seeds > 0).all() or (seeds < 0).all()):
+        verdict = "better" if mean > 0 else "worse"
+    low, high = (plain(float(value), sign=True).text for value in (seeds.min(), seeds.max()))
+    tested = Cell(NONE) if np.isnan(p) else Cell("<0.001" if p < 0.001 else f"{p:.3f}", p)
+    better = Cell(f"{int((seeds > 0).sum())} of {count}")
+    spans = Cell(NONE if count == 1 else f"{low} to {high}")
+    return [*map(Cell, names), plain(mean, sign=True), spans, better, Cell(str(len(pairs))), tested, Cell(verdict)]
+
+
+def search(rows: pd.DataFrame, args: Args) -> Table:
+    """Return the best candidate of each method by pooled accuracy on validation windows; of equal ones the defaults.
+
+    Raises:
+        UserError: a candidate has not run on all that the others have, or none has the defaults.
+    """
+    lines = []
+    for name in _in_order(rows, args, "algorithm"):
+        own = rows[rows["algorithm"] == name]
+        runs = own.groupby("label").apply(
+            lambda one: frozenset(zip(one["data"], one["setting"], one["seed"], strict=True))
+        )
+        means = own.groupby("label")["pooled"].mean()
+        if runs.nunique() > 1:
+            raise UserError(f"{name}: not all candidates have run in all settings")
+        if "defaults" not in means:
+            raise UserError(f"{name}: no run has its defaults")
+        best = max(means.index, key=lambda label: (means[label], label == "defaults"))
+        values = [plain(100 * means[label]) for label in (best, "defaults")]
+        lines.append([Cell(name), Cell(str(len(means))), Cell(best), *values])
+    heads = ("method", "candidates", "best", "accuracy %", "with defaults %")
+    return Table("", "", [("", head) for head in heads], lines)
+
+
+def paper(rows: pd.DataFrame, args: Args) -> Table:
+    """Return ours beside the FedKDX paper's tables, in %: runs with its options, whatever the number of rounds."""
+    _one(rows)
+    entries = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    data, lines = rows["data"].iloc[0], []
+    for name in _in_order(rows, args, "method"):
+        for (model, options, rounds), own in rows[rows["method"] == name].groupby(["model", "options", "rounds"]):
+            changed = dict(part.split("=", 1) for part in options.split(" ") if part)
+            ratio = float(changed.get("join_ratio", 0.4))
+            same = (model, ratio, name) if set(changed) <= FREE_IN_PAPER else None
+            for entry in entries:
+                if data in entry and (entry["model"], entry["join_ratio"], entry["method"]) == same:
+                    lines.append([Cell(name), Cell(str(entry["table"])), Cell(f"{ratio:g}"), Cell(str(rounds))])
+                    lines[-1] += _beside(own, entry[data])
+    if not lines:
+        raise UserError("no run with the paper's options")
+    parts = [(head, part) for head in OF_PAPER.values() for part in ("here", "paper", "difference")]
+    heads = [("", head) for head in ("method", "table", "join ratio", "rounds")]
+    return Table("", "", [*heads, *parts], lines)
+
+
+def _beside(rows: pd.DataFrame, published: Sequence[float]) -> list[Cell]:
+    """Return the cells of each of the paper's metrics: ours, the paper's, and the difference in points."""
+    cells = []
+    for metric, theirs in zip(OF_PAPER, published, strict=True):
+        ours = spread(list(rows[metric]))
+        cells += [number(ours, 100), plain(theirs), plain(100 * ours.mean - theirs, sign=True)]
+    return cells
+
+
+KINDS: dict[str, Callable[[pd.DataFrame, Args], Table]] = {
+    "settings": settings,
+    "detail": detail,
+    "claims": claims,
+    "search": search,
+    "paper": paper,
+}
