@@ -4,8 +4,8 @@
     python docs/results/make.py                                                 # data/*.csv -> tables in *.md
     python docs/results/make.py --check                                         # exit code 1 where a page differs
 
-A page has its tables between `<!-- table: KIND from=NAME ... -->` and `<!-- end -->`; `tables.py` says what the kinds
-are, and what the columns of the CSV files mean.
+A page has its tables between `<!-- table: KIND from=NAME ... -->` and `<!-- end -->`; `csv_tables.py` says what the
+kinds are, and what the columns of the CSV files mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent))  # where a test loads this file
 
-import tables
+import csv_tables
 
 from dataset_utils.files import is_file, replacing
 from dataset_utils.spec import ShardSpec
@@ -84,14 +84,14 @@ def collect(folders: Iterable[Path], path: Path, commit: str = "") -> str:
     """
     if commit and not HASH.fullmatch(commit):
         raise UserError(f"--commit {commit}: write 7 to 40 hexadecimal digits")
-    before = tables.read(path) if is_file(path) else pd.DataFrame(columns=tables.COLUMNS, dtype=str)
+    before = csv_tables.read(path) if is_file(path) else pd.DataFrame(columns=csv_tables.COLUMNS, dtype=str)
     rows, missing = [], 0
     for folder in folders:
         results = load_runs(folder)
         missing += len(results.missing)
         rows += [row_of(run, commit) for run in results.runs]
-    found = pd.DataFrame(rows, columns=tables.COLUMNS, dtype=str)
-    after = tables.merged([before, found], str(path))
+    found = pd.DataFrame(rows, columns=csv_tables.COLUMNS, dtype=str)
+    after = csv_tables.merged([before, found], str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_text(after.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
@@ -101,7 +101,7 @@ def collect(folders: Iterable[Path], path: Path, commit: str = "") -> str:
 
 
 def row_of(run: Run, commit: str = "") -> dict[str, str]:
-    """Return the row of a finished run: the metrics of its last round (see `tables.COLUMNS`)."""
+    """Return the row of a finished run: the metrics of its last round (see `csv_tables.COLUMNS`)."""
     last = run.evaluated[-1].metrics
     served, first, config = last[SERVED], run.records[0], run.config
     options = changed_options(config)
@@ -232,7 +232,7 @@ def as_text(values: Mapping[str, Any]) -> str:
 
 def filled(text: str, data: Path) -> str:
     """Return a page with every table made anew from the CSV files in `data`. Raises UserError: a table cannot be."""
-    return BLOCK.sub(lambda block: f"{block[1]}\n{tables.make(block['order'], data)}\n{block[3]}", text)
+    return BLOCK.sub(lambda block: f"{block[1]}\n{csv_tables.make(block['order'], data)}\n{block[3]}", text)
 
 
 def without_source(text: str) -> bool:
@@ -273,7 +273,7 @@ def main(words: Sequence[str]) -> int:
 
     def command() -> int:
         if given.command == "collect":
-            print(collect(given.folders, tables.path_of(given.into, FOLDER / "data"), given.commit))
+            print(collect(given.folders, csv_tables.path_of(given.into, FOLDER / "data"), given.commit))
             return 0
         return fill([*sorted(FOLDER.glob("*.md")), *ALSO], FOLDER / "data", given.check)
 

@@ -2,8 +2,8 @@
 
 `make` takes the order of a table, such as `settings from=survey,settings data=UCI-HAR setting=tenth,blocked`: its kind
 (see `KINDS`), the files, and what the kind needs; every other word picks rows, by any column of text:
-`model=cnn,cnn_lstm`. A value with spaces is quoted. A method is an algorithm, with its label and its student's model where
-it has these.
+`model=cnn,cnn_lstm`. A value with spaces is quoted. A method is an algorithm, with its label and its student's model
+where it has these.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from scipy.stats import rankdata, wilcoxon
 
 from fedkdx_plugin import reports
-from fedkdx_plugin.reports import statistics
 from fedkdx_plugin.reports.sections import CEILING
 from fedkdx_plugin.reports.statistics import LEVEL, PAIRS, holm, spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, markdown, number, plain, ranked
@@ -200,7 +200,7 @@ def settings(rows: pd.DataFrame, args: Args) -> Table:
     ranks = pd.DataFrame(main, dtype=float).round(2).dropna().rank(ascending=False).mean(axis=1)
     if len(ranks) > 1:
         heads.append(("", "mean rank"))
-        columns.append([plain(ranks.get(i, np.nan), 1) for i in range(len(methods))])
+        columns.append([plain(ranks.get(i, np.nan)) for i in range(len(methods))])
     heads.append(("", "seeds"))
     columns.append([_counts(rows[rows["method"] == name]) for name in methods])
     return Table("", "", [("", "method"), *heads], list(map(list, zip(map(Cell, methods), *columns, strict=True))))
@@ -276,7 +276,7 @@ def claims(rows: pd.DataFrame, args: Args) -> Table:
     if not compared:
         raise UserError(f"nothing to compare {reference} with: no seed that both have")
     tested = [i for i, (*_, pairs) in enumerate(compared) if len(pairs) >= PAIRS]
-    corrected = dict(zip(tested, holm([statistics._wilcoxon(compared[i][2]) for i in tested]), strict=True))
+    corrected = dict(zip(tested, holm([_signed_rank(compared[i][2])[0] for i in tested]), strict=True))
     heads = ("data", "setting", f"{reference} against", "difference", "of seeds", "better in", "pairs", "p", "verdict")
     lines = [_claim(*one, corrected.get(i, np.nan)) for i, one in enumerate(compared)]
     return Table("", "", [("", head) for head in heads], lines)
@@ -305,14 +305,21 @@ def _client_means(rows: pd.DataFrame) -> pd.Series:
     return pd.DataFrame(lines).mean()
 
 
+def _signed_rank(differences: np.ndarray) -> tuple[float, int]:
+    """Return p of the two-sided signed-rank test, and the sign of the pairs whose ranks have the larger sum."""
+    some = differences[differences != 0]
+    if not len(some):
+        return 1.0, 0
+    return float(wilcoxon(differences).pvalue), int(np.sign(np.sign(some) @ rankdata(abs(some))))
+
+
 def _claim(names: Sequence[str], seeds: np.ndarray, pairs: np.ndarray, p: float) -> list[Cell]:
     """Return the row of one comparison."""
     mean, count = float(seeds.mean()), len(seeds)
-    verdict = "not told apart"
-    if count == 1:
-        verdict = "one seed"
-    elif p < LEVEL and ((seeds > 0).all() or (seeds < 0).all()):
-        verdict = "better" if mean > 0 else "worse"
+    signs = {int(sign) for sign in np.sign(seeds)}
+    verdict = "one seed" if count == 1 else "not told apart"
+    if count > 1 and p < LEVEL and signs == {_signed_rank(pairs)[1]} != {0}:
+        verdict = "better" if signs == {1} else "worse"
     low, high = (plain(float(value), sign=True).text for value in (seeds.min(), seeds.max()))
     tested = Cell(NONE) if np.isnan(p) else Cell("<0.001" if p < 0.001 else f"{p:.3f}", p)
     better = Cell(f"{int((seeds > 0).sum())} of {count}")
