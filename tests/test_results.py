@@ -1,64 +1,16 @@
-"""The results' pages: rows from runs, tables from rows, and pages that hold what the tables give."""
+"""The results' pages: tables from rows, and pages that hold what the tables give."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
+import pandas as pd
 import pytest
 
 from registry.errors import UserError
-from tests.fedkdx_plugin.made_runs import client_accuracy, last_accuracy, make_run
+from tests.made_rows import cells, csv_rows, csv_tables, make, row, write
 
-ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "docs" / "results"
 # Pages whose tables were made before there were CSV files. A page is taken off when its tables are made from them.
 OLDER = {"README.md", "audit.md", "privacy.md", "robustness.md", "settings.md", "tuning.md"}
-
-
-def load_make():
-    spec = importlib.util.spec_from_file_location("results_make", FOLDER / "make.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-make = load_make()
-csv_tables = make.csv_tables
-
-
-def row(algorithm: str, accuracy: float, seed: int = 0, clients: list[float] | None = None, **given: object) -> dict:
-    """Return a row of a CSV file; the clients have the accuracy of all, unless they are given."""
-    clients = clients or [accuracy] * 6
-    values = dict.fromkeys(csv_tables.COLUMNS, "") | {
-        "data": "UCI-HAR",
-        "setting": "tenth",
-        "model": "cnn",
-        "algorithm": algorithm,
-        "learning_rate": "0.01",
-        "seed": seed,
-        "data_seed": seed,
-        "rounds": 100,
-        "evaluated_on": "test",
-        "accuracy": accuracy,
-        "pooled": accuracy,
-        "client_accuracy": ";".join(map(str, clients)),
-        "names": ";".join(map(str, range(1, len(clients) + 1))),
-    }
-    return {key: str(value) for key, value in (values | given).items()}
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    csv_tables.pd.DataFrame(rows, columns=csv_tables.COLUMNS).to_csv(path, index=False)
-
-
-def cells(text: str) -> list[list[str]]:
-    """Return the cells of a Markdown table, without the rule below the heads."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.strip().splitlines()]
-    return [lines[0], *lines[2:]]
 
 
 @pytest.fixture
@@ -90,15 +42,15 @@ def test_methods_by_settings(table):
     ]
 
 
-def test_clients_set_apart_have_a_column_that_is_not_ranked_over(table):
+def test_clients_set_apart_have_a_column_of_their_own(table):
     rows = [
         row("Local", 0.8, setting="late", groups="late=0.5/0.6"),
         row("FedAvg", 0.7, setting="late", groups="late=0.9/0.8"),
     ]
     assert table("settings metric=pooled", rows) == [
-        ["method", "late", "late: late clients", "mean rank", "seeds"],
-        ["FedAvg", "*70.00*", "**80.00**", "2.00", "1"],
-        ["Local", "**80.00**", "*60.00*", "1.00", "1"],
+        ["method", "late", "late: late clients", "seeds"],
+        ["FedAvg", "*70.00*", "**80.00**", "1"],
+        ["Local", "**80.00**", "*60.00*", "1"],
     ]
 
 
@@ -215,6 +167,7 @@ def test_ours_beside_the_papers(table):
     ("order", "message"),
     [
         ("plot", "no kind 'plot'"),
+        ("settings data='UCI-HAR", "with quotes in pairs"),
         ("settings UCI-HAR", "'UCI-HAR' is not KEY=VALUE"),
         ("settings sets=1", "no column 'sets'"),
         ("settings model=mlp", "no run with model=mlp"),
@@ -234,99 +187,35 @@ def test_runs_that_do_not_go_together_are_not_mixed(table):
         ({"rounds": 50}, "tenth: several rounds: '100' and '50'"),
         ({"options": "aggregate=median"}, "tenth: several options: '' and 'aggregate=median'"),
         ({"hyper": "mu=1"}, "tenth, FedProx: several hyper: '' and 'mu=1'"),
+        ({"seed": 0, "data_seed": 7}, "tenth, seed 0: several data_seed: '0' and '7'"),
+        ({"data_seed": 0, "seed": 2}, "tenth: some seeds have data of their own"),
     ):
+        rows = [row("FedProx", 0.8), row("FedProx", 0.8, seed=1), row("FedProx", 0.8, **({"seed": 2} | given))]
         with pytest.raises(UserError, match=message):
-            table("settings", [row("FedProx", 0.8), row("FedProx", 0.8, seed=1, **given)])
+            table("settings", rows)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["9", "10", "11"], "9..11"),
+        (["01", "02", "03"], "01..03"),
+        (["1", "02"], "1;02"),
+        (["1", "3"], "1;3"),
+        (["S1", "S2"], "S1;S2"),
+        (["7"], "7"),
+    ],
+)
+def test_names_of_clients_are_packed_and_found_again(names, text):
+    assert csv_rows.packed(names) == text
+    assert csv_rows.unpacked(text) == names
 
 
 def test_rows_are_written_once_in_an_order_of_their_own(tmp_path):
     rows = [row("Local", 0.8, seed) for seed in (10, 9)] + [row("FedAvg", 0.7)]
-    frame = csv_tables.pd.DataFrame(rows, columns=csv_tables.COLUMNS)
-    once = csv_tables.merged([frame, frame.iloc[::-1]], "x.csv")
+    frame = pd.DataFrame(rows, columns=csv_rows.COLUMNS)
+    once = csv_rows.merged([frame, frame.iloc[::-1]], "x.csv")
     assert list(zip(once["algorithm"], once["seed"], strict=True)) == [("FedAvg", "0"), ("Local", "9"), ("Local", "10")]
-
-
-def runs_in(folder: Path) -> Path:
-    """Make two finished runs and an unfinished one."""
-    make_run(folder / "one" / "FedKDX", "FedKDX", views=("served", "teacher", "student"), train_fraction=0.1)
-    make_run(folder / "one" / "FedProx", "FedProx", hyper={"mu": 0.5}, groups={"late": [1, 3]}, late="0.3@1")
-    make_run(folder / "one" / "Local", "Local", done=1)
-    return folder
-
-
-def test_collect_reads_what_the_run_folders_hold(tmp_path, capsys):
-    folder, path = runs_in(tmp_path / "runs"), tmp_path / "data" / "survey.csv"
-    said = make.collect([folder], path, "0123abc")
-    assert said == "survey.csv: 2 runs added (0 there already, 1 unfinished or failed left out), 2 in all"
-    rows = csv_tables.read(path).set_index("algorithm").to_dict("index")
-    mine = rows["FedKDX"]
-    own = client_accuracy(folder / "one" / "FedKDX")
-    assert 100 * float(mine["pooled"]) == pytest.approx(last_accuracy(folder / "one" / "FedKDX"), abs=0.001)
-    assert float(mine["accuracy"]) == pytest.approx(own.mean(), abs=0.00001)
-    assert [float(text) for text in mine["client_accuracy"].split(";")] == pytest.approx(own, abs=0.0001)
-    assert float(mine["worst"]) == pytest.approx(own.min(), abs=0.00001)
-    assert [name.split("=")[0] for name in mine["networks"].split(";")] == ["teacher", "student"]
-    assert (mine["experiment"], mine["data"], mine["clients"], mine["names"]) == ("one", "made", "8", "")
-    assert (mine["mb_up"], mine["mb_down"], mine["mb_first"], mine["commit"]) == ("3", "6", "1", "0123abc")
-    other = rows["FedProx"]
-    late = client_accuracy(folder / "one" / "FedProx")[[1, 3]].mean()  # as many windows each, so pooled is the same
-    assert other["groups"] == f"late={make.short(late, 5)}/{make.short(late, 5)}"
-    assert (other["hyper"], other["options"]) == ("mu=0.5", "late=0.3@1 split=blocked")
-    assert mine["seconds"] == "11"  # 0.75 and the number of the round and 1, of three rounds: 11.25
-
-
-def test_collecting_again_changes_nothing_and_other_numbers_are_refused(tmp_path):
-    folder, path = runs_in(tmp_path / "runs"), tmp_path / "survey.csv"
-    make.collect([folder], path, "0123abc")
-    before = path.read_text()
-    assert make.collect([folder], path).startswith("survey.csv: 0 runs added (2 there already")
-    assert path.read_text() == before
-    make_run(
-        tmp_path / "again" / "FedKDX", "FedKDX", skill=2.0, views=("served", "teacher", "student"), train_fraction=0.1
-    )
-    make_run(tmp_path / "again" / "FedAvg", "FedAvg")
-    with pytest.raises(UserError, match=r"FedKDX, made, .*, seed 0: accuracy is [\d.]+ \(commit 0123abc\) and [\d.]+"):
-        make.collect([tmp_path / "again"], path)
-    assert path.read_text() == before
-    with pytest.raises(UserError, match="--commit main: write 7 to 40 hexadecimal digits"):
-        make.collect([folder], path, "main")
-
-
-def test_pooled_f1_and_balanced_accuracy():
-    pairs = np.array(
-        [[[5, 1, 0], [1, 4, 0], [0, 0, 0]], [[3, 1, 0], [2, 3, 0], [0, 0, 0]]]
-    )  # 8 2, 3 7; a class nobody has
-    run = SimpleNamespace(confusion={"served": pairs})
-    f1, balanced = make.of_pairs(run, SimpleNamespace(nonfinite=0))
-    assert f1 == pytest.approx((16 / 21 + 14 / 19) / 2)
-    assert balanced == pytest.approx((0.8 + 0.7) / 2)
-    assert np.isnan(make.of_pairs(run, SimpleNamespace(nonfinite=1))).all()
-
-
-def test_clients_are_named_by_their_subjects(tmp_path):
-    folder = make_run(tmp_path / "run", "FedAvg")
-    (folder / "manifest.json").write_text(
-        json.dumps({"clients": [{"subjects": {"7": {}}}, {"subjects": {"a": {}, "b": {}}}]})
-    )
-    run = SimpleNamespace(folder=folder, config={"partition": "subject"})
-    assert make.names_of(run) == ["7", "a+b"]
-    assert make.names_of(SimpleNamespace(folder=folder, config={"partition": "iid"})) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "name"),
-    [
-        ({}, "all"),
-        ({"train_fraction": 0.1}, "tenth"),
-        ({"train_fraction": 0.25, "split": "blocked", "aggregate": "median"}, "blocked"),
-        ({"train_fraction": 0.1, "late": "0.3@50"}, "late"),
-        ({"train_fraction": 0.1, "late": "0.3@20"}, "late=0.3@20 train_fraction=0.1"),
-        ({"train_fraction": 0.1, "partition": "dirichlet", "alpha": 0.5}, "Dirichlet 0.5"),
-        ({"train_fraction": 0.1, "split": "blocked"}, "split=blocked train_fraction=0.1"),
-    ],
-)
-def test_settings_have_the_protocols_names(options, name):
-    assert make.setting_of(options, rounds=100) == name
 
 
 PAGE = "# Page\n\n<!-- table: settings from=made -->\n<!-- end -->\n\nText.\n"
@@ -357,6 +246,12 @@ def test_a_wrong_block_is_told_with_its_page(tmp_path):
     (tmp_path / "page.md").write_text(PAGE)
     with pytest.raises(UserError, match=r"page.md: table 'settings from=made': .*made.csv: cannot be read"):
         make.fill([tmp_path / "page.md"], tmp_path, check=True)
+
+
+def test_a_block_without_an_end_does_not_swallow_the_page(tmp_path):
+    write(tmp_path / "made.csv", [row("Local", 0.8)])
+    with pytest.raises(UserError, match="has no '<!-- end -->' below it"):
+        make.filled(PAGE.replace("<!-- end -->", "") + PAGE, tmp_path)
 
 
 def test_pages_with_tables_from_elsewhere_are_named():

@@ -8,7 +8,6 @@ where it has these.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from csv_rows import SHARES, merged, method_of, path_of, read, unpacked
 from scipy.stats import rankdata, wilcoxon
 
 from fedkdx_plugin import reports
@@ -24,39 +24,9 @@ from fedkdx_plugin.reports.statistics import LEVEL, PAIRS, holm, spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, markdown, number, plain, ranked
 from registry.errors import UserError
 
-# Columns of a CSV file; a row is a run. Shares are in [0, 1]; metrics are those of the last round.
-RUN = (  # what makes a run: two rows that agree in these are one run
-    *("data", "setting"),  # of protocol.md, else the options that make it
-    "options",  # that are not the defaults, without those that have columns
-    "model",
-    "student_model",  # where it is another than the model
-    *("algorithm", "label"),
-    "hyper",  # hyper-parameters that are not the defaults
-    *("learning_rate", "seed", "data_seed", "rounds", "evaluated_on"),
-)
-SHARES = (
-    "accuracy",  # mean over clients
-    "pooled",  # accuracy over all windows of all clients
-    *("f1", "f1_pooled"),  # macro F1, likewise
-    "worst",  # the lowest accuracy of a client
-    "balanced",  # mean over classes of the share found, all windows together
-    *("auc", "recall"),  # as in `fedkdx_plugin.engine.metrics.Metrics`
-)
-RESULTS = (
-    *("clients", *SHARES),
-    *("mb_up", "mb_down"),  # 10^6 bytes of all clients in all rounds
-    "mb_first",  # 10^6 bytes that a client gets in the first round
-    "networks",  # accuracy/pooled of each network that predicts otherwise: 'teacher=a/b;student=a/b'
-    "groups",  # accuracy/pooled of the clients set apart: 'late=a/b'
-    "client_accuracy",  # of each client, ';' between them; nothing for one without test windows
-    "names",  # of these clients' subjects; nothing where clients are no subjects
-)
-ABOUT = ("experiment", "seconds", "commit", "processor")  # may differ where a run was made twice
-COLUMNS = ("experiment", *RUN, *RESULTS, "seconds", "commit", "processor")
 PAIR = ("accuracy", "pooled")  # in this order in `networks` and `groups`
 METHOD = ("hyper", "learning_rate")  # what the runs of one method share
-ORDER = ("data", "setting", "algorithm", "label", "student_model", "hyper", "learning_rate", "options", "rounds")
-NUMBERS = ("seed", "data_seed", "rounds", "learning_rate", *SHARES, "mb_up", "mb_down", "mb_first", "seconds")
+NUMBERS = ("seed", "data_seed", "rounds", "learning_rate", *SHARES, "mb_up", "mb_down")
 PAPER = Path(reports.__file__).parent / "paper.yaml"
 OF_PAPER = {"pooled": "accuracy", "auc": "AUC", "f1": "F1", "recall": "recall"}  # in the order of paper.yaml
 FREE_IN_PAPER = {"join_ratio"}  # the one option that its runs differ in, beside the model
@@ -74,7 +44,10 @@ def make(order: str, data: Path) -> str:
     Raises:
         UserError: there is no such kind, file, column or run, or rows do not go together.
     """
-    kind, *words = shlex.split(order)
+    try:
+        kind, *words = shlex.split(order)
+    except ValueError as error:
+        raise UserError(f"table '{order}': write a kind and words KEY=VALUE, with quotes in pairs") from error
     if kind not in KINDS:
         raise UserError(f"table '{order}': no kind '{kind}'; there are {', '.join(KINDS)}")
     if wrong := [word for word in words if "=" not in word]:
@@ -87,52 +60,10 @@ def make(order: str, data: Path) -> str:
         raise UserError(f"table '{order}': {error}") from error
 
 
-def path_of(name: str, data: Path) -> Path:
-    """Return the path of a CSV file. Raises UserError: it is no plain name."""
-    if not re.fullmatch(r"[\w-]+", name):
-        raise UserError(f"'{name}': name a file of {data.name}/ without its ending, such as 'survey'")
-    return data / f"{name}.csv"
-
-
-def read(path: Path) -> pd.DataFrame:
-    """Return a CSV file, all as text. Raises UserError: it cannot be read, or has other columns."""
-    try:
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if tuple(rows.columns) != COLUMNS:
-        odd = sorted(set(rows.columns).symmetric_difference(COLUMNS)) or ["their order"]
-        raise UserError(f"{path}: other columns than {Path(__file__).name} knows: {', '.join(odd)}")
-    return rows
-
-
-def merged(parts: Sequence[pd.DataFrame], where: str) -> pd.DataFrame:
-    """Return the rows of all parts, sorted, each run once: the first found. Raises UserError: one has two results."""
-    rows = pd.concat(parts, ignore_index=True)
-    once = rows.drop_duplicates(list(RUN))
-    twice = rows.drop_duplicates([*RUN, *RESULTS])
-    if len(twice) > len(once):
-        second = twice[twice.duplicated(list(RUN))].iloc[0]
-        first = once[(once[list(RUN)] == second[list(RUN)]).all(axis=1)].iloc[0]
-        key = next(key for key in RESULTS if first[key] != second[key])
-        run = f"{_method(second)}, {second['data']}, {second['setting']}, seed {second['seed']}"
-        raise UserError(
-            f"{where}: {run}: {key} is {first[key]} (commit {first['commit']}) and {second[key]} (commit "
-            f"{second['commit']}); take the rows of one of them out"
-        )
-    numbered = once.assign(_seed=pd.to_numeric(once["seed"]))
-    return numbered.sort_values([*ORDER, "_seed", *RUN], kind="stable").drop(columns="_seed").reset_index(drop=True)
-
-
-def _method(row: pd.Series) -> str:
-    student = f" with {row['student_model']}" if row["student_model"] else ""
-    return f"{row['algorithm']} {row['label']}".strip() + student
-
-
 def _picked(rows: pd.DataFrame, args: Args, kind: str) -> pd.DataFrame:
     """Return the rows that a table is of, numbers as numbers, with `method`. Raises UserError: there are none."""
     rows = rows[rows["evaluated_on"] == ("validation" if kind == "search" else "test")]
-    rows = rows.assign(method=rows.apply(_method, axis=1) if len(rows) else "")
+    rows = rows.assign(method=rows.apply(method_of, axis=1) if len(rows) else "")
     for key, value in args.items():
         if key in ("from", "reference", "metric"):
             continue
@@ -163,16 +94,22 @@ def _parts(rows: pd.DataFrame, args: Args) -> Iterator[tuple[str, str, pd.DataFr
 
 
 def _check(rows: pd.DataFrame) -> None:
-    """Raise UserError where rows of one data set and setting are not comparable, or a method has one seed twice."""
+    """Raise UserError where rows of a data set and setting are not comparable, or a method's not only in the seed."""
     for (data, setting), column in rows.groupby(["data", "setting"]):
-        for own, keys in (
-            (column, ("model", "rounds", "options")),
-            *((m, METHOD) for _, m in column.groupby("method")),
-        ):
-            for key in keys:
-                if len(values := sorted(set(own[key].astype(str)))) > 1:
-                    whose = "" if own is column else f", {own['method'].iloc[0]}"
-                    raise UserError(f"{data}, {setting}{whose}: several {key}: '{values[0]}' and '{values[1]}'")
+        where = f"{data}, {setting}"
+        _require_same(column, ("model", "rounds", "options"), where)
+        for seed, of_seed in column.groupby("seed"):
+            _require_same(of_seed, ("data_seed",), f"{where}, seed {seed}")
+        if min(column["data_seed"].nunique(), (column["data_seed"] - column["seed"]).nunique()) > 1:
+            raise UserError(f"{where}: some seeds have data of their own (--vary data), others share theirs")
+        for method, own in column.groupby("method"):
+            _require_same(own, METHOD, f"{where}, {method}")
+
+
+def _require_same(rows: pd.DataFrame, keys: Sequence[str], where: str) -> None:
+    for key in keys:
+        if len(values := sorted(set(rows[key].astype(str)))) > 1:
+            raise UserError(f"{where}: several {key}: '{values[0]}' and '{values[1]}'")
 
 
 def settings(rows: pd.DataFrame, args: Args) -> Table:
@@ -198,7 +135,7 @@ def settings(rows: pd.DataFrame, args: Args) -> Table:
             if head == title:
                 main[head] = {i: cells[i].value for i in competing}
     ranks = pd.DataFrame(main, dtype=float).round(2).dropna().rank(ascending=False).mean(axis=1)
-    if len(ranks) > 1:
+    if len(ranks) > 1 and len(main) > 1:
         heads.append(("", "mean rank"))
         columns.append([plain(ranks.get(i, np.nan)) for i in range(len(methods))])
     heads.append(("", "seeds"))
@@ -257,7 +194,7 @@ def _one(rows: pd.DataFrame) -> None:
 
 
 def claims(rows: pd.DataFrame, args: Args) -> Table:
-    """Return the reference against each other method, over the seeds that both have: difference of mean accuracies.
+    """Return the reference against each other method, over the seeds that both have: accuracy over clients, in points.
 
     Tests are paired by client, each client's accuracies averaged over seeds first; where clients are no subjects and
     each seed deals the windows out anew, by seed, of which there must be six. p is of the two-sided Wilcoxon
@@ -301,7 +238,7 @@ def _client_means(rows: pd.DataFrame) -> pd.Series:
     lines = []
     for row in rows.itertuples():
         values = [float(text or "nan") for text in row.client_accuracy.split(";")]
-        lines.append(dict(zip(row.names.split(";") if row.names else range(len(values)), values, strict=True)))
+        lines.append(dict(zip(unpacked(row.names) if row.names else range(len(values)), values, strict=True)))
     return pd.DataFrame(lines).mean()
 
 

@@ -5,7 +5,7 @@
     python docs/results/make.py --check                                         # exit code 1 where a page differs
 
 A page has its tables between `<!-- table: KIND from=NAME ... -->` and `<!-- end -->`; `csv_tables.py` says what the
-kinds are, and what the columns of the CSV files mean.
+kinds are, `csv_rows.py` what the columns of the CSV files mean.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent))  # where a test loads this file
 
+import csv_rows
 import csv_tables
 
 from dataset_utils.files import is_file, replacing
@@ -43,7 +44,8 @@ from registry.parameters import key_of
 
 FOLDER = Path(__file__).parent
 ALSO = (FOLDER.parent / "privacy.md",)  # a page elsewhere that has tables of results
-BLOCK = re.compile(r"(<!-- table: (?P<order>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+START = "<!-- table:"
+BLOCK = re.compile(rf"({START} (?P<order>[^\n]*?) -->\n)(?:(?!{START}).)*?(<!-- end -->)", re.DOTALL)
 NUMERIC = re.compile(r"^\|(?=.*-:).*-+:? *\|$", re.MULTILINE)  # the rule below the heads, with a right-aligned column
 MADE_BY = re.compile(r"\bcommit `?[0-9a-f]{7,40}\b.*`[^`]*(fedkdx|run\.py) [^`]+`")
 HASH = re.compile(r"[0-9a-f]{7,40}")
@@ -84,14 +86,14 @@ def collect(folders: Iterable[Path], path: Path, commit: str = "") -> str:
     """
     if commit and not HASH.fullmatch(commit):
         raise UserError(f"--commit {commit}: write 7 to 40 hexadecimal digits")
-    before = csv_tables.read(path) if is_file(path) else pd.DataFrame(columns=csv_tables.COLUMNS, dtype=str)
+    before = csv_rows.read(path) if is_file(path) else pd.DataFrame(columns=csv_rows.COLUMNS, dtype=str)
     rows, missing = [], 0
     for folder in folders:
         results = load_runs(folder)
         missing += len(results.missing)
         rows += [row_of(run, commit) for run in results.runs]
-    found = pd.DataFrame(rows, columns=csv_tables.COLUMNS, dtype=str)
-    after = csv_tables.merged([before, found], str(path))
+    found = pd.DataFrame(rows, columns=csv_rows.COLUMNS, dtype=str)
+    after = csv_rows.merged([before, found], str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         part.write_text(after.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
@@ -101,7 +103,7 @@ def collect(folders: Iterable[Path], path: Path, commit: str = "") -> str:
 
 
 def row_of(run: Run, commit: str = "") -> dict[str, str]:
-    """Return the row of a finished run: the metrics of its last round (see `csv_tables.COLUMNS`)."""
+    """Return the row of a finished run: the metrics of its last round (see `csv_rows.COLUMNS`)."""
     last = run.evaluated[-1].metrics
     served, first, config = last[SERVED], run.records[0], run.config
     options = changed_options(config)
@@ -140,7 +142,7 @@ def row_of(run: Run, commit: str = "") -> dict[str, str]:
         "networks": ";".join(f"{name}={pair(last[name])}" for name in other_networks(last)),
         "groups": ";".join(f"{name}={text}" for name, text in groups_of(run).items()),
         "client_accuracy": ";".join(short(float(value), 4) for value in served.client_accuracy),
-        "names": ";".join(names_of(run)),
+        "names": csv_rows.packed(names_of(run)),
         "commit": commit or str(run.environment["versions"].get("fedkdx", "")),
         "processor": str(run.environment.get("device", "")),
     }
@@ -232,6 +234,8 @@ def as_text(values: Mapping[str, Any]) -> str:
 
 def filled(text: str, data: Path) -> str:
     """Return a page with every table made anew from the CSV files in `data`. Raises UserError: a table cannot be."""
+    if text.count(START) != len(BLOCK.findall(text)):
+        raise UserError(f"a '{START} KIND from=NAME -->' has no '<!-- end -->' below it")
     return BLOCK.sub(lambda block: f"{block[1]}\n{csv_tables.make(block['order'], data)}\n{block[3]}", text)
 
 
@@ -273,7 +277,7 @@ def main(words: Sequence[str]) -> int:
 
     def command() -> int:
         if given.command == "collect":
-            print(collect(given.folders, csv_tables.path_of(given.into, FOLDER / "data"), given.commit))
+            print(collect(given.folders, csv_rows.path_of(given.into, FOLDER / "data"), given.commit))
             return 0
         return fill([*sorted(FOLDER.glob("*.md")), *ALSO], FOLDER / "data", given.check)
 
