@@ -159,6 +159,8 @@ def test_ours_beside_the_papers(table):
         ["FedKDX", "1", "0.4", "100", "95.00", "94.54", "+0.46"],
         ["FedKDX", "3", "0.4", "100", "95.00", "90.80", "+4.20"],
     ]
+    with pytest.raises(UserError, match="FedKDX, 100 rounds: several hyper: '' and 'tau=2'"):
+        table("paper setting=all", [*rows, row("FedKDX", 0.95, seed=1, hyper="tau=2", **given)])
     rows = [row("FedKDX", 0.8, options="join_ratio=0.2", **given)]
     assert table("paper", rows)[1][:7] == ["FedKDX", "3", "0.2", "100", "80.00", "78.23", "+1.77"]
 

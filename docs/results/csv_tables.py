@@ -230,7 +230,7 @@ def _by_seed(rows: pd.DataFrame, reference: str, other: str) -> tuple[np.ndarray
     if not (own["names"] != "").all() and own["data_seed"].nunique() > 1:
         return differences, differences
     by_client = _client_means(own) - _client_means(theirs)
-    return differences, np.round(by_client.dropna().to_numpy(), 3)  # 4 decimals in the file would tell ties apart
+    return differences, np.round(by_client.dropna().to_numpy(), 4)  # the file's 5 decimals would tell ties apart
 
 
 def _client_means(rows: pd.DataFrame) -> pd.Series:
@@ -273,11 +273,9 @@ def search(rows: pd.DataFrame, args: Args) -> Table:
     lines = []
     for name in _in_order(rows, args, "algorithm"):
         own = rows[rows["algorithm"] == name]
-        runs = own.groupby("label").apply(
-            lambda one: frozenset(zip(one["data"], one["setting"], one["seed"], strict=True))
-        )
         means = own.groupby("label")["pooled"].mean()
-        if runs.nunique() > 1:
+        ran = {frozenset(zip(one["data"], one["setting"], one["seed"], strict=True)) for _, one in own.groupby("label")}
+        if len(ran) > 1:
             raise UserError(f"{name}: not all candidates have run in all settings")
         if "defaults" not in means:
             raise UserError(f"{name}: no run has its defaults")
@@ -298,6 +296,7 @@ def paper(rows: pd.DataFrame, args: Args) -> Table:
             changed = dict(part.split("=", 1) for part in options.split(" ") if part)
             ratio = float(changed.get("join_ratio", 0.4))
             same = (model, ratio, name) if set(changed) <= FREE_IN_PAPER else None
+            _require_same(own, METHOD, f"{name}, {rounds} rounds")
             for entry in entries:
                 if data in entry and (entry["model"], entry["join_ratio"], entry["method"]) == same:
                     lines.append([Cell(name), Cell(str(entry["table"])), Cell(f"{ratio:g}"), Cell(str(rounds))])

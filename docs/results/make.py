@@ -141,7 +141,7 @@ def row_of(run: Run, commit: str = "") -> dict[str, str]:
         **{name: short(float(value), digits) for name, (value, digits) in numbers.items()},
         "networks": ";".join(f"{name}={pair(last[name])}" for name in other_networks(last)),
         "groups": ";".join(f"{name}={text}" for name, text in groups_of(run).items()),
-        "client_accuracy": ";".join(short(float(value), 4) for value in served.client_accuracy),
+        "client_accuracy": ";".join(short(float(value), 5) for value in served.client_accuracy),
         "names": csv_rows.packed(names_of(run)),
         "commit": commit or str(run.environment["versions"].get("fedkdx", "")),
         "processor": str(run.environment.get("device", "")),
