@@ -13,6 +13,7 @@ from dataset_utils.generate import find_source, resolve
 from dataset_utils.reading import Reading, read
 from dataset_utils.recording import Preprocessing, Source
 from dataset_utils.spec import Files, ShardSpec, shards_folder
+from dataset_utils.subjects import Subjects
 from registry.blame import PluginError, naming
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
@@ -40,7 +41,7 @@ def described(spec: ShardSpec, data_root: Path, raw: Path | None, download: bool
         settings = resolve(source.preprocessing, spec)
         path = source.find(raw, data_root, download)
         lines: list[str] = []
-        reading = read(source, path, settings, lines.append, spec.allow_missing, collect=True)
+        reading = read(source, path, settings, lines.append, spec.allow_missing, True, Subjects.of(spec))
         lines[:0] = [f"{source.name}: {path}", *_settings(source, settings, reading)]
         lines += [*_files(reading.counts), *_rates(reading.counts), *reading.counts.lines(), *_windows(source, reading)]
         return lines, list(reading.errors)

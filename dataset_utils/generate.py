@@ -23,6 +23,7 @@ from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
 from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, shards_folder, window_samples
 from dataset_utils.split import Split, gap, split
+from dataset_utils.subjects import Subjects
 from registry.blame import naming
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
@@ -82,7 +83,7 @@ def _prepared(
             raise UserError(f"{folder}: is not what its name says; remove it, so that it is made again")
         return folder
     report(f"reading {path}")
-    reading = read(source, path, settings, report, spec.allow_missing)
+    reading = read(source, path, settings, report, spec.allow_missing, subjects=Subjects.of(spec))
     windows = reading.windows
     for line in reading.counts.lines():
         report(in_one_line(line))

@@ -17,6 +17,7 @@ from dataset_utils.counts import Counts, Tally, differing_in_case, some
 from dataset_utils.lines import Lines, reach
 from dataset_utils.recording import UNLABELLED, Preprocessing, Recording, Source, Windows
 from dataset_utils.spec import OVERRIDES
+from dataset_utils.subjects import Subjects
 from registry.errors import UserError
 from registry.parameters import suggest
 from registry.text import in_one_line
@@ -46,6 +47,7 @@ def read(
     report: Callable[[str], None],
     allow_missing: bool = False,
     collect: bool = False,
+    subjects: Subjects | None = None,
 ) -> Reading:
     """Read a data set and cut it into windows.
 
@@ -56,12 +58,14 @@ def read(
         report: called with one line for each warning of the source.
         allow_missing: whether a subject or a class without a window is accepted.
         collect: whether to collect all errors and continue; otherwise the first one is raised.
+        subjects: whose data are used; None for all.
 
     Raises:
         UserError: files are damaged or do not fit their description, a subject or a class has no window, or a label
             is not listed.
     """
     errors: list[str] = []
+    subjects = subjects or Subjects()
 
     @contextmanager
     def collecting(tally: Tally | None = None) -> Iterator[None]:
@@ -91,6 +95,8 @@ def read(
                     ready.append(loaded)
                     continue
                 for recording in loaded:
+                    if not subjects.used(recording.subject):
+                        continue
                     with collecting():
                         preprocessing.check_recording(recording, source.channels, classes)
                         tally, digest = counts.begin(recording, settings.before is not None)
@@ -116,9 +122,14 @@ def read(
     if ready:
         _refuse_overrides(source, settings)
         windows, copies = cutting.joined(ready)
+        windows = subjects.choose(windows)
         channels = source.channels
         if copies:
             report(f"{copies} files hold the same windows as another; they stay on one side of a split in time")
+    with collecting():
+        subjects.check()
+    for line in subjects.lines():
+        report(line)
     if windows is not None:
         counts.finish(windows, classes)
     wrong = _wrong(source, settings, counts, windows, allow_missing)

@@ -81,6 +81,12 @@ class ShardSpec(Params):
         choices=EVALUATE_ON,
         flags="--evaluate-on",
     )
+    subjects: tuple[str, ...] = option(
+        (), "use these subjects alone, by name, separated by commas (default: all)", flags="--subjects"
+    )
+    exclude_subjects: tuple[str, ...] = option(
+        (), "leave these subjects out, such as one who wore the sensor the other way round", flags="--exclude-subjects"
+    )
     allow_missing: bool = option(
         False,
         "go on where a subject or a class has no window, which is an error otherwise",
@@ -92,6 +98,8 @@ class ShardSpec(Params):
         super().__post_init__()
         if self.window is not None and _length(self.window) is None:
             raise UserError(f"--window: {self.window!r} is no length; write seconds, or '128 samples'")
+        if self.subjects and self.exclude_subjects:
+            raise UserError("--subjects and --exclude-subjects: give one of them")
         if self.median and self.median % 2 == 0:
             raise UserError(f"--median: {self.median} is even; it must be an odd number of samples, or 0 for no filter")
 
@@ -116,6 +124,10 @@ class ShardSpec(Params):
             del values["evaluate_on"]
         if not self.allow_missing:
             del values["allow_missing"]
+        for name in ("subjects", "exclude_subjects"):
+            values[name] = sorted(set(values[name]))
+            if not values[name]:
+                del values[name]
         # 1 and 1.0 must give the same name, and whole numbers that a float does not tell apart different ones
         return {k: float(v) if isinstance(v, int | float) and float(v) == v else v for k, v in sorted(values.items())}
 
@@ -129,6 +141,10 @@ class ShardSpec(Params):
         parts = [kind.get(self.partition, self.partition)]
         if self.clients is not None:
             parts.append(f"nc{self.clients}")
+        if self.subjects:
+            parts.append(f"only{len(set(self.subjects))}")
+        if self.exclude_subjects:
+            parts.append(f"without{len(set(self.exclude_subjects))}")
         if self.train_fraction != 1:
             parts.append(f"train{self.train_fraction:g}")
         if self.evaluate_on != "test":

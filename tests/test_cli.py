@@ -301,6 +301,8 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--late 1@2", "--late 1@2: all 3 clients would be late"),
         ("--rare 0.3@2", "--rare 0.3@2: the probability must be"),
         ("--train-fraction 0", "--train-fraction: 0 is out of range; it must be above 0 and at most 1"),
+        ("--subjects 1,2", "--subjects 1,2: "),
+        ("--exclude-subjects 1", "was made with others; give the data set's name instead of a folder"),
         ("--train-fraction 0.5", "give the data set's name instead of a folder"),
         ("--evaluate-on validation", "holds test windows; give the data set's name instead of a folder"),
         ("--set serve=nobody", "FedKDX: serve: 'nobody' is unknown"),

@@ -267,3 +267,15 @@ def test_the_papers_preset_is_the_default():
     Path("empty.yaml").touch()
     paper, none = (Experiment.grid(written(grid, preset=preset), {}).runs for preset in ("paper", "empty.yaml"))
     assert [job.settings["set"] for job in paper] == [job.settings["set"] for job in none]
+
+
+@pytest.mark.parametrize("name", ["survey", "settings", "ablation"])
+def test_no_result_is_of_a_subject_on_whom_hyper_parameters_were_chosen(name):
+    chosen_on: dict[str, set[str]] = {}
+    for run in Experiment.grid("search").runs:
+        chosen_on.setdefault(run.settings["data"], set()).update(run.settings["subjects"])
+    assert {data: len(subjects) for data, subjects in chosen_on.items()} == {"UCI-HAR": 10, "SLEEP": 5}
+    left_out = {
+        (run.settings["data"], frozenset(run.settings["exclude_subjects"])) for run in Experiment.grid(name).runs
+    }
+    assert left_out == {("SPAR", frozenset()), *((data, frozenset(own)) for data, own in chosen_on.items())}

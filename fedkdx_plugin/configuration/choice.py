@@ -1,4 +1,8 @@
-"""Algorithms of a comparison with their hyper-parameters: defaults <- preset <- `--set`."""
+"""Algorithms of a comparison with their hyper-parameters: defaults <- preset <- `--set`.
+
+The learning rate, an option of all algorithms, may be given like a hyper-parameter of each: 0.01 <- preset <- `-lr` <-
+`--set NAME.local_learning_rate`.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,18 @@ from fedkdx_plugin.configuration.config import Config, read_yaml
 from registry import catalog
 from registry.errors import UserError
 from registry.interface import Server
-from registry.parameters import parse, suggest
+from registry.parameters import Params, option, parse, suggest
 from registry.text import shown
 
 PRESETS = Path(__file__).parent / "presets"
+RATE = "local_learning_rate"
+
+
+@dataclass(frozen=True)
+class Common(Params):
+    """Options of all algorithms of which each may have its own value."""
+
+    local_learning_rate: float = option(0.01, "learning rate of the clients' optimiser", low=1e-12)
 
 
 @dataclass(frozen=True)
@@ -27,11 +39,13 @@ class Choice:
         entry: its entry in the catalog.
         server: its class.
         params: its hyper-parameters, an instance of `server.Params`.
+        learning_rate: of its clients.
     """
 
     entry: catalog.Entry
     server: type[Server]
     params: Any
+    learning_rate: float
 
     @property
     def name(self) -> str:
@@ -51,11 +65,19 @@ def choose(config: Config) -> list[Choice]:
         if len(same := [other.origin for other in entries if other.name == entry.name]) > 1:
             raise UserError(f"{' and '.join(same)} have an algorithm '{entry.name}' each; rename one of the classes")
     servers = {entry.name: catalog.load_entry(entry) for entry in entries}
+    for name, server in servers.items():
+        if RATE in _field_names(server):
+            raise UserError(f"{name} has a hyper-parameter '{RATE}', which is an option of every algorithm; rename it")
     values, preset = _assign(config.set, servers), read_preset(config.preset)
     _check_names(config.preset, preset, servers)
-    for name in servers:
-        values[name] = preset.get(name, {}) | values[name]
-    return [Choice(entry, servers[entry.name], _params(entry, servers, values[entry.name])) for entry in entries]
+    given = {} if config.local_learning_rate is None else {RATE: config.local_learning_rate}
+    choices = []
+    for entry in entries:
+        own = preset.get(entry.name, {}) | given | values[entry.name]
+        common = parse(Common, {RATE: own.pop(RATE)} if RATE in own else {}, entry.name)
+        params = _params(entry, servers, own)
+        choices.append(Choice(entry, servers[entry.name], params, common.local_learning_rate))
+    return choices
 
 
 def _params(entry: catalog.Entry, servers: Mapping[str, type[Server]], values: dict[str, Any]) -> Any:
@@ -128,13 +150,12 @@ def _assign(sets: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> dic
             raise UserError(
                 f"--set {key}: no algorithm '{scope}' here{suggest(scope, servers)}; choose {', '.join(servers)}"
             )
-        having = [a for a in targets if name in _field_names(servers[a])]
+        having = [a for a in targets if name in (*_field_names(servers[a]), RATE)]
         if not having:
-            known = sorted({field for target in targets for field in _field_names(servers[target])})
+            known = sorted({RATE, *(field for target in targets for field in _field_names(servers[target]))})
             hint = "".join(_instead(target, {name: sets[key]}) for target in targets) or suggest(name, known)
             raise UserError(
-                f"--set {key}: {', '.join(targets)} has no hyper-parameter '{name}'{hint}; "
-                f"known: {', '.join(known) or 'none'}"
+                f"--set {key}: {', '.join(targets)} has no hyper-parameter '{name}'{hint}; known: {', '.join(known)}"
             )
         for algorithm in having:
             values[algorithm][name] = sets[key]
@@ -147,19 +168,26 @@ def _field_names(server: type[Server]) -> list[str]:
 
 
 def resolve(config: Config, choices: list[Choice]) -> dict[str, Any]:
-    """Return the configuration with all defaults filled in, with which `--config` repeats the comparison."""
+    """Return the configuration with all defaults filled in, with which `--config` repeats the comparison.
+
+    Its learning rate is the first algorithm's; those of others that have another are in `set`.
+    """
     scoped = {
         f"{choice.name}.{name}": list(value) if isinstance(value, tuple) else value
         for choice in choices
         for name, value in dataclasses.asdict(choice.params).items()
     }
-    return config.to_dict() | {"algorithm": [choice.entry.spec for choice in choices], "set": scoped}
+    rate = choices[0].learning_rate
+    scoped |= {f"{choice.name}.{RATE}": choice.learning_rate for choice in choices if choice.learning_rate != rate}
+    return config.to_dict() | {"algorithm": [choice.entry.spec for choice in choices], RATE: rate, "set": scoped}
 
 
 def run_settings(resolved: Mapping[str, Any], choice: Choice, seed: int) -> dict[str, Any]:
     """Return the part of a resolved configuration for one run: one algorithm with one seed."""
     own = {key: value for key, value in resolved["set"].items() if key.startswith(f"{choice.name}.")}
+    own.pop(f"{choice.name}.{RATE}", None)
     values = dict(resolved) | {"algorithm": [choice.entry.spec], "seed": seed, "times": 1, "set": own}
+    values[RATE] = choice.learning_rate
     if values["vary"] == "data":  # each seed has its own data
         values["data_seed"] += seed - resolved["seed"]
     return values

@@ -132,8 +132,12 @@ class Options(Files):
         switch=True,
     )
     batch_size: int = option(32, "windows in a local batch", low=1, flags="-lbs --batch-size")
-    local_learning_rate: float = option(
-        0.01, "learning rate of the clients' optimiser", low=1e-12, flags="-lr --local-learning-rate"
+    local_learning_rate: float | None = option(
+        None,
+        "learning rate of the clients' optimiser (default: the preset's for it, or 0.01); of one algorithm: "
+        "--set NAME.local_learning_rate=0.05",
+        low=1e-12,
+        flags="-lr --local-learning-rate",
     )
     optimizer: str = option(
         "sgd",
@@ -258,8 +262,9 @@ class Config(Options):
         """Return a flat mapping of plain values, as in YAML; `from_dict` is the inverse."""
         shards = {parameters.key_of(f): getattr(self.shards, f.name) for f in dataclasses.fields(ShardSpec)}
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(Options)}
-        lists = {name: list(value) for name, value in options.items() if isinstance(value, tuple)}
-        return shards | options | lists | {"set": dict(self.set)}
+        values = shards | options
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return values | lists | {"set": dict(self.set)}
 
 
 def from_dict(values: Mapping[str, Any], where: str) -> Config:

@@ -360,7 +360,7 @@ def _runs(config: Config, values: Mapping[str, Any], axes: Sequence[str]) -> Ite
     _check_vary(config)
     resolved = resolve(config, choices)
     data = Path(config.shards.data).stem
-    section = ",".join([data, *(f"{k}={resolved[k]}" for k in axes if values.get(k) is not None)])
+    section = ",".join([data, *(f"{k}={_words(resolved[k])}" for k in axes if values.get(k) is not None)])
     for seed in range(config.seed, config.seed + config.times):
         for choice in choices:
             settings = run_settings(resolved, choice, seed)
@@ -370,3 +370,8 @@ def _runs(config: Config, values: Mapping[str, Any], axes: Sequence[str]) -> Ite
             folder = Path(file_name(section)) / file_name(f"{label}-seed{seed}-{code}")
             name = f"{section}: {label}" + (f" seed {seed}" if config.times > 1 else "")
             yield PlannedRun(name, folder.parts[0], folder, settings)
+
+
+def _words(value: Any) -> str:
+    """Return an option's value as part of a section's name."""
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)

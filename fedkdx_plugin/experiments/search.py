@@ -5,8 +5,9 @@ The part `search` of an experiment's file:
     search:
       candidates: 8                     # of each method; the first has the method's defaults
       seed: 0
+      every: {local_learning_rate: {log: [0.003, 0.1]}}   # drawn for each method beside its own
       spaces:
-        FedAvg: {}                      # nothing to choose: one candidate
+        FedAvg: {}                      # nothing of its own; without 'every', it has one candidate
         FedProx: {mu: {log: [0.001, 1]}}              # evenly over logarithms
         FedAvgM: {momentum: {uniform: [0.5, 0.99]}, server_rate: {log: [0.3, 3]}}
         FedMAT: {segments: [1, 2, 4, 8]}              # one of these
@@ -27,13 +28,14 @@ from typing import Any
 import numpy as np
 
 from dataset_utils.files import replacing, yaml_text
+from fedkdx_plugin.configuration.choice import RATE, Common
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.results.runs import Run
 from registry import catalog
 from registry.errors import UserError
 from registry.parameters import suggest
 
-PARTS = ("candidates", "seed", "spaces")
+PARTS = ("candidates", "seed", "every", "spaces")
 RANGES = ("log", "uniform")
 DEFAULTS = "defaults"
 DIGITS = 3  # of a drawn number, so that it can be read and written
@@ -78,7 +80,11 @@ def candidates(where: str, search: Mapping[str, Any]) -> list[dict[str, Any]]:
         if key not in PARTS:
             raise UserError(f"{where}: search: unknown key '{key}'{suggest(str(key), PARTS)}")
     count, seed = _whole(where, search, "candidates", 1), _whole(where, search, "seed", 0, 0)
-    spaces = search.get("spaces")
+    every, spaces = search.get("every") or {}, search.get("spaces")
+    if not isinstance(every, Mapping):
+        raise UserError(f"{where}: search: every: must map options to what is drawn from, or be left out")
+    if unknown := [name for name in every if name != RATE]:
+        raise UserError(f"{where}: search: every: may hold {RATE} alone, not '{unknown[0]}'")
     if not isinstance(spaces, Mapping) or not spaces:
         raise UserError(f"{where}: search: spaces: must map algorithms to spaces, such as 'FedProx: {{mu: [0.1, 1]}}'")
     entries = []
@@ -87,7 +93,7 @@ def candidates(where: str, search: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise UserError(
                 f"{where}: search: {algorithm}: must map hyper-parameters to what is drawn from, or be {{}}"
             )
-        for values in _drawn(f"{where}: search: {algorithm}", str(algorithm), space, count, seed):
+        for values in _drawn(f"{where}: search: {algorithm}", str(algorithm), {**every, **space}, count, seed):
             label = ", ".join(f"{name}={value}" for name, value in values.items()) or DEFAULTS
             sets = {f"{algorithm}.{name}": value for name, value in values.items()}
             entries.append({"algorithm": str(algorithm), "label": label, "set": sets})
@@ -106,10 +112,12 @@ def check_given(where: str, search: Mapping[str, Any], given: Mapping[str, Any])
         )
     if given.get("label"):
         raise UserError(f"--label: in {where}, a search labels its candidates itself; leave it out")
+    if given.get(RATE) is not None and RATE in (search.get("every") or {}):
+        raise UserError(f"-lr: {where} draws the learning rate in search: every; take it out of one")
     for key in given.get("set") or {}:
         scope, _, name = str(key).rpartition(".")
         for algorithm, space in search["spaces"].items():
-            if name in space and scope.lower() in ("", str(algorithm).lower()):
+            if name in {**(search.get("every") or {}), **space} and scope.lower() in ("", str(algorithm).lower()):
                 raise UserError(f"--set {key}: {where} draws it in search: spaces: {algorithm}; take it out of one")
 
 
@@ -175,7 +183,8 @@ def _drawn(where: str, algorithm: str, space: Mapping[str, Any], count: int, see
     """Return up to `count` different candidates: the defaults as {}, then drawn ones."""
     sources = {str(name): _source(f"{where}: {name}", spec) for name, spec in space.items()}
     params: Any = catalog.load("algorithms", algorithm)
-    fixed = {own.name: own.default for own in dataclasses.fields(params.Params) if own.name in sources}
+    known = (*dataclasses.fields(params.Params), *dataclasses.fields(Common))
+    fixed = {own.name: own.default for own in known if own.name in sources}
     key = int.from_bytes(hashlib.sha256(algorithm.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, key])
     found: list[dict[str, Any]] = [{}]
@@ -232,9 +241,9 @@ def _values(run: Run, label: str) -> dict[str, Any]:
     """Return what a preset must hold for a candidate: what its label names, and all that is not the default."""
     drawn = [] if label == DEFAULTS else [part.partition("=")[0] for part in label.split(", ")]
     server: Any = catalog.load("algorithms", str(run.config["algorithm"][0]))
-    fields = {own.name: own.default for own in dataclasses.fields(server.Params)}
+    fields = {own.name: own.default for own in (*dataclasses.fields(server.Params), *dataclasses.fields(Common))}
     values = {}
-    for key, value in run.config["set"].items():
+    for key, value in {RATE: run.config.get(RATE, fields[RATE]), **run.config["set"]}.items():
         name = key.removeprefix(f"{run.algorithm}.")
         default = fields.get(name)
         if name in drawn or value != (list(default) if isinstance(default, tuple) else default):

@@ -157,7 +157,7 @@ class Setting:
             self.task,
             choice.params,
             self.data,
-            training(config, config.seed, self.shards.manifest["channels"]),
+            training(config, choice, self.shards.manifest["channels"]),
             schedule(config),
             config.backend,
             config.client_memory,
@@ -172,10 +172,11 @@ class Setting:
                     federation.run([folder, Relay(info, callbacks)], info.done)
 
 
-def training(config: Config, seed: int, channels: Sequence[str] | None = None) -> Settings:
-    """Return how clients train.
+def training(config: Config, choice: Choice, channels: Sequence[str] | None = None) -> Settings:
+    """Return how an algorithm's clients train.
 
     Args:
+        choice: the algorithm, as `choose` made it of `config`.
         channels: names of the windows' channels; None where nobody trains, as at a server between sites.
 
     Raises:
@@ -184,13 +185,13 @@ def training(config: Config, seed: int, channels: Sequence[str] | None = None) -
     return Settings(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
-        learning_rate=config.local_learning_rate,
+        learning_rate=choice.learning_rate,
         decay=config.learning_rate_decay_gamma if config.learning_rate_decay else 1.0,
         clip_norm=config.clip_norm,
         optimizer=config.optimizer,
         class_weights=config.class_weights,
         augment=Augment() if channels is None else Augment.of(config.augment, channels),
-        seed=seed,
+        seed=config.seed,
         faults=_faults(config),
         attack=_attack(config),
         privacy=private.privacy(config),
@@ -316,7 +317,15 @@ def _check_given(config: Config, shards: ShardSet) -> None:
             f"--evaluate-on {asked}: {shards.folder} holds {found} windows; give the data set's name instead of a "
             f"folder, or --evaluate-on {found}"
         )
-    fraction = (shards.manifest.get("spec") or {}).get("train_fraction", 1.0)
+    spec = shards.manifest.get("spec") or {}
+    for flag, name in (("--subjects", "subjects"), ("--exclude-subjects", "exclude_subjects")):
+        names = getattr(config.shards, name)
+        if names and set(names) != set(spec.get(name) or ()):
+            raise UserError(
+                f"{flag} {','.join(names)}: {shards.folder} was made with others; give the data set's name instead of "
+                "a folder"
+            )
+    fraction = spec.get("train_fraction", 1.0)
     if config.shards.train_fraction not in (1, fraction):
         raise UserError(
             f"--train-fraction {config.shards.train_fraction:g}: {shards.folder} was made with {fraction:g}; give the "

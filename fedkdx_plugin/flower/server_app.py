@@ -107,7 +107,7 @@ def _run(grid: Grid, context: Context, folder: Path) -> None:
         choice.server,
         task,
         choice.params,
-        training(config, config.seed),
+        training(config, choice),
         schedule(config),
         link,
         roster,

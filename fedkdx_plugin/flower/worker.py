@@ -121,7 +121,7 @@ class Worker:
         self.data = self.data or LocalData(self.setup)
         about = self.data.announcement()
         task = make_task(config, about.shape, len(about.classes))
-        settings = training(config, config.seed, self.data.manifest["channels"])
+        settings = training(config, choice, self.data.manifest["channels"])
         return Site(self.setup, choice.server, task, choice.params, settings, self.data, int(run["clients"]))
 
 

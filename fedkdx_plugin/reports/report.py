@@ -158,7 +158,7 @@ def main_options(section: Section) -> str:
         "join_ratio": config.get("join_ratio"),
         "local epochs": config.get("local_epochs"),
         "batch": config.get("batch_size"),
-        "learning rate": config.get("local_learning_rate"),
+        "learning rate": _rates(section),
         "partition": config.get("partition"),
         "split": config.get("split"),
         "training windows kept": config.get("train_fraction"),
@@ -166,6 +166,12 @@ def main_options(section: Section) -> str:
     clients = len(section.first.evaluated[-1].metrics["served"].client_samples)
     words = [f"{clients} clients", f"{len(section.first.classes)} classes"]
     return ", ".join([*words, *(f"{name} {value}" for name, value in trained.items() if value is not None)])
+
+
+def _rates(section: Section) -> str:
+    """Return the learning rates of a section's methods: one, or the lowest and the highest."""
+    rates = sorted({float(method.runs[0].config.get("local_learning_rate", 0.0)) for method in section.methods})
+    return f"{rates[0]:g}" if len(rates) == 1 else f"{rates[0]:g} to {rates[-1]:g} (of each method its own)"
 
 
 def remarks(section: Section) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from fedkdx_plugin.results.runs import Run
 
-METHOD = ("algorithm", "label", "set", "student_model")  # options that differ between the methods of a section
+# options that differ between the methods of a section
+METHOD = ("algorithm", "label", "set", "student_model", "local_learning_rate")
 NO_SETTING = (
     "seed",
     "times",
@@ -175,7 +176,7 @@ def _methods(runs: Iterable[Run]) -> tuple[tuple[Method, ...], list[str]]:
     """Return the methods, and notes. The names of variants of one method include the differing hyper-parameters."""
     named: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        variant = json.dumps([run.config.get("set"), run.config.get("student_model")], sort_keys=True)
+        variant = json.dumps(_hyper(run), sort_keys=True)
         named.setdefault(run.name, {}).setdefault(variant, []).append(run)
     methods, notes = [], []
     for name, variants in named.items():
@@ -196,4 +197,4 @@ def _methods(runs: Iterable[Run]) -> tuple[tuple[Method, ...], list[str]]:
 def _hyper(run: Run) -> dict[str, Any]:
     """Return hyper-parameters by name, without the algorithm's name before it."""
     own = {key.rpartition(".")[2]: value for key, value in (run.config.get("set") or {}).items()}
-    return own | {"student_model": run.config.get("student_model")}
+    return own | {name: run.config.get(name) for name in ("student_model", "local_learning_rate")}

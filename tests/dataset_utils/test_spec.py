@@ -81,6 +81,7 @@ def test_different_parameters_have_different_folders():
         "clients": 6, "partition": "iid", "alpha": 0.1000001, "split": "blocked", "test_fraction": 0.21,
         "scale": "none", "min_samples": 11, "seed": 1, "window": 64, "overlap": 0.5, "median": 0, "lowpass": 20.0,
         "gravity": 0.3, "train_fraction": 0.5, "evaluate_on": "validation",
+        "subjects": ("1",), "exclude_subjects": ("1",),
     }  # fmt: skip
     specs = [base, *(dataclasses.replace(base, **{key: value}) for key, value in changes.items())]
     pathological = dataclasses.replace(base, partition="pathological")
@@ -92,6 +93,8 @@ def test_equal_parameters_share_a_folder():
     base = ShardSpec("X", partition="dirichlet", clients=5, alpha=1.0, lowpass=20.0)
     for same in ({"data": "x"}, {"alpha": 1}, {"lowpass": 20}, {"classes_per_client": 5}):
         assert dataclasses.replace(base, **same).folder_name() == base.folder_name()
+    some, same = ShardSpec("X", subjects=("1", "2")), ShardSpec("X", subjects=("2", "1", "2"))
+    assert some.folder_name() == same.folder_name() and some.folder_name().startswith("subject-only2-")
     assert ShardSpec("X", alpha=0.5).folder_name() == ShardSpec("X").folder_name()  # no Dirichlet, no alpha
 
 

@@ -54,6 +54,31 @@ def test_candidates_follow_from_seed_and_method_alone():
     assert drawn(seed=1)["FedProx"][1:] != drawn()["FedProx"][1:]
 
 
+def test_the_learning_rate_is_drawn_for_every_method_beside_its_own(tmp_path):
+    every = {"local_learning_rate": {"log": [0.003, 0.1]}}
+    (tmp_path / "x.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "base": {"data": "SPAR", "global_rounds": 1},
+                "search": {"candidates": 5, "every": every, "spaces": {"FedAvg": {}, "FedProx": SPACES["FedProx"]}},
+            }
+        )
+    )
+    runs = Experiment.grid("x.yaml").runs
+    rates = {
+        name: [run.settings["local_learning_rate"] for run in runs if run.settings["algorithm"] == [name]]
+        for name in ("FedAvg", "FedProx")
+    }
+    assert [len(set(own)) for own in rates.values()] == [5, 5]
+    assert all(own[0] == 0.01 and all(0.003 <= rate <= 0.1 for rate in own) for own in rates.values())
+    assert not any(key.endswith("learning_rate") for run in runs for key in run.settings["set"])  # said once
+    assert len({run.section for run in runs} | {run.folder.parent for run in runs}) == 2  # one section, one folder
+    with pytest.raises(UserError, match=r"-lr: .* draws the learning rate"):
+        Experiment.grid("x.yaml", {"local_learning_rate": 0.1})
+    with pytest.raises(UserError, match=r"--set FedAvg.*: .* draws it"):
+        Experiment.grid("x.yaml", {"set": {"FedAvg.local_learning_rate": 0.1}})
+
+
 def test_draws_are_even_on_their_scale_and_within_their_ends():
     mus = np.array([own["FedProx.mu"] for own in drawn(count=400)["FedProx"][1:]])
     rates = np.array([own["FedAvgM.momentum"] for own in drawn(count=400)["FedAvgM"][1:]])
@@ -73,6 +98,9 @@ def test_draws_are_even_on_their_scale_and_within_their_ends():
         ({"candidates": True, "spaces": SPACES}, "candidates: must be a whole number"),
         ({"candidates": 3, "seed": 0.5, "spaces": SPACES}, "seed: must be a whole number"),
         ({"candidates": 3, "space": SPACES}, "unknown key 'space' (did you mean spaces?)"),
+        ({"candidates": 3, "spaces": SPACES, "every": [1]}, "every: must map options"),
+        ({"candidates": 3, "spaces": SPACES, "every": {"batch_size": [8, 16]}}, "may hold local_learning_rate alone"),
+        ({"candidates": 3, "spaces": SPACES, "every": {"local_learning_rate": [-1, -2]}}, "is out of range"),
         ({"candidates": 3, "spaces": {"FedAgv": {}}}, "did you mean FedAvg?"),
         ({"candidates": 3, "spaces": {"FedProx": [1]}}, "FedProx: must map hyper-parameters"),
         *(

@@ -116,7 +116,7 @@ class Plan:
     def settings(self) -> Settings:
         """Return how clients train. Raises UserError: the windows cannot be augmented so."""
         channels = [str(number) for number in range(self.own[0])]
-        return training(self.config, self.config.seed, channels)
+        return training(self.config, self.choice, channels)
 
     def to_text(self, workspace: Workspace) -> str:
         """Return what `read` reads, as it is sent.
@@ -125,6 +125,7 @@ class Plan:
             workspace: the server's networks, whose form clients compare with that of theirs.
         """
         options = {name: value for name, value in self.config.to_dict().items() if name in CLIENTS}
+        options["local_learning_rate"] = self.choice.learning_rate
         about: dict[str, Any] = {"algorithm": self.choice.name, "set": _plain(dataclasses.asdict(self.choice.params))}
         about |= {"options": options, "shape": list(self.own), "classes": self.classes, "form": form_of(workspace)}
         return json.dumps(about, sort_keys=True)

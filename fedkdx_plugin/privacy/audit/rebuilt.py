@@ -72,7 +72,7 @@ class Rebuilt:
                 )
             _check_data(folder)
             setting = Setting.of(config)
-            local = training(config, config.seed, setting.shards.manifest["channels"])
+            local = training(config, choice, setting.shards.manifest["channels"])
             with closing(_federation(choice, setting, setting.data, local, config)) as federation:
                 entry, device = choice.entry, setting.device
                 own = RunFolder(folder, entry, settings, ["audit"], setting.shards, device, federation)

@@ -1,0 +1,89 @@
+"""Subjects chosen by name: the others are read by nobody, counted, and named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dataset_utils import shards
+from dataset_utils.generate import prepare
+from dataset_utils.spec import ShardSpec
+from dataset_utils.subjects import Subjects
+from registry.errors import UserError
+from tests.dataset_utils.synthetic import Cut, Synthetic, windows
+
+
+def made(tmp_path, source=Synthetic, **options):
+    """Return the shards of a source, and the lines that were said."""
+    said: list[str] = []
+    folder = prepare(ShardSpec(source.name, **options), tmp_path, None, False, said.append, source())
+    return shards.load(folder), said
+
+
+def names(found):
+    return [list(client["subjects"]) for client in found.manifest["clients"]]
+
+
+def values(found, k):
+    """Return all values of a client's windows, on both sides of the split, in ascending order."""
+    return np.sort(np.concatenate([found.train[k].x, found.test[k].x]).reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("source", "of_all", "options", "left"),
+    [  # in the natural order of their names
+        (Synthetic, ["s1", "s2", "s10"], {"subjects": ("s10", "s1")}, "s2"),
+        (Synthetic, ["s1", "s2", "s10"], {"exclude_subjects": ("s2",)}, "s2"),
+        (Cut, ["s0", "s1", "s2", "s3"], {"subjects": ("s1", "s3")}, "s0, s2"),
+        (Cut, ["s0", "s1", "s2", "s3"], {"exclude_subjects": ("s0", "s2")}, "s0, s2"),
+    ],
+)
+def test_the_chosen_subjects_have_the_windows_that_they_have_among_all(tmp_path, source, of_all, options, left):
+    """A fifth of a class is tested on, whoever else is there; windows themselves are the same."""
+    everybody, _ = made(tmp_path, source, scale="none")
+    assert names(everybody) == [[name] for name in of_all]
+    some, said = made(tmp_path, source, scale="none", **options)
+    kept = [name for name in of_all if name not in left.split(", ")]
+    assert names(some) == [[name] for name in kept]
+    for k, name in enumerate(kept):
+        np.testing.assert_array_equal(values(some, k), values(everybody, of_all.index(name)))
+    (line,) = [line for line in said if "left out" in line]
+    assert line.startswith(f"{len(of_all) - len(kept)} of {len(of_all)} subjects are left out")
+    assert line.endswith(f": {left}")
+
+
+def test_a_class_that_only_the_others_have_is_missing(tmp_path):
+    class Uneven(Synthetic):
+        def load(self, path):
+            for recording in super().load(path):
+                recording.labels[recording.labels == 2] = 0 if recording.subject != "s2" else 2
+                yield recording
+
+    with pytest.raises(UserError, match="no window has 'walking'"):
+        made(tmp_path, Uneven, exclude_subjects=("s2",))
+
+
+@pytest.mark.parametrize("source", [Synthetic, Cut])
+@pytest.mark.parametrize("flag", ["subjects", "exclude_subjects"])
+def test_a_name_that_nobody_has_is_an_error(tmp_path, source, flag):
+    with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')}: there is no subject 'S1' .did you mean s1.*s2"):
+        made(tmp_path, source, **{flag: ("S1",)})
+    assert not list(tmp_path.glob("*/subject-*"))
+
+
+def test_nobody_left_and_both_at_once_are_errors(tmp_path):
+    with pytest.raises(UserError, match="leaves none of the subjects"):
+        made(tmp_path, exclude_subjects=("s1", "s2", "s10"))
+    with pytest.raises(UserError, match="give one of them"):
+        ShardSpec("X", subjects=("1",), exclude_subjects=("2",))
+
+
+def test_windows_are_renumbered_by_hand():
+    """Of four subjects with 2 windows in each of 6 bouts, the second and the fourth become 0 and 1."""
+    whole = windows(per_class=4)
+    own = Subjects(only=("s1", "s3")).choose(whole)
+    assert own.subjects == ("s1", "s3") and own.subject.tolist() == [0] * 12 + [1] * 12
+    assert own.y.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2] * 2
+    np.testing.assert_array_equal(own.x, whole.x[[*range(12, 24), *range(36, 48)]])
+    np.testing.assert_array_equal(own.stretch, whole.stretch[[*range(12, 24), *range(36, 48)]])
+    assert Subjects().choose(whole) is whole
