@@ -176,7 +176,7 @@ def test_ours_beside_the_papers(table):
         ("settings metric=speed", "metric=speed: there are accuracy,"),
         ("detail", "several data: pick one, such as data='SLEEP'"),
         ("claims reference=Mine", "reference='Mine': no such method"),
-        ("search", "no run that it could be of"),
+        ("search", "no run with evaluated_on=validation"),
     ],
 )
 def test_an_order_that_cannot_be_met_is_told(table, order, message):
@@ -187,7 +187,7 @@ def test_an_order_that_cannot_be_met_is_told(table, order, message):
 def test_runs_that_do_not_go_together_are_not_mixed(table):
     for given, message in (
         ({"rounds": 50}, "tenth: several rounds: '100' and '50'"),
-        ({"options": "aggregate=median"}, "tenth: several options: '' and 'aggregate=median'"),
+        ({"options": "subjects=1+2"}, "tenth: several options: '' and 'subjects=1\\+2'"),
         ({"hyper": "mu=1"}, "tenth, FedProx: several hyper: '' and 'mu=1'"),
         ({"seed": 0, "data_seed": 7}, "tenth, seed 0: several data_seed: '0' and '7'"),
         ({"data_seed": 0, "seed": 2}, "tenth: some seeds have data of their own"),
@@ -211,6 +211,19 @@ def test_runs_that_do_not_go_together_are_not_mixed(table):
 def test_names_of_clients_are_packed_and_found_again(names, text):
     assert csv_rows.packed(names) == text
     assert csv_rows.unpacked(text) == names
+
+
+def test_options_of_training_make_a_method_unless_a_label_names_them(table):
+    rows = [
+        row("FedAvg", 0.8, options="subjects=1+2"),
+        row("FedAvg", 0.9, options="bn=local subjects=1+2"),
+        row("FedAvg", 0.7, options="optimizer=momentum subjects=1+2", label="fast"),
+    ]
+    assert [line[:2] for line in table("settings", rows)[1:]] == [
+        ["FedAvg", "*80.00*"],
+        ["FedAvg bn=local", "**90.00**"],
+        ["FedAvg fast", "70.00"],
+    ]
 
 
 def test_rows_are_written_once_in_an_order_of_their_own(tmp_path):

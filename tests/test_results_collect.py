@@ -86,7 +86,9 @@ def test_clients_are_named_by_their_subjects(tmp_path):
     [
         ({}, "all"),
         ({"train_fraction": 0.1}, "tenth"),
-        ({"train_fraction": 0.25, "split": "blocked", "aggregate": "median"}, "blocked"),
+        ({"train_fraction": 0.25, "split": "blocked", "exclude_subjects": ["3"], "bn": "local"}, "blocked"),
+        ({"train_fraction": 0.25, "split": "blocked", "aggregate": "median"}, "blocked aggregate=median"),
+        ({"join_ratio": 0.2, "window": "128 samples"}, "all join_ratio=0.2 window=128samples"),
         ({"train_fraction": 0.1, "late": "0.3@50"}, "late"),
         ({"train_fraction": 0.1, "late": "0.3@20"}, "late=0.3@20 train_fraction=0.1"),
         ({"train_fraction": 0.1, "partition": "dirichlet", "alpha": 0.5}, "Dirichlet 0.5"),

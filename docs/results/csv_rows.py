@@ -12,8 +12,9 @@ from registry.errors import UserError
 
 # Columns of a CSV file; a row is a run. Shares are in [0, 1]; metrics are those of the last round.
 RUN = (  # what makes a run: two rows that agree in these are one run
-    *("data", "setting"),  # of protocol.md, else the options that make it
-    "options",  # that are not the defaults, without those that have columns
+    "data",
+    "setting",  # its name in protocol.md, else the options that make it
+    "options",  # all that are not the defaults, without those that have columns
     "model",
     "student_model",  # where it is another than the model
     *("algorithm", "label"),
@@ -38,6 +39,11 @@ RESULTS = (
     "names",  # of these clients' subjects, see `packed`; nothing where clients are no subjects
 )
 COLUMNS = ("experiment", *RUN, *RESULTS, "seconds", "commit", "processor")  # the others may differ in a run made twice
+TRAINING = frozenset(  # options of local training, which are a matter of the method rather than of the setting
+    "augment batch_size bn class_weights clip_norm learning_rate_decay learning_rate_decay_gamma local_epochs norm "
+    "optimizer".split()
+)
+SUBJECTS = frozenset({"subjects", "exclude_subjects"})  # options that say who the data are of
 ORDER = ("data", "setting", "algorithm", "label", "student_model", "hyper", "learning_rate", "options", "rounds")
 
 
@@ -97,6 +103,17 @@ def merged(parts: Sequence[pd.DataFrame], where: str) -> pd.DataFrame:
 
 
 def method_of(row: pd.Series) -> str:
-    """Return the method of a row: its algorithm, with its label and its student's model where it has these."""
-    student = f" with {row['student_model']}" if row["student_model"] else ""
-    return f"{row['algorithm']} {row['label']}".strip() + student
+    """Return the method of a row: algorithm, label, student's model, and without a label the options of training."""
+    student = f"with {row['student_model']}" if row["student_model"] else ""
+    training = "" if row["label"] else options_in(row["options"], TRAINING)
+    return " ".join(part for part in (row["algorithm"], row["label"], student, training) if part)
+
+
+def options_in(options: str, keys: frozenset[str]) -> str:
+    """Return the part of 'a=1 b=2' with these keys."""
+    return " ".join(word for word in options.split() if word.partition("=")[0] in keys)
+
+
+def options_beside(options: str, keys: frozenset[str]) -> str:
+    """Return the part of 'a=1 b=2' without these keys."""
+    return " ".join(word for word in options.split() if word.partition("=")[0] not in keys)

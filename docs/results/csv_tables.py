@@ -2,8 +2,8 @@
 
 `make` takes the order of a table, such as `settings from=survey,settings data=UCI-HAR setting=tenth,blocked`: its kind
 (see `KINDS`), the files, and what the kind needs; every other word picks rows, by any column of text:
-`model=cnn,cnn_lstm`. A value with spaces is quoted. A method is an algorithm, with its label and its student's model
-where it has these.
+`model=cnn,cnn_lstm`. A value with spaces is quoted. Tables are of test windows, that of a search of validation windows,
+unless `evaluated_on` says otherwise. What a method is: `csv_rows.method_of`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from csv_rows import SHARES, merged, method_of, path_of, read, unpacked
+from csv_rows import SHARES, TRAINING, merged, method_of, options_beside, path_of, read, unpacked
 from scipy.stats import rankdata, wilcoxon
 
 from fedkdx_plugin import reports
@@ -25,7 +25,7 @@ from fedkdx_plugin.reports.tables import NONE, Cell, Table, markdown, number, pl
 from registry.errors import UserError
 
 PAIR = ("accuracy", "pooled")  # in this order in `networks` and `groups`
-METHOD = ("hyper", "learning_rate")  # what the runs of one method share
+METHOD = ("hyper", "learning_rate", "options")  # what the runs of one method share
 NUMBERS = ("seed", "data_seed", "rounds", "learning_rate", *SHARES, "mb_up", "mb_down")
 PAPER = Path(reports.__file__).parent / "paper.yaml"
 OF_PAPER = {"pooled": "accuracy", "auc": "AUC", "f1": "F1", "recall": "recall"}  # in the order of paper.yaml
@@ -62,9 +62,9 @@ def make(order: str, data: Path) -> str:
 
 def _picked(rows: pd.DataFrame, args: Args, kind: str) -> pd.DataFrame:
     """Return the rows that a table is of, numbers as numbers, with `method`. Raises UserError: there are none."""
-    rows = rows[rows["evaluated_on"] == ("validation" if kind == "search" else "test")]
     rows = rows.assign(method=rows.apply(method_of, axis=1) if len(rows) else "")
-    for key, value in args.items():
+    usual = {"evaluated_on": "validation" if kind == "search" else "test"}
+    for key, value in (usual | dict(args)).items():
         if key in ("from", "reference", "metric"):
             continue
         if key not in rows:
@@ -97,7 +97,8 @@ def _check(rows: pd.DataFrame) -> None:
     """Raise UserError where rows of a data set and setting are not comparable, or a method's not only in the seed."""
     for (data, setting), column in rows.groupby(["data", "setting"]):
         where = f"{data}, {setting}"
-        _require_same(column, ("model", "rounds", "options"), where)
+        of_all = column.assign(options=[options_beside(text, TRAINING) for text in column["options"]])
+        _require_same(of_all, ("model", "rounds", "evaluated_on", "options"), where)
         for seed, of_seed in column.groupby("seed"):
             _require_same(of_seed, ("data_seed",), f"{where}, seed {seed}")
         if min(column["data_seed"].nunique(), (column["data_seed"] - column["seed"]).nunique()) > 1:
@@ -164,7 +165,7 @@ def _counts(rows: pd.DataFrame) -> Cell:
 
 def detail(rows: pd.DataFrame, args: Args) -> Table:
     """Return one data set and setting in detail; a row '(student)' is one network of the method above it."""
-    _one(rows)
+    _one(rows, "data", "setting")
     _check(rows)
     columns = ("accuracy", "pooled", "f1", "worst")
     heads = ("accuracy %", "pooled %", "F1 %", "worst client %", "MB up", "MB down", "seeds")
@@ -186,9 +187,9 @@ def detail(rows: pd.DataFrame, args: Args) -> Table:
     return Table("", "", [("", "method"), *(("", head) for head in heads)], lines)
 
 
-def _one(rows: pd.DataFrame) -> None:
-    """Raise UserError if rows are of several data sets or settings."""
-    for key in ("data", "setting"):
+def _one(rows: pd.DataFrame, *keys: str) -> None:
+    """Raise UserError if rows have several values in one of these columns."""
+    for key in keys:
         if len(values := sorted(set(rows[key]))) > 1:
             raise UserError(f"several {key}: pick one, such as {key}='{values[0]}'")
 
@@ -288,7 +289,7 @@ def search(rows: pd.DataFrame, args: Args) -> Table:
 
 def paper(rows: pd.DataFrame, args: Args) -> Table:
     """Return ours beside the FedKDX paper's tables, in %: runs with its options, whatever the number of rounds."""
-    _one(rows)
+    _one(rows, "data")
     entries = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
     data, lines = rows["data"].iloc[0], []
     for name in _in_order(rows, args, "method"):

@@ -31,6 +31,7 @@ from dataset_utils.files import is_file, replacing
 from dataset_utils.spec import ShardSpec
 from fedkdx_plugin import load_runs
 from fedkdx_plugin.cli.main import guarded
+from fedkdx_plugin.configuration.choice import RATE, Common
 from fedkdx_plugin.configuration.config import Options
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.metrics import Metrics
@@ -52,7 +53,7 @@ HASH = re.compile(r"[0-9a-f]{7,40}")
 
 # Options that have a column of their own, or that do not change the results of the last round.
 APART = (
-    *("data", "model", "student_model", "algorithm", "label", "set", "local_learning_rate", "seed", "global_rounds"),
+    *("data", "model", "student_model", "algorithm", "label", "set", RATE, "seed", "global_rounds"),
     *("evaluate_on", "data_seed", "vary", "times", "preset", "goal", "eval_gap", "num_classes"),
     *("out", "raw", "download", "data_root", "backend", "device", "device_id", "client_memory"),
 )
@@ -69,7 +70,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # protocol.md: name -> options that are
     "rare": TENTH | {"rare": "0.3@0.1"},
     "unseen": TENTH | {"unseen": 0.2},
 }
-OF_SETTING = {key for options in SETTINGS.values() for key in options} | {"num_clients", "test_fraction"}
+OF_SETTING = {key for options in SETTINGS.values() for key in options}
 
 
 def collect(folders: Iterable[Path], path: Path, commit: str = "") -> str:
@@ -132,7 +133,7 @@ def row_of(run: Run, commit: str = "") -> dict[str, str]:
         "algorithm": run.algorithm,
         "label": str(config.get("label") or ""),
         "hyper": as_text(changed_hyper_parameters(run)),
-        "learning_rate": f"{config.get('local_learning_rate', DEFAULTS['local_learning_rate']):g}",
+        "learning_rate": f"{config.get(RATE, Common().local_learning_rate):g}",
         "seed": str(run.seed),
         "data_seed": str(config.get("data_seed", 0)),
         "rounds": str(config["global_rounds"]),
@@ -163,10 +164,15 @@ def changed_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def setting_of(options: Mapping[str, Any], rounds: int) -> str:
-    """Return the name that `SETTINGS` has for these options; else the options that make the setting, as text."""
-    own = {key: value for key, value in options.items() if key in OF_SETTING}
-    plain = {key: re.sub(rf"@{rounds // 2}$", "@HALF", value) if key == "late" else value for key, value in own.items()}
-    return next((name for name, wanted in SETTINGS.items() if plain == wanted), as_text(own))
+    """Return the name that `SETTINGS` has for these options, with those that it says nothing of; else them, as text.
+
+    Options of local training and those that choose subjects are of no setting.
+    """
+    own = {key: value for key, value in options.items() if key not in csv_rows.TRAINING | csv_rows.SUBJECTS}
+    named = {key: value for key, value in own.items() if key in OF_SETTING}
+    plain = named | ({"late": re.sub(rf"@{rounds // 2}$", "@HALF", named["late"])} if "late" in named else {})
+    name = next((name for name, wanted in SETTINGS.items() if plain == wanted), as_text(named))
+    return f"{name} {as_text({key: value for key, value in own.items() if key not in named})}".strip()
 
 
 def changed_hyper_parameters(run: Run) -> dict[str, Any]:
@@ -227,9 +233,9 @@ def short(value: float, digits: int) -> str:
 
 
 def as_text(values: Mapping[str, Any]) -> str:
-    """Return 'a=1 b=2', sorted by name; lists with commas."""
-    texts = {key: ",".join(map(str, value)) if isinstance(value, list) else value for key, value in values.items()}
-    return " ".join(f"{key}={texts[key]}" for key in sorted(texts))
+    """Return 'a=1 b=2', sorted by name; '+' between the items of a list, and no spaces in a value."""
+    texts = {key: "+".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in values.items()}
+    return " ".join(f"{key}={texts[key].replace(' ', '')}" for key in sorted(texts))
 
 
 def filled(text: str, data: Path) -> str:
