@@ -238,7 +238,7 @@ class Federation:
         server, total = type(self.server), self.schedule.rounds
         if self.agreed:
             raise UserError(SCALED_WINDOWS.format("federated"))
-        dp_sgd.check(server.__name__, server, self.server.params)
+        dp_sgd.check({server.__name__: (server, self.server.params)})
         dp_sgd.check_networks(self.workspace.nets)
         rounds = (Round(index, total, self.schedule.join_ratio) for index in range(1, total + 1))
         return Budget(self.settings, self.workspace.clients, [(round, self._select(round)) for round in rounds])
