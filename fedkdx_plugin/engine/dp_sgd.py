@@ -277,7 +277,7 @@ def _meeting(client: type[Client], params: Any) -> str:
         methods = [n for n, value in vars(own).items() if callable(value) or isinstance(value, (classmethod, property))]
         if methods:
             return f"{Client.windows_meet} ({own.__name__} has {methods[0]}, and no windows_meet)"
-    return client.meeting(params)
+    return contract.meeting(client, params)
 
 
 def check_networks(nets: Mapping[str, nn.Module]) -> None:

@@ -329,7 +329,9 @@ class Federation:
                 rejected[id] = _reason(id, error)
         apart = {}
         if self.outliers:
-            apart = self.outliers.found({id: self.server.contribution(id, reply) for id, reply in replies.items()})
+            apart = self.outliers.found(
+                {id: contract.contribution(self.server, id, own) for id, own in replies.items()}
+            )
         rejected = dict(sorted((rejected | apart).items()))
         return {id: reply for id, reply in replies.items() if id not in apart}, rejected
 
