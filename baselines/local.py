@@ -29,14 +29,14 @@ class LocalClient(FedAvgClient):
 
 
 class Local(FedAvg):
-    """Trains each client alone, without any communication: a lower bound for personalised methods.
+    """Trains each client alone, without sharing any weights: a lower bound for personalised methods.
 
     A client that needs no server trains in every round. With a join ratio of 0.4 it makes 2.5 times the training steps
     of a client of another method; `local_rounds=selected` compares at equal work.
     """
 
-    paper = "no communication; see McMahan et al. 2017, arXiv:1602.05629"
-    sends = "sends nothing; own model"
+    paper = "training alone; see McMahan et al. 2017, arXiv:1602.05629"
+    sends = "no weights: empty messages down, only the number of windows up; own model"
     Client = LocalClient
     Params = LocalParams
     averages = False

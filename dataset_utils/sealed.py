@@ -71,6 +71,12 @@ class Sealed:
             raise UserError(f"{self.folder / name}: missing, it was removed; put it back, or {self.advice}")
         return there
 
+    def check(self) -> None:
+        """Raise UserError where a file with a checksum is damaged, or was removed."""
+        for name in self._sums() if self.sealed() else ():
+            if self.holds(name):
+                self.read(name)
+
     def settled(self) -> bool:
         """Return whether the last `write` came to its end. Raises UserError where this cannot be told."""
         return not self.sealed() or all(len(sums) == 1 for sums in self._sums().values())

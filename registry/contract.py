@@ -61,6 +61,45 @@ def context(client: Client) -> Mapping[str, Tensor]:
     return found
 
 
+def trains(client: Client, epoch: int, epochs: int) -> tuple[str, ...]:
+    """Return the patterns of `trains`. Raises PluginError: they are no list of text."""
+    found: Any = client.trains(epoch, epochs)
+    if not isinstance(found, (list, tuple)) or not all(isinstance(pattern, str) for pattern in found):
+        raise wrong(client, "trains", "a list of patterns of names", found)
+    return tuple(found)
+
+
+def repeats(client: Client) -> int:
+    """Return the number of `repeats`. Raises PluginError: it is no whole number of at least 1."""
+    found: Any = client.repeats()
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise wrong(client, "repeats", "a whole number of at least 1", found)
+    return found
+
+
+def update(
+    client: Client,
+    weights: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    rate: Tensor,
+    step: Tensor,
+    context: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return the parameters of `update`. Raises PluginError: they are not those of `weights`, of the same shapes."""
+    found: Any = client.update(weights, gradients, rate, step, context)
+    if not _are_tensors(found) or {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in weights.items()}:
+        raise wrong(client, "update", f"a tensor of the shape of its weights for each of {', '.join(weights)}", found)
+    return dict(found)
+
+
+def meeting(client: type[Client], params: Any) -> str:
+    """Return the text of `meeting`. Raises PluginError: it is none; None must not pass for '', which means safe."""
+    found: Any = client.meeting(params)
+    if not isinstance(found, str):
+        raise wrong(client, "meeting", "text, '' where windows do not meet", found)
+    return found
+
+
 def reply(client: Client) -> Message:
     """Return the message of `reply`. Raises PluginError: it is none."""
     return message(client, "reply", client.reply())
@@ -104,6 +143,21 @@ def holdout(client: Client) -> float:
     if not _is_number(share) or not 0 <= share < 1:
         raise wrong(client, "holdout", "a number from 0 to below 1", share)
     return float(share)
+
+
+def contribution(server: Server, client: int, reply: Message) -> Mapping[str, Tensor]:
+    """Return the tensors of `contribution`. Raises PluginError: they are none."""
+    return _tensors(server, "contribution", server.contribution(client, reply))
+
+
+def idle(server: Server, sent: Message) -> Mapping[str, Tensor]:
+    """Return the tensors of `idle`. Raises PluginError: they are none."""
+    return _tensors(server, "idle", server.idle(sent))
+
+
+def forged(server: Server, reply: Message, contribution: Mapping[str, Tensor]) -> Message:
+    """Return the message of `forged`. Raises PluginError: it is none."""
+    return message(server, "forged", server.forged(reply, contribution))
 
 
 def figures(server: Server) -> dict[str, float]:

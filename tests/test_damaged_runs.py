@@ -224,6 +224,21 @@ def test_a_state_that_was_removed_is_said_to_be_missing(stopped, tmp_path, capsy
     assert resumed(folder, capsys) == ""
 
 
+def test_an_environment_that_was_removed_is_said_to_be_missing(whole, stopped, tmp_path, capsys):
+    """Such a run looks as if it had not begun; made again, it would replace what there is."""
+    for before in (whole, stopped):
+        folder = shutil.copytree(before, tmp_path / before.name)
+        (folder / RUN / "environment.json").unlink()
+        kept = (folder / RUN / "results.h5").read_bytes()
+        says = f"{RUN}/environment.json: missing, it was removed; put it back"
+        assert says in resumed(folder, capsys)
+        assert (folder / RUN / "results.h5").read_bytes() == kept
+        assert main(["report", str(folder)]) == 2
+        assert says in capsys.readouterr().err
+        shutil.copy(before / RUN / "environment.json", folder / RUN)
+        assert resumed(folder, capsys) == ""
+
+
 def test_a_folder_of_an_earlier_format_is_refused_by_its_number(stopped, whole, tmp_path, capsys):
     folder = shutil.copytree(stopped, tmp_path / "copy")
     path = folder / RUN / "environment.json"

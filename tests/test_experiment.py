@@ -18,6 +18,7 @@ from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.experiments import pool
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.results.runs import FAILED
+from tests.dataset_utils.pamap2_files import write as write_pamap2
 from tests.registry.test_catalog import install
 from tests.test_cli import fails
 
@@ -101,6 +102,42 @@ def test_other_settings_get_another_folder_and_where_it_runs_does_not():
 def test_every_experiment_of_the_project_can_be_planned(name):
     planned = Experiment.grid(name, {})
     assert planned.title and planned.about and len(planned.runs) == len({job.folder for job in planned.runs}) > 1
+
+
+def test_pamap2_has_all_settings_with_three_seeds_and_the_papers_protocol_with_one():
+    planned = Experiment.grid("pamap2", {}).runs
+    paper = [run.settings for run in planned if run.settings["global_rounds"] == 500]
+    assert len(planned) == 8 * 12 * 3 + 2 * 7  # settings, methods, seeds; models, the paper's methods
+    assert len(paper) == 2 * 7 and {one["seed"] for one in paper} == {0}
+    assert {(one["model"], one["train_fraction"], one["split"], one["join_ratio"]) for one in paper} == {
+        ("cnn", 1.0, "shuffled", 0.4),
+        ("cnn_lstm", 1.0, "shuffled", 0.4),
+    }
+    others = [run.settings for run in planned if run.settings["global_rounds"] == 100]
+    assert {(one["seed"], one["data_seed"]) for one in others} == {(0, 0), (1, 1), (2, 2)}
+    assert len({run.section for run in planned}) == 10
+
+
+@pytest.mark.filterwarnings("ignore:.*not the original file of PAMAP2")
+def test_pamap2_in_one_command_from_its_files(tmp_path):
+    write_pamap2(tmp_path / "PAMAP2_Dataset", seconds=8, optional=False)
+    command = ["experiment", "pamap2", "--raw", str(tmp_path / "PAMAP2_Dataset")]
+    command += "--rounds 1 -ls 1 -dev cpu --jobs 1".split()
+    paper = "--only train_fraction=1.0 --only model=cnn --only algorithm=FedAvg,FedKDX".split()
+    assert main([*command, *paper]) == 0
+    assert len(outcome("runs")) == 2
+    report = Path("runs/pamap2/report/report.md").read_text()
+    assert "beside the paper's tables" in report and "72.43" in report and "89.85" in report  # table 1, PAMAP2
+    uneven = "--only alpha=0.5 --only partition=dirichlet --only seed=1 --only algorithm=FedAvgFT,PullAvg".split()
+    assert main([*command, *uneven, "-m", "cnn_small"]) == 0
+    assert len(outcome("runs")) == 2 + 2
+
+
+def test_what_is_given_need_not_go_with_what_is_left_out(capsys):
+    """One round is too few for clients that come late, of which none are asked for here."""
+    grid = {"setting": [{"late": "0.3@2"}, {"split": "shuffled"}], "algorithm": ["Local", "FedAvg"]}
+    assert names(grid, {"global_rounds": "1"}, ["late=none", "algorithm=Local"]) == ["SPAR,split=shuffled: Local"]
+    assert "--late 0.3@2: the round must be" in fails(capsys, "experiment", written(grid), "--rounds", "1")
 
 
 @pytest.mark.parametrize(

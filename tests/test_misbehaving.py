@@ -20,6 +20,7 @@ class Own(FedAvg):
     class Client(FedAvgClient):
         pass
 """
+UPDATE = "update(self, weights, gradients, rate, step, context)"
 # where a line is put -> the method's lines -> what the message says
 CLIENT = [
     ("build(cls, task)", "1 / 0", "Own.Client.build: ZeroDivisionError"),
@@ -55,6 +56,36 @@ CLIENT = [
     ("reply(self)", "return Message({'a': 1})", "Own.Client.reply must return a Message whose tensors are tensors"),
     ("reply(self)", "return Message({}, {'a': {1}})", "Own.Client.reply must return a Message whose metadata are"),
     ("reply(self)", "return Message({}, {'a': float('inf')})", "Own.Client.reply must return a Message whose metadata"),
+    (
+        "trains(self, epoch, epochs)",
+        "return None",
+        "Own.Client.trains must return a list of patterns of names, not NoneType",
+    ),
+    ("trains(self, epoch, epochs)", "return 'model.*'", "must return a list of patterns of names, not str 'model.*'"),
+    (
+        "trains(self, epoch, epochs)",
+        "return [1]",
+        "Own.Client.trains must return a list of patterns of names, not list",
+    ),
+    ("repeats(self)", "return None", "Own.Client.repeats must return a whole number of at least 1, not NoneType None"),
+    ("repeats(self)", "return 1.5", "Own.Client.repeats must return a whole number of at least 1, not float 1.5"),
+    ("repeats(self)", "return 0", "Own.Client.repeats must return a whole number of at least 1, not int 0"),
+    (
+        UPDATE,
+        "return None",
+        "Own.Client.update must return a tensor of the shape of its weights for each of model, not No",
+    ),
+    (
+        UPDATE,
+        "return {}",
+        "Own.Client.update must return a tensor of the shape of its weights for each of model, not dic",
+    ),
+    (
+        UPDATE,
+        "return {'model': rate}",
+        "Own.Client.update must return a tensor of the shape of its weights for each of",
+    ),
+    (UPDATE, "weights.gone", "Own.Client.update: client"),
     ("serves(self)", "return 'nothing'", "Own.Client.serves must return one of the models that are trained (model)"),
     ("serves(self)", "return None", "Own.Client.serves must return one of the models that are trained (model)"),
     ("serves(self)", "return {'model': 0.5}", "or their weights, which add up to 1, not dict {'model': 0.5}"),
@@ -71,6 +102,7 @@ SERVER = [
     ("aggregate(self, replies, round)", "replies[99]", "Own.aggregate: KeyError: 99"),
     ("check_reply(self, client, reply)", "reply.nothing", "Own.check_reply: AttributeError"),
     ("contribution(self, client, reply)", "1 / 0", "Own.contribution: ZeroDivisionError"),
+    ("contribution(self, client, reply)", "return None", "Own.contribution must return tensors by name, not NoneType"),
     ("networks(self)", "return None", "Own.networks must return tensors by name, not NoneType None"),
     ("networks(self)", "return {'a': 1}", "Own.networks must return tensors by name"),
     ("figures(self)", "return [1]", "Own.figures must return numbers by name"),
@@ -148,6 +180,38 @@ def test_servers(shard_folder, capsys, signature, body, says):
     line = said(capsys, ["-data", shard_folder, "-algo", "own.py:Own", *FLAGS, "--outliers", "1000"])
     assert "file own.py: Own." in line and says in line
     assert len(line) < 600
+
+
+@pytest.mark.parametrize("backend", ["sequential", "stacked"])
+@pytest.mark.parametrize("signature", ["trains(self, epoch, epochs)", "repeats(self)", UPDATE])
+def test_clients_of_every_backend(shard_folder, capsys, signature, backend):
+    """A hook without a `return` is named, with what it must return, whoever calls it."""
+    Path("own.py").write_text(HEAD + method(signature, "return None", 2))
+    line = said(capsys, ["-data", shard_folder, "-algo", "own.py:Own", *FLAGS, "--backend", backend])
+    assert f"file own.py: Own.Client.{signature.partition('(')[0]} must return " in line
+    assert ", not NoneType None" in line
+
+
+@pytest.mark.parametrize(
+    ("signature", "says"),
+    [
+        ("idle(self, sent)", "Own.idle must return tensors by name, not NoneType None"),
+        ("forged(self, reply, contribution)", "Own.forged must return a Message, not NoneType None"),
+    ],
+)
+def test_servers_under_attack(shard_folder, capsys, signature, says):
+    Path("own.py").write_text(HEAD + method(signature, "return None", 1))
+    attack = ["--attackers", "0.4", "--attack", "sign-flip"]
+    assert says in said(capsys, ["-data", shard_folder, "-algo", "own.py:Own", *FLAGS, *attack])
+
+
+def test_whether_windows_meet_must_be_said(shard_folder, capsys):
+    """None would pass for '', as if no windows met, and what the noise hides would be too little."""
+    Path("own.py").write_text(HEAD + method("meeting(cls, params)", "return None", 2))
+    private = "--dp example --epsilon 8 --delta 1e-3 --clip 1 --norm group --scale none".split()
+    assert main(["-data", str(shard_folder), "-algo", "own.py:Own", *FLAGS, *private]) == 2
+    says = "Own.Client.meeting must return text, '' where windows do not meet, not NoneType None"
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("signature", "body", "says"), MODEL)

@@ -64,8 +64,9 @@ def command_line() -> str:
         "`run`; `--list`, `--report`, `--resume` and `--experiment` stand for the commands of these names. Long flags "
         "are accepted with hyphens and with underscores. Every command has `--help`.",
         _table(("command", "purpose"), [(f"[`{' '.join(c)}`](#{'-'.join(c)})", _about(c)) for c in commands()]),
-        "The exit code is 0 for success, 1 where some runs failed, 2 for wrong input, for what cannot be read or "
-        "written, and where all runs failed, 130 after Ctrl-C, and 141 where nobody reads the output any more.",
+        "The exit code is 0 for success, 1 where some runs failed or accepted no reply in any round, 2 for wrong "
+        "input, for what cannot be read or written, and where all runs failed so, 130 after Ctrl-C, and 141 where "
+        "nobody reads the output any more.",
         "## run",
         _usage(["run"]),
         "An option in a YAML file (`--config`, `base:` of an experiment) or in Python (`fedkdx.compare`) has the name "

@@ -51,16 +51,19 @@ def main(words: Sequence[str]) -> int:
     if preset:
         check_windows(planned.settings["evaluate_on"] for planned in experiment.runs)
     code = make(experiment, ["fedkdx", "experiment", *words], making)
-    if preset and not making.dry_run and code == 0:
+    if preset and not making.dry_run:
         _choose(experiment, preset)
     return code
 
 
 def _choose(experiment: Experiment, path: Path) -> None:
-    """Print the best candidates of a finished search, and write them into a preset. Raises UserError."""
+    """Print the best candidates of a search, if it is finished, and write them into a preset. Raises UserError."""
     from fedkdx_plugin.experiments import search
     from fedkdx_plugin.experiments.results import Results
 
-    found = search.best(Results.of(experiment).runs)
+    results = Results.of(experiment)
+    if results.missing:
+        return
+    found = search.best(results.runs)
     search.write_preset(path, found, f"The best candidates of the experiment {experiment.name}, on validation windows.")
     print(f"\n{search.table(found)}\nwritten: {path}")

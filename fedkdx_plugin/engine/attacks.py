@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN, draw
 from fedkdx_plugin.engine.randomness import generator
+from registry import contract
 from registry.errors import UserError
 from registry.interface import Message, Server, float_state
 
@@ -106,13 +107,13 @@ class Attackers:
         if self.attack.kind not in STRENGTHS:
             return {}
         honest = {id: reply for id, reply in sorted(replies.items()) if id in self.ids and reply.tensors}
-        whole = {id: server.contribution(id, reply) for id, reply in honest.items()}
-        idle = {id: server.idle(sent[id]) for id in honest}
+        whole = {id: contract.contribution(server, id, reply) for id, reply in honest.items()}
+        idle = {id: contract.idle(server, sent[id]) for id in honest}
         updates = {id: self._update(whole[id], idle[id]) for id in honest}
         forged = {}
         for id, update in self._false(updates, round).items():
             changed = {name: t + idle[id][name] if _fits(name, t, idle[id]) else t for name, t in update.items()}
-            forged[id] = server.forged(honest[id], {**whole[id], **changed})
+            forged[id] = contract.forged(server, honest[id], {**whole[id], **changed})
         return forged
 
     def _update(self, whole: Mapping[str, Tensor], idle: Mapping[str, Tensor]) -> State:

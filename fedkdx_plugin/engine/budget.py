@@ -11,6 +11,7 @@ from fedkdx_plugin.engine.dp_sgd import WindowPrivacy, sampling_rate
 from fedkdx_plugin.engine.training import Settings, steps_of
 from fedkdx_plugin.privacy.client import SPENT, check_planned
 from fedkdx_plugin.privacy.example import Ledger, Work, noise_for
+from registry import contract
 from registry.interface import Client, Round
 
 
@@ -55,7 +56,7 @@ class Budget:
     def steps(self, client: int, round: Round) -> int:
         """Return the number of steps of a client in a round."""
         one, settings = self.clients[client], self.settings
-        return steps_of(one.samples, settings.epochs(round, client), one.repeats(), settings.batch_size)
+        return steps_of(one.samples, settings.epochs(round, client), contract.repeats(one), settings.batch_size)
 
     def book(self, clients: Iterable[int], round: Round) -> None:
         """Book a round of clients that have trained, whether or not their replies arrive or are finite."""

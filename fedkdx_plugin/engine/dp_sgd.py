@@ -246,17 +246,24 @@ def out_of_sight(client: Client) -> Iterator[None]:
         client.data, client.validation = before
 
 
-def check(name: str, algorithm: type[Server], params: Any) -> None:
-    """Raise UserError where DP-SGD does not hide the windows of an algorithm's clients, or is not what they train by.
+def check(algorithms: Mapping[str, tuple[type[Server], Any]]) -> None:
+    """Raise UserError that names all algorithms with clients whose windows DP-SGD does not hide.
 
     Args:
-        name: the algorithm's name.
-        algorithm: its server class.
-        params: its hyper-parameters.
+        algorithms: name -> server class and hyper-parameters.
     """
-    reason = "uploads the windows themselves" if algorithm.pools_data else _meeting(algorithm.Client, params)
-    if reason:
-        raise UserError(f"--dp example: not with {name}, which {reason}")
+    refused = [
+        f"{name}, which {reason}"
+        for name, (server, params) in algorithms.items()
+        if (reason := uncovered(server, params))
+    ]
+    if refused:
+        raise UserError(f"--dp example: not with {'; nor with '.join(refused)}")
+
+
+def uncovered(algorithm: type[Server], params: Any) -> str:
+    """Return how windows are seen elsewhere than in the gradients that DP-SGD takes, after 'which'; '' if nowhere."""
+    return "uploads the windows themselves" if algorithm.pools_data else _meeting(algorithm.Client, params)
 
 
 def _meeting(client: type[Client], params: Any) -> str:
@@ -270,7 +277,7 @@ def _meeting(client: type[Client], params: Any) -> str:
         methods = [n for n, value in vars(own).items() if callable(value) or isinstance(value, (classmethod, property))]
         if methods:
             return f"{Client.windows_meet} ({own.__name__} has {methods[0]}, and no windows_meet)"
-    return client.meeting(params)
+    return contract.meeting(client, params)
 
 
 def check_networks(nets: Mapping[str, nn.Module]) -> None:

@@ -238,7 +238,7 @@ class Federation:
         server, total = type(self.server), self.schedule.rounds
         if self.agreed:
             raise UserError(SCALED_WINDOWS.format("federated"))
-        dp_sgd.check(server.__name__, server, self.server.params)
+        dp_sgd.check({server.__name__: (server, self.server.params)})
         dp_sgd.check_networks(self.workspace.nets)
         rounds = (Round(index, total, self.schedule.join_ratio) for index in range(1, total + 1))
         return Budget(self.settings, self.workspace.clients, [(round, self._select(round)) for round in rounds])
@@ -329,7 +329,9 @@ class Federation:
                 rejected[id] = _reason(id, error)
         apart = {}
         if self.outliers:
-            apart = self.outliers.found({id: self.server.contribution(id, reply) for id, reply in replies.items()})
+            apart = self.outliers.found(
+                {id: contract.contribution(self.server, id, own) for id, own in replies.items()}
+            )
         rejected = dict(sorted((rejected | apart).items()))
         return {id: reply for id, reply in replies.items() if id not in apart}, rejected
 

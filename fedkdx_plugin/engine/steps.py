@@ -112,7 +112,7 @@ class _OwnMove:
                 clip_grad_norm_(group, self.bound)
             gradients[name] = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in group])
         weights = {name: _flat(group) for name, group in self.groups.items()}
-        moved = self.client.update(weights, gradients, self.rate, self.step, self.context)
+        moved = contract.update(self.client, weights, gradients, self.rate, self.step, self.context)
         for name, group in self.groups.items():
             for parameter, values in zip(group, moved[name].split([p.numel() for p in group]), strict=True):
                 parameter.copy_(values.view(parameter.shape))

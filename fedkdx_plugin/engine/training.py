@@ -88,13 +88,13 @@ def train(client: Client, round: Round, settings: Settings) -> Tensor:
     with unseen(client, settings):
         steps = _steps(client, windows, round, settings)
         plan = _planned(windows, round, client, settings)
-        times = 1 if settings.dp_sgd else client.repeats()
+        times = 1 if settings.dp_sgd else contract.repeats(client)
         augmented = _augmented(windows, round, client.id, settings)
         sums: list[Tensor] = []
         rows: list[int] = []
         with seeded(settings.seed, "dropout", round.index, client.id):
             for epoch, indices in enumerate(plan):
-                still = steps.still(client.trains(epoch, len(plan)))
+                still = steps.still(contract.trains(client, epoch, len(plan)))
                 for index in indices:
                     batch = augmented(windows.rows(index), len(sums) // times)
                     for _ in range(times):
@@ -184,14 +184,15 @@ def _planned(windows: Batch, round: Round, client: Client, settings: Settings) -
             order.split(settings.batch_size) for order in permutations(count, round, client.id, settings).to(device)
         ]
     epochs, size = settings.epochs(round, client.id), settings.batch_size
-    steps = steps_of(count, 1, client.repeats(), size)
+    steps = steps_of(count, 1, contract.repeats(client), size)
     drawn = [lot.to(device) for lot in lots(count, size, epochs * steps, settings.seed, round.index, client.id)]
     return [drawn[epoch * steps :][:steps] for epoch in range(epochs)]
 
 
 def planned_steps(client: Client, round: Round, settings: Settings) -> int:
     """Return the number of training steps that a client makes in a round."""
-    return steps_of(len(windows_of(client).y), settings.epochs(round, client.id), client.repeats(), settings.batch_size)
+    epochs, times = settings.epochs(round, client.id), contract.repeats(client)
+    return steps_of(len(windows_of(client).y), epochs, times, settings.batch_size)
 
 
 def steps_of(windows: int, epochs: int, repeats: int, batch_size: int) -> int:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 FILE, LOCK = "experiment.yaml", ".lock"
 FORMAT = 3  # of the experiment folder
 SEARCH = "candidate"  # the axis of a search's candidates
+OF_A_RUN = ("algorithm", "set", "seed", "data_seed", "times")  # differ between the runs of one configuration
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change the results
 
 
@@ -337,6 +338,9 @@ def _planned_grid(
     out = Path()
     for values in combinations(where, base, axes, given):
         config = from_dict(values, where)
+        shared = [one for one in conditions if one[0] not in OF_A_RUN]
+        if not all(meets(config.to_dict(), key, allowed) for key, allowed in shared):
+            continue  # unchecked: what is given need not go with what is left out, as few rounds with late clients
         out = Path(config.out)
         for run in _runs(config, values, varied(axes, given)):
             if all(meets(run.settings, key, allowed) for key, allowed in conditions):

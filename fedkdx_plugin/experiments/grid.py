@@ -16,7 +16,7 @@ PARTS = ("title", "about", "base", "grid", "search")
 # in a clone, and where setup.cfg installs them
 FOLDERS = (Path(__file__).parents[2] / "experiments", Path(sys.prefix) / "share" / "fedkdx" / "experiments")
 # keys that differ between runs of one section; any other key that varies makes sections
-IN_THE_RUN = ("algorithm", "label", "set", "preset", "student_model", "local_learning_rate")
+IN_THE_RUN = ("algorithm", "label", "set", "preset", "student_model", "local_learning_rate", "times")
 
 
 def find(name: str) -> Path:

@@ -56,8 +56,7 @@ def check(config: Config, choices: Sequence[Choice]) -> None:
 
 def _check_example(config: Config, asked: Privacy, choices: Sequence[Choice]) -> None:
     """Raise UserError where options or algorithms do not go together with the privacy of single windows."""
-    for choice in choices:
-        dp_sgd.check(choice.name, choice.server, choice.params)
+    dp_sgd.check({choice.name: (choice.server, choice.params) for choice in choices})
     if asked.clip is None:
         raise UserError("--dp example: needs --clip NUMBER, the bound on a window's gradient, such as --clip 1")
     bad = {

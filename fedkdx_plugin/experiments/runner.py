@@ -25,7 +25,17 @@ from fedkdx_plugin.experiments.hints import hints
 from fedkdx_plugin.experiments.pool import Pool, RunError
 from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.experiments.setting import Setting, check_on, groups_of, prepare_shards, run_device, without_student
-from fedkdx_plugin.results.runs import CONFIG, FAILED, GIVEN_ANEW, STATE, again, differs, read_config, rounds_done
+from fedkdx_plugin.results.runs import (
+    CONFIG,
+    FAILED,
+    GIVEN_ANEW,
+    STATE,
+    again,
+    differs,
+    nothing_accepted,
+    read_config,
+    rounds_done,
+)
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from fedkdx_plugin.tracking.progress import Progress
 from registry import catalog
@@ -288,24 +298,33 @@ def finish(results: Results) -> int:
     """Print and save tables, plots and, for a grid, the report.
 
     Returns:
-        The exit code: 1 if runs are missing, 2 if all are.
+        The exit code: 1 if runs are missing, or made without any reply that was accepted; 2 if all are.
     """
     for section in results.sections():
         if section.runs:
             print(f"\n{section.write()}")
     for hint in [] if results.is_grid else hints(results.runs):
         print(f"hint: {hint}")
-    if results.missing:
-        print(f"{len(results.missing)} of {results.count} runs are missing:", file=sys.stderr)
-        alike: dict[str, list[str]] = {}
-        for missing in results.missing:
-            alike.setdefault(missing.reason, []).append(missing.name)
-        for reason, names in alike.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            print(f"  {names[0]}{more}: {reason}", file=sys.stderr)
-        if any(reason.startswith("failed:") for reason in alike):
-            print(f"  the traceback of a run that failed is in {FAILED} in its folder", file=sys.stderr)
+    missing = [(missing.name, missing.reason) for missing in results.missing]
+    _tell(missing, f"{len(missing)} of {results.count} runs are missing")
+    if any(reason.startswith("failed:") for _, reason in missing):
+        print(f"  the traceback of a run that failed is in {FAILED} in its folder", file=sys.stderr)
+    idle = [(run.folder.name, reason) for run in results.runs if (reason := nothing_accepted(run))]
+    _tell(idle, f"{len(idle)} of {results.count} runs accepted no reply in any round, so that nothing was learned")
     if results.is_grid and importlib.util.find_spec("jinja2") and importlib.util.find_spec("matplotlib"):
         print(f"report: {results.report()}")
     print(f"saved in {results.folder}")
-    return (1 if results.runs else 2) if results.missing else 0
+    wrong = len(missing) + len(idle)
+    return (1 if wrong < results.count else 2) if wrong else 0
+
+
+def _tell(runs: Sequence[tuple[str, str]], what: str) -> None:
+    """Print names of runs with their reasons, those with the same reason in one line; nothing where there are none."""
+    alike: dict[str, list[str]] = {}
+    for name, reason in runs:
+        alike.setdefault(reason, []).append(name)
+    if alike:
+        print(f"{what}:", file=sys.stderr)
+    for reason, names in alike.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        print(f"  {names[0]}{more}: {reason}", file=sys.stderr)

@@ -12,6 +12,10 @@ LEVELS = (NONE, CLIENT, EXAMPLE)
 CENTRAL, DISTRIBUTED = "central", "distributed"
 NOISES = (CENTRAL, DISTRIBUTED)
 AUTO = "auto"
+# Relative spacing of float32. Beside weights of about 1, updates below it are rounded away; and where noise is above
+# its inverse, as its deviation is about the bound or more, so are the weights.
+LEAST_CLIP = 2.0**-23
+MOST_CLIP = 1 / LEAST_CLIP
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Privacy:
     Attributes:
         level: one of `LEVELS`: whose data are protected (`--dp`).
         epsilon, delta: the budget, spent by the last planned round.
-        clip: bound C on the norm of what is clipped (`--clip`); None: it follows the median (`privacy.clipping`).
+        clip: bound C on the norm of what is clipped (`--clip`), from `LEAST_CLIP` to `MOST_CLIP`; None: it follows the
+            median (`privacy.clipping`).
         noise: one of `NOISES`: who adds the noise of level 'client' (`--dp-noise`).
     """
 
@@ -57,4 +62,10 @@ def _clip(text: str | None) -> float | None:
         value = math.nan
     if not 0 < value < math.inf:
         raise UserError(f"--clip {text}: write auto, or a number above 0")
+    if not LEAST_CLIP <= value <= MOST_CLIP:
+        lost = "updates that small are" if value < LEAST_CLIP else "beside noise that large, weights are"
+        raise UserError(
+            f"--clip {text}: out of range, {lost} rounded away in float32; it must be from {LEAST_CLIP:.2g} to "
+            f"{MOST_CLIP:.2g}"
+        )
     return value

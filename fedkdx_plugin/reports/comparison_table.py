@@ -16,6 +16,7 @@ from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.privacy.accounting import Sampling
 from fedkdx_plugin.privacy.client import SPENT, SPENT_SERVER
 from fedkdx_plugin.privacy.options import EXAMPLE
+from fedkdx_plugin.results.records import field
 from fedkdx_plugin.results.runs import Run
 
 PERCENT = ("accuracy", "best accuracy", "auc", "f1", "recall", "worst client")
@@ -177,5 +178,5 @@ def write(folder: Path, runs: Sequence[Run], vary: str) -> str:
         writer = csv.writer(file)
         columns = _columns(table)
         writer.writerow(["algorithm", "seed", "evaluated on", *columns])
-        writer.writerows([row.name, row.seed, on, *(row.values[name] for name in columns)] for row in table)
+        writer.writerows([row.name, row.seed, on, *(field(row.values[name]) for name in columns)] for row in table)
     return text

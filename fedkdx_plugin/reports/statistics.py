@@ -149,7 +149,7 @@ def reached(run: Run, target: float) -> tuple[int, float] | None:
 def targets(section: Section) -> dict[str, float]:
     """Return target accuracies, name -> share: the highest `LEVELS` that some run reaches, and one of FedAvg's.
 
-    That is 99 % of its best accuracy, the mean over seeds, if it takes part.
+    That is 99 % of its best accuracy, the mean over seeds, if it takes part. None is at or below `chance`.
     """
     bests = {method.name: [best_round(run)[1] for run in method.runs] for method in section.methods}
     most = max(value for values in bests.values() for value in values)
@@ -158,7 +158,18 @@ def targets(section: Section) -> dict[str, float]:
     if own := bests.get("FedAvg"):
         mean = float(np.mean(own))
         chosen[f"99 % of FedAvg's best ({99 * mean:.1f} %)"] = 0.99 * mean
-    return chosen
+    least = max(map(chance, section.methods[0].runs))
+    return {name: target for name, target in chosen.items() if target > least}
+
+
+def chance(run: Run) -> float:
+    """Return the accuracy that needs no training: the share of the largest class, or 1 / classes where that is more.
+
+    Of all clients' windows in the last evaluation together.
+    """
+    matrix = run.confusion[SERVED]  # (clients, true, predicted)
+    of_class = matrix.sum(axis=(0, 2))
+    return float(max(of_class.max() / max(of_class.sum(), 1), 1 / len(of_class)))
 
 
 def best_round(run: Run) -> tuple[int, float]:

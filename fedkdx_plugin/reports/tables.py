@@ -149,7 +149,10 @@ def _latex(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return CSV with plain numbers; a column with standard deviations is followed by one that contains them."""
+    """Return CSV with plain numbers; a column with standard deviations is followed by one that contains them.
+
+    The field of a missing number is empty.
+    """
     with_std = [any(row[i].std is not None for row in table.rows) for i in range(len(table.columns))]
     header = [f"{group} {title}".strip() for group, title in table.columns]
 
@@ -160,5 +163,12 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(line([(name, f"{name} std") for name in header]))
     for row in table.rows:
-        writer.writerow(line([(cell.text if cell.value is None else cell.value, cell.std) for cell in row]))
+        writer.writerow(line([(_field(cell), cell.std) for cell in row]))
     return file.getvalue()
+
+
+def _field(cell: Cell) -> float | str:
+    """Return what CSV has in the place of a cell."""
+    if cell.value is not None:
+        return cell.value
+    return "" if cell.text == NONE else cell.text

@@ -13,6 +13,7 @@ from typing import Any
 
 from dataset_utils.files import is_file, replacing
 from dataset_utils.sealed import read_bytes
+from fedkdx_plugin.results.records import field
 from registry.errors import UserError
 
 FOLDER, FILE, TABLE = "audit", "audit.json", "audit.csv"
@@ -92,7 +93,7 @@ class Audit:
         text = io.StringIO()
         rows = csv.DictWriter(text, columns, lineterminator="\n")
         rows.writeheader()
-        rows.writerows({k: "" if v != v else v for k, v in asdict(one).items()} for one in self.figures)
+        rows.writerows({name: field(value) for name, value in asdict(one).items()} for one in self.figures)
         values = {"format": FORMAT} | _without_nan(asdict(self))
         for name, content in ((TABLE, text.getvalue()), (FILE, json.dumps(values, indent=1, allow_nan=False) + "\n")):
             with replacing(folder / name) as part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,7 +54,7 @@ def server_column(name: str) -> str:
 
 
 def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Return a round as one row; metrics of any view but the served one are named `<view>_<metric>`.
+    """Return a round as one row; metrics of any view but the served one are named `<view>_<metric>`, NaN is ''.
 
     Args:
         groups: group -> ids of the clients set apart (`Federation.groups`).
@@ -74,7 +75,12 @@ def csv_row(record: RoundRecord, groups: Mapping[str, Sequence[int]]) -> dict[st
         row |= {prefix + name: getattr(metrics, name) for name in SCALARS}
     if SERVED in record.metrics:
         row |= _group_metrics(record.metrics[SERVED], groups)
-    return row
+    return {name: field(value) for name, value in row.items()}
+
+
+def field(value: Any) -> Any:
+    """Return what a CSV file has in the place of a value: a missing number, NaN, is an empty field."""
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def _group_metrics(metrics: Metrics, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:

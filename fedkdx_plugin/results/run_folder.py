@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import yaml
 
-from dataset_utils.files import is_file, unwritable, yaml_text
+from dataset_utils.files import unwritable, yaml_text
 from dataset_utils.sealed import Sealed, read_bytes
 from dataset_utils.shards import ShardSet
 from fedkdx_plugin.engine.evaluation import SERVED
@@ -149,7 +149,7 @@ class RunFolder(Observer):
         own = map(server_column, federation.figures())
         self._columns = [*ROUND_COLUMNS, *metrics, *group_columns(federation.groups), *own]
         self._resumed: list[str] = []  # what is said of going on
-        if is_file(path / ENVIRONMENT) and self.sealed.holds(STATE):
+        if self.sealed.holds(ENVIRONMENT) and self.sealed.holds(STATE):
             self._go_on()
         if len(self.planned) > 1:
             self.environment["planned_rounds"] = self.planned

@@ -106,7 +106,7 @@ def find(folder: Path) -> list[Path]:
     """
     if not is_folder(folder):
         raise UserError(f"{folder}: {'is a file' if state_of(folder) else 'no such folder'}; give a folder of runs")
-    marks = {ENVIRONMENT, FAILED}
+    marks = {ENVIRONMENT, RESULTS, FAILED}
     barred: list[Path] = []
     walk = os.walk(folder, onerror=lambda error: barred.append(Path(error.filename)), followlinks=True)
     found = [Path(place) for place, _, files in walk if not marks.isdisjoint(files)]
@@ -142,7 +142,7 @@ def read(folder: Path) -> Run | Missing:
     if is_file(folder / FAILED):
         text = read_bytes(folder / FAILED, again(folder)).decode(errors="replace")
         return Missing(name, f"failed: {text.partition(chr(10))[0]}", folder)
-    if not is_file(folder / ENVIRONMENT):
+    if not Sealed(folder, again(folder)).holds(ENVIRONMENT):
         return Missing(name, "not begun", folder)
     environment = read_environment(folder)
     config = read_config(folder)
@@ -152,6 +152,13 @@ def read(folder: Path) -> Run | Missing:
         done = max(_rounds(folder / ROUNDS), 0 if run is None else len(run.records))
         return Missing(name, f"unfinished: {done} of {planned} rounds", folder)
     return run
+
+
+def nothing_accepted(run: Run) -> str:
+    """Return why a run's last reply was not accepted, where none ever was; '' where one was, or none was to come."""
+    if any(set(record.selected) - record.rejected.keys() - record.lost.keys() for record in run.records):
+        return ""
+    return next((why for record in run.records[::-1] for why in (record.rejected or record.lost).values()), "")
 
 
 def _name(folder: Path) -> str:
@@ -195,7 +202,7 @@ def records_so_far(folder: Path) -> list[RoundRecord]:
     Where a full disk or a power cut came between results and state, the last round does not count: it is made again.
     """
     sealed = Sealed(folder, again(folder))
-    if not is_file(folder / ENVIRONMENT) or not sealed.holds(RESULTS):
+    if not sealed.holds(ENVIRONMENT) or not sealed.holds(RESULTS):
         return []
     records = _results(folder, read_config(folder), read_environment(folder)).records
     return records if sealed.settled() else records[:-1]

@@ -30,7 +30,7 @@ def check_windows(case: AlgorithmCase) -> None:
     """Require of clients with `windows_meet = ""` that windows are read in losses alone, which are means over them."""
     params = case.algorithm.Params(**case.params)
     try:
-        dp_sgd.check(case.algorithm.__name__, case.algorithm, params)
+        dp_sgd.check({case.algorithm.__name__: (case.algorithm, params)})
         task = replace(case.task(), norm="group")
         case.algorithm.check(task, params)
     except UserError:

@@ -11,6 +11,7 @@ from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
+from registry.interface import Message
 from registry.parameters import parse
 from tests.conftest import Recorder, make_data, make_task
 
@@ -33,6 +34,19 @@ def selected(algorithm, backend="sequential", params=None, participation=None, f
 def test_every_client_trains_in_every_round(backend):
     rounds, trained, _ = selected(Local, backend)
     assert rounds == [[0, 1, 2, 3]] * 3 and trained == [3] * CLIENTS
+
+
+def test_the_listing_says_what_the_counted_bytes_are():
+    """An empty message to each client, and from each its number of windows."""
+    recorder = Recorder()
+    schedule = Schedule(1, 1.0)
+    made = Federation(Local, make_task(), parse(Local.Params, {}, "Local"), make_data(), Settings(), schedule)
+    made.run([recorder])
+    sizes = [len(y) for y in made.data.train_y]
+    assert recorder.records[0].bytes_down == CLIENTS * len(Message({}).to_bytes()) > 0
+    assert recorder.records[0].bytes_up == sum(len(Message({}, {"samples": n}).to_bytes()) for n in sizes)
+    assert Local.sends == "no weights: empty messages down, only the number of windows up; own model"
+    assert "without any communication" not in Local.__doc__
 
 
 def test_at_equal_work_the_clients_are_those_of_every_other_method():

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import fedkdx_plugin as fedkdx
+from dataset_utils.sealed import Sealed
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.privacy.audit.options import AuditOptions
 from fedkdx_plugin.privacy.audit.rebuilt import Rebuilt
@@ -21,6 +23,7 @@ from fedkdx_plugin.reports.plots import Looks
 from fedkdx_plugin.reports.sections import arrange
 from fedkdx_plugin.results import audits, runs
 from registry.errors import UserError
+from tests.sealing import reseal
 
 QUICK = ["--shadows", "4", "--inverted", "2", "--steps", "2"]
 
@@ -158,7 +161,39 @@ def test_runs_that_cannot_be_audited_are_one_line(watch, capsys, tmp_path):
     (run / "state.safetensors").write_bytes(b"damaged")
     assert "damaged or exchanged" in refused(run, capsys)
     (run / "state.safetensors").unlink()
+    assert "state.safetensors: missing, it was removed" in refused(run, capsys)
+    Sealed(run, "").remove("state.safetensors")  # as an experiment does
     assert "runs of a grid keep none" in refused(run, capsys)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "results.h5", "manifest.json", "description.yaml"])
+def test_a_run_that_was_damaged_or_failed_is_refused_also_where_it_was_audited_before(audited, name, capsys, tmp_path):
+    run = tmp_path / "FedAvg-seed0"
+    shutil.copytree(audited / run.name, run)
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content + b" ")
+    assert main(["audit", str(run), *QUICK]) == 2
+    assert f"{name}: damaged or exchanged" in capsys.readouterr().err
+    shutil.rmtree(run / "audit")
+    assert f"{name}: damaged or exchanged" in refused(run, capsys)
+    shutil.copytree(audited / run.name / "audit", run / "audit")
+    (run / name).write_bytes(content)
+    assert main(["audit", str(run), *QUICK]) == 0
+    capsys.readouterr()
+    (run / "failed.txt").write_text("too hot")
+    assert main(["audit", str(run), *QUICK]) == 2
+    assert "a run that failed; make it again" in capsys.readouterr().err
+
+
+def test_of_an_unfinished_run_the_audit_says_so(watch, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(watch.run("federated", "FedAvg"), run)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    done = settings["global_rounds"]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | {"global_rounds": done + 2}))
+    reseal(run)
+    found, _ = audit(run, AuditOptions(("identity",)), lambda text: None)
+    assert f"The run is unfinished: it has made {done} of {done + 2} rounds." in found.notes
 
 
 def test_without_its_windows_a_run_is_refused(watch, capsys, tmp_path):

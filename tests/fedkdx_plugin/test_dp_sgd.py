@@ -37,7 +37,7 @@ def reason(name: str, **params) -> str:
     """Return why an algorithm is refused; '' if it is not."""
     server = algorithm(name)
     try:
-        dp_sgd.check(name, server, server.Params(**params))
+        dp_sgd.check({name: (server, server.Params(**params))})
     except UserError as error:
         return str(error)
     return ""
@@ -322,10 +322,10 @@ def test_a_subclass_with_methods_declares_anew():
     for client, expected in ((Plain, ""), (Peeping, "Peeping has reply, and no windows_meet")):
         server = type("Mine", (algorithm("FedAvg"),), {"Client": client})
         if not expected:
-            dp_sgd.check("Mine", server, server.Params())
+            dp_sgd.check({"Mine": (server, server.Params())})
             continue
         with pytest.raises(UserError, match=expected):
-            dp_sgd.check("Mine", server, server.Params())
+            dp_sgd.check({"Mine": (server, server.Params())})
         made = make_federation(server, None, task(), backend="sequential", dp_sgd=WindowPrivacy(CLIP, 1.0))
         with pytest.raises(UserError, match="Peeping reads its windows"):
             run(made)

@@ -6,6 +6,7 @@ import csv
 import json
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -19,7 +20,9 @@ from baselines.moon import MOON
 from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.faults import DROPOUT, KINDS, STRAGGLER, Faults, damaged
+from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.engine.training import Settings, batches
+from fedkdx_plugin.results.runs import nothing_accepted
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round
 from tests.conftest import Recorder, make_federation, same_state
@@ -192,3 +195,31 @@ def test_a_probability_of_one_is_one_clear_line(shard_folder, tmp_path, monkeypa
     assert "--dropout 1: the probability must be at least 0 and below 1" in line
     line = fails(capsys, "-data", str(shard_folder), "-algo", "FedAvg", "--corrupt", "2")
     assert "corrupt: 2 is out of range" in line
+
+
+def test_a_run_that_accepts_no_reply_ends_with_a_line_and_no_success(shard_folder, tmp_path, capsys):
+    words = f"-algo FedAvg -m cnn_small -gr 2 -ls 1 -jr 1 -dev cpu --backend sequential -o {tmp_path} -lr 1e308"
+    argv = ["-data", str(shard_folder), *words.split()]
+    assert main(argv) == 2
+    said = "1 of 1 runs accepted no reply in any round, so that nothing was learned:\n  FedAvg-seed0: client 0: "
+    assert said in capsys.readouterr().err
+    (folder,) = tmp_path.iterdir()
+    rows = list(csv.DictReader((folder / "FedAvg-seed0" / "metrics.csv").open(encoding="utf-8")))
+    assert [row["train_loss"] for row in rows] == ["", ""]  # nobody's loss is known
+    assert main(["resume", str(folder)]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [
+        ([({0: "too late"}, {1: "NaN"}), ({}, {0: "infinite", 1: "NaN again"})], "infinite"),
+        ([({0: "too late", 1: "away"}, {})], "too late"),
+        ([({}, {0: "NaN", 1: "NaN"}), ({0: "too late"}, {})], ""),  # client 1 replies in the second round
+        ([({0: "too late"}, {}), ({}, {0: "NaN", 1: "NaN"})], ""),
+    ],
+)
+def test_only_where_no_reply_was_ever_accepted(rounds, expected):
+    records = [RoundRecord(1, [0, 1], rejected, 0.0, 0, 0, {}, {}, lost) for lost, rejected in rounds]
+    assert nothing_accepted(SimpleNamespace(records=records)) == expected
+    assert nothing_accepted(SimpleNamespace(records=[RoundRecord(1, [], {}, 0.0, 0, 0, {})])) == ""

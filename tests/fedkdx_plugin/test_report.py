@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from fedkdx_plugin.cli.main import main
-from fedkdx_plugin.reports import content, report, statistics, tables
+from fedkdx_plugin.reports import comparison_table, content, report, statistics, tables
 from fedkdx_plugin.reports.looks import Looks
 from fedkdx_plugin.reports.tables import Cell, Table
 from fedkdx_plugin.results import runs
@@ -117,14 +117,31 @@ def test_targets_are_met_in_the_first_round_that_reaches_them(tmp_path):
         ({"FedAvg": [0.42, 0.36], "Local": [0.3]}, {"20 %": 0.2, "30 %": 0.3, "40 %": 0.4, "": 0.99 * 0.39}),
         ({"FedKDX": [0.951]}, {"80 %": 0.8, "90 %": 0.9, "95 %": 0.95}),
         ({"Local": [1.0]}, {"95 %": 0.95, "98 %": 0.98, "99 %": 0.99}),
-        ({"FedAvg": [0.05]}, {"": 0.99 * 0.05}),
+        ({"FedAvg": [0.15, 0.15], "Local": [0.16]}, {"": 0.99 * 0.15}),
+        ({"FedAvg": [0.2], "Local": [0.1]}, {"20 %": 0.2, "": 0.99 * 0.2}),  # and no 10 %, which is chance
+        ({"FedAvg": [0.1], "Local": [0.1]}, {}),
     ],
 )
-def test_targets_fit_what_was_reached(monkeypatch, bests, expected):
+def test_targets_fit_what_was_reached_and_are_above_chance(monkeypatch, bests, expected):
     methods = [SimpleNamespace(name=name, runs=[(1, best) for best in values]) for name, values in bests.items()]
     monkeypatch.setattr(statistics, "best_round", lambda run: run)
+    monkeypatch.setattr(statistics, "chance", lambda run: 0.1)
     found = statistics.targets(SimpleNamespace(methods=methods))
     assert {name.partition("99 % of FedAvg")[0]: value for name, value in found.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        ([[3, 1], [0, 4]], 5 / 8),  # by client and class: 3 of the first, 5 of the second
+        ([[2, 2], [2, 2]], 1 / 2),
+        ([[0, 0], [0, 0]], 1 / 2),
+    ],
+)
+def test_chance_is_the_share_of_the_largest_class(windows, expected):
+    always_the_first = np.zeros((2, 2, 2), dtype=int)  # (clients, true, predicted)
+    always_the_first[:, :, 0] = windows
+    assert statistics.chance(SimpleNamespace(confusion={"served": always_the_first})) == expected
 
 
 def test_a_method_looks_the_same_in_every_report():
@@ -344,6 +361,15 @@ def test_classes_are_drawn_where_the_data_are_unchanged(shard_folder, tmp_path):
     assert "No manifest of these runs' data is left" in report._classes(section, tmp_path)
 
 
+def test_a_comparison_leaves_the_field_of_a_missing_number_empty(tmp_path, monkeypatch):
+    table = [comparison_table.Row("FedAvg", 0, {"accuracy": 0.5, "auc": float("nan")})]
+    monkeypatch.setattr(comparison_table, "of_seeds", lambda runs: table)
+    (section,) = sections_of(make_run(tmp_path / "0"))
+    assert " – |" in comparison_table.write(tmp_path, section.methods[0].runs, "training")
+    text = (tmp_path / "comparison.csv").read_text(encoding="utf-8")
+    assert text == "algorithm,seed,evaluated on,accuracy,auc\nFedAvg,0,test,0.5,\n"
+
+
 def test_markdown_and_csv_of_a_small_table():
     rows = [[Cell("a|b"), Cell("1.00 ± 0.50", 1.0, 0.5, rank=1)], [Cell("c"), Cell("–")]]
     table = Table("t", "T", [("", "name"), ("last", "x %")], rows)
@@ -353,7 +379,7 @@ def test_markdown_and_csv_of_a_small_table():
         "| a\\|b | **1.00 ± 0.50** |\n"
         "| c    |               – |\n"
     )
-    assert tables.to_csv(table) == "name,last x %,last x % std\na|b,1.0,0.5\nc,–,\n"
+    assert tables.to_csv(table) == "name,last x %,last x % std\na|b,1.0,0.5\nc,,\n"
 
 
 def test_what_reads_the_same_ranks_the_same():

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from registry import catalog
+from registry import catalog, contract
 from registry.errors import UserError
 from registry.interface import Client, Model, Output
 
@@ -248,6 +248,6 @@ def speaks_of_head(client: Client, epochs: int) -> bool:
     patterns = [
         *client.private,
         *client.kept,
-        *(name for epoch in range(epochs) for name in client.trains(epoch, epochs)),
+        *(name for epoch in range(epochs) for name in contract.trains(client, epoch, epochs)),
     ]
     return any(f".{HEAD}" in pattern for pattern in patterns)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_utils.files import is_file, is_folder
+from dataset_utils.sealed import Sealed
 from fedkdx_plugin.configuration.choice import Choice, choose
 from fedkdx_plugin.configuration.config import Config, from_dict
 from fedkdx_plugin.engine import scaling
@@ -189,12 +190,22 @@ def _with_noise(federation: Federation, seed: int | None) -> None:
         federation.backend.settings = replace(federation.backend.settings, seed=seed)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Return the configuration of a run that has a checkpoint. Raises UserError."""
+def check_folder(folder: Path) -> None:
+    """Raise UserError where a folder holds no run, one that failed, or one with a file that is damaged or was removed.
+
+    All files are checked, also those that an audit does not read: what it says of a run must be of the whole run.
+    """
+    sealed = Sealed(folder, again(folder))
     if is_file(folder / FAILED):
         raise UserError(f"{folder}: a run that failed; make it again, then audit it")
-    if not is_file(folder / ENVIRONMENT):
+    if not sealed.holds(ENVIRONMENT):
         raise UserError(f"{folder}: is no run (a folder with {CONFIG}, {ENVIRONMENT} and {STATE})")
+    sealed.check()
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run that has a checkpoint. Raises UserError."""
+    check_folder(folder)
     settings = read_config(folder)
     if settings.get("engine", "local") != "local" or settings["data"] == ELSEWHERE:
         raise UserError(f"{folder}: of a federation between sites; the windows that an audit needs are at the sites")

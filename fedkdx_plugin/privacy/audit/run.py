@@ -77,6 +77,8 @@ def audit(folder: Path, options: AuditOptions, say: Say) -> tuple[Audit, list[Re
             f"The server sees means of {summed + 1} clients' updates: 'single update' stands for such a mean, and none "
             "can be attributed."
         )
+    if rebuilt.done < (planned := rebuilt.config.global_rounds):
+        found.notes.append(f"The run is unfinished: it has made {rebuilt.done} of {planned} rounds.")
     if not updates[0] and set(options.attacks) != {INVERSION}:
         found.notes.append("Clients send no shared state, so that their updates cannot be attacked.")
     if rebuilt.settings.privacy.level == CLIENT and rebuilt.settings.privacy.noise == CENTRAL:

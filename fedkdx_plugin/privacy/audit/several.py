@@ -20,6 +20,7 @@ from fedkdx_plugin.privacy.audit.drawing import windows
 from fedkdx_plugin.privacy.audit.inverting import Recovered
 from fedkdx_plugin.privacy.audit.options import AuditOptions
 from fedkdx_plugin.privacy.audit.progress import Progress
+from fedkdx_plugin.privacy.audit.rebuilt import check_folder
 from fedkdx_plugin.reports import audits as drawn
 from fedkdx_plugin.reports.plots import save
 from fedkdx_plugin.reports.tables import Cell, Table, markdown
@@ -106,6 +107,7 @@ def audit_all(folders: Sequence[Path], options: AuditOptions, progress: bool = T
 def _audited(folder: Path, options: AuditOptions, progress: bool) -> Audit:
     before = audits.read(folder)
     if before and before.options == one_run.as_values(options) and before.round == runs.rounds_done(folder):
+        check_folder(folder)
         if progress:
             print(f"{folder}: audited before, read from {FOLDER}/ (remove that to repeat it)", file=sys.stderr)
         return before

@@ -55,10 +55,10 @@ def see(federation: Federation, round: Round) -> list[Update]:
 
     def noting_replies(replies: Mapping[int, Message], round: Round) -> None:
         for id, reply in replies.items():
-            idle = server.idle(sent[id])
+            idle = contract.idle(server, sent[id])
             given[0] |= bool(idle)
             start = of_client(shared, id)
-            change = _change(server.contribution(id, reply), idle, start)
+            change = _change(contract.contribution(server, id, reply), idle, start)
             if change:
                 updates.append(Update(tuple(sent) if summed else (id,), start, change))
         aggregate(replies, round)

@@ -17,6 +17,7 @@ from fedkdx_plugin.engine.backends.stacked.step import Step
 from fedkdx_plugin.engine.randomness import seeded
 from fedkdx_plugin.engine.steps import Steps
 from fedkdx_plugin.engine.training import windows_of
+from registry import contract
 from registry.interface import Client, Model, copy_state, float_state
 
 ROWS = 8  # rows of a trial batch: few, so that a padding row has much weight
@@ -112,7 +113,7 @@ def _shortened(one: Ready, rows: int, place: int) -> Ready:
 
 def _trained_in_trial(client: Client) -> list[tuple[str, ...]]:
     """Return what is trained in each step of the trial, which are as many epochs."""
-    return [tuple(client.trains(step, STEPS)) for step in range(STEPS)]
+    return [contract.trains(client, step, STEPS) for step in range(STEPS)]
 
 
 def _plan(rows: Sequence[int], trains: Sequence[tuple[str, ...]]) -> Plan:

@@ -263,7 +263,7 @@ class Stacked(Backend):
         return self._steps[key]
 
     def _made(self, group: Sequence[Ready], plan: Plan, clients: int) -> Step:
-        most = size.most(self.data, self.settings, clients, group[0].client.repeats())
+        most = size.most(self.data, self.settings, clients, contract.repeats(group[0].client))
         settings, one = self.settings, group[0]
         augmenter = None
         if settings.augment.names:

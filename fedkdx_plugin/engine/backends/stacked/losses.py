@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -135,7 +135,7 @@ class Losses(nn.Module):
             {net: tensors[group][:, place] for net, (group, place) in places.items()}
             for tensors in (trained, gradients)
         )
-        update = vmap(self._stand_in.update, (0, 0, 0, None, 0))
+        update = vmap(partial(contract.update, self._stand_in), (0, 0, 0, None, 0))
         moved = update(weights, slopes, rates, step, dict(context))
         return [
             torch.stack([moved[net] for net in group.nets], 1) if own.shape[2] else own

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkdx_plugin.engine.training import Settings, permutations, windows_of
+from registry import contract
 from registry.interface import Client, Round
 
 
@@ -61,7 +62,7 @@ class Plan:
         """Plan the batches of `training.batches`."""
         own = [permutations(len(windows_of(one.client).y), round, one.client.id, settings) for one in ready]
         trains = [
-            [tuple(one.client.trains(epoch, len(order))) for epoch in range(len(order))]
+            [contract.trains(one.client, epoch, len(order)) for epoch in range(len(order))]
             for one, order in zip(ready, own, strict=True)
         ]
         patterns = tuple(sorted({pattern for epochs in trains for pattern in epochs}))
@@ -81,7 +82,7 @@ class Plan:
             phases = torch.tensor([patterns.index(pattern) for pattern in trains[place]])
             phase[place, : len(batches)] = phases.repeat_interleave(len(batches) // epochs)
             start += count
-        times = ready[0].client.repeats()  # the same for all, as it depends on hyper-parameters alone
+        times = contract.repeats(ready[0].client)  # the same for all, as it depends on hyper-parameters alone
         index, rows, phase = (part.repeat_interleave(times, 1) for part in (index, rows, phase))
         keys = [settings.augment.keys(settings.seed, round.index, one.client.id) for one in ready]
         return Plan(index, rows, patterns, phase, torch.tensor(keys, dtype=torch.int64))

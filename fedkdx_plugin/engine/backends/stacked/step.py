@@ -24,6 +24,7 @@ from fedkdx_plugin.engine.backends.stacked.state import State
 from fedkdx_plugin.engine.optimizers import NUMBERS, SGD, step
 from fedkdx_plugin.engine.training import windows_of
 from fedkdx_plugin.native.library import cache_folder
+from registry import contract
 from registry.interface import Batch, moves_by_sgd
 
 EAGER, GRAPH, COMPILED = "operation by operation", "as a CUDA graph", "compiled, as a CUDA graph"
@@ -83,7 +84,7 @@ class Step:
         self.index = y.new_zeros(clients, steps, width)
         self.rows, self.phase = y.new_zeros(clients, steps), y.new_zeros(clients, steps)
         self._trains = None if plan.patterns == (("*",),) else losses.arrangement.matching(plan.patterns, x)
-        self.augmenter, self.repeats, self.mixed = augmenter, one.client.repeats(), mixed
+        self.augmenter, self.repeats, self.mixed = augmenter, contract.repeats(one.client), mixed
         self.keys = y.new_zeros(clients, plan.keys.shape[1])
         self.at = y.new_zeros(1)
         self.rates, self.total = x.new_zeros(clients), x.new_zeros(clients)
