@@ -113,8 +113,7 @@ def _rows(method: Method) -> list[list[Cell]]:
 
 def _left_out(section: Section) -> str:
     """Return how many predictions were not finite, and so are in no matrix; '' if all were."""
-    runs = [run for method in section.methods for run in method.runs]
-    missing = sum(run.evaluated[-1].metrics[SERVED].nonfinite for run in runs)
+    missing = sum(run.evaluated[-1].metrics[SERVED].nonfinite for run in section.runs)
     return f" Left out: {missing} predictions that were NaN or infinite." if missing else ""
 
 
