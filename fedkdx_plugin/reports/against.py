@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from fedkdx_plugin.reports import statistics
 from fedkdx_plugin.reports.people import same_clients
 from fedkdx_plugin.reports.sections import Method, Section, slug
@@ -23,7 +21,7 @@ CLIENTS = (
     "clients do not show how much results would change with other seeds, which the differences by seed do."
 )
 DRAWN_ANEW = (
-    "Each seed divides the windows among other clients, so that clients cannot be followed from seed to seed: pairs "
+    "Each seed divides the windows among other clients, so that no client can be followed from seed to seed: pairs "
     f"are seeds, and fewer than {statistics.PAIRS} cannot give a p below {statistics.LEVEL}."
 )
 SEVERAL = (
@@ -33,13 +31,22 @@ SEVERAL = (
 
 
 def significance(section: Section) -> list[str | Table]:
-    """Return the tables of all references, each followed by an explanation, or why there are none."""
+    """Return the tables of all references, and what they mean; or why there are none."""
     if not section.references:
         return ["None of the methods that were named as reference takes part here, so there are no comparisons."]
+    if len(section.methods) < 2:
+        return ["Significance cannot be tested: there is nothing to compare with."]
     parts: list[str | Table] = []
+    done: list[Test] = []
     for reference, name in zip(section.references, _file_names(section.references), strict=True):
-        parts += _compared(section, reference, name)
-    return [*parts, SEVERAL] if len(section.references) > 1 else parts
+        tests, untested = statistics.tests(section, reference)
+        if tests:
+            parts.append(_tests(section, reference, tests, f"{section.slug}-significance-{name}"))
+        found = statistics.by_seed(section, reference, tests)
+        parts.append(_differences(section, reference, found, f"{section.slug}-differences-{name}"))
+        parts += _limits(reference, tests, untested)
+        done += tests
+    return [*parts, _meaning(section, done)]
 
 
 def _file_names(references: Sequence[Method]) -> list[str]:
@@ -51,110 +58,91 @@ def _file_names(references: Sequence[Method]) -> list[str]:
     return names
 
 
-def _compared(section: Section, reference: Method, name: str) -> list[str | Table]:
-    """Return the tables of one reference, with explanations."""
-    if len(section.methods) < 2:
-        return ["Significance cannot be tested. There is nothing to compare with."]
-    tests, untested = statistics.tests(section, reference)
-    parts: list[str | Table] = []
-    if tests:
-        parts.append(_tests(section, reference, tests, f"{section.slug}-significance-{name}"))
-    found = statistics.by_seed(section, reference, tests)
-    return [
-        *parts,
-        _meaning(section, reference, tests, untested),
-        _differences(section, reference, found, f"{section.slug}-differences-{name}"),
-    ]
-
-
 def _tests(section: Section, reference: Method, tests: Sequence[Test], name: str) -> Table:
     """Return the table of significance tests."""
     rows = [
         [
             Cell(test.name),
             Cell(f"{test.pairs} {test.over}", test.pairs),
-            plain(100 * test.difference, sign=True),
+            plain(round(100 * test.difference, 9), sign=True),
             Cell(f"{test.better} / {test.pairs - test.better - test.worse} / {test.worse}"),
             _p(test.p),
             _p(test.corrected),
-            Cell(_outcome(test)),
+            Cell({1: reference.name, -1: test.name}.get(test.favours if test.significant else 0, "neither")),
         ]
         for test in tests
     ]
     counts = f"{reference.name} better / equal / worse"
     heads = ("against", "pairs", "difference, points", counts, "p", "p, Holm", "the test favours")
-    caption = f"{section.title}: tests of the accuracy of {reference.name}, differences: {reference.name} minus method."
+    caption = (
+        f"{section.title}: accuracy in the last round, {reference.name} against each other method: mean difference of "
+        f"the pairs ({reference.name} minus method) and Wilcoxon's signed-rank test, corrected by Holm for the "
+        f"{len(tests)} comparison{'s' * (len(tests) > 1)} here."
+    )
     return Table(name, caption, [("", head) for head in heads], rows)
 
 
-def _outcome(test: Test) -> str:
-    """Return which of the two the test favours, in words."""
-    if not test.significant:
-        return "neither"
-    return {1: "the reference", -1: "the method", 0: "neither"}[test.favours]
-
-
-def _meaning(section: Section, reference: Method, tests: Sequence[Test], untested: Sequence[str]) -> str:
-    """Return what the tests of a reference mean, and which methods were not tested and why."""
-    same, left_out = same_clients(section.runs), ""
+def _limits(reference: Method, tests: Sequence[Test], untested: Sequence[str]) -> list[str]:
+    """Return which methods were not tested against a reference, and whether no test could be significant."""
+    said = []
     if untested:
-        left_out = (
-            f"Fewer than {statistics.PAIRS} pairs, so not tested against {reference.name}: {', '.join(untested)}."
-        )
-    if not tests:
-        return " ".join(["Significance cannot be tested.", *([] if same else [DRAWN_ANEW]), left_out])
-    kinds = {test.over for test in tests}
-    by_client = "by client, whose accuracies are averaged over the seeds that both methods have"
-    sentences = [
-        f"Accuracy of {reference.name} in the last round, paired with each other method's "
-        + (f"by seed where both have at least {statistics.PAIRS} in common, else " if len(kinds) > 1 else "")
-        + (f"{by_client}." if "clients" in kinds else "by seed."),
-        "p: Wilcoxon signed-rank test, two-sided; corrected by Holm for the "
-        f"{len(tests)} comparison{'s' * (len(tests) > 1)} of this table.",
-        CHANCE,
-        *([CLIENTS] if "clients" in kinds else []),
-        *([] if same else [DRAWN_ANEW]),
-    ]
-    most = max(test.pairs for test in tests)
-    if statistics.smallest_p(most) * len(tests) >= statistics.LEVEL:
-        sentences.append(f"With {most} pairs and {len(tests)} comparisons, no difference can be significant.")
-    return " ".join([*sentences, *([left_out] if left_out else [])])
+        names = ", ".join(untested)
+        said.append(f"Not tested against {reference.name}, as there are fewer than {statistics.PAIRS} pairs: {names}.")
+    most = max((test.pairs for test in tests), default=0)
+    if tests and statistics.smallest_p(most) * len(tests) >= statistics.LEVEL:
+        said.append(f"With {most} pairs and {len(tests)} comparisons, no difference can be significant.")
+    return [" ".join(said)] if said else []
+
+
+def _meaning(section: Section, tests: Sequence[Test]) -> str:
+    """Return what is compared in the tables of tests, what a pair is, and what follows from p."""
+    kinds, said = {test.over for test in tests}, []
+    if tests:
+        by_client = "by client, whose accuracies are averaged over the seeds that both methods have"
+        both = f"by seed where both have at least {statistics.PAIRS} in common, else {by_client}"
+        said = [
+            "Accuracies in the last round are paired "
+            + (both if len(kinds) > 1 else by_client if "clients" in kinds else "by seed")
+            + ". p: Wilcoxon signed-rank test, two-sided; corrected by Holm for all comparisons of a table.",
+            CHANCE,
+        ]
+    said += [CLIENTS] if "clients" in kinds else []
+    said += [] if same_clients(section.runs) else [DRAWN_ANEW]
+    said += [SEVERAL] if tests and len(section.references) > 1 else []
+    return " ".join(said or [f"Fewer than {statistics.PAIRS} pairs cannot give a p below {statistics.LEVEL}."])
 
 
 def _differences(section: Section, reference: Method, found: Sequence[BySeed], name: str) -> Table:
     """Return the table of differences seed by seed, and of what may be called better."""
-    heads = ("against", "seeds", "mean difference, points", "of each seed", "better in", "p, Holm", "better")
+    seeds = sorted({seed for one in found for seed in one.differences})
+    titles = tuple(map(str, seeds)) if len(seeds) <= EACH else ("lowest", "highest")
     rows = []
     for one in found:
-        points, count = 100 * one.differences, len(one.differences)
+        points, count = {seed: 100 * value for seed, value in one.differences.items()}, len(one.differences)
+        of_seeds = [points.get(seed) for seed in seeds]
+        if len(seeds) > EACH:
+            of_seeds = [min(points.values(), default=None), max(points.values(), default=None)]
         rows.append(
             [
                 Cell(one.name),
                 Cell(str(count), count),
-                number(spread(list(points)), sign=True),
-                Cell(_listed(points)),
-                Cell(f"{one.better} of {count}" if count else NONE),
+                number(spread(list(points.values())), sign=True),
+                *(Cell(NONE) if value is None else plain(round(value, 9), sign=True) for value in of_seeds),
+                Cell(f"{one.better} of {count}", one.better) if count else Cell(NONE),
                 _p(one.test.corrected) if one.test else Cell(NONE),
                 Cell(VERDICTS[one.verdict] if count else NONE),
             ]
         )
     caption = (
-        f"{section.title}: {reference.name} minus each other method, accuracy in the last round, percentage points, in "
-        "the seeds that both have on the same data: mean ± standard deviation, and each seed's (with more than "
-        f"{EACH}: lowest … highest). p: of the test, corrected; – without one. Better: yes if {reference.name} is "
-        f"better in the mean over seeds, in every seed, and by the test (p below {statistics.LEVEL}); worse if it is "
-        "worse by all three; else no. One seed decides nothing, whatever its p."
+        f"{section.title}: {reference.name} minus each other method, accuracy in the last round, points, in the seeds "
+        f"that both have on the same data: mean ± standard deviation, and of each seed (of more than {EACH}: lowest "
+        f"and highest). Better: yes where {reference.name} is better in the mean over seeds, in every seed, and by the "
+        f"test (p below {statistics.LEVEL}), worse where it is worse by all three, else no. One seed decides nothing."
     )
-    return Table(name, caption, [("", head) for head in heads], rows)
-
-
-def _listed(points: np.ndarray) -> str:
-    """Return the differences of all seeds in their order, or of many the lowest and the highest."""
-    if not len(points):
-        return NONE
-    if len(points) > EACH:
-        return " … ".join(plain(float(value), sign=True).text for value in (points.min(), points.max()))
-    return ", ".join(plain(float(value), sign=True).text for value in points)
+    difference = ("difference in points", "difference with seed" if len(seeds) <= EACH else "difference of a seed")
+    heads = [("", "against"), ("", "seeds"), (difference[0], "mean"), *((difference[1], title) for title in titles)]
+    heads += [("", "better in seeds"), ("", "p, Holm"), ("", "better")]
+    return Table(name, caption, heads, rows)
 
 
 def _p(value: float) -> Cell:

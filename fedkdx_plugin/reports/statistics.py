@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,7 +97,7 @@ def tests(section: Section, reference: Method) -> tuple[list[Test], list[str]]:
         the tests, in the order of methods, and the names of the methods with too few pairs for one.
     """
     same = same_clients(section.runs)
-    found = {m.name: paired(*common(reference, m), same) for m in section.methods if m is not reference}
+    found = {m.name: _pairs(reference, m, same) for m in section.methods if m is not reference}
     tested = {name: pairs for name, pairs in found.items() if len(pairs.differences) >= PAIRS}
     p = [signed_rank(differences) for _, differences in tested.values()]
     results = [
@@ -107,16 +107,26 @@ def tests(section: Section, reference: Method) -> tuple[list[Test], list[str]]:
     return results, [name for name in found if name not in tested]
 
 
-def common(one: Method, other: Method) -> tuple[list[Metrics], list[Metrics]]:
-    """Return the metrics of both methods in the last round, of the seeds that both have on the same data, ascending."""
+def common(one: Method, other: Method) -> tuple[list[Run], list[Run]]:
+    """Return the runs of both methods with the seeds that both have on the same data, ascending."""
     runs = {run.seed: run for run in other.runs}
-    both = [
-        (run, runs[run.seed])
+    first = [
+        run
         for run in one.runs
         if run.seed in runs and run.data["manifest_sha256"] == runs[run.seed].data["manifest_sha256"]
     ]
-    first, second = ([pair[place].evaluated[-1].metrics[SERVED] for pair in both] for place in (0, 1))
-    return first, second
+    return first, [runs[run.seed] for run in first]
+
+
+def _last(runs: Sequence[Run]) -> list[Metrics]:
+    """Return the metrics of the last round."""
+    return [run.evaluated[-1].metrics[SERVED] for run in runs]
+
+
+def _pairs(one: Method, other: Method, same: bool) -> Pairs:
+    """Pair two methods in the last round; see `paired`."""
+    own, others = common(one, other)
+    return paired(_last(own), _last(others), same)
 
 
 def paired(own: Sequence[Metrics], other: Sequence[Metrics], same: bool) -> Pairs:
@@ -178,18 +188,18 @@ class BySeed:
 
     Attributes:
         name: name of the other method.
-        differences: (seeds,), accuracy in the last round, reference minus method, of the seeds that both have.
+        differences: by seed that both have, accuracy in the last round, reference minus method.
         test: the test of both; None if there were too few pairs for one.
     """
 
     name: str
-    differences: np.ndarray
+    differences: Mapping[int, float]
     test: Test | None
 
     @property
     def better(self) -> int:
         """Number of seeds in which the reference is better."""
-        return int((self.differences > 0).sum())
+        return sum(difference > 0 for difference in self.differences.values())
 
     @property
     def verdict(self) -> int | None:
@@ -200,7 +210,7 @@ class BySeed:
         """
         if len(self.differences) < 2:
             return None
-        signs = {int(sign) for sign in np.sign(self.differences)}
+        signs = {int(np.sign(difference)) for difference in self.differences.values()}
         agreed = self.test is not None and self.test.significant and signs == {self.test.favours}
         return self.test.favours if self.test and agreed else 0
 
@@ -211,8 +221,12 @@ def by_seed(section: Section, reference: Method, tests: Sequence[Test]) -> list[
     found = []
     for method in section.methods:
         if method is not reference:
-            own, other = (np.array([one.accuracy for one in side]) for side in common(reference, method))
-            found.append(BySeed(method.name, _difference(own, other), tested.get(method.name)))
+            runs, others = common(reference, method)
+            differences = {
+                run.seed: round(one.accuracy - other.accuracy, 12)
+                for run, one, other in zip(runs, _last(runs), _last(others), strict=True)
+            }
+            found.append(BySeed(method.name, differences, tested.get(method.name)))
     return found
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedkdx_plugin.reports import against, content, statistics
+from fedkdx_plugin.reports import against, content, statistics, tables
 from fedkdx_plugin.reports.people import same_clients, subjects
 from fedkdx_plugin.reports.statistics import BySeed, holm, paired
 from fedkdx_plugin.results.runs import read
@@ -58,6 +58,12 @@ def anew(place, accuracies, **options):
             folders.append(set_accuracy(folder, accuracy))
     (section,) = sections_of(*folders)
     return section
+
+
+def differences(section):
+    """Return the table of differences by seed."""
+    (table,) = (part for part in against.significance(section) if getattr(part, "name", "").count("-differences-"))
+    return table
 
 
 # ---- corrections and pairs
@@ -142,8 +148,8 @@ def test_few_seeds_are_paired_by_client(tmp_path):
     assert test.difference == pytest.approx(0.45)  # the mean of 0.8, 0.7, … 0.1
     # of the 2^8 sign patterns only two are as extreme
     assert test.p == pytest.approx(2 / 2**8) and test.favours == 1
-    table, meaning, _ = against.significance(section)
-    assert column(table, "the test favours")["Local"].text == "the reference"
+    table, _, meaning = against.significance(section)
+    assert column(table, "the test favours")["Local"].text == "FedKDX"
     assert column(table, "difference, points")["Local"].text == "+45.00"
     assert "by client, whose accuracies are averaged over the seeds" in meaning and "not independent" in meaning
 
@@ -158,16 +164,18 @@ def test_many_seeds_are_paired_by_seed(tmp_path):
 @pytest.mark.parametrize("partition", ["dirichlet", "iid", "pathological"])
 def test_few_seeds_that_divide_the_windows_anew_are_not_tested(tmp_path, partition):
     section = anew(tmp_path, dict.fromkeys((0, 1, 2), (0.9, 0.1)), partition=partition)
-    meaning, table = against.significance(section)
-    assert meaning.startswith("Significance cannot be tested. Each seed divides the windows among other clients")
+    table, untested, meaning = against.significance(section)
+    assert untested == "Not tested against FedKDX, as there are fewer than 6 pairs: Local."
+    assert meaning.startswith("Each seed divides the windows among other clients") and "Wilcoxon" not in meaning
     assert column(table, "better")["Local"].text == "no" and column(table, "p, Holm")["Local"].text == "–"
-    assert column(table, "mean difference, points")["Local"].text == "+80.00 ± 0.00"
+    assert column(table, "mean", "difference in points")["Local"].text == "+80.00 ± 0.00"
 
 
 def test_many_seeds_that_divide_the_windows_anew_are_paired_by_seed(tmp_path):
     section = anew(tmp_path, {seed: (0.6 + 0.01 * seed, 0.5) for seed in range(6)}, partition="dirichlet")
-    table, meaning, _ = against.significance(section)
-    assert column(table, "pairs")["Local"].text == "6 seeds" and "by seed." in meaning
+    table, _, meaning = against.significance(section)
+    assert column(table, "pairs")["Local"].text == "6 seeds"
+    assert meaning.startswith("Accuracies in the last round are paired by seed. ") and "Each seed divides" in meaning
     assert column(table, "p")["Local"].value == pytest.approx(2 / 2**6)
 
 
@@ -178,7 +186,7 @@ def test_subjects_are_followed_through_the_seeds(tmp_path):
     table = against.significance(by_subject)[0]
     assert column(table, "pairs")["Local"].text == "8 clients"
     others = two(tmp_path / "c", accuracies, None, lambda seed: PEOPLE[seed:] + PEOPLE[:seed], vary="data", data=data)
-    assert against.significance(others)[0].startswith("Significance cannot be tested. Each seed")
+    assert against.significance(others)[-1].startswith("Each seed divides")
 
 
 def test_equal_seeds_with_other_data_are_no_pair(tmp_path):
@@ -189,16 +197,26 @@ def test_equal_seeds_with_other_data_are_no_pair(tmp_path):
     ]
     (section,) = sections_of(*folders)
     assert statistics.common(*section.methods) == ([], [])
-    _, table = against.significance(section)
-    assert [cell.text for cell in table.rows[0]] == ["Local", "0", "–", "–", "–", "–", "–"]
+    table, untested, _ = against.significance(section)
+    assert "FedKDX, as there are fewer than 6 pairs: Local" in untested
+    assert [cell.text for cell in table.rows[0]] == ["Local", "0", "–", "–", "–", "–"]
 
 
 def test_no_significance_without_anything_to_compare(tmp_path):
     (section,) = sections_of(make_run(tmp_path / "0"))
-    assert against.significance(section) == ["Significance cannot be tested. There is nothing to compare with."]
+    assert against.significance(section) == ["Significance cannot be tested: there is nothing to compare with."]
     (section,) = sections_of(make_run(tmp_path / "1", "FedKDX", 0), make_run(tmp_path / "2", "Local", 1))
-    why, _ = against.significance(section)
-    assert "not tested against FedKDX: Local" in why
+    _, why, meaning = against.significance(section)
+    assert why.endswith("fewer than 6 pairs: Local.") and meaning == "Fewer than 6 pairs cannot give a p below 0.05."
+
+
+def test_that_no_difference_can_be_significant_is_said(tmp_path):
+    """By hand: of six pairs the smallest p is 2/64 = 0.03125, and twice that is above 0.05."""
+    folders = [make_run(tmp_path / f"{name}{seed}", name, seed) for name in ("FedKDX", "Local") for seed in range(6)]
+    (section,) = sections_of(*folders)
+    assert not any("no difference can be" in part for part in against.significance(section) if isinstance(part, str))
+    (section,) = sections_of(*folders, *(make_run(tmp_path / f"c{seed}", "FedAvg", seed) for seed in range(6)))
+    assert "With 6 pairs and 2 comparisons, no difference can be significant." in against.significance(section)
 
 
 def test_equal_methods_do_not_differ(tmp_path):
@@ -226,28 +244,43 @@ def test_equal_methods_do_not_differ(tmp_path):
 )
 def test_better_is_what_seeds_and_test_agree_on(differences, corrected, favours, verdict):
     test = None if corrected is None else statistics.Test("x", "clients", 8, 8, 0, 0.1, favours, corrected, corrected)
-    assert BySeed("x", np.array(differences), test).verdict == verdict
+    assert BySeed("x", dict(enumerate(differences)), test).verdict == verdict
 
 
 def test_differences_of_seeds_by_hand(tmp_path):
     """By hand: +10, −5, +5 points: mean 10/3, deviation √((6.67² + 8.33² + 1.67²) / 2) = √58.33 = 7.64."""
     section = two(tmp_path, {0: (0.9, 0.8), 1: (0.8, 0.85), 2: (0.85, 0.8)}, (BETTER, [0.1] * 8))
-    table = against.significance(section)[-1]
+    table = differences(section)
     assert [cell.text for cell in table.rows[0]] == [
         "Local",
         "3",
         "+3.33 ± 7.64",
-        "+10.00, −5.00, +5.00",
+        "+10.00",
+        "−5.00",
+        "+5.00",
         "2 of 3",
         "0.008",  # 2 / 2^8
         "no",
     ]
 
 
+def test_a_seed_that_a_method_lacks_is_left_out_of_its_row(tmp_path):
+    folders = [set_accuracy(make_run(tmp_path / f"a{seed}", "FedKDX", seed), 0.9) for seed in (0, 1)]
+    folders += [set_accuracy(make_run(tmp_path / f"b{seed}", "Local", seed), 0.8) for seed in (0, 1)]
+    folders += [set_accuracy(make_run(tmp_path / "c", "FedAvg", 1), 0.7)]
+    (section,) = sections_of(*folders)
+    rows = {row[0].text: [cell.text for cell in row[1:5]] for row in differences(section).rows}
+    assert rows == {"Local": ["2", "+10.00 ± 0.00", "+10.00", "+10.00"], "FedAvg": ["1", "+20.00", "–", "+20.00"]}
+    assert tables.to_csv(differences(section)).splitlines()[0] == (
+        "against,seeds,difference in points mean,difference in points mean std,"
+        'difference with seed 0,difference with seed 1,better in seeds,"p, Holm",better'
+    )
+
+
 def test_better_worse_and_one_seed_in_the_table(tmp_path):
     def verdict(place, accuracies, clients):
         section = two(tmp_path / place, accuracies, clients)
-        return column(against.significance(section)[-1], "better")["Local"].text
+        return column(differences(section), "better")["Local"].text
 
     assert verdict("a", {0: (0.9, 0.8), 1: (0.9, 0.8)}, (BETTER, [0.1] * 8)) == "yes"
     assert verdict("b", {0: (0.8, 0.9), 1: (0.8, 0.9)}, ([0.1] * 8, BETTER)) == "worse"
@@ -256,9 +289,10 @@ def test_better_worse_and_one_seed_in_the_table(tmp_path):
 
 def test_of_many_seeds_the_lowest_and_highest_difference_are_shown(tmp_path):
     section = two(tmp_path, {seed: (0.5 + 0.01 * (seed + 1), 0.5) for seed in range(6)})
-    table = against.significance(section)[-1]
-    assert column(table, "of each seed")["Local"].text == "+1.00 … +6.00"
-    assert column(table, "better in")["Local"].text == "6 of 6"
+    table = differences(section)
+    assert [title for group, title in table.columns if group == "difference of a seed"] == ["lowest", "highest"]
+    assert [cell.text for cell in table.rows[0][2:5]] == ["+3.50 ± 1.87", "+1.00", "+6.00"]  # ± √3.5
+    assert column(table, "better in seeds")["Local"].text == "6 of 6"
     assert column(table, "better")["Local"].text == "yes"  # 2 / 2^6 = 0.031, the only comparison
 
 
@@ -301,7 +335,7 @@ def test_each_reference_has_tables_of_its_own_corrected_for_its_own_comparisons(
         for name, clients in (("FedKDX+", BETTER), ("FedKDX", BETTER), ("Local", [0.1] * 8))
     ]
     (section,) = sections_of(*folders)
-    first, _, first_seeds, second, _, second_seeds, several = against.significance(section)
+    first, first_seeds, second, second_seeds, meaning = against.significance(section)
     assert [table.name for table in (first, first_seeds, second, second_seeds)] == [
         "made-significance-FedKDX-plus",
         "made-differences-FedKDX-plus",
@@ -313,7 +347,7 @@ def test_each_reference_has_tables_of_its_own_corrected_for_its_own_comparisons(
         "Local": pytest.approx(2 * 2 / 2**8),
     }
     assert list(column(second, "p, Holm")) == ["FedKDX+", "Local"]
-    assert "corrected for its own comparisons" in several
+    assert "corrected for its own comparisons" in meaning
 
 
 def test_a_section_without_the_reference_says_so(tmp_path):
