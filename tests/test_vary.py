@@ -81,7 +81,7 @@ def test_clients_are_the_same_with_every_seed_where_they_are_subjects(partition,
     assert len({run.data["manifest_sha256"] for run in found}) == 2 and same_clients(found) is same
     text = (report.write(find(folder), Path("out"), "title").parent / "report.md").read_text(encoding="utf-8")
     assert ("A point is a client of one seed" not in text) is same
-    assert ("Each seed divides the windows among other clients" not in text) is same
+    assert ("Each seed has data of its own" not in text) is same
 
 
 def test_the_report_says_how_the_windows_were_made():

@@ -18,11 +18,12 @@ CHANCE = (
 )
 CLIENTS = (
     "Clients of one run share its models and are not independent, so p is too small by an unknown factor; and pairs of "
-    "clients do not show how much results would change with other seeds, which the differences by seed do."
+    "clients do not show how much results would change with other seeds, which the differences by seed do. In pairs of "
+    "clients, each client has the same weight; in differences by seed, each window."
 )
 DRAWN_ANEW = (
-    "Each seed divides the windows among other clients, so that no client can be followed from seed to seed: pairs "
-    f"are seeds, and fewer than {statistics.PAIRS} cannot give a p below {statistics.LEVEL}."
+    "Each seed has data of its own, in which clients are not known to be the same subjects, so that none can be "
+    f"followed from seed to seed: pairs are seeds, and fewer than {statistics.PAIRS} cannot give a p below {statistics.LEVEL}."
 )
 SEVERAL = (
     "Each of these tables of tests is corrected for its own comparisons: a claim that takes from several of them needs "

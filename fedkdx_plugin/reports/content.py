@@ -159,7 +159,7 @@ def clients(section: Section) -> Table:
 def clients_of(section: Section) -> str:
     """Return in words what stands for a client in tables and plots of clients."""
     if not people.same_clients(section.runs):
-        return "of the clients of all seeds side by side, as each seed divides the windows among other clients"
+        return "of the clients of all seeds side by side, as they are not known to be the same subjects with each seed"
     apart = [name for name in section.first.groups if name != ATTACKERS]
     if not apart or max(len(method.runs) for method in section.methods) < 2:
         return "mean over seeds"

@@ -166,7 +166,7 @@ def test_few_seeds_that_divide_the_windows_anew_are_not_tested(tmp_path, partiti
     section = anew(tmp_path, dict.fromkeys((0, 1, 2), (0.9, 0.1)), partition=partition)
     table, untested, meaning = against.significance(section)
     assert untested == "Not tested against FedKDX, as there are fewer than 6 pairs: Local."
-    assert meaning.startswith("Each seed divides the windows among other clients") and "Wilcoxon" not in meaning
+    assert meaning.startswith("Each seed has data of its own") and "Wilcoxon" not in meaning
     assert column(table, "better")["Local"].text == "no" and column(table, "p, Holm")["Local"].text == "–"
     assert column(table, "mean", "difference in points")["Local"].text == "+80.00 ± 0.00"
 
@@ -175,7 +175,10 @@ def test_many_seeds_that_divide_the_windows_anew_are_paired_by_seed(tmp_path):
     section = anew(tmp_path, {seed: (0.6 + 0.01 * seed, 0.5) for seed in range(6)}, partition="dirichlet")
     table, _, meaning = against.significance(section)
     assert column(table, "pairs")["Local"].text == "6 seeds"
-    assert meaning.startswith("Accuracies in the last round are paired by seed. ") and "Each seed divides" in meaning
+    assert (
+        meaning.startswith("Accuracies in the last round are paired by seed. ")
+        and "Each seed has data of its own" in meaning
+    )
     assert column(table, "p")["Local"].value == pytest.approx(2 / 2**6)
 
 
@@ -186,7 +189,7 @@ def test_subjects_are_followed_through_the_seeds(tmp_path):
     table = against.significance(by_subject)[0]
     assert column(table, "pairs")["Local"].text == "8 clients"
     others = two(tmp_path / "c", accuracies, None, lambda seed: PEOPLE[seed:] + PEOPLE[:seed], vary="data", data=data)
-    assert against.significance(others)[-1].startswith("Each seed divides")
+    assert against.significance(others)[-1].startswith("Each seed has data of its own")
 
 
 def test_equal_seeds_with_other_data_are_no_pair(tmp_path):
