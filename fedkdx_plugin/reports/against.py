@@ -23,7 +23,8 @@ CLIENTS = (
 )
 DRAWN_ANEW = (
     "Each seed has data of its own, in which clients are not known to be the same subjects, so that none can be "
-    f"followed from seed to seed: pairs are seeds, and fewer than {statistics.PAIRS} cannot give a p below {statistics.LEVEL}."
+    f"followed from seed to seed: pairs are seeds, and fewer than {statistics.PAIRS} cannot give a p below "
+    f"{statistics.LEVEL}."
 )
 SEVERAL = (
     "Each of these tables of tests is corrected for its own comparisons: a claim that takes from several of them needs "
