@@ -13,6 +13,7 @@ from dataset_utils import shards
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.cli.run import parser
 from fedkdx_plugin.reports import report
+from fedkdx_plugin.reports.people import same_clients
 from fedkdx_plugin.reports.sections import arrange
 from fedkdx_plugin.results.runs import find, read_all
 from registry import catalog
@@ -71,6 +72,16 @@ def test_the_report_takes_seeds_with_data_of_their_own_for_one_method():
     page = report.write(find(folder), Path("out"), "title").read_text(encoding="utf-8")
     assert "± over seeds: split, kept windows and partition differ" in page
     assert "how they were made (seed 0)" in page
+
+
+@pytest.mark.parametrize(("partition", "same"), [("subject", True), ("iid", False), ("dirichlet", False)])
+def test_clients_are_the_same_with_every_seed_where_they_are_subjects(partition, same):
+    folder = runs("-t", "2", "--vary", "data", "--partition", partition)
+    found, _ = read_all(find(folder))
+    assert len({run.data["manifest_sha256"] for run in found}) == 2 and same_clients(found) is same
+    text = (report.write(find(folder), Path("out"), "title").parent / "report.md").read_text(encoding="utf-8")
+    assert ("A point is a client of one seed" not in text) is same
+    assert ("Each seed has data of its own" not in text) is same
 
 
 def test_the_report_says_how_the_windows_were_made():

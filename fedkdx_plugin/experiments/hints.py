@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from fedkdx_plugin.configuration.choice import read_preset
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import UNSEEN
-from fedkdx_plugin.reports.statistics import LEVEL, client_mean
+from fedkdx_plugin.reports.people import same_clients
+from fedkdx_plugin.reports.statistics import LEVEL, paired, signed_rank
 from fedkdx_plugin.results.runs import Run
 
 CLEARLY = 0.01  # least difference of accuracy that a hint is given for
@@ -24,29 +23,20 @@ def _networks(runs: Sequence[Run]) -> Iterator[str]:
     """Yield a line for each method of which one network alone predicts better than what its clients use.
 
     Only on validation windows: a network chosen on test windows would make the test too optimistic. By accuracy in the
-    last round, over clients, each averaged over seeds: a signed-rank test, corrected for the number of networks.
+    last round: a signed-rank test with the pairs of `statistics.paired`, corrected for the number of networks.
     """
-    from scipy.stats import wilcoxon
-
     for name in dict.fromkeys(run.name for run in runs if run.evaluated_on == "validation"):
         same = [run for run in runs if run.name == name]
-        views = [view for view in same[0].evaluated[-1].metrics if view not in (SERVED, UNSEEN)]
-        served = _by_client(same, SERVED)
+        last = [run.evaluated[-1].metrics for run in same]
+        views = [view for view in last[0] if view not in (SERVED, UNSEEN)]
+        served, follow = [metrics[SERVED] for metrics in last], same_clients(same)
         for view in views:
-            own = _by_client(same, view)
-            known = ~np.isnan(own) & ~np.isnan(served)
-            better = own[known] - served[known]
-            if better.any() and better.mean() >= CLEARLY and wilcoxon(better).pvalue * len(views) < LEVEL:
-                alone, together = 100 * own[known].mean(), 100 * served[known].mean()
+            over, better = paired([metrics[view] for metrics in last], served, follow)
+            if better.any() and better.mean() >= CLEARLY and signed_rank(better) * len(views) < LEVEL:
                 yield (
-                    f"{name}: its network '{view}' alone is better on validation windows, {alone:.1f} against "
-                    f"{together:.1f} %, mean over clients"
+                    f"{name}: its network '{view}' alone is better on validation windows, by "
+                    f"{100 * better.mean():.1f} points, mean over {over}"
                 )
-
-
-def _by_client(runs: Sequence[Run], view: str) -> np.ndarray:
-    """Return the accuracy of each client in the last round, (clients,), mean over seeds."""
-    return client_mean(np.array([run.evaluated[-1].metrics[view].client_accuracy for run in runs], dtype=float))
 
 
 def _tuned(runs: Sequence[Run]) -> Iterator[str]:

@@ -142,19 +142,23 @@ class Results:
         self._require_one()
         return curves.plotted(self.runs, self.title, metric)
 
-    def report(self, out: str | Path | None = None) -> Path:
+    def report(self, out: str | Path | None = None, reference: str | Sequence[str] = ()) -> Path:
         """Write the report of all runs and return the path of its page.
 
         Args:
             out: folder of the report; by default `report` in the results' folder.
+            reference: name of the method that all others are compared with, or several names; by default FedKDX+ and
+                FedKDX, else the best method.
 
         Raises:
-            UserError: jinja2 or matplotlib is missing, or the folder cannot be written.
+            UserError: no run is of a reference, jinja2 or matplotlib is missing, or the folder cannot be written.
         """
         from fedkdx_plugin.reports import report
 
         folders = [*(run.folder for run in self.runs), *(missing.folder for missing in self.missing)]
-        return report.write(folders, Path(out) if out else self.folder / "report", self.title, self.about)
+        place = Path(out) if out else self.folder / "report"
+        references = [reference] if isinstance(reference, str) else reference
+        return report.write(folders, place, self.title, self.about, references)
 
     def write(self) -> str:
         """Write `comparison.md`, `.csv` and, with matplotlib, `.png` of one section. Returns the table as Markdown."""

@@ -91,7 +91,7 @@ def by_class(section: Section) -> Table:
     heads = ("method", "class", "windows", "precision %", "recall %", "F1 %")
     caption = (
         f"{section.title}: by class, {section.on} windows of all clients together, last round, mean ± standard "
-        "deviation over seeds; – where a class is not there or never predicted."
+        "deviation over seeds, of windows the mean alone; – where a class is not there or never predicted."
     )
     return Table(f"{section.slug}-by-class", caption + _left_out(section), [("", head) for head in heads], rows)
 
@@ -99,12 +99,12 @@ def by_class(section: Section) -> Table:
 def _rows(method: Method) -> list[list[Cell]]:
     matrices = [confusion(run) for run in method.runs]
     shares = [np.array([share(matrix) for matrix in matrices]) for share in (precision, recall, f1)]
-    windows = matrices[0].sum(axis=1)
+    windows = np.mean([matrix.sum(axis=1) for matrix in matrices], axis=0)  # each seed may have others
     return [
         [
             Cell(method.name),
             Cell(name),
-            Cell(str(windows[index]), int(windows[index])),
+            Cell(f"{windows[index]:.0f}", float(windows[index])),
             *(number(spread(list(values[:, index])), 100) for values in shares),
         ]
         for index, name in enumerate(method.runs[0].classes)
@@ -113,8 +113,7 @@ def _rows(method: Method) -> list[list[Cell]]:
 
 def _left_out(section: Section) -> str:
     """Return how many predictions were not finite, and so are in no matrix; '' if all were."""
-    runs = [run for method in section.methods for run in method.runs]
-    missing = sum(run.evaluated[-1].metrics[SERVED].nonfinite for run in runs)
+    missing = sum(run.evaluated[-1].metrics[SERVED].nonfinite for run in section.runs)
     return f" Left out: {missing} predictions that were NaN or infinite." if missing else ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.reports import comparison_table, data, statistics
+from fedkdx_plugin.engine.participation import ATTACKERS, UNSEEN
+from fedkdx_plugin.reports import comparison_table, people, statistics
 from fedkdx_plugin.reports.sections import CEILING, Method, Section
 from fedkdx_plugin.reports.statistics import spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, number, plain, ranked
@@ -107,47 +108,6 @@ def _merge(old: Sequence[Cell], new: Sequence[Cell]) -> list[Cell]:
     return [before if before.rank else after for before, after in zip(old, new, strict=True)]
 
 
-def significance(section: Section) -> tuple[Table | None, str]:
-    """Return the table of significance tests against the reference (None without any), and an explanation."""
-    tests, untested = statistics.tests(section)
-    left_out = f" Fewer than {statistics.PAIRS} pairs, so not tested: {', '.join(untested)}." if untested else ""
-    if not tests:
-        reason = "" if untested else " There is nothing to compare with."
-        return None, f"Significance cannot be tested.{reason}{left_out}"
-    reference, pairs = section.reference.name, min(test.pairs for test in tests)
-    meaning = (
-        f"Each method's accuracy in the last round, paired with that of {reference} by {tests[0].over[:-1]} "
-        "(a client's accuracies are averaged over seeds first). p: Wilcoxon signed-rank test, two-sided; corrected by "
-        f"Holm for {len(tests)} comparisons. Below {statistics.LEVEL}, such a difference is unlikely to come from "
-        "chance alone; above it, these runs show no difference between the methods, which does not mean that they are "
-        "equal."
-    )
-    if tests[0].over == "clients":
-        meaning += " Pairs of clients do not show how much results would change with other seeds."
-    if statistics.smallest_p(pairs) * len(tests) >= statistics.LEVEL:
-        meaning += f" With {pairs} pairs and {len(tests)} comparisons, no difference can be significant."
-    rows = [
-        [
-            Cell(test.name),
-            Cell(f"{test.pairs} {test.over}", test.pairs),
-            plain(100 * test.difference, sign=True),
-            Cell(f"{test.better} / {test.pairs - test.better - test.worse} / {test.worse}"),
-            _p(test.p),
-            _p(test.corrected),
-            Cell(("better" if test.difference > 0 else "worse") if test.significant else "no difference shown"),
-        ]
-        for test in tests
-    ]
-    heads = ("method", "pairs", "difference, points", "better / equal / worse", "p", "p, Holm", f"against {reference}")
-    caption = f"{section.title}: accuracy against {reference}."
-    return Table(f"{section.slug}-significance", caption, [("", head) for head in heads], rows), meaning + left_out
-
-
-def _p(value: float) -> Cell:
-    """Return the cell of a p-value."""
-    return Cell(f"{value:.3f}" if value >= 0.001 else "< 0.001", value)
-
-
 def reaching(section: Section) -> Table:
     """Return the table of rounds and megabytes until an accuracy is reached."""
     targets = statistics.targets(section)
@@ -173,23 +133,45 @@ def reaching(section: Section) -> Table:
 
 def clients(section: Section) -> Table:
     """Return the table of the distribution of accuracy over clients, with the client of the lowest accuracy."""
-    rows, names = [], data.subjects(section)
+    rows, same = [], people.same_clients(section.runs)
+    names = people.subjects(section.first) if same else []
     for method in section.methods:
-        values = statistics.per_client(method)
-        known = values[~np.isnan(values)]
+        values = statistics.per_client(method, same)
+        together = np.concatenate(list(values.values()))
+        known = together[~np.isnan(together)]
         quartiles = np.percentile(known, (25, 50, 75))
-        worst = int(np.nanargmin(values))
+        seed, worst = min(
+            ((seed, int(np.nanargmin(own))) for seed, own in values.items()), key=lambda at: values[at[0]][at[1]]
+        )
         summary = (known.mean(), known.std(), known.min(), *quartiles, known.max())
-        lowest = Cell(names.get(worst, str(worst)), worst)
-        rows.append([Cell(method.name), *(plain(100 * float(f)) for f in summary), lowest])
+        whose = f" (subject {names[worst]})" if worst < len(names) else "" if seed is None else f" (seed {seed})"
+        rows.append([Cell(method.name), *(plain(100 * float(f)) for f in summary), Cell(f"{worst}{whose}", worst)])
     heads = ("method", "mean", "std", "lowest", "quarter", "median", "three quarters", "highest", "lowest is client")
     return Table(
         f"{section.slug}-clients",
-        f"{section.title}: distribution over clients of the accuracy in the last round, %, mean over seeds. Each "
+        f"{section.title}: distribution over clients of the accuracy in the last round, %, {clients_of(section)}. Each "
         "client has the same weight, regardless of its number of windows.",
         [("", head) for head in heads],
         rows,
     )
+
+
+def clients_of(section: Section) -> str:
+    """Return in words what stands for a client in tables and plots of clients."""
+    if not people.same_clients(section.runs):
+        return "of the clients of all seeds side by side, as they are not known to be the same subjects with each seed"
+    apart = [name for name in section.first.groups if name != ATTACKERS]
+    if not apart or max(len(method.runs) for method in section.methods) < 2:
+        return "mean over seeds"
+    return (
+        f"mean over seeds; each seed sets other clients apart ({', '.join(apart)}), so that a client's mean is over "
+        "seeds in which it was set apart and others in which it was not" + _without(apart)
+    )
+
+
+def _without(apart: Collection[str]) -> str:
+    """Return in words whom the accuracy of clients leaves out; '' if it leaves out none."""
+    return f", and leaves out those in which it was {UNSEEN}" if UNSEEN in apart else ""
 
 
 def seconds(section: Section) -> Table:

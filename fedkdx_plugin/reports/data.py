@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataset_utils.counts import many
-from dataset_utils.shards import PARTS, read_manifest, scale_of
+from dataset_utils.shards import PARTS, scale_of
+from fedkdx_plugin.reports.people import manifest_of, mapping
 from fedkdx_plugin.reports.sections import Section
 from fedkdx_plugin.reports.tables import NONE, Cell, Table
-from registry.errors import UserError
 
 SCALED = {
     "federated": "federated: z-scores with mean and variance of all clients' training windows",
@@ -23,63 +21,31 @@ SCALED = {
 }
 
 
-def manifest_folder(section: Section) -> Path | None:
-    """Return a folder with the manifest of these runs' data: a run folder, or that of the shards if unchanged."""
-    run = section.first
-    for folder in (run.folder, Path(run.data["folder"])):
-        try:
-            content = (folder / "manifest.json").read_bytes()
-        except OSError:
-            continue
-        if hashlib.sha256(content).hexdigest() == run.data["manifest_sha256"]:
-            return folder
-    return None
-
-
 def described(section: Section) -> list[Table]:
     """Return tables of how the windows were made and how many there are; none if there is no manifest."""
-    folder = manifest_folder(section)
-    if folder is None:
-        return []
-    try:
-        manifest = read_manifest(folder)
-    except UserError:
+    manifest = manifest_of(section.first)
+    if manifest is None:
         return []
     rows = [[Cell(name), Cell(value)] for name, value in _made(manifest).items()]
-    caption = f"{section.title}: where the windows come from and how they were made{_whose(section)}."
+    caption = f"{section.title}: where the windows come from and how they were made{whose(section)}."
     return [Table(f"{section.slug}-data", caption, [("", "what"), ("", "value")], rows), _counts(section, manifest)]
 
 
-def subjects(section: Section) -> dict[int, str]:
-    """Return client -> 'client 3 (subject 17)' where each client is one subject; {} where that is not known."""
-    folder = manifest_folder(section)
-    if folder is None:
-        return {}
-    try:
-        clients = read_manifest(folder)["clients"]
-    except UserError:
-        return {}
-    whose = [list(_mapping(client.get("subjects"))) for client in clients]
-    if any(len(own) != 1 for own in whose):
-        return {}
-    return {id: f"{id} (subject {own[0]})" for id, own in enumerate(whose)}
-
-
-def _whose(section: Section) -> str:
+def whose(section: Section) -> str:
     """Return the seed of the data described, in words, if each seed has its own data; else an empty text."""
     return f" (seed {section.first.seed})" if section.config.get("vary") == "data" else ""
 
 
 def _made(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return a description of the data: property -> text."""
-    preprocessing, spec = (_mapping(manifest.get(name)) for name in ("preprocessing", "spec"))
+    preprocessing, spec = (mapping(manifest.get(name)) for name in ("preprocessing", "spec"))
     rate, (channels, _, time) = manifest.get("rate"), manifest["shape"]
     known = isinstance(rate, int | float) and rate > 0
     scale = scale_of(dict(manifest))
     overlap = f", overlap {preprocessing['overlap']:.0%}" if "overlap" in preprocessing else ""
     return {
         "source": str(manifest.get("paper") or NONE),
-        **_read(_mapping(manifest.get("counts"))),
+        **_read(mapping(manifest.get("counts"))),
         "rate": f"{rate:g} Hz" if known else NONE,
         "window": f"{time} samples" + (f" ({time / rate:.3g} s)" if known else "") + overlap,
         "channels": f"{channels}: {', '.join(manifest['channels'])}",
@@ -101,7 +67,7 @@ def _kept(spec: Mapping[str, Any]) -> dict[str, str]:
 
 def _read(counts: Mapping[str, Any]) -> dict[str, str]:
     """Return what was read and what of it was lost; {} for windows that were not cut here."""
-    windows = _mapping(counts.get("windows"))
+    windows = mapping(counts.get("windows"))
     if not windows:
         return {}
     recordings, rows = len(counts.get("recordings") or ()), counts.get("rows") or 0
@@ -111,8 +77,8 @@ def _read(counts: Mapping[str, Any]) -> dict[str, str]:
         "that touch an unlabelled sample": counts.get("windows_unlabelled", 0),
         "below the purity asked for": counts.get("windows_impure", 0),
     }
-    discarded = [f"{many(number, 'row')}, {why}" for why, number in _mapping(counts.get("discarded")).items()]
-    ignored = len(_mapping(counts.get("ignored")))
+    discarded = [f"{many(number, 'row')}, {why}" for why, number in mapping(counts.get("discarded")).items()]
+    ignored = len(mapping(counts.get("ignored")))
     left_out = [*discarded, *(f"{many(number, 'window')} {why}" for why, number in lost.items() if number)]
     left_out += [many(ignored, "file")] if ignored else []
     total = sum(sum(of_class) for of_class in windows.values())
@@ -144,10 +110,5 @@ def _counts(section: Section, manifest: Mapping[str, Any]) -> Table:
         holders = int((own[0] > 0).sum())
         rows.append([Cell(name), *(Cell(str(n), n) for n in (int(own[0].sum()), int(own[1].sum()), holders))])
     heads = ("class", "training windows", f"{section.on} windows", "clients that train on it")
-    caption = f"{section.title}: windows{_whose(section)}."
+    caption = f"{section.title}: windows{whose(section)}."
     return Table(f"{section.slug}-windows", caption, [("", head) for head in heads], rows)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    """Return the value if it is a mapping; else an empty one."""
-    return value if isinstance(value, dict) else {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import UNSEEN, measured
+from fedkdx_plugin.reports import ranks
 from fedkdx_plugin.reports.content import METRICS, last, whole_run
 from fedkdx_plugin.reports.sections import CEILING, Section, slug
 from fedkdx_plugin.reports.statistics import spread
@@ -23,9 +23,12 @@ CAPTION = "mean ± standard deviation over seeds. Bold: best, underlined: second
 
 
 def overview(sections: Sequence[Section]) -> list[Table]:
+    """Return the tables over all sections, and the one of mean ranks; [] for a single section."""
+    return [*_results(sections), *ranks.overview(sections)] if len(sections) > 1 else []
+
+
+def _results(sections: Sequence[Section]) -> list[Table]:
     """Return one table in the paper's layout if it fits; else for each data set one table, or one for each metric."""
-    if len(sections) < 2:
-        return []
     methods = list(dict.fromkeys(method.name for section in sections for method in section.methods))
     if len(sections) <= ABREAST:
         return [_abreast(sections, methods)]
@@ -48,18 +51,17 @@ def _across(sections: Sequence[Section], metric: str) -> Table:
     """Return a table of one metric in all sections of a data set, with the methods' mean rank."""
     methods = list(dict.fromkeys(method.name for section in sections for method in section.methods))
     heads: list[tuple[str, str]] = []
-    columns, main = [], []
+    columns = []
     for section in sections:
         name, readers = section.particular or USUAL, _readers(section, metric)
-        main.append(_column(section, methods, _served(metric)))
         for group, read in readers.items():
             heads.append((name, group) if len(readers) > 1 else ("", name))
             columns.append(_column(section, methods, read))
     caption = f"{sections[0].data}: {METRICS[metric].removesuffix(' %')} in the last round, %, {CAPTION}"
-    ranks = _mean_ranks(methods, main)
-    if any(cell.value is not None for cell in ranks):
+    found = ranks.mean_ranks([ranks.values_of(section, metric) for section in sections])
+    if found:
         heads.append(("", "mean rank"))
-        columns.append(ranks)
+        columns.append([plain(found[name], digits=1) if name in found else Cell(NONE) for name in methods])
         caption += " Mean rank: over the sections, of the methods that all of them have; 1 is best."
     name = slug(f"overview-{sections[0].data}-{metric}")
     return Table(name, caption, [("", "method"), *heads], _rows(methods, columns))
@@ -118,22 +120,6 @@ def _column(section: Section, methods: Sequence[str], read: Reader) -> list[Cell
 def _competing(methods: Sequence[str]) -> list[int]:
     """Return the positions of the methods that are ranked."""
     return [i for i, name in enumerate(methods) if name != CEILING]
-
-
-def _mean_ranks(methods: Sequence[str], columns: Sequence[Sequence[Cell]]) -> list[Cell]:
-    """Return the mean rank of each method over columns; equal values have the mean of their ranks (Demšar 2006).
-
-    Demšar, Statistical comparisons of classifiers over multiple data sets, 2006.
-    """
-    values = {i: [column[i].value for column in columns] for i in _competing(methods)}
-    known = {i: [round(value, 2) for value in own if value is not None] for i, own in values.items()}
-    complete = {i: own for i, own in known.items() if len(own) == len(columns)}
-    cells = [Cell(NONE)] * len(methods)
-    if len(complete) > 1:
-        ranks = rankdata(-np.array(list(complete.values())), axis=0).mean(1)
-        for i, rank in zip(complete, ranks, strict=True):
-            cells[i] = plain(float(rank), digits=1)
-    return cells
 
 
 def _rows(methods: Sequence[str], columns: Sequence[Sequence[Cell]]) -> list[list[Cell]]:

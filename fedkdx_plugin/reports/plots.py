@@ -12,7 +12,7 @@ import numpy as np
 
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
-from fedkdx_plugin.reports import statistics
+from fedkdx_plugin.reports import content, people, statistics
 from fedkdx_plugin.reports.looks import Looks
 from fedkdx_plugin.reports.sections import Method, Section, accuracy
 from fedkdx_plugin.results.records import PARTS
@@ -154,7 +154,7 @@ def loss(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Fig
     figure, axes = _figure(7.2, 2.6 + 0.18 * -(-len(methods) // 4))
     drawn = False
     for method in methods:
-        values = statistics.client_mean(np.array([[r.train_loss for r in run.records] for run in method.runs]))
+        values = statistics.over_seeds(np.array([[r.train_loss for r in run.records] for run in method.runs]))
         rounds = 1 + np.flatnonzero(values > 0)  # no client trained in the others; the axis is logarithmic
         if len(rounds):
             few = rounds[np.unique(np.linspace(0, len(rounds) - 1, POINTS).astype(int))]
@@ -175,7 +175,8 @@ def loss(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Fig
 def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
     """Plot the distribution of accuracy over clients."""
     figure, axes = _figure(7.2, 1.1 + 0.32 * len(methods))
-    values = [100 * statistics.per_client(method) for method in methods]
+    same = people.same_clients(section.runs)
+    values = [100 * np.concatenate(list(statistics.per_client(method, same).values())) for method in methods]
     known = [own[~np.isnan(own)] for own in values]
     boxes = axes.boxplot(
         known, orientation="horizontal", widths=0.6, showfliers=False, patch_artist=True, medianprops={"color": "black"}
@@ -193,7 +194,8 @@ def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     return figure, (
-        f"{section.title}: each client's accuracy in the last round, mean over seeds. A point is a client; boxes "
+        f"{section.title}: each client's accuracy in the last round, {content.clients_of(section)}. A point is a client"
+        f"{'' if same else ' of one seed'}; boxes "
         "contain the middle half of the clients, the line is the median, whiskers extend at most 1.5 box lengths."
     )
 
@@ -233,7 +235,7 @@ def confusion(section: Section, methods: Sequence[Method], looks: Looks) -> tupl
     which = (
         ""
         if len(chosen) == len(section.methods)
-        else (f" Of {len(section.methods)} methods: the reference, FedAvg, and the best of the others.")
+        else (f" Of {len(section.methods)} methods: the first reference, FedAvg, and the best of the others.")
     )
     return figure, (
         f"{section.title}: predicted class (column) of each true class (row), last round, all clients and seeds "
@@ -255,11 +257,12 @@ def text_width(text: str) -> float:
 
 
 def _chosen(section: Section) -> list[Method]:
-    """Return the methods with a confusion matrix: all, or of many the reference, FedAvg and the best other ones."""
+    """Return the methods with a confusion matrix: all, or of many the first reference, FedAvg, the best of the rest."""
     if len(section.methods) <= MATRICES:
         return list(section.methods)
-    first = [section.reference, *(m for m in section.methods if m.name == "FedAvg" and m is not section.reference)]
-    rest = sorted((m for m in section.methods if m not in first), key=accuracy, reverse=True)
+    names = [*(method.name for method in section.references[:1]), "FedAvg"]
+    first = [method for name in dict.fromkeys(names) for method in section.methods if method.name == name]
+    rest = sorted((m for m in section.methods if m.name not in names), key=accuracy, reverse=True)
     return [*first, *rest][:MATRICES]
 
 
@@ -293,7 +296,7 @@ def _recorded(method: Method) -> Mapping[str, np.ndarray]:
     for key in SERVER:
         values = np.array([[record.server.get(key, np.nan) for record in run.records] for run in method.runs])
         if not np.isnan(values).all():
-            found[key] = statistics.client_mean(values)
+            found[key] = statistics.over_seeds(values)
     return found
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from dataset_utils import figure as data_figure
 from dataset_utils.files import replacing
-from fedkdx_plugin.reports import audits, classes, content, data, overview, plots, tables
+from fedkdx_plugin.reports import against, audits, classes, content, data, overview, people, plots, tables
 from fedkdx_plugin.reports.comparison_table import TUNING, VARIED
 from fedkdx_plugin.reports.looks import Looks
 from fedkdx_plugin.reports.plots import Plot
@@ -59,7 +59,7 @@ class Chapter:
         return [item for _, items in self.parts for item in items]
 
 
-def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Path:
+def write(folders: Sequence[Path], out: Path, title: str, about: str = "", references: Sequence[str] = ()) -> Path:
     """Write the report of finished runs into the folder `out`, and return the path of its HTML page.
 
     Args:
@@ -67,17 +67,26 @@ def write(folders: Sequence[Path], out: Path, title: str, about: str = "") -> Pa
         out: folder of the report.
         title: title of the report.
         about: introductory paragraph.
+        references: methods that the others are compared with (see `sections.arrange`).
 
     Raises:
-        UserError: no run is left and one is damaged, a package is missing, or `out` cannot be written.
+        UserError: no run is left and one is damaged, a reference is in no run, a package is missing, or `out` cannot
+            be written.
     """
-    return compose(*read_all(folders), out, title, about)
+    return compose(*read_all(folders), out, title, about, references)
 
 
-def compose(runs: Sequence[Run], missing: Sequence[Missing], out: Path, title: str, about: str = "") -> Path:
+def compose(
+    runs: Sequence[Run],
+    missing: Sequence[Missing],
+    out: Path,
+    title: str,
+    about: str = "",
+    references: Sequence[str] = (),
+) -> Path:
     """Write the report of runs that were read; see `write`."""
     _check_packages()
-    sections = arrange(runs)
+    sections = arrange(runs, references)
     looks = Looks(method.name for section in sections for method in plots.shown(section))
     chapters = [_chapter(section, out, looks) for section in sections]
     summary = overview.overview(sections)
@@ -117,12 +126,11 @@ def _write(path: Path, text: str) -> None:
 def _chapter(section: Section, out: Path, looks: Looks) -> Chapter:
     """Make the tables and plots of a section, and write the plots."""
     made = {plot.name.rpartition("-")[2]: plot for plot in plots.draw(section, out / PLOTS, looks)}
-    tested, meaning = content.significance(section)
     paper = content.paper(section)
     parts: list[tuple[str, list[str | Table | Plot]]] = [
         ("Results", [content.results(section)]),
         ("Comparison with the paper", [paper] if paper else []),
-        ("Significance", [item for item in (tested, meaning) if item]),
+        ("Significance", [*against.significance(section)]),
         ("Convergence", [made["convergence"], content.reaching(section), *([made["loss"]] if "loss" in made else [])]),
         ("Classes", [classes.together(section), classes.by_class(section), made["confusion"]]),
         ("Clients", [made["clients"], content.clients(section)]),
@@ -137,7 +145,7 @@ def _chapter(section: Section, out: Path, looks: Looks) -> Chapter:
 
 def _classes(section: Section, folder: Path) -> str | Plot:
     """Write the plot of windows by client and class, from the data's manifest; return it, or why there is none."""
-    shards, name = data.manifest_folder(section), f"{section.slug}-classes"
+    shards, name = people.manifest_folder(section.first), f"{section.slug}-classes"
     if shards is None:
         return (
             f"No manifest of these runs' data is left in {section.first.folder} or {section.first.data['folder']}, so "
@@ -146,7 +154,8 @@ def _classes(section: Section, folder: Path) -> str | Plot:
     for ending in data_figure.FORMATS:
         folder.mkdir(parents=True, exist_ok=True)
         data_figure.draw(shards, folder / f"{name}{ending}")
-    return Plot(name, f"{section.data}: windows of each client (left), and how many of each class (right).", 9.5)
+    caption = f"{section.data}: windows of each client (left), and how many of each class (right){data.whose(section)}."
+    return Plot(name, caption, 9.5)
 
 
 def main_options(section: Section) -> str:
@@ -176,7 +185,7 @@ def _rates(section: Section) -> str:
 
 def remarks(section: Section) -> list[str]:
     """Return remarks without which the metrics would be misunderstood."""
-    runs = [run for method in section.methods for run in method.runs]
+    runs = section.runs
     found = [*section.notes]
     if section.config.get("split") == "shuffled":
         found.append(SHUFFLED)

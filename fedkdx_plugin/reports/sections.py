@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedkdx_plugin.results.runs import Run
+from registry.errors import UserError
+from registry.parameters import suggest
 
 # options that differ between the methods of a section
 METHOD = ("algorithm", "label", "set", "student_model", "local_learning_rate")
@@ -24,7 +26,7 @@ NO_SETTING = (
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change results
 ONLY_WITH = {"alpha": ("partition", "dirichlet"), "classes_per_client": ("partition", "pathological")}
 PHRASES = {"partition": "{}", "split": "{} split", "model": "{}", "alpha": "α {}", "evaluate_on": "on {} windows"}
-OURS = ("FedKDX+", "FedKDX")  # what the others are tested against, in this order
+OURS = ("FedKDX+", "FedKDX")  # what the others are tested against where nothing else is asked for
 CEILING = "Centralised"  # all data on one machine: no federated method, and so not ranked among them
 
 
@@ -54,12 +56,15 @@ class Section:
         particular: options by which it differs from most sections of the report, in words; '' if there are none.
         config: the options that its runs have in common.
         methods: the methods.
+        references: the methods that all others are compared with, one after the other; () if none of those asked for
+            takes part.
         notes: remarks on these runs.
     """
 
     particular: str
     config: Mapping[str, Any]
     methods: tuple[Method, ...]
+    references: tuple[Method, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,15 +93,9 @@ class Section:
         return str(self.first.data["evaluated_on"])
 
     @property
-    def reference(self) -> Method:
-        """Method with which the others are compared: FedKDX+ or FedKDX, if possible without label; else the best.
-
-        That is the best federated one, where there is any.
-        """
-        own = [method for name in OURS for method in self.methods if method.algorithm == name]
-        plain = [method for method in own if method.name in OURS]
-        federated = [method for method in self.methods if method.name != CEILING]
-        return (plain + own)[0] if own else max(federated or self.methods, key=accuracy)
+    def runs(self) -> list[Run]:
+        """Runs of all methods."""
+        return [run for method in self.methods for run in method.runs]
 
 
 def slug(text: str) -> str:
@@ -109,8 +108,17 @@ def accuracy(method: Method) -> float:
     return sum(run.evaluated[-1].metrics["served"].accuracy for run in method.runs) / len(method.runs)
 
 
-def arrange(runs: Sequence[Run]) -> list[Section]:
-    """Arrange runs in sections, in the order of their first runs, named by the options that differ between them."""
+def arrange(runs: Sequence[Run], references: Sequence[str] = ()) -> list[Section]:
+    """Arrange runs in sections, in the order of their first runs, named by the options that differ between them.
+
+    Args:
+        runs: finished runs.
+        references: names of methods, or of algorithms for all their variants, that the others are compared with; by
+            default FedKDX+ and FedKDX, or else the best method of a section.
+
+    Raises:
+        UserError: a reference is in no section.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         key = json.dumps([_data(run), run.data["evaluated_on"], _options(run)], sort_keys=True)
@@ -124,8 +132,39 @@ def arrange(runs: Sequence[Run]) -> list[Section]:
         if titles[group[0].data["name"], name] > 1:  # only the data differ
             name = f"{name}, data {_data(group[0])[:8]}".lstrip(", ")
             notes.append("Another section has the same name and options, but other data; they are not mixed.")
-        sections.append(Section(name, config, methods, tuple(notes)))
+        chosen = _asked_for(methods, references) if references else _usual(methods)
+        sections.append(Section(name, config, methods, chosen, tuple(notes)))
+    _check_references(references, sections)
     return sections
+
+
+def _asked_for(methods: Sequence[Method], references: Sequence[str]) -> tuple[Method, ...]:
+    """Return the methods of these names, in this order: a method's own name, or that of its algorithm."""
+    found = []
+    for name in references:
+        exact = [method for method in methods if method.name.casefold() == name.casefold()]
+        found += exact or [method for method in methods if method.algorithm.casefold() == name.casefold()]
+    return tuple({method.name: method for method in found}.values())
+
+
+def _usual(methods: Sequence[Method]) -> tuple[Method, ...]:
+    """Return FedKDX+ and FedKDX, as far as they take part without label; else the first variant; else the best method.
+
+    The best is a federated one, where there is any.
+    """
+    own = [method for name in OURS for method in methods if method.algorithm == name]
+    plain = tuple(method for method in own if method.name in OURS)
+    federated = [method for method in methods if method.name != CEILING]
+    return plain or tuple(own[:1]) or (max(federated or methods, key=accuracy),)
+
+
+def _check_references(references: Sequence[str], sections: Sequence[Section]) -> None:
+    """Raise UserError if a reference is in no section; without any section, there is nothing to compare."""
+    methods = [method for section in sections for method in section.methods]
+    known = list(dict.fromkeys(name for method in methods for name in (method.name, method.algorithm)))
+    for name in references if sections else ():
+        if not _asked_for(methods, [name]):
+            raise UserError(f"reference: no run is of '{name}'{suggest(name, known)}; there are {', '.join(known)}")
 
 
 def _data(run: Run) -> str:

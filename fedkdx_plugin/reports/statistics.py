@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.metrics import Metrics
+from fedkdx_plugin.reports.people import same_clients
 from fedkdx_plugin.reports.sections import Method, Section
 from fedkdx_plugin.results.runs import Run
 
@@ -43,18 +44,32 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-@dataclass(frozen=True)
-class Test:
-    """Comparison of a method with the section's reference.
+class Pairs(NamedTuple):
+    """Differences of two methods' accuracies, one for each pair that has both.
 
     Attributes:
-        name: name of the method.
+        over: kind of pairs: 'seeds' or 'clients'.
+        differences: (pairs,), the first method's accuracy minus the second's, in [-1, 1].
+    """
+
+    over: str
+    differences: np.ndarray
+
+
+@dataclass(frozen=True)
+class Test:
+    """Comparison of a reference with another method, by the Wilcoxon signed-rank test.
+
+    Attributes:
+        name: name of the other method.
         over: kind of pairs: 'seeds' or 'clients'.
         pairs: number of pairs.
-        better, worse: pairs in which the method is above, and below, the reference.
-        difference: mean accuracy of the pairs, method minus reference, in [-1, 1].
-        p: p-value of the Wilcoxon signed-rank test, two-sided; 1 if no pair differs.
-        corrected: p corrected by Holm over all methods of the section.
+        better, worse: pairs in which the reference is above, and below, the method.
+        difference: mean accuracy of the pairs, reference minus method, in [-1, 1].
+        favours: 1 if the ranks of pairs in which the reference is better have the larger sum, -1 if the others', 0 if
+            both sums are equal. The mean can have another sign.
+        p: p-value of the test, two-sided; 1 if no pair differs.
+        corrected: p corrected by Holm over all comparisons with the reference.
     """
 
     name: str
@@ -63,6 +78,7 @@ class Test:
     better: int
     worse: int
     difference: float
+    favours: int
     p: float
     corrected: float
 
@@ -72,32 +88,67 @@ class Test:
         return self.corrected < LEVEL
 
 
-def tests(section: Section) -> tuple[list[Test], list[str]]:
-    """Compare every method's accuracy in the last round with the reference's; also name those that cannot be tested.
+def tests(section: Section, reference: Method) -> tuple[list[Test], list[str]]:
+    """Compare the reference's accuracy in the last round with every other method's.
 
-    Pairs are the seeds of both methods if there are enough, else clients, their accuracies averaged over those seeds.
+    What is a pair follows from `paired`. Corrected p-values are corrected for the comparisons with this reference.
+
+    Returns:
+        the tests, in the order of methods, and the names of the methods with too few pairs for one.
     """
-    reference = section.reference
-    paired = {m.name: _differences(m, reference) for m in section.methods if m is not reference}
-    tested = {name: pair for name, pair in paired.items() if len(pair[1]) >= PAIRS}
-    p = [_wilcoxon(differences) for _, differences in tested.values()]
+    same = same_clients(section.runs)
+    found = {m.name: _pairs(reference, m, same) for m in section.methods if m is not reference}
+    tested = {name: pairs for name, pairs in found.items() if len(pairs.differences) >= PAIRS}
+    p = [signed_rank(differences) for _, differences in tested.values()]
     results = [
-        Test(name, over, len(d), int((d > 0).sum()), int((d < 0).sum()), float(d.mean()), raw, corrected)
+        Test(name, over, len(d), int((d > 0).sum()), int((d < 0).sum()), float(d.mean()), _favours(d), raw, corrected)
         for (name, (over, d)), raw, corrected in zip(tested.items(), p, holm(p), strict=True)
     ]
-    return results, [name for name in paired if name not in tested]
+    return results, [name for name in found if name not in tested]
 
 
-def _differences(method: Method, reference: Method) -> tuple[str, np.ndarray]:
-    """Return the kind of pairs, 'seeds' or 'clients', and for each the method's accuracy minus the reference's."""
-    seeds = set(method.seeds) & set(reference.seeds)
-    if len(seeds) >= PAIRS:
-        own, other = (np.array([one.accuracy for one in _last(m, seeds)]) for m in (method, reference))
-        return "seeds", _difference(own, other)
-    if not seeds:
-        return "clients", np.empty(0)
-    own, other = (client_mean(np.array([one.client_accuracy for one in _last(m, seeds)])) for m in (method, reference))
-    return "clients", _difference(own, other)
+def common(one: Method, other: Method) -> tuple[list[Run], list[Run]]:
+    """Return the runs of both methods with the seeds that both have on the same data, ascending."""
+    runs = {run.seed: run for run in other.runs}
+    first = [
+        run
+        for run in one.runs
+        if run.seed in runs and run.data["manifest_sha256"] == runs[run.seed].data["manifest_sha256"]
+    ]
+    return first, [runs[run.seed] for run in first]
+
+
+def _last(runs: Sequence[Run]) -> list[Metrics]:
+    """Return the metrics of the last round."""
+    return [run.evaluated[-1].metrics[SERVED] for run in runs]
+
+
+def _pairs(one: Method, other: Method, same: bool) -> Pairs:
+    """Pair two methods in the last round; see `paired`."""
+    own, others = common(one, other)
+    return paired(_last(own), _last(others), same)
+
+
+def paired(own: Sequence[Metrics], other: Sequence[Metrics], same: bool) -> Pairs:
+    """Pair the accuracies of two methods, or of two networks.
+
+    A pair is a seed if there are at least `PAIRS` of them. With fewer, it is a client, whose accuracies are averaged
+    over the seeds, but only if the clients are the same with every seed. Else the pairs remain the seeds, and are too
+    few for a test. Each client of each seed could be a pair as well, but these are no independent observations: the
+    clients of a seed divide the same recordings and share their models, and p would fall with their number, which is
+    chosen freely.
+
+    Args:
+        own, other: metrics of each seed, in the same order.
+        same: whether a number names the same client in all seeds (`people.same_clients`).
+    """
+    if len(own) >= PAIRS or not same:
+        accuracies = (np.array([one.accuracy for one in side]) for side in (own, other))
+        return Pairs("seeds", _difference(*accuracies))
+    if not own:
+        return Pairs("clients", np.empty(0))
+    clients = (over_seeds(np.array([one.client_accuracy for one in side])) for side in (own, other))
+    return Pairs("clients", _difference(*clients))
 
 
 def _difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -107,13 +158,8 @@ def _difference(own: np.ndarray, other: np.ndarray) -> np.ndarray:
     return known
 
 
-def _last(method: Method, seeds: Collection[int]) -> list[Metrics]:
-    """Return the metrics of the last round with each of these seeds."""
-    return [run.evaluated[-1].metrics[SERVED] for run in method.runs if run.seed in seeds]
-
-
-def client_mean(values: np.ndarray) -> np.ndarray:
-    """Average (seeds, clients) to (clients,), over the seeds for which a client has a value; NaN if none."""
+def over_seeds(values: np.ndarray) -> np.ndarray:
+    """Average (seeds, n) to (n,), each over the seeds that have a value; NaN if none has."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(axis=0)
     mean = np.full(values.shape[1], np.nan)
@@ -121,16 +167,83 @@ def client_mean(values: np.ndarray) -> np.ndarray:
     return mean
 
 
-def _wilcoxon(differences: np.ndarray) -> float:
-    """Return the p-value of the two-sided signed-rank test; 1 if all differences are 0."""
+def signed_rank(differences: np.ndarray) -> float:
+    """Return the p-value of Wilcoxon's signed-rank test, two-sided; 1 if all differences are 0."""
     from scipy.stats import wilcoxon
 
     return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def per_client(method: Method) -> np.ndarray:
-    """Return (clients,): accuracy in the last round, mean over seeds; NaN for a client without test windows."""
-    return client_mean(np.array([one.client_accuracy for one in _last(method, method.seeds)]))
+def _favours(differences: np.ndarray) -> int:
+    """Return the sign of the signed ranks' sum, as the test has them: of the differences that are not 0."""
+    from scipy.stats import rankdata
+
+    some = differences[differences != 0]
+    return int(np.sign(np.sign(some) @ rankdata(abs(some))))
+
+
+@dataclass(frozen=True)
+class BySeed:
+    """Difference of a reference and another method, seed by seed.
+
+    Attributes:
+        name: name of the other method.
+        differences: by seed that both have, accuracy in the last round, reference minus method.
+        test: the test of both; None if there were too few pairs for one.
+    """
+
+    name: str
+    differences: Mapping[int, float]
+    test: Test | None
+
+    @property
+    def better(self) -> int:
+        """Number of seeds in which the reference is better."""
+        return sum(difference > 0 for difference in self.differences.values())
+
+    @property
+    def verdict(self) -> int | None:
+        """Sign of a difference that is called one: in every seed, and so in their mean, and significant by the test.
+
+        1 if the reference is better, -1 if it is worse, 0 if the seeds and the test do not agree that it is either;
+        None with fewer than two seeds, which decide nothing.
+        """
+        if len(self.differences) < 2:
+            return None
+        signs = {int(np.sign(difference)) for difference in self.differences.values()}
+        agreed = self.test is not None and self.test.significant and signs == {self.test.favours}
+        return self.test.favours if self.test and agreed else 0
+
+
+def by_seed(section: Section, reference: Method, tests: Sequence[Test]) -> list[BySeed]:
+    """Return the differences of the reference and each other method, seed by seed, with the tests of both."""
+    tested = {test.name: test for test in tests}
+    found = []
+    for method in section.methods:
+        if method is not reference:
+            runs, others = common(reference, method)
+            differences = {
+                run.seed: round(one.accuracy - other.accuracy, 12)
+                for run, one, other in zip(runs, _last(runs), _last(others), strict=True)
+            }
+            found.append(BySeed(method.name, differences, tested.get(method.name)))
+    return found
+
+
+def per_client(method: Method, same: bool) -> dict[int | None, np.ndarray]:
+    """Return (clients,) accuracies in the last round; NaN for a client without test windows.
+
+    Args:
+        method: the method.
+        same: whether a number names the same client in all seeds (`people.same_clients`).
+
+    Returns:
+        the means over seeds, under None; or if clients are others with each seed, those of each seed.
+    """
+    values: dict[int | None, np.ndarray] = {
+        run.seed: run.evaluated[-1].metrics[SERVED].client_accuracy for run in method.runs
+    }
+    return {None: over_seeds(np.array(list(values.values())))} if same else values
 
 
 def sent(run: Run) -> np.ndarray:

@@ -19,7 +19,8 @@ def test_overview_changes_its_form_with_the_number_of_sections(tmp_path):
     assert len(abreast.columns) == 1 + 2 * 4 and abreast.groups()[1] == ("made, join ratio 0.1", 4)
     (down,) = overview.overview(sections([0.1, 0.2, 0.3, 0.4, 0.5], ["FedAvg"]))
     assert [row[0].text for row in down.rows] == [f"join ratio {r}" for r in (0.1, 0.2, 0.3, 0.4, 0.5)]
-    wide = overview.overview(sections([0.1, 0.2, 0.3, 0.4, 0.5], ["FedAvg", "Local", "MOON", "FedKD"]))
+    *wide, ranks = overview.overview(sections([0.1, 0.2, 0.3, 0.4, 0.5], ["FedAvg", "Local", "MOON", "FedKD"]))
+    assert ranks.name == "overview-ranks"
     assert [table.name for table in wide] == [
         f"overview-made-{metric}" for metric in ("accuracy", "auc", "f1", "recall")
     ]
@@ -38,7 +39,7 @@ def test_overview_has_clients_set_apart_and_mean_ranks(tmp_path):
             where = tmp_path / f"{i}-{name}"
             folders[i, name] = make_run(where, name, skill=skill, views=views, groups=groups, **setting)
     del folders[4, "MOON"]
-    accuracy, _, f1, _ = overview.overview(sections_of(*folders.values()))
+    accuracy, _, f1, _, over_all = overview.overview(sections_of(*folders.values()))
 
     rare = column(accuracy, "rare", "rare 0.3@0.1")
     for name in names:
@@ -55,3 +56,5 @@ def test_overview_has_clients_set_apart_and_mean_ranks(tmp_path):
     expected = scipy.stats.rankdata(table, axis=1).mean(0)
     assert [ranks[name].value for name in there] == pytest.approx(expected)
     assert ranks["MOON"].text == ranks["Centralised"].text == "–"
+    assert [column(over_all, "accuracy", "mean rank")[name].value for name in there] == pytest.approx(expected)
+    assert column(over_all, "sections")["MOON"].text == "4 of 5"

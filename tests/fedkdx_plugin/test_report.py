@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.reports import comparison_table, content, report, statistics, tables
 from fedkdx_plugin.reports.looks import Looks
 from fedkdx_plugin.reports.tables import Cell, Table
@@ -231,21 +232,6 @@ def test_the_papers_numbers_are_whole():
         assert sum(own) == pytest.approx(total, abs=1e-6)
 
 
-def test_the_others_are_tested_against_fedkdx_plus_else_fedkdx_else_the_best(tmp_path):
-    def reference(*methods: tuple[str, str]) -> str:
-        place = tmp_path / "-".join(name + label for name, label in methods)
-        folders = [make_run(place / f"{n}{label}", n, 0, 0.2 * i, label=label) for i, (n, label) in enumerate(methods)]
-        (section,) = sections_of(*folders)
-        return section.reference.name
-
-    assert reference(("FedAvg", ""), ("FedKDX", ""), ("FedKDX+", "")) == "FedKDX+"
-    assert reference(("FedAvg", ""), ("FedKDX+", "tuned"), ("FedKDX", "")) == "FedKDX"
-    assert reference(("FedKDX", "base"), ("FedKDX+", "tuned")) == "FedKDX+ tuned"
-    assert reference(("FedAvg", ""), ("Local", "")) in ("FedAvg", "Local")
-    assert reference(("FedAvg", ""), ("Centralised", "")) == "FedAvg"  # no federated method, though the best
-    assert reference(("Centralised", "")) == "Centralised"
-
-
 def test_figures_of_the_paper_stand_beside_its_own_method_alone(tmp_path):
     config = {"split": "shuffled", "global_rounds": 2, "data": {"name": "UCI-HAR"}}
     folders = [make_run(tmp_path / name, name, **config) for name in ("FedKDX", "FedKDX+", "FedKD+")]
@@ -395,6 +381,29 @@ def said(capsys, *arguments):
     assert main(["--report", *map(str, arguments)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+def test_a_report_of_other_references(tmp_path, capsys):
+    for name in ("FedAvg", "FedKDX", "Local"):
+        make_run(tmp_path / "runs" / name, name)
+    line = said(capsys, tmp_path / "runs", "--reference", "FedAvg,Lcal")
+    assert line.endswith("reference: no run is of 'Lcal' (did you mean Local?); there are FedAvg, FedKDX, Local")
+    assert "--reference: no name given" in said(capsys, tmp_path / "runs", "--reference", ",")
+    out = tmp_path / "out"
+    assert main(["report", str(tmp_path / "runs"), "-o", str(out), "--reference", "FedAvg, local"]) == 0
+    made = {path.stem for path in (out / "tables").glob("*.csv")}
+    assert {name for name in made if "-differences-" in name} == {f"made-differences-{n}" for n in ("FedAvg", "Local")}
+
+
+def test_a_report_of_other_references_in_python(tmp_path):
+    for name in ("FedAvg", "FedKDX", "Local"):
+        make_run(tmp_path / "runs" / name, name)
+    results = Results.load(tmp_path / "runs")
+    for place, reference, named in (("a", "Local", ["Local"]), ("b", ["Local", "FedAvg"], ["FedAvg", "Local"])):
+        folder = results.report(tmp_path / place, reference=reference).parent / "tables"
+        assert sorted(path.stem for path in folder.glob("*-differences-*.csv")) == [
+            f"made-differences-{name}" for name in named
+        ]
 
 
 def test_runs_are_found_behind_links_and_count_once(tmp_path):
