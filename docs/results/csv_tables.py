@@ -16,11 +16,10 @@ import numpy as np
 import pandas as pd
 import yaml
 from csv_rows import SHARES, TRAINING, merged, method_of, options_beside, path_of, read, unpacked
-from scipy.stats import rankdata, wilcoxon
 
 from fedkdx_plugin import reports
 from fedkdx_plugin.reports.sections import CEILING
-from fedkdx_plugin.reports.statistics import LEVEL, PAIRS, holm, spread
+from fedkdx_plugin.reports.statistics import LEVEL, PAIRS, favours, holm, signed_rank, spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, markdown, number, plain, ranked
 from registry.errors import UserError
 
@@ -214,7 +213,7 @@ def claims(rows: pd.DataFrame, args: Args) -> Table:
     if not compared:
         raise UserError(f"nothing to compare {reference} with: no seed that both have")
     tested = [i for i, (*_, pairs) in enumerate(compared) if len(pairs) >= PAIRS]
-    corrected = dict(zip(tested, holm([_signed_rank(compared[i][2])[0] for i in tested]), strict=True))
+    corrected = dict(zip(tested, holm([signed_rank(compared[i][2]) for i in tested]), strict=True))
     heads = ("data", "setting", f"{reference} against", "difference", "of seeds", "better in", "pairs", "p", "verdict")
     lines = [_claim(*one, corrected.get(i, np.nan)) for i, one in enumerate(compared)]
     return Table("", "", [("", head) for head in heads], lines)
@@ -243,20 +242,12 @@ def _client_means(rows: pd.DataFrame) -> pd.Series:
     return pd.DataFrame(lines).mean()
 
 
-def _signed_rank(differences: np.ndarray) -> tuple[float, int]:
-    """Return p of the two-sided signed-rank test, and the sign of the pairs whose ranks have the larger sum."""
-    some = differences[differences != 0]
-    if not len(some):
-        return 1.0, 0
-    return float(wilcoxon(differences).pvalue), int(np.sign(np.sign(some) @ rankdata(abs(some))))
-
-
 def _claim(names: Sequence[str], seeds: np.ndarray, pairs: np.ndarray, p: float) -> list[Cell]:
     """Return the row of one comparison."""
     mean, count = float(seeds.mean()), len(seeds)
     signs = {int(sign) for sign in np.sign(seeds)}
     verdict = "one seed" if count == 1 else "not told apart"
-    if count > 1 and p < LEVEL and signs == {_signed_rank(pairs)[1]} != {0}:
+    if count > 1 and p < LEVEL and signs == {favours(pairs)} != {0}:
         verdict = "better" if signs == {1} else "worse"
     low, high = (plain(float(value), sign=True).text for value in (seeds.min(), seeds.max()))
     tested = Cell(NONE) if np.isnan(p) else Cell("<0.001" if p < 0.001 else f"{p:.3f}", p)

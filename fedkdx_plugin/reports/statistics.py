@@ -101,7 +101,7 @@ def tests(section: Section, reference: Method) -> tuple[list[Test], list[str]]:
     tested = {name: pairs for name, pairs in found.items() if len(pairs.differences) >= PAIRS}
     p = [signed_rank(differences) for _, differences in tested.values()]
     results = [
-        Test(name, over, len(d), int((d > 0).sum()), int((d < 0).sum()), float(d.mean()), _favours(d), raw, corrected)
+        Test(name, over, len(d), int((d > 0).sum()), int((d < 0).sum()), float(d.mean()), favours(d), raw, corrected)
         for (name, (over, d)), raw, corrected in zip(tested.items(), p, holm(p), strict=True)
     ]
     return results, [name for name in found if name not in tested]
@@ -174,7 +174,7 @@ def signed_rank(differences: np.ndarray) -> float:
     return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def _favours(differences: np.ndarray) -> int:
+def favours(differences: np.ndarray) -> int:
     """Return the sign of the signed ranks' sum, as the test has them: of the differences that are not 0."""
     from scipy.stats import rankdata
 

@@ -100,9 +100,9 @@ def test_pairs_are_seeds_from_six_on_whoever_the_clients_are():
 
 def test_the_test_favours_the_larger_sum_of_ranks_not_the_mean():
     """By hand: |d| has ranks 1, 2, 3, 4, the positive ones add up to 6, the negative one to 4; the mean is negative."""
-    assert statistics._favours(np.array([0.01, 0.02, 0.03, -0.1])) == 1
-    assert statistics._favours(np.array([0.01, -0.01, 0.0])) == 0  # both have rank 1.5
-    assert statistics._favours(np.array([-0.01, 0.0])) == -1
+    assert statistics.favours(np.array([0.01, 0.02, 0.03, -0.1])) == 1
+    assert statistics.favours(np.array([0.01, -0.01, 0.0])) == 0  # both have rank 1.5
+    assert statistics.favours(np.array([-0.01, 0.0])) == -1
 
 
 # ---- whose clients they are
