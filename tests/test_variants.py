@@ -10,7 +10,7 @@ import yaml
 
 from fedkdx_plugin.algorithm.additions import OFF
 from fedkdx_plugin.cli.main import main
-from fedkdx_plugin.configuration.choice import read_preset
+from fedkdx_plugin.configuration.choice import RATE, read_preset
 from fedkdx_plugin.experiments.experiment import Experiment
 from registry import catalog
 from tests.test_cli import RUN, fails, resolved
@@ -65,11 +65,13 @@ def test_a_variant_and_its_hyper_parameters_are_named_with_the_plus():
 
 def test_the_preset_tuned_has_the_additions_in_the_variants_alone():
     tuned, paper = read_preset("tuned"), read_preset("paper")
-    assert not {"FedKDX", "FedKD"} & tuned.keys() and not set(VARIANTS) & paper.keys()
-    assert all(OFF.keys() <= tuned[name].keys() for name in VARIANTS)
-    found = resolved("-data", "SPAR", "-algo", "FedKDX,FedKDX+,FedKD+", "--preset", "tuned")["set"]
-    assert [found[f"{name}.pull_start"] for name in ("FedKDX+", "FedKD+")] == [1.0, 0.5]
-    assert (found["FedKDX.tau"], found["FedKDX+.tau"]) == (0.8, 2.0)
+    assert not set(VARIANTS) & paper.keys()
+    of_variants = OFF.keys() - {"serve"}  # teacher or student predicts in the papers' methods, too
+    assert not any(of_variants & tuned.get(name, {}).keys() for name in ("FedKDX", "FedKD"))
+    names = ["FedKDX", "FedKD", *VARIANTS]
+    found = resolved("-data", "SPAR", "-algo", ",".join(names), "--preset", "tuned")["set"]
+    wanted = {f"{name}.{key}": value for name in names for key, value in tuned.get(name, {}).items() if key != RATE}
+    assert wanted and wanted.items() <= found.items()
 
 
 def test_a_smaller_student_is_refused_with_what_to_switch_off(capsys, shard_folder):

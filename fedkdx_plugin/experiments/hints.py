@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedkdx_plugin.configuration.choice import read_preset
+from fedkdx_plugin.configuration.choice import RATE, Common, read_preset
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.participation import UNSEEN
 from fedkdx_plugin.reports.people import same_clients
@@ -46,9 +46,11 @@ def _tuned(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         if run.config.get("preset") != "paper":
             continue
-        used = run.config["set"]
-        values = {f"{run.algorithm}.{key}": value for key, value in preset.get(run.algorithm, {}).items()}
-        if any(used.get(key) != value for key, value in values.items()):
+        values = dict(preset.get(run.algorithm, {}))
+        rate, usual = run.config.get(RATE), Common().local_learning_rate
+        asked_for = rate not in (None, usual)  # which would hold with the preset, too
+        other_rate = values.pop(RATE, usual) != usual and not asked_for
+        if other_rate or any(run.config["set"].get(f"{run.algorithm}.{key}") != own for key, own in values.items()):
             names.append(run.algorithm)
     if names:
         yield (

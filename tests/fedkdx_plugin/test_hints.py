@@ -6,7 +6,6 @@ import h5py
 import numpy as np
 import pytest
 
-from fedkdx_plugin.configuration.choice import read_preset
 from fedkdx_plugin.experiments.hints import hints
 from fedkdx_plugin.results.runs import read
 from tests.fedkdx_plugin.made_runs import make_run
@@ -55,14 +54,25 @@ def test_no_hint_without_a_clear_reason(tmp_path, gain, data):
     assert hints([made(tmp_path / "0", gain, data)]) == []
 
 
-def test_methods_with_other_tuned_values_are_named_once(tmp_path):
-    tuned = read_preset("tuned")
+def test_methods_with_other_tuned_values_are_named_once(tmp_path, monkeypatch):
+    tuned = {
+        "FedMTL": {"lam": 0.005},
+        "FedProx": {"mu": 0.01},
+        "MOON": {"mu": 0.3},
+        "Local": {"local_learning_rate": 0.05},
+    }
+    monkeypatch.setattr("fedkdx_plugin.experiments.hints.read_preset", {"tuned": tuned}.get)
     runs = [
         make_run(tmp_path / "a", "FedMTL", 0, preset="paper", hyper={"lam": 99.0}),
         make_run(tmp_path / "b", "FedMTL", 1, preset="paper", hyper={"lam": 99.0}),
-        make_run(tmp_path / "c", "FedProx", preset="paper", hyper=tuned["FedProx"]),  # which are the defaults
+        make_run(tmp_path / "c", "FedProx", preset="paper", hyper={"mu": 0.01}),  # which are the defaults
         make_run(tmp_path / "d", "FedAvg", preset="paper"),  # has none
         make_run(tmp_path / "e", "MOON", preset="tuned", hyper={"mu": 99.0}),  # was asked for
+        make_run(tmp_path / "f", "Local", 0, preset="paper", local_learning_rate=0.01),
+        make_run(
+            tmp_path / "g", "Local", 1, preset="paper", local_learning_rate=0.02
+        ),  # would hold with the preset, too
     ]
     (hint,) = hints([read(run) for run in runs])
-    assert hint.startswith("--preset tuned has other hyper-parameters for FedMTL, chosen on validation windows")
+    assert hint.startswith("--preset tuned has other hyper-parameters for FedMTL, Local, chosen on validation windows")
+    assert hints([read(runs[-1])]) == []
