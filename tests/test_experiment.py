@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.experiments import pool
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.results.runs import FAILED
+from registry.errors import UserError
 from tests.dataset_utils.pamap2_files import write as write_pamap2
 from tests.registry.test_catalog import install
 from tests.test_cli import fails
@@ -96,6 +98,22 @@ def test_other_settings_get_another_folder_and_where_it_runs_does_not():
 
     assert place() == place(backend="sequential") == place(data_root="elsewhere")
     assert len({place(), place(global_rounds="4"), place(local_learning_rate="0.1"), place(scale="none")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"data": "SPAR"}, "sets data and exclude_subjects together, so data alone cannot be replaced; pick entries"),
+        ({"exclude_subjects": "1,2"}, "sets data and exclude_subjects together, so exclude_subjects alone cannot"),
+    ],
+)
+def test_half_of_what_an_axis_sets_together_cannot_be_replaced(given, says):
+    """Else SPAR would be run without the subjects of another data set, and UCI-HAR without nobody."""
+    grid = {"setting": [{"data": "SPAR"}, {"data": "UCI-HAR", "exclude_subjects": [3]}], "algorithm": ["FedAvg"]}
+    with pytest.raises(UserError, match=re.escape(says)):
+        names(grid, given)
+    assert len(names(grid, {"algorithm": "Local", "global_rounds": "3"})) == 2
+    assert len(names(grid, only=("data=UCI-HAR",))) == 1
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))

@@ -10,7 +10,7 @@ from registry.errors import UserError
 from tests.made_rows import cells, csv_rows, csv_tables, make, row, write
 
 # Pages whose tables were made before there were CSV files. A page is taken off when its tables are made from them.
-OLDER = {"README.md", "audit.md", "privacy.md", "robustness.md", "settings.md", "tuning.md"}
+OLDER = {"audit.md", "earlier.md", "privacy.md", "robustness.md", "settings.md", "tuning.md"}
 
 
 @pytest.fixture

@@ -115,11 +115,12 @@ def _require_same(rows: pd.DataFrame, keys: Sequence[str], where: str) -> None:
 def settings(rows: pd.DataFrame, args: Args) -> Table:
     """Return methods × settings (× data sets): mean ± standard deviation over seeds in %, and mean ranks.
 
+    The metric is the pooled accuracy, as in reports, or another share (`metric=f1`).
     Best and second are ranked in each column without Centralised. A mean rank is over the columns of all clients, of
     the methods that all of them have; methods that are equal as shown share the mean of their ranks (Demšar 2006).
     """
     _check(rows)
-    metric = args.get("metric", "accuracy")
+    metric = args.get("metric", "pooled")
     if metric not in SHARES:
         raise UserError(f"metric={metric}: there are {', '.join(SHARES)}")
     methods = _in_order(rows, args, "method")
@@ -194,7 +195,7 @@ def _one(rows: pd.DataFrame, *keys: str) -> None:
 
 
 def claims(rows: pd.DataFrame, args: Args) -> Table:
-    """Return the reference against each other method, over the seeds that both have: accuracy over clients, in points.
+    """Return the reference against each other method, over the seeds that both have: pooled accuracy, in points.
 
     Tests are paired by client, each client's accuracies averaged over seeds first; where clients are no subjects and
     each seed deals the windows out anew, by seed, of which there must be six. p is of the two-sided Wilcoxon
@@ -226,7 +227,7 @@ def _by_seed(rows: pd.DataFrame, reference: str, other: str) -> tuple[np.ndarray
     if seeds.empty:
         return None
     own, theirs = own.loc[seeds], theirs.loc[seeds]
-    differences = np.round(100 * (own["accuracy"] - theirs["accuracy"]).to_numpy(), 10)
+    differences = np.round(100 * (own["pooled"] - theirs["pooled"]).to_numpy(), 10)
     if not (own["names"] != "").all() and own["data_seed"].nunique() > 1:
         return differences, differences
     by_client = _client_means(own) - _client_means(theirs)

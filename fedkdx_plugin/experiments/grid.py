@@ -18,6 +18,8 @@ FOLDERS = (Path(__file__).parents[2] / "experiments", Path(sys.prefix) / "share"
 # keys that differ between runs of one section; any other key that varies makes sections
 IN_THE_RUN = ("algorithm", "label", "set", "preset", "student_model", "local_learning_rate", "times")
 
+OF_PEOPLE = ("data", "subjects", "exclude_subjects")  # names of subjects mean something in their data set alone
+
 
 def find(name: str) -> Path:
     """Return the YAML file of an experiment, by its name or path. Raises UserError: the name is unknown."""
@@ -49,6 +51,7 @@ def combinations(
     for key, entries in grid.items():
         if not isinstance(entries, list) or not entries:
             raise UserError(f"{where}: grid: {key}: must be a list of values, or of mappings")
+        _check_whole(where, key, entries, given)
         axes.append([dict(entry) if isinstance(entry, Mapping) else _assigned(key, entry) for entry in entries])
     for entries in itertools.product(*axes):
         values: dict[str, Any] = {}
@@ -56,6 +59,18 @@ def combinations(
             sets = {**(values.get("set") or {}), **(part.get("set") or {})}
             values = values | dict(part) | {"set": sets}
         yield values
+
+
+def _check_whole(where: str, axis: str, entries: Sequence[Any], given: Mapping[str, Any]) -> None:
+    """Raise UserError where `given` would replace a data set without its subjects, or these without it."""
+    for entry in entries:
+        own = [key for key in OF_PEOPLE if isinstance(entry, Mapping) and key in entry]
+        for key in own if len(own) > 1 else ():
+            if key in given and str(entry[key]) != str(given[key]):
+                raise UserError(
+                    f"{where}: grid: {axis}: sets {' and '.join(own)} together, so {key} alone cannot be replaced; pick "
+                    f"entries with --only data=NAME, or edit a copy of the file"
+                )
 
 
 def _assigned(key: str, value: Any) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata, wilcoxon
 
 from fedkdx_plugin.reports import against, content, statistics, tables
 from fedkdx_plugin.reports.people import same_clients, subjects
@@ -391,3 +393,37 @@ def test_that_seeds_set_other_clients_apart_is_said(tmp_path):
     assert "each seed sets other clients apart (late, unseen)" in caption and "leaves out those in which" in caption
     (section,) = sections_of(folders[0])
     assert "apart" not in content.clients(section).caption
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1, 2, 3, 4, 5], 2 / 2**5),  # all of one sign: only this choice and its opposite
+        ([0] * 15 + [1, 2, 3, 4, 5], 2 / 2**5),  # zeros say nothing
+        ([0] * 14 + [1] * 6, 2 / 2**6),
+        ([0] * 10 + [1] * 8 + [-1] * 2, 2 * (45 + 10 + 1) / 2**10),  # equal ranks: at most 2 of 10 of one sign
+        ([1, -2, 3], 6 / 8),  # sums of 4 and 2; only all of one sign, and a 1 alone, are further apart
+        ([1, -1], 1.0),
+        ([0, 0], 1.0),
+    ],
+)
+def test_signed_rank_by_hand(differences, p):
+    assert statistics.signed_rank(np.array(differences, dtype=float)) == pytest.approx(p, abs=1e-15)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_signed_rank_is_the_share_of_all_choices_of_signs(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-4, 6, 12 - seed).astype(float)
+    some = values[values != 0]
+    ranks = rankdata(abs(some))
+    sums = [abs(np.dot(signs, ranks)) for signs in itertools.product((-1, 1), repeat=len(some))]
+    wanted = np.mean([one >= abs(np.dot(np.sign(some), ranks)) - 1e-9 for one in sums])
+    assert statistics.signed_rank(values) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_without_ties_it_is_scipys_exact_test_and_with_very_many_its_approximation():
+    values = np.random.default_rng(0).normal(0.2, 1, 40)
+    assert statistics.signed_rank(values) == pytest.approx(wilcoxon(values, method="exact").pvalue, rel=1e-9)
+    many = np.random.default_rng(0).normal(0.1, 1, 300)
+    assert statistics.signed_rank(many) == wilcoxon(many, method="approx").pvalue
