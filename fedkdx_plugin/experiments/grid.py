@@ -68,8 +68,8 @@ def _check_whole(where: str, axis: str, entries: Sequence[Any], given: Mapping[s
         for key in own if len(own) > 1 else ():
             if key in given and str(entry[key]) != str(given[key]):
                 raise UserError(
-                    f"{where}: grid: {axis}: sets {' and '.join(own)} together, so {key} alone cannot be replaced; pick "
-                    f"entries with --only data=NAME, or edit a copy of the file"
+                    f"{where}: grid: {axis}: sets {' and '.join(own)} together, so {key} alone cannot be replaced; "
+                    f"pick entries with --only data=NAME, or edit a copy of the file"
                 )
 
 
