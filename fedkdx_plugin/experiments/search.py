@@ -38,6 +38,7 @@ from registry.parameters import suggest
 PARTS = ("candidates", "seed", "every", "spaces")
 RANGES = ("log", "uniform")
 DEFAULTS = "defaults"
+FIRST = "first candidate %"  # head of its accuracy: with the defaults, and what the search's preset or `set` says
 DIGITS = 3  # of a drawn number, so that it can be read and written
 TRIES = 1000  # draws for a candidate that is none of those before, in a small space
 
@@ -52,7 +53,7 @@ class Best:
         values: its hyper-parameters that were drawn, and others that are not the method's defaults (from the search's
             own `preset` or `set`); {}: the defaults.
         accuracy: its mean accuracy on validation windows over data sets and seeds, in [0, 1].
-        before: the same of the defaults.
+        before: the same of the first candidate, which has the defaults beside the search's own `preset` or `set`.
         candidates: number of candidates.
     """
 
@@ -170,7 +171,7 @@ def write_preset(path: Path, found: Sequence[Best], about: str) -> None:
 
 def table(found: Sequence[Best]) -> str:
     """Return a Markdown table of the best candidates."""
-    heads = ["method", "candidates", "best", "accuracy %", "with defaults %"]
+    heads = ["method", "candidates", "best", "accuracy %", FIRST]
     rows = [
         [one.algorithm, str(one.candidates), one.label, f"{100 * one.accuracy:.2f}", f"{100 * one.before:.2f}"]
         for one in found
