@@ -131,7 +131,10 @@ def _as(value: Any, kind: Any, where: str) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise UserError(f"{where}: {value!r} is not a list; write a,b,c")
-        return tuple(str(item).strip() for item in items if str(item).strip())
+        names = tuple(str(item).strip() for item in items if str(item).strip())
+        if items and not names:
+            raise UserError(f"{where}: {value!r} names nothing; write a,b,c, or leave it out")
+        return names
     if kind is bool:
         word = str(value).strip().lower()
         if word not in WORDS:
