@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from dataset_utils.files import replacing, yaml_text
-from fedkdx_plugin.configuration.choice import RATE, Common
+from fedkdx_plugin.configuration.choice import RATE, Common, choose
+from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.results.runs import Run
 from registry import catalog
@@ -120,6 +121,40 @@ def check_given(where: str, search: Mapping[str, Any], given: Mapping[str, Any])
         for algorithm, space in search["spaces"].items():
             if name in {**(search.get("every") or {}), **space} and scope.lower() in ("", str(algorithm).lower()):
                 raise UserError(f"--set {key}: {where} draws it in search: spaces: {algorithm}; take it out of one")
+
+
+def check_first(where: str, search: Mapping[str, Any], values: Mapping[str, Any], config: Config) -> None:
+    """Check that a method's first candidate has the method's defaults of all that is drawn for the others.
+
+    Args:
+        where: the file, for messages.
+        search: content of the part `search`.
+        values: a combination of base, grid and a candidate.
+        config: the same, checked.
+
+    Raises:
+        UserError: a preset, `set` or learning rate has another value, so that the label 'defaults' is wrong.
+    """
+    if values["label"] != DEFAULTS:
+        return
+    space = next(own for algorithm, own in search["spaces"].items() if str(algorithm) == values["algorithm"])
+    (choice,) = choose(config)
+    fields = (*dataclasses.fields(choice.server.Params), *dataclasses.fields(Common))
+    has = vars(choice.params) | {RATE: choice.learning_rate}
+    default = {own.name: own.default for own in fields}
+    for name in {**(search.get("every") or {}), **space}:
+        if name in has and has[name] != default[name]:  # the other candidates tell of an unknown name
+            raise UserError(
+                f"{where}: search: {choice.name}: {name} is drawn, and {_source_of(name, choice.name, config)} says "
+                f"{has[name]}, while the first candidate has the default {default[name]}; take it out of one"
+            )
+
+
+def _source_of(name: str, algorithm: str, config: Config) -> str:
+    """Return what gives an algorithm its value of a hyper-parameter, in the order of `configuration.choice`."""
+    if {name, f"{algorithm}.{name}".lower()} & {name if key == name else key.lower() for key in config.set}:
+        return "'set'"
+    return RATE if name == RATE and config.local_learning_rate is not None else f"preset {config.preset}"
 
 
 def check_windows(evaluated_on: Iterable[str]) -> None:
