@@ -84,10 +84,13 @@ class ShardSpec(Params):
         flags="--evaluate-on",
     )
     subjects: tuple[str, ...] = option(
-        (), "use these subjects alone, by name, separated by commas (default: all)", flags="--subjects"
+        (), "use these subjects alone, by name, separated by commas (default: all)", flags="--subjects", filled=True
     )
     exclude_subjects: tuple[str, ...] = option(
-        (), "leave these subjects out, such as one who wore the sensor the other way round", flags="--exclude-subjects"
+        (),
+        "leave these subjects out, such as one who wore the sensor the other way round",
+        flags="--exclude-subjects",
+        filled=True,
     )
     allow_missing: bool = option(
         False,

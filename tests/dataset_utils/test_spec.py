@@ -117,6 +117,8 @@ def test_without_a_reduction_folders_keep_their_names():
 def test_a_choice_of_nobody_is_not_one_of_all(flag, given):
     with pytest.raises(UserError, match=f"^{flag}: '{given}' names nothing; write a,b,c, or leave it out"):
         spec_of("-data", "X", flag, given)
+    with pytest.raises(UserError, match=f"^{flag}: .* names nothing"):
+        ShardSpec("X", **{flag[2:].replace("-", "_"): [" "]})
     assert ShardSpec("X", subjects=[]).subjects == ()
 
 
