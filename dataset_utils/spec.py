@@ -15,7 +15,7 @@ from dataset_utils import limits
 from dataset_utils.files import is_folder
 from registry.errors import UserError
 from registry.parameters import Params, option
-from registry.text import shown
+from registry.text import natural, shown
 
 PARTITIONS = ("subject", "iid", "dirichlet", "pathological")
 SPLITS = ("shuffled", "blocked", "loso", "given")
@@ -30,6 +30,8 @@ OWN = "(default: the data set's own)"
 @dataclass(frozen=True)
 class ShardSpec(Params):
     """Parameters of shards: the data, how they are cut into windows, split and divided among clients.
+
+    Names of subjects are kept in their natural order, each once.
 
     Raises:
         UserError: a value of the wrong type or out of range.
@@ -82,10 +84,13 @@ class ShardSpec(Params):
         flags="--evaluate-on",
     )
     subjects: tuple[str, ...] = option(
-        (), "use these subjects alone, by name, separated by commas (default: all)", flags="--subjects"
+        (), "use these subjects alone, by name, separated by commas (default: all)", flags="--subjects", filled=True
     )
     exclude_subjects: tuple[str, ...] = option(
-        (), "leave these subjects out, such as one who wore the sensor the other way round", flags="--exclude-subjects"
+        (),
+        "leave these subjects out, such as one who wore the sensor the other way round",
+        flags="--exclude-subjects",
+        filled=True,
     )
     allow_missing: bool = option(
         False,
@@ -96,6 +101,8 @@ class ShardSpec(Params):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("subjects", "exclude_subjects"):  # one choice has one text, however it was written
+            object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)), key=natural)))
         if self.window is not None and _length(self.window) is None:
             raise UserError(f"--window: {self.window!r} is no length; write seconds, or '128 samples'")
         if self.subjects and self.exclude_subjects:
@@ -125,7 +132,7 @@ class ShardSpec(Params):
         if not self.allow_missing:
             del values["allow_missing"]
         for name in ("subjects", "exclude_subjects"):
-            values[name] = sorted(set(values[name]))
+            values[name] = sorted(values[name])  # by letters, as in the folder names of all versions
             if not values[name]:
                 del values[name]
         # 1 and 1.0 must give the same name, and whole numbers that a float does not tell apart different ones
@@ -142,9 +149,9 @@ class ShardSpec(Params):
         if self.clients is not None:
             parts.append(f"nc{self.clients}")
         if self.subjects:
-            parts.append(f"only{len(set(self.subjects))}")
+            parts.append(f"only{len(self.subjects)}")
         if self.exclude_subjects:
-            parts.append(f"without{len(set(self.exclude_subjects))}")
+            parts.append(f"without{len(self.exclude_subjects)}")
         if self.train_fraction != 1:
             parts.append(f"train{self.train_fraction:g}")
         if self.evaluate_on != "test":

@@ -57,7 +57,9 @@ class Subjects:
         for flag, names in (("--subjects", self.only), ("--exclude-subjects", self.without)):
             if unknown := [name for name in names if name not in self.met]:
                 near = suggest(unknown[0], self.met)
-                raise UserError(f"{flag}: there is no subject '{unknown[0]}'{near}; there are {some(self.met)}")
+                comma = any("," in name for name in self.met)
+                how = "; write a name with a comma in a list in YAML (--config)" if comma else ""
+                raise UserError(f"{flag}: there is no subject '{unknown[0]}'{near}; there are {some(self.met)}{how}")
         if not any(self.met.values()):
             raise UserError("--exclude-subjects: leaves none of the subjects; name fewer")
 

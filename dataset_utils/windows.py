@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
@@ -13,6 +12,7 @@ from dataset_utils.preprocessing import Stretch
 from dataset_utils.recording import STRADDLES, UNLABELLED, Preprocessing, Windows
 from dataset_utils.time_axis import step_of
 from registry.errors import UserError
+from registry.text import natural
 
 FLOAT = 4  # bytes
 SOME = 512
@@ -125,13 +125,6 @@ def _joined_parts(parts: Sequence[Windows], name: str, order: np.ndarray) -> np.
         values = [value + offset for value, offset in zip(values, first[:-1], strict=True)]
     ordered: np.ndarray = np.concatenate(values)[order]
     return ordered
-
-
-def natural(name: str) -> tuple[list[str | int], str]:
-    """Return a sorting key that puts "subject2" before "subject10"."""
-    parts: list[str | int] = list(re.split(r"(\d+)", name))
-    parts[1::2] = [int(digits) for digits in parts[1::2]]
-    return parts, name
 
 
 def _labelled(stretch: Stretch, settings: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -53,9 +54,40 @@ def losses(client: Client, found: object) -> Mapping[str, Tensor]:
     raise wrong(client, "losses", "scalar tensors by name, at least one", found)
 
 
+@contextmanager
+def using_state(client: Client) -> Iterator[None]:
+    """Name `state` or `shared` as the method that is wrong, where what it returned made the block fail.
+
+    Other methods of a client call these two; their own failure would name the caller. They are called again after a
+    failure alone, since what they return may depend on what the client has received.
+
+    Raises:
+        PluginError: the block failed, and one of the two, overridden, returns no tensors by name.
+    """
+    try:
+        yield
+    except Exception:
+        for method in ("state", "shared"):
+            if getattr(type(client), method) is not getattr(Client, method):
+                _tensors(client, method, getattr(client, method)())
+        raise
+
+
+def state(client: Client) -> Mapping[str, Tensor]:
+    """Return the tensors of `state`. Raises PluginError: they are none."""
+    return _tensors(client, "state", client.state())
+
+
+def receive(client: Client, message: Message) -> None:
+    """Let a client receive a message. Raises PluginError: its `state` or `shared` returns no tensors by name."""
+    with using_state(client):
+        client.receive(message)
+
+
 def context(client: Client) -> Mapping[str, Tensor]:
     """Return the tensors of `context`. Raises PluginError: they are none; plain numbers pass, but are not stacked."""
-    found: Any = client.context()
+    with using_state(client):
+        found: Any = client.context()
     if not isinstance(found, Mapping) or not all(isinstance(own, (Tensor, Real)) for own in found.values()):
         raise wrong(client, "context", "tensors by name", found)
     return found
@@ -101,8 +133,9 @@ def meeting(client: type[Client], params: Any) -> str:
 
 
 def reply(client: Client) -> Message:
-    """Return the message of `reply`. Raises PluginError: it is none."""
-    return message(client, "reply", client.reply())
+    """Return the message of `reply`. Raises PluginError: it is none, or `state` or `shared` returned no tensors."""
+    with using_state(client):
+        return message(client, "reply", client.reply())
 
 
 def message(owner: Client | Server, method: str, found: object) -> Message:

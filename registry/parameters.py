@@ -29,6 +29,7 @@ def option(
     flags: str = "",
     key: str = "",
     switch: bool = False,
+    filled: bool = False,
 ) -> Any:
     """Declare a value as a dataclass field: its default, one line of help, and what it may be.
 
@@ -42,11 +43,11 @@ def option(
         flags: of the command line, separated by spaces, in kebab case; '' where it has none.
         key: its name in YAML and on the command line, where that is not the field's.
         switch: of a truth value: the flag alone means true.
+        filled: of a list: a text without a name, such as ',', is an error rather than the empty list.
     """
     limits = {"low": low, "high": high, "above": above, "below": below, "choices": choices}
-    return field(
-        default=default, metadata={"help": help, "flags": flags.split(), "key": key, "switch": switch, **limits}
-    )
+    shape = {"flags": flags.split(), "key": key, "switch": switch, "filled": filled}
+    return field(default=default, metadata={"help": help, **shape, **limits})
 
 
 @functools.lru_cache(maxsize=256)
@@ -73,9 +74,7 @@ class Params:
             if "help" not in own.metadata:
                 continue
             where = (own.metadata.get("flags") or [f"{type(self).__name__}: {own.name}"])[0]
-            value = convert(getattr(self, own.name), hints[own.name], where)
-            check(value, own.metadata, where)
-            object.__setattr__(self, own.name, value)
+            object.__setattr__(self, own.name, _typed(getattr(self, own.name), own, hints[own.name], where))
 
 
 def key_of(own: dataclasses.Field[Any]) -> str:
@@ -101,9 +100,17 @@ def parse(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
             raise UserError(f"{where}: unknown name '{key}'{suggest(str(key), fields)}; it has: {known}")
         own = fields[key]
         label = f"{where}: {key}" if where else (own.metadata.get("flags") or [key])[0]
-        typed[own.name] = convert(value, hints[own.name], label)
-        check(typed[own.name], own.metadata, label)
+        typed[own.name] = _typed(value, own, hints[own.name], label)
     return cls(**typed)
+
+
+def _typed(value: Any, own: dataclasses.Field[Any], kind: Any, where: str) -> Any:
+    """Return the value of a field as its type, checked. Raises UserError: it is not of that type, or out of range."""
+    typed = convert(value, kind, where)
+    if own.metadata.get("filled") and not typed and value not in ([], ()):
+        raise UserError(f"{where}: {value!r} names nothing; write a,b,c, or leave it out")
+    check(typed, own.metadata, where)
+    return typed
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:

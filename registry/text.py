@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 LONGEST = 200  # letters of a text that is shown
 LONGEST_NAME = 100  # letters; with a run's own ending it stays below what file systems take
 NAMES = f"names have 1 to {LONGEST_NAME} letters that can be printed"
@@ -17,6 +19,13 @@ def shown(text: object, longest: int = LONGEST) -> str:
     """Return a text in one line that a terminal shows as it is: control characters replaced by '?', shortened."""
     line = in_one_line(" ".join(str(text).split()))
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Return a sorting key that puts "subject2" before "subject10"."""
+    parts: list[str | int] = list(re.split(r"(\d+)", name))
+    parts[1::2] = [int(digits) for digits in parts[1::2]]
+    return parts, name
 
 
 def is_shown_as_it_is(text: str, longest: int = LONGEST_NAME) -> bool:

@@ -125,7 +125,8 @@ def test_every_experiment_of_the_project_can_be_planned(name):
 def test_pamap2_has_all_settings_with_three_seeds_and_the_papers_protocol_with_one():
     planned = Experiment.grid("pamap2", {}).runs
     paper = [run.settings for run in planned if run.settings["global_rounds"] == 500]
-    assert len(planned) == 8 * 12 * 3 + 2 * 7  # settings, methods, seeds; models, the paper's methods
+    # settings, methods with two of them twice, seeds; models, the paper's methods
+    assert len(planned) == 8 * (12 + 2) * 3 + 2 * 7
     assert len(paper) == 2 * 7 and {one["seed"] for one in paper} == {0}
     assert {(one["model"], one["train_fraction"], one["split"], one["join_ratio"]) for one in paper} == {
         ("cnn", 1.0, "shuffled", 0.4),
@@ -334,3 +335,16 @@ def test_no_result_is_of_a_subject_on_whom_hyper_parameters_were_chosen(name):
         (run.settings["data"], frozenset(run.settings["exclude_subjects"])) for run in Experiment.grid(name).runs
     }
     assert left_out == {("SPAR", frozenset()), *((data, frozenset(own)) for data, own in chosen_on.items())}
+
+
+def test_fedkdx_and_fedkd_have_a_row_of_their_papers_values_in_each_setting_of_pamap2():
+    """As in the other experiments, three seeds each; in the same section as the tuned runs that they are beside."""
+    presets: dict[str, dict[str, list[str]]] = {}
+    for run in Experiment.grid("pamap2").runs:
+        if run.settings["global_rounds"] == 100 and run.settings["algorithm"][0] in ("FedKDX", "FedKD"):
+            name = f"{run.settings['algorithm'][0]} {run.settings['label']}".strip()
+            presets.setdefault(run.section, {}).setdefault(name, []).append(run.settings["preset"])
+    paper, tuned = ["paper"] * 3, ["tuned"] * 3
+    assert len(presets) == 8
+    for own in presets.values():
+        assert own == {"FedKD": tuned, "FedKDX": tuned, "FedKD paper": paper, "FedKDX paper": paper}

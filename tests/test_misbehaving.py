@@ -86,6 +86,11 @@ CLIENT = [
         "Own.Client.update must return a tensor of the shape of its weights for each of",
     ),
     (UPDATE, "weights.gone", "Own.Client.update: client"),
+    ("state(self)", "return None", "Own.Client.state must return tensors by name, not NoneType None"),
+    ("state(self)", "return {'a': 1}", "Own.Client.state must return tensors by name, not dict {'a': 1}"),
+    ("shared(self)", "return None", "Own.Client.shared must return tensors by name, not NoneType None"),
+    ("shared(self)", "return [1]", "Own.Client.shared must return tensors by name, not list [1]"),
+    ("shared(self)", "return self.gone", "Own.Client.shared: client"),
     ("serves(self)", "return 'nothing'", "Own.Client.serves must return one of the models that are trained (model)"),
     ("serves(self)", "return None", "Own.Client.serves must return one of the models that are trained (model)"),
     ("serves(self)", "return {'model': 0.5}", "or their weights, which add up to 1, not dict {'model': 0.5}"),
@@ -190,6 +195,21 @@ def test_clients_of_every_backend(shard_folder, capsys, signature, backend):
     line = said(capsys, ["-data", shard_folder, "-algo", "own.py:Own", *FLAGS, "--backend", backend])
     assert f"file own.py: Own.Client.{signature.partition('(')[0]} must return " in line
     assert ", not NoneType None" in line
+
+
+@pytest.mark.parametrize("base", ["FedKDX", "FedKDX+", "Ditto", "FedProx"])
+@pytest.mark.parametrize("backend", ["sequential", "stacked"])
+@pytest.mark.parametrize("hook", ["state", "shared"])
+def test_a_state_that_other_methods_use_is_named(shard_folder, capsys, hook, backend, base):
+    """Where `receive`, `context` or `reply` of a built-in method calls it, the failure is not put on these."""
+    head = (
+        "from registry import catalog\n\n"
+        f"Base = catalog.load('algorithms', '{base}')\n\n"
+        "class Own(Base):\n    class Client(Base.Client):\n        pass\n"
+    )
+    Path("own.py").write_text(head + method(f"{hook}(self)", "return None", 2))
+    line = said(capsys, ["-data", shard_folder, "-algo", "own.py:Own", *FLAGS, "--backend", backend])
+    assert f"Own.Client.{hook} must return tensors by name, not NoneType None" in line
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,15 @@ def test_clients_that_differ_between_seeds_are_no_pairs(table):
     assert line[-3:] == ["6", "0.031", "better"]  # one partition for both seeds
 
 
+def test_clients_of_several_subjects_are_no_pairs(table):
+    """With `--split loso` the client tested on another subject is not the same with every seed: two seeds, no test."""
+    (line,) = table("claims reference=FedKDX", compared("FedAvg", [UP, UP], names="1+2;3;4;5;6;7"))[1:]
+    assert line[-3:] == ["2", "–", "not told apart"]
+    six = [[value] * 6 for value in UP]  # six seeds, all better: p = 2 / 2^6
+    (line,) = table("claims reference=FedKDX", compared("FedAvg", six, names="1+2;3;4;5;6;7"))[1:]
+    assert line[-3:] == ["6", "0.031", "better"]
+
+
 def test_only_seeds_that_both_have_are_compared(table):
     rows = [*compared("FedAvg", [UP, UP]), row("FedAvg", 0.99, seed=2)]
     assert table("claims reference=FedKDX", rows)[1][3:6] == ["+3.50", "+3.50 to +3.50", "2 of 2"]
@@ -135,7 +144,10 @@ def test_search_takes_the_best_mean_over_data_sets(table):
         return [row("FedProx", one, **given), row("FedProx", other, data="SLEEP", **given)]
 
     rows = [*both("defaults", 0.7, 0.8), *both("mu=0.1", 0.9, 0.5), *both("mu=0.3", 0.8, 0.78)]  # 75, 70 and 79
-    assert table("search", rows)[1:] == [["FedProx", "3", "mu=0.3", "79.00", "75.00"]]
+    assert table("search", rows) == [
+        ["method", "candidates", "best", "accuracy %", "first candidate %"],
+        ["FedProx", "3", "mu=0.3", "79.00", "75.00"],
+    ]
     rows += both("mu=0", 0.79, 0.79)[:1]
     with pytest.raises(UserError, match="FedProx: not all candidates have run in all settings"):
         table("search", rows)
@@ -172,6 +184,9 @@ def test_ours_beside_the_papers(table):
         ("settings data='UCI-HAR", "with quotes in pairs"),
         ("settings UCI-HAR", "'UCI-HAR' is not KEY=VALUE"),
         ("settings sets=1", "no column 'sets'"),
+        ("settings reference=Local", "no column 'reference', and 'settings' has no word of this name"),
+        ("claims metric=f1", "no column 'metric', and 'claims' has no word of this name"),
+        ("settings data=SLEEP data=UCI-HAR", "'data' is given twice"),
         ("settings model=mlp", "no run with model=mlp"),
         ("settings metric=speed", "metric=speed: there are accuracy,"),
         ("detail", "several data: pick one, such as data='SLEEP'"),
@@ -267,6 +282,35 @@ def test_a_block_without_an_end_does_not_swallow_the_page(tmp_path):
     write(tmp_path / "made.csv", [row("Local", 0.8)])
     with pytest.raises(UserError, match="has no '<!-- end -->' below it"):
         make.filled(PAGE.replace("<!-- end -->", "") + PAGE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<!--table: settings from=made -->",
+        "<!-- table: settings from=made-->",
+        "<!-- Table: settings from=made -->",
+        "<!-- table settings from=made -->",
+        "<!-- tables: settings from=made -->",
+        "<!-- tabel: settings from=made -->",
+        "<! -- table: settings from=made -->",
+        "<!-- table: settings from=made",
+    ],
+)
+def test_a_mark_that_is_nearly_right_is_told(tmp_path, mark):
+    """Else there is silently no block, and its table is never made again."""
+    write(tmp_path / "made.csv", [row("Local", 0.8)])
+    with pytest.raises(UserError, match="a block begins with '<!-- table: KIND from=NAME -->'"):
+        make.filled(PAGE.replace("<!-- table: settings from=made -->", mark), tmp_path)
+    with pytest.raises(UserError, match="and ends with '<!-- end -->'"):
+        make.filled(PAGE.replace("<!-- end -->", "<!--end-->"), tmp_path)
+    assert make.filled("# Page\n\n<!-- a remark on tables -->\n", tmp_path) == "# Page\n\n<!-- a remark on tables -->\n"
+
+
+def test_an_end_without_a_beginning_is_told(tmp_path):
+    write(tmp_path / "made.csv", [row("Local", 0.8)])
+    with pytest.raises(UserError, match="or the other way round"):
+        make.filled(f"{PAGE}<!-- end -->\n", tmp_path)
 
 
 def test_pages_with_tables_from_elsewhere_are_named():

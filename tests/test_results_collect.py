@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from registry.errors import UserError
-from tests.fedkdx_plugin.made_runs import client_accuracy, last_accuracy, make_run
+from tests.fedkdx_plugin.made_runs import client_accuracy, last_accuracy, make_run, set_subjects
 from tests.made_rows import csv_rows, make
 
 
@@ -58,6 +58,28 @@ def test_collecting_again_changes_nothing_and_other_numbers_are_refused(tmp_path
     assert path.read_text() == before
     with pytest.raises(UserError, match="--commit main: write 7 to 40 hexadecimal digits"):
         make.collect([folder], path, "main")
+
+
+def test_runs_that_accepted_no_reply_are_left_out_and_counted(tmp_path):
+    """Their networks are those that they began with."""
+    folder = runs_in(tmp_path / "runs")
+    make_run(folder / "one" / "FedAvg", "FedAvg", rejected={0: "not finite", 1: "too long"})
+    said = make.collect([folder], tmp_path / "survey.csv")
+    assert said == (
+        "survey.csv: 2 runs added (0 there already, 1 unfinished or failed left out, 1 in which no reply was accepted "
+        "left out), 2 in all"
+    )
+    assert set(csv_rows.read(tmp_path / "survey.csv")["algorithm"]) == {"FedKDX", "FedProx"}
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a;b", ";"), ("1..3", "\\.\\."), ("a+b", "\\+")])
+def test_a_name_that_would_not_be_found_again_is_refused(tmp_path, name, mark):
+    folder = make_run(tmp_path / "runs" / "one", "FedAvg")
+    set_subjects(folder, [name, "c"], 0)
+    says = rf"one: subject '.*': a name with '{mark}' cannot be kept in a CSV file"
+    with pytest.raises(UserError, match=says) as one:
+        make.collect([tmp_path / "runs"], tmp_path / "survey.csv")
+    assert "\n" not in str(one.value) and not (tmp_path / "survey.csv").exists()
 
 
 def test_pooled_f1_and_balanced_accuracy():

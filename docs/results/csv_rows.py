@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -36,13 +36,14 @@ RESULTS = (
     "networks",  # accuracy/pooled of each network that predicts otherwise: 'teacher=a/b;student=a/b'
     "groups",  # accuracy/pooled of the clients set apart: 'late=a/b'
     "client_accuracy",  # of each client, ';' between them; nothing for one without test windows
-    "names",  # of these clients' subjects, see `packed`; nothing where clients are no subjects
+    "names",  # of these clients' subjects, see `joined` and `packed`; nothing where clients are no subjects
 )
 COLUMNS = ("experiment", *RUN, *RESULTS, "seconds", "commit", "processor")  # the others may differ in a run made twice
 TRAINING = frozenset(  # options of local training, which are a matter of the method rather than of the setting
     "augment batch_size bn class_weights clip_norm learning_rate_decay learning_rate_decay_gamma local_epochs norm "
     "optimizer".split()
 )
+SEPARATORS = (";", "..", "+")  # between the names of clients, and between several subjects of one
 SUBJECTS = frozenset({"subjects", "exclude_subjects"})  # options that say who the data are of
 ORDER = ("data", "setting", "algorithm", "label", "student_model", "hyper", "learning_rate", "options", "rounds")
 
@@ -72,6 +73,24 @@ def packed(names: Sequence[str]) -> str:
     if len(names) > 1 and first.isdecimal() and list(names) == _numbered(first, len(names)):
         return f"{first}..{names[-1]}"
     return ";".join(names)
+
+
+def joined(subjects: Iterable[str]) -> str:
+    """Return the name of a client: its subjects, '+' between several.
+
+    Raises:
+        UserError: the name of a subject holds what separates names, so that it would not be found again.
+    """
+    names = list(map(str, subjects))
+    for name in names:
+        if mark := next((mark for mark in SEPARATORS if mark in name), ""):
+            raise UserError(f"subject '{name}': a name with '{mark}' cannot be kept in a CSV file; give it another one")
+    return "+".join(names)
+
+
+def one_subject_each(names: str) -> bool:
+    """Return whether a text of `packed` says that each client is one subject, and so the same with every seed."""
+    return names != "" and "+" not in names
 
 
 def unpacked(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Tables of results in Markdown, made from the CSV files in `data/`.
 
 `make` takes the order of a table, such as `settings from=survey,settings data=UCI-HAR setting=tenth,blocked`: its kind
-(see `KINDS`), the files, and what the kind needs; every other word picks rows, by any column of text:
+(see `KINDS`), the files, and what the kind needs (see `WORDS`); every other word picks rows, by any column of text:
 `model=cnn,cnn_lstm`. A value with spaces is quoted. Tables are of test windows, that of a search of validation windows,
 unless `evaluated_on` says otherwise. What a method is: `csv_rows.method_of`.
 """
@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from csv_rows import SHARES, TRAINING, merged, method_of, options_beside, path_of, read, unpacked
+from csv_rows import SHARES, TRAINING, merged, method_of, one_subject_each, options_beside, path_of, read, unpacked
 
 from fedkdx_plugin import reports
+from fedkdx_plugin.experiments.search import FIRST
 from fedkdx_plugin.reports.sections import CEILING
 from fedkdx_plugin.reports.statistics import LEVEL, PAIRS, favours, holm, signed_rank, spread
 from fedkdx_plugin.reports.tables import NONE, Cell, Table, markdown, number, plain, ranked
@@ -51,6 +52,9 @@ def make(order: str, data: Path) -> str:
         raise UserError(f"table '{order}': no kind '{kind}'; there are {', '.join(KINDS)}")
     if wrong := [word for word in words if "=" not in word]:
         raise UserError(f"table '{order}': '{wrong[0]}' is not KEY=VALUE")
+    keys = [word.partition("=")[0] for word in words]
+    if twice := next((key for key in keys if keys.count(key) > 1), ""):
+        raise UserError(f"table '{order}': '{twice}' is given twice; write its values with ',' between them")
     args = dict(word.split("=", 1) for word in words)
     try:
         rows = merged([read(path_of(name, data)) for name in args.get("from", "").split(",")], "from")
@@ -64,10 +68,10 @@ def _picked(rows: pd.DataFrame, args: Args, kind: str) -> pd.DataFrame:
     rows = rows.assign(method=rows.apply(method_of, axis=1) if len(rows) else "")
     usual = {"evaluated_on": "validation" if kind == "search" else "test"}
     for key, value in (usual | dict(args)).items():
-        if key in ("from", "reference", "metric"):
+        if key == "from" or key == WORDS.get(kind):
             continue
         if key not in rows:
-            raise UserError(f"no column '{key}'")
+            raise UserError(f"no column '{key}', and '{kind}' has no word of this name")
         wanted = value.split(",")
         if missing := sorted(set(wanted) - set(rows[key])):
             raise UserError(f"no run with {key}={missing[0]}")
@@ -197,8 +201,8 @@ def _one(rows: pd.DataFrame, *keys: str) -> None:
 def claims(rows: pd.DataFrame, args: Args) -> Table:
     """Return the reference against each other method, over the seeds that both have: pooled accuracy, in points.
 
-    Tests are paired by client, each client's accuracies averaged over seeds first; where clients are no subjects and
-    each seed deals the windows out anew, by seed, of which there must be six. p is of the two-sided Wilcoxon
+    Tests are paired by client, each client's accuracies averaged over seeds first; where clients are not one subject
+    each and each seed deals the windows out anew, by seed, of which there must be six. p is of the two-sided Wilcoxon
     signed-rank test, corrected by Holm over the table. Better is what is better in the mean over seeds, in every one
     of several seeds, and by the test; worse likewise.
     """
@@ -228,7 +232,8 @@ def _by_seed(rows: pd.DataFrame, reference: str, other: str) -> tuple[np.ndarray
         return None
     own, theirs = own.loc[seeds], theirs.loc[seeds]
     differences = np.round(100 * (own["pooled"] - theirs["pooled"]).to_numpy(), 10)
-    if not (own["names"] != "").all() and own["data_seed"].nunique() > 1:
+    one_each = all(own["names"].map(one_subject_each))
+    if not one_each and own["data_seed"].nunique() > 1:
         return differences, differences
     by_client = _client_means(own) - _client_means(theirs)
     return differences, np.round(by_client.dropna().to_numpy(), 4)  # the file's 5 decimals would tell ties apart
@@ -275,7 +280,7 @@ def search(rows: pd.DataFrame, args: Args) -> Table:
         best = max(means.index, key=lambda label: (means[label], label == "defaults"))
         values = [plain(100 * means[label]) for label in (best, "defaults")]
         lines.append([Cell(name), Cell(str(len(means))), Cell(best), *values])
-    heads = ("method", "candidates", "best", "accuracy %", "with defaults %")
+    heads = ("method", "candidates", "best", "accuracy %", FIRST)
     return Table("", "", [("", head) for head in heads], lines)
 
 
@@ -310,6 +315,7 @@ def _beside(rows: pd.DataFrame, published: Sequence[float]) -> list[Cell]:
     return cells
 
 
+WORDS = {"settings": "metric", "claims": "reference"}  # the word of a kind that picks no rows
 KINDS: dict[str, Callable[[pd.DataFrame, Args], Table]] = {
     "settings": settings,
     "detail": detail,

@@ -38,15 +38,19 @@ from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.engine.participation import UNSEEN, measured
 from fedkdx_plugin.experiments.experiment import FILE, read_experiment
 from fedkdx_plugin.results.run_folder import MANIFEST
-from fedkdx_plugin.results.runs import Run, content
+from fedkdx_plugin.results.runs import Run, content, nothing_accepted
 from registry import catalog
 from registry.errors import UserError
 from registry.parameters import key_of
+from registry.text import shown
 
 FOLDER = Path(__file__).parent
 ALSO = (FOLDER.parent / "privacy.md",)  # a page elsewhere that has tables of results
-START = "<!-- table:"
-BLOCK = re.compile(rf"({START} (?P<order>[^\n]*?) -->\n)(?:(?!{START}).)*?(<!-- end -->)", re.DOTALL)
+START, END = "<!-- table:", "<!-- end -->"
+BLOCK = re.compile(rf"({START} (?P<order>[^\n]*?) -->\n)(?:(?!{START}).)*?({END})", re.DOTALL)
+COMMENT = re.compile(r"<\s*!\s*-+.*?(?:-->|\Z)", re.DOTALL)
+MEANT = re.compile(r"\W*(?:(?:tables?|end)\b|.*\bfrom\s*=)", re.DOTALL | re.IGNORECASE)  # for the mark of a block
+MARK = re.compile(rf"{START} [^\n]*? -->|{END}")
 NUMERIC = re.compile(r"^\|(?=.*-:).*-+:? *\|$", re.MULTILINE)  # the rule below the heads, with a right-aligned column
 MADE_BY = re.compile(r"\bcommit `?[0-9a-f]{7,40}\b.*`[^`]*(fedkdx|run\.py) [^`]+`")
 HASH = re.compile(r"[0-9a-f]{7,40}")
@@ -76,23 +80,27 @@ OF_SETTING = {key for options in SETTINGS.values() for key in options}
 def collect(folders: Iterable[Path], path: Path, commit: str = "") -> str:
     """Add the finished runs in folders to a CSV file, sorted, and return a line that says how many.
 
+    A run in which no reply was ever accepted is left out: its networks are those that it began with.
+
     Args:
         folders: run folders, or folders of runs at any depth.
         path: the CSV file, which need not exist.
         commit: of the code that made the runs; where it is not given, rows have the package's version.
 
     Raises:
-        UserError: a folder holds no run, a run is damaged, or one that is in the file already has other numbers. The
-            file is then as before.
+        UserError: a folder holds no run, a run is damaged or cannot be kept, or one that is in the file already has
+            other numbers. The file is then as before.
     """
     if commit and not HASH.fullmatch(commit):
         raise UserError(f"--commit {commit}: write 7 to 40 hexadecimal digits")
     before = csv_rows.read(path) if is_file(path) else pd.DataFrame(columns=csv_rows.COLUMNS, dtype=str)
-    rows, missing = [], 0
+    rows, missing, idle = [], 0, 0
     for folder in folders:
         results = load_runs(folder)
         missing += len(results.missing)
-        rows += [row_of(run, commit) for run in results.runs]
+        learned = [run for run in results.runs if not nothing_accepted(run)]
+        idle += len(results.runs) - len(learned)
+        rows += [_named_row(run, commit) for run in learned]
     found = pd.DataFrame(rows, columns=csv_rows.COLUMNS, dtype=str)
     after = csv_rows.merged([before, found], str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +108,16 @@ def collect(folders: Iterable[Path], path: Path, commit: str = "") -> str:
         part.write_text(after.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
     new = len(after) - len(before)
     there = f"{len(found) - new} there already, {missing} unfinished or failed left out"
+    there += f", {idle} in which no reply was accepted left out" if idle else ""
     return f"{path.name}: {new} runs added ({there}), {len(after)} in all"
+
+
+def _named_row(run: Run, commit: str) -> dict[str, str]:
+    """Return the row of a run. Raises UserError that names its folder: it cannot be kept."""
+    try:
+        return row_of(run, commit)
+    except UserError as error:
+        raise UserError(f"{run.folder}: {error}") from error
 
 
 def row_of(run: Run, commit: str = "") -> dict[str, str]:
@@ -214,11 +231,15 @@ def of_pairs(run: Run, served: Metrics) -> tuple[float, float]:
 
 
 def names_of(run: Run) -> list[str]:
-    """Return the subjects of each client, '+' between several; [] where clients are no subjects, or are not known."""
+    """Return the subjects of each client, '+' between several; [] where clients are no subjects, or are not known.
+
+    Raises:
+        UserError: a subject's name cannot be kept (see `csv_rows.joined`).
+    """
     if run.config.get("partition") != "subject" or not is_file(run.folder / MANIFEST):
         return []
     clients = json.loads(content(run.folder, MANIFEST))["clients"]
-    return ["+".join(map(str, client["subjects"])) for client in clients]
+    return [csv_rows.joined(client["subjects"]) for client in clients]
 
 
 def pair(metrics: Metrics) -> str:
@@ -240,8 +261,12 @@ def as_text(values: Mapping[str, Any]) -> str:
 
 def filled(text: str, data: Path) -> str:
     """Return a page with every table made anew from the CSV files in `data`. Raises UserError: a table cannot be."""
-    if text.count(START) != len(BLOCK.findall(text)):
-        raise UserError(f"a '{START} KIND from=NAME -->' has no '<!-- end -->' below it")
+    for comment in COMMENT.findall(text):
+        if MEANT.match(comment) and not MARK.fullmatch(comment):
+            line = shown(comment.partition("\n")[0])
+            raise UserError(f"'{line}': a block begins with '{START} KIND from=NAME -->' and ends with '{END}'")
+    if not text.count(START) == text.count(END) == len(BLOCK.findall(text)):
+        raise UserError(f"a '{START} KIND from=NAME -->' has no '{END}' below it, or the other way round")
     return BLOCK.sub(lambda block: f"{block[1]}\n{csv_tables.make(block['order'], data)}\n{block[3]}", text)
 
 

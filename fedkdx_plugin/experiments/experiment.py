@@ -30,7 +30,7 @@ from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.grid import PARTS, combinations, condition, find, mapping, meets, varied
-from fedkdx_plugin.experiments.search import candidates, check_given
+from fedkdx_plugin.experiments.search import candidates, check_first, check_given
 from fedkdx_plugin.experiments.setting import check
 from fedkdx_plugin.privacy.client import check_planned
 from fedkdx_plugin.privacy.options import NONE
@@ -341,6 +341,8 @@ def _planned_grid(
         shared = [one for one in conditions if one[0] not in OF_A_RUN]
         if not all(meets(config.to_dict(), key, allowed) for key, allowed in shared):
             continue  # unchecked: what is given need not go with what is left out, as few rounds with late clients
+        if search:
+            check_first(where, search, values, config)
         out = Path(config.out)
         for run in _runs(config, values, varied(axes, given)):
             if all(meets(run.settings, key, allowed) for key, allowed in conditions):

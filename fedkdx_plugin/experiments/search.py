@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 
 from dataset_utils.files import replacing, yaml_text
-from fedkdx_plugin.configuration.choice import RATE, Common
+from fedkdx_plugin.configuration.choice import RATE, Common, choose
+from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.results.runs import Run
 from registry import catalog
@@ -38,6 +39,7 @@ from registry.parameters import suggest
 PARTS = ("candidates", "seed", "every", "spaces")
 RANGES = ("log", "uniform")
 DEFAULTS = "defaults"
+FIRST = "first candidate %"  # head of its accuracy: with the defaults, and what the search's preset or `set` says
 DIGITS = 3  # of a drawn number, so that it can be read and written
 TRIES = 1000  # draws for a candidate that is none of those before, in a small space
 
@@ -52,7 +54,7 @@ class Best:
         values: its hyper-parameters that were drawn, and others that are not the method's defaults (from the search's
             own `preset` or `set`); {}: the defaults.
         accuracy: its mean accuracy on validation windows over data sets and seeds, in [0, 1].
-        before: the same of the defaults.
+        before: the same of the first candidate, which has the defaults beside the search's own `preset` or `set`.
         candidates: number of candidates.
     """
 
@@ -121,6 +123,40 @@ def check_given(where: str, search: Mapping[str, Any], given: Mapping[str, Any])
                 raise UserError(f"--set {key}: {where} draws it in search: spaces: {algorithm}; take it out of one")
 
 
+def check_first(where: str, search: Mapping[str, Any], values: Mapping[str, Any], config: Config) -> None:
+    """Check that a method's first candidate has the method's defaults of all that is drawn for the others.
+
+    Args:
+        where: the file, for messages.
+        search: content of the part `search`.
+        values: a combination of base, grid and a candidate.
+        config: the same, checked.
+
+    Raises:
+        UserError: a preset, `set` or learning rate has another value, so that the label 'defaults' is wrong.
+    """
+    if values["label"] != DEFAULTS:
+        return
+    space = next(own for algorithm, own in search["spaces"].items() if str(algorithm) == values["algorithm"])
+    (choice,) = choose(config)
+    fields = (*dataclasses.fields(choice.server.Params), *dataclasses.fields(Common))
+    has = vars(choice.params) | {RATE: choice.learning_rate}
+    default = {own.name: own.default for own in fields}
+    for name in {**(search.get("every") or {}), **space}:
+        if name in has and has[name] != default[name]:  # the other candidates tell of an unknown name
+            raise UserError(
+                f"{where}: search: {choice.name}: {name} is drawn, and {_source_of(name, choice.name, config)} says "
+                f"{has[name]}, while the first candidate has the default {default[name]}; take it out of one"
+            )
+
+
+def _source_of(name: str, algorithm: str, config: Config) -> str:
+    """Return what gives an algorithm its value of a hyper-parameter, in the order of `configuration.choice`."""
+    if {name, f"{algorithm}.{name}".lower()} & {name if key == name else key.lower() for key in config.set}:
+        return "'set'"
+    return RATE if name == RATE and config.local_learning_rate is not None else f"preset {config.preset}"
+
+
 def check_windows(evaluated_on: Iterable[str]) -> None:
     """Raise UserError if candidates are measured on anything but validation windows."""
     if any(kind != "validation" for kind in evaluated_on):
@@ -170,7 +206,7 @@ def write_preset(path: Path, found: Sequence[Best], about: str) -> None:
 
 def table(found: Sequence[Best]) -> str:
     """Return a Markdown table of the best candidates."""
-    heads = ["method", "candidates", "best", "accuracy %", "with defaults %"]
+    heads = ["method", "candidates", "best", "accuracy %", FIRST]
     rows = [
         [one.algorithm, str(one.candidates), one.label, f"{100 * one.accuracy:.2f}", f"{100 * one.before:.2f}"]
         for one in found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def _made(manifest: Mapping[str, Any]) -> dict[str, str]:
     overlap = f", overlap {preprocessing['overlap']:.0%}" if "overlap" in preprocessing else ""
     return {
         "source": str(manifest.get("paper") or NONE),
-        **_read(mapping(manifest.get("counts"))),
+        **_read(mapping(manifest.get("counts")), _chosen(spec)),
         "rate": f"{rate:g} Hz" if known else NONE,
         "window": f"{time} samples" + (f" ({time / rate:.3g} s)" if known else "") + overlap,
         "channels": f"{channels}: {', '.join(manifest['channels'])}",
@@ -65,11 +65,28 @@ def _kept(spec: Mapping[str, Any]) -> dict[str, str]:
     return {"training windows": kept} if kept else {}
 
 
-def _read(counts: Mapping[str, Any]) -> dict[str, str]:
-    """Return what was read and what of it was lost; {} for windows that were not cut here."""
+def _chosen(spec: Mapping[str, Any]) -> list[str]:
+    """Return whom `--subjects` or `--exclude-subjects` left out, in words; [] for nobody."""
+    texts = {"subjects": "all subjects but {} (--subjects): {}", "exclude_subjects": "{} (--exclude-subjects): {}"}
+    found = []
+    for key, text in texts.items():
+        names = spec.get(key)
+        if isinstance(names, list) and names:
+            count = many(len(names), "subject") if key == "exclude_subjects" else str(len(names))
+            found.append(text.format(count, ", ".join(map(str, names))))
+    return found
+
+
+def _read(counts: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, str]:
+    """Return what was read and what of it was lost; for windows that were not cut here, only who was left out.
+
+    Args:
+        counts: of the manifest.
+        chosen: result of `_chosen`.
+    """
     windows = mapping(counts.get("windows"))
     if not windows:
-        return {}
+        return {"left out": "; ".join(chosen)} if chosen else {}
     recordings, rows = len(counts.get("recordings") or ()), counts.get("rows") or 0
     read = [many(counts.get("files", 0), "file"), many(recordings, "recording"), many(rows, "row")]
     lost = {
@@ -79,7 +96,7 @@ def _read(counts: Mapping[str, Any]) -> dict[str, str]:
     }
     discarded = [f"{many(number, 'row')}, {why}" for why, number in mapping(counts.get("discarded")).items()]
     ignored = len(mapping(counts.get("ignored")))
-    left_out = [*discarded, *(f"{many(number, 'window')} {why}" for why, number in lost.items() if number)]
+    left_out = [*chosen, *discarded, *(f"{many(number, 'window')} {why}" for why, number in lost.items() if number)]
     left_out += [many(ignored, "file")] if ignored else []
     total = sum(sum(of_class) for of_class in windows.values())
     return {

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedkdx_plugin.results.runs import Run
+from fedkdx_plugin.results.runs import Run, nothing_accepted
 from registry.errors import UserError
 from registry.parameters import suggest
 
@@ -133,9 +133,20 @@ def arrange(runs: Sequence[Run], references: Sequence[str] = ()) -> list[Section
             name = f"{name}, data {_data(group[0])[:8]}".lstrip(", ")
             notes.append("Another section has the same name and options, but other data; they are not mixed.")
         chosen = _asked_for(methods, references) if references else _usual(methods)
-        sections.append(Section(name, config, methods, chosen, tuple(notes)))
+        sections.append(Section(name, config, methods, chosen, (*notes, *_untrained(methods))))
     _check_references(references, sections)
     return sections
+
+
+def _untrained(methods: Sequence[Method]) -> list[str]:
+    """Return a remark on each run in which no reply was ever accepted."""
+    return [
+        f"{method.name} seed {run.seed} accepted no reply in any round ({reason}): its figures, and its rank, are "
+        "those of networks that learned nothing from one another."
+        for method in methods
+        for run in method.runs
+        if (reason := nothing_accepted(run))
+    ]
 
 
 def _asked_for(methods: Sequence[Method], references: Sequence[str]) -> tuple[Method, ...]:
@@ -164,7 +175,7 @@ def _check_references(references: Sequence[str], sections: Sequence[Section]) ->
     known = list(dict.fromkeys(name for method in methods for name in (method.name, method.algorithm)))
     for name in references if sections else ():
         if not _asked_for(methods, [name]):
-            raise UserError(f"reference: no run is of '{name}'{suggest(name, known)}; there are {', '.join(known)}")
+            raise UserError(f"--reference: no run is of '{name}'{suggest(name, known)}; there are {', '.join(known)}")
 
 
 def _data(run: Run) -> str:
@@ -203,12 +214,13 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _says(key: str, config: Mapping[str, Any]) -> bool:
     """Return whether an option has an effect in this configuration."""
     other, value = ONLY_WITH.get(key, (None, None))
-    return config.get(key) is not None and (other is None or config.get(other) == value)
+    return config.get(key) not in (None, []) and (other is None or config.get(other) == value)
 
 
 def _phrase(key: str, value: Any) -> str:
     """Return an option and its value in words."""
-    return PHRASES.get(key, f"{key.replace('_', ' ')} {{}}").format(value)
+    text = "+".join(map(str, value)) if isinstance(value, list) else value
+    return PHRASES.get(key, f"{key.replace('_', ' ')} {{}}").format(text)
 
 
 def _methods(runs: Iterable[Run]) -> tuple[tuple[Method, ...], list[str]]:
@@ -224,8 +236,8 @@ def _methods(runs: Iterable[Run]) -> tuple[tuple[Method, ...], list[str]]:
         for values, same in zip(own, variants.values(), strict=True):
             seeds: dict[int, Run] = {}
             for run in same:
-                if seeds.setdefault(run.seed, run) is not run:
-                    notes.append(f"{name} seed {run.seed} exists twice; {run.folder.name} is left out.")
+                if (kept := seeds.setdefault(run.seed, run)) is not run:
+                    notes.append(f"{name} seed {run.seed} exists twice; {kept.folder} is used, {run.folder} left out.")
             full = " ".join([name, *(f"{key}={values.get(key)}" for key in differing)])
             methods.append(Method(full, tuple(seeds[seed] for seed in sorted(seeds))))
     algorithms = list(dict.fromkeys(method.algorithm for method in methods))

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from dataset_utils.spec import ShardSpec, is_own_data, window_samples
+from fedkdx_plugin.configuration.config import from_dict
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
 from registry.parameters import parse
@@ -95,11 +96,30 @@ def test_equal_parameters_share_a_folder():
         assert dataclasses.replace(base, **same).folder_name() == base.folder_name()
     some, same = ShardSpec("X", subjects=("1", "2")), ShardSpec("X", subjects=("2", "1", "2"))
     assert some.folder_name() == same.folder_name() and some.folder_name().startswith("subject-only2-")
+    assert ShardSpec("X", subjects=("2", "10")).folder_name() == "subject-only2-shuffled-seed0-61e6f93f"
+    assert some.folder_name() == "subject-only2-shuffled-seed0-78d3845c"  # as it has always been
     assert ShardSpec("X", alpha=0.5).folder_name() == ShardSpec("X").folder_name()  # no Dirichlet, no alpha
+
+
+@pytest.mark.parametrize("name", ["subjects", "exclude_subjects"])
+def test_a_choice_of_subjects_has_one_text_however_it_is_written(name):
+    for written in ("10,2,1", "1,2,10,10", ["2", 10, "1"], ("1", "2", "10")):
+        assert getattr(ShardSpec("X", **{name: written}), name) == ("1", "2", "10")
+        assert from_dict({"data": "X", "algorithm": "FedAvg", name: written}, "").to_dict()[name] == ["1", "2", "10"]
 
 
 def test_without_a_reduction_folders_keep_their_names():
     assert ShardSpec("X").folder_name() == "subject-shuffled-seed0-1b2da8c9"
+
+
+@pytest.mark.parametrize("flag", ["--subjects", "--exclude-subjects"])
+@pytest.mark.parametrize("given", [",", "", " , "])
+def test_a_choice_of_nobody_is_not_one_of_all(flag, given):
+    with pytest.raises(UserError, match=f"^{flag}: '{given}' names nothing; write a,b,c, or leave it out"):
+        spec_of("-data", "X", flag, given)
+    with pytest.raises(UserError, match=f"^{flag}: .* names nothing"):
+        ShardSpec("X", **{flag[2:].replace("-", "_"): [" "]})
+    assert ShardSpec("X", subjects=[]).subjects == ()
 
 
 def test_own_data_is_a_yaml_file():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from dataset_utils.generate import prepare
 from dataset_utils.spec import ShardSpec
 from dataset_utils.subjects import Subjects
 from registry.errors import UserError
+from registry.parameters import parse
 from tests.dataset_utils.synthetic import Cut, Synthetic, windows
 
 
@@ -69,6 +72,20 @@ def test_a_name_that_nobody_has_is_an_error(tmp_path, source, flag):
     with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')}: there is no subject 'S1' .did you mean s1.*s2"):
         made(tmp_path, source, **{flag: ("S1",)})
     assert not list(tmp_path.glob("*/subject-*"))
+
+
+def test_a_name_with_a_comma_can_be_given_in_a_list_alone(tmp_path):
+    class Comma(Synthetic):
+        def load(self, path):
+            for recording in super().load(path):
+                yield dataclasses.replace(recording, subject=recording.subject.replace("s10", "Doe, J"))
+
+    wrong = parse(ShardSpec, {"data": "Comma", "subjects": "Doe, J"})
+    says = "^--subjects: there is no subject 'Doe'.*; write a name with a comma in a list in YAML"
+    with pytest.raises(UserError, match=says):
+        prepare(wrong, tmp_path, None, False, print, Comma())
+    some, _ = made(tmp_path, Comma, subjects=["Doe, J", "s1"])
+    assert names(some) == [["Doe, J"], ["s1"]]
 
 
 def test_nobody_left_and_both_at_once_are_errors(tmp_path):

@@ -9,7 +9,7 @@ from dataset_utils import windows
 from dataset_utils.counts import Tally
 from dataset_utils.preprocessing import Stretch
 from dataset_utils.recording import UNLABELLED, Preprocessing
-from dataset_utils.windows import natural
+from registry.text import natural
 
 
 def cut(stretches, window, overlap=0.0, **others):

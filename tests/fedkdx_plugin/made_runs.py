@@ -57,6 +57,7 @@ def make_run(
     views: tuple[str, ...] = ("served",),
     server: bool = False,
     damaged: bool = False,
+    rejected: dict[int, str] | None = None,
     data: dict[str, Any] | None = None,
     hyper: dict[str, Any] | None = None,
     groups: dict[str, list[int]] | None = None,
@@ -68,6 +69,7 @@ def make_run(
         skill: see `make_metrics`; figures get better from round to round.
         done: rounds that have results; all by default.
         damaged: whether a reply was rejected in the first round.
+        rejected: the clients, of 0 and 1, whose replies were rejected in every round -> why.
         data: entries of the environment's data that differ from the usual.
         groups: clients set apart.
     """
@@ -87,7 +89,7 @@ def make_run(
             RoundRecord(
                 round=round,
                 selected=[0, 1],
-                rejected={1: "not finite"} if damaged and round == 1 else {},
+                rejected=rejected or ({1: "not finite"} if damaged and round == 1 else {}),
                 train_loss=1.0 / round,
                 bytes_up=10**6,
                 bytes_down=2 * 10**6,

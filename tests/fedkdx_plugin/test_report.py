@@ -182,7 +182,9 @@ def test_settings_make_sections_and_name_them(tmp_path):
     titles = ["made", "made, shuffled split", "made, dirichlet, α 0.1", "made, late 0.3@2"]
     assert [section.title for section in sections] == titles
     assert [method.name for method in sections[0].methods] == ["FedAvg", "Local"]
-    assert "twice" in sections[0].notes[0]  # f is a again: nothing that changes its result differs
+    # f is a again: nothing that changes its result differs
+    twice = f"FedAvg seed 0 exists twice; {tmp_path / 'a'} is used, {tmp_path / 'f'} left out."
+    assert sections[0].notes == (twice,)
 
 
 def test_other_data_of_the_same_name_are_not_mixed(tmp_path):
@@ -387,7 +389,7 @@ def test_a_report_of_other_references(tmp_path, capsys):
     for name in ("FedAvg", "FedKDX", "Local"):
         make_run(tmp_path / "runs" / name, name)
     line = said(capsys, tmp_path / "runs", "--reference", "FedAvg,Lcal")
-    assert line.endswith("reference: no run is of 'Lcal' (did you mean Local?); there are FedAvg, FedKDX, Local")
+    assert line.endswith(" --reference: no run is of 'Lcal' (did you mean Local?); there are FedAvg, FedKDX, Local")
     assert "--reference: no name given" in said(capsys, tmp_path / "runs", "--reference", ",")
     out = tmp_path / "out"
     assert main(["report", str(tmp_path / "runs"), "-o", str(out), "--reference", "FedAvg, local"]) == 0

@@ -138,6 +138,40 @@ def test_options_that_would_replace_what_was_drawn_are_refused(tmp_path, given, 
     assert Experiment.grid("x.yaml", {"global_rounds": 3}, ["algorithm=FedProx"]).runs[0].rounds == 3
 
 
+@pytest.mark.parametrize(
+    ("base", "grid", "says"),
+    [
+        ({"preset": "mine.yaml"}, {}, "FedProx: mu is drawn, and preset mine.yaml says 0.5, while the first candidate"),
+        ({}, {"preset": ["paper", "mine.yaml"]}, "FedProx: mu is drawn, and preset mine.yaml says 0.5"),
+        ({"set": {"mu": 0.5}}, {}, "FedProx: mu is drawn, and 'set' says 0.5"),
+        ({"set": {"fedprox.mu": 0.5}}, {}, "FedProx: mu is drawn, and 'set' says 0.5"),
+        ({}, {"set.mu": [0.5]}, "FedProx: mu is drawn, and 'set' says 0.5"),
+        ({"local_learning_rate": 0.05}, {}, "local_learning_rate is drawn, and local_learning_rate says 0.05"),
+    ],
+)
+def test_a_value_for_what_is_drawn_is_refused(tmp_path, base, grid, says):
+    """Else the candidate called 'defaults', which the others are compared with, has other values."""
+    (tmp_path / "mine.yaml").write_text("FedProx: {mu: 0.5}")
+    every = {"local_learning_rate": {"log": [0.003, 0.1]}}
+    search = {"candidates": 3, "every": every, "spaces": {"FedProx": SPACES["FedProx"]}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"base": {"data": "SPAR"} | base, "grid": grid, "search": search}))
+    with pytest.raises(UserError) as raised:
+        Experiment.grid("x.yaml")
+    assert says in str(raised.value) and "\n" not in str(raised.value)
+    assert str(raised.value).endswith("; take it out of one")
+
+
+def test_a_value_for_what_is_not_drawn_is_of_all_candidates(tmp_path):
+    (tmp_path / "mine.yaml").write_text("FedAvgM: {momentum: 0.5}\nFedProx: {mu: 0.5}")
+    search = {"candidates": 3, "spaces": {"FedAvgM": {"server_rate": {"log": [0.3, 3]}}}}
+    content = {"base": {"data": "SPAR", "preset": "mine.yaml"}, "search": search}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
+    assert [run.settings["set"]["FedAvgM.momentum"] for run in Experiment.grid("x.yaml").runs] == [0.5] * 3
+    with pytest.raises(UserError, match=r"server_rate is drawn, and preset other\.yaml says 2\.5"):
+        (tmp_path / "other.yaml").write_text("FedAvgM: {server_rate: 2.5}")
+        Experiment.grid("x.yaml", {"preset": "other.yaml"})
+
+
 def made(tmp_path, algorithm, label, skills, data=VALIDATION, **hyper):
     """Return runs of a candidate in several settings."""
     return [

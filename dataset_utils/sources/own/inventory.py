@@ -9,8 +9,8 @@ from pathlib import Path
 from dataset_utils.sources.own.description import Description, Marks, Stream
 from dataset_utils.sources.own.naming import ending, stem
 from dataset_utils.sources.own.reading import READERS, SECOND
-from dataset_utils.windows import natural
 from registry.errors import UserError
+from registry.text import natural
 
 
 def files_of(stream: Stream, description: Description, root: Path) -> list[Path]:

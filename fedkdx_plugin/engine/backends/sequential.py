@@ -50,12 +50,12 @@ class Sequential(Backend):
         client = self.workspace.enter(id)
         prepare(client, round, self.data, self.settings)
         with unseen(client, self.settings):
-            client.receive(message)
+            contract.receive(client, message)
         return client
 
     def end(self, client: Client, loss: Tensor) -> Trained:
         """Return a trained client's reply and loss, and keep its state. Raises NonFinite, naming client and tensor."""
-        check_finite(client.id, client.state())
+        check_finite(client.id, contract.state(client))
         reply = self.reply(client)
         self.workspace.keep(client)
         client.trained += 1

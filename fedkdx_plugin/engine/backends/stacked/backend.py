@@ -169,7 +169,7 @@ class Stacked(Backend):
             self._enter(client, place)
             client.memory = _moved(client.memory, self.device)
             prepare(client, round, self.data, self.settings)
-            client.receive(message)
+            contract.receive(client, message)
             context = contract.context(client).items()
             on_device = {name: t.detach().to(self.device) if isinstance(t, Tensor) else t for name, t in context}
             return Ready(client, on_device, place)
@@ -307,7 +307,7 @@ class Stacked(Backend):
             try:
                 with training.named(f"client {client.id}, round {round.index}"):
                     if not sound:
-                        check_finite(client.id, client.state())
+                        check_finite(client.id, contract.state(client))
                     results[client.id] = Trained(self._sequential.reply(client), loss)
             except NonFinite as error:
                 results[client.id] = error
