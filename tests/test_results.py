@@ -70,6 +70,14 @@ def test_detail(table):
     ]
 
 
+def test_the_accuracy_of_tables_and_claims_is_that_of_all_windows_together(table):
+    """Here it is above that of the mean over clients for one method, below for the other."""
+    rows = [row("FedAvg", 0.6, clients=[0.5, 0.7] * 3, pooled=0.65), row("FedKDX", 0.7, clients=[0.7] * 6, pooled=0.62)]
+    assert [line[1] for line in table("settings", rows)[1:]] == ["**65.00**", "*62.00*"]
+    assert [line[1] for line in table("settings metric=accuracy", rows)[1:]] == ["*60.00*", "**70.00**"]
+    assert table("claims reference=FedKDX", rows)[1][3] == "\N{MINUS SIGN}3.00"
+
+
 def compared(name: str, differences: list[list[float]], **given: object) -> list[dict]:
     """Return rows of FedKDX at 0.5 and of another method, so many points below it by seed and client."""
     rows = []
