@@ -78,6 +78,18 @@ def test_the_accuracy_of_tables_and_claims_is_that_of_all_windows_together(table
     assert table("claims reference=FedKDX", rows)[1][3] == "\N{MINUS SIGN}3.00"
 
 
+def test_methods_are_in_the_order_of_their_mean_ranks_or_as_asked_for(table):
+    values = {"FedAvg": (0.6, 0.7), "FedKDX": (0.8, 0.9), "MOON": (0.7, 0.6), "Centralised": (0.9, 0.95)}
+    rows = [row(name, own[k], setting=s) for name, own in values.items() for k, s in enumerate(("tenth", "blocked"))]
+    lines = table("settings", rows)[1:]
+    # ranks 3 and 2, 1 and 1, 2 and 3
+    assert [(line[0], line[3]) for line in lines] == [
+        ("FedKDX", "1.00"), ("FedAvg", "2.50"), ("MOON", "2.50"), ("Centralised", "\N{EN DASH}"),
+    ]  # fmt: skip
+    asked = table("settings method=MOON,FedAvg,FedKDX", rows)[1:]
+    assert [line[0] for line in asked] == ["MOON", "FedAvg", "FedKDX"]
+
+
 def compared(name: str, differences: list[list[float]], **given: object) -> list[dict]:
     """Return rows of FedKDX at 0.5 and of another method, so many points below it by seed and client."""
     rows = []

@@ -121,7 +121,8 @@ def settings(rows: pd.DataFrame, args: Args) -> Table:
 
     The metric is the pooled accuracy, as in reports, or another share (`metric=f1`).
     Best and second are ranked in each column without Centralised. A mean rank is over the columns of all clients, of
-    the methods that all of them have; methods that are equal as shown share the mean of their ranks (Demšar 2006).
+    the methods that all of them have; methods that are equal as shown share the mean of their ranks (Demšar 2006). By
+    it methods are ordered, where `method` does not say in which order.
     """
     _check(rows)
     metric = args.get("metric", "pooled")
@@ -145,7 +146,10 @@ def settings(rows: pd.DataFrame, args: Args) -> Table:
         columns.append([plain(ranks.get(i, np.nan)) for i in range(len(methods))])
     heads.append(("", "seeds"))
     columns.append([_counts(rows[rows["method"] == name]) for name in methods])
-    return Table("", "", [("", "method"), *heads], list(map(list, zip(map(Cell, methods), *columns, strict=True))))
+    lines = list(map(list, zip(map(Cell, methods), *columns, strict=True)))
+    if "method" not in args and len(main) > 1:  # those without a rank behind the others; the sort keeps names in order
+        lines = [lines[i] for i in sorted(range(len(lines)), key=lambda i: ranks.get(i, np.inf))]
+    return Table("", "", [("", "method"), *heads], lines)
 
 
 def _pairs(text: str, metric: str) -> dict[str, float]:
