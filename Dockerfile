@@ -10,4 +10,4 @@ WORKDIR /fedkdx
 COPY . .
 RUN pip install --no-cache-dir -e '.[report,spar]'
 ENTRYPOINT ["python", "run.py"]
-CMD ["-data", "SPAR", "-algo", "Local,FedAvg,FedFTL,FedKD+,FedKDX,FedKDX+", "--preset", "tuned", "--train-fraction", "0.25", "-m", "cnn", "-jr", "0.4", "-gr", "60"]
+CMD ["-data", "SPAR", "-algo", "Local,FedAvg,FedAvgFT,FedFTL,kNN-Per,FedKD+,FedKDX,FedKDX+", "--preset", "tuned", "--train-fraction", "0.25", "-m", "cnn", "-jr", "0.4", "-gr", "60"]
