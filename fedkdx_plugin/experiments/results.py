@@ -81,7 +81,7 @@ class Results:
         """
         lines = []
         for section in arrange(self.runs):
-            for name, same in _by_name(row for method in section.methods for row in _rows(method.runs)).items():
+            for name, same in _by_name(_rows([run for method in section.methods for run in method.runs])).items():
                 values: dict[str, Any] = {"setting": section.title, "method": name, "seeds": len(same)}
                 for key in same[0].values:
                     own = np.array([row.values[key] for row in same])

@@ -16,6 +16,7 @@ from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.privacy.accounting import Sampling
 from fedkdx_plugin.privacy.client import SPENT, SPENT_SERVER
 from fedkdx_plugin.privacy.options import EXAMPLE
+from fedkdx_plugin.reports.sections import named
 from fedkdx_plugin.results.records import field
 from fedkdx_plugin.results.runs import Run
 
@@ -112,14 +113,13 @@ def of_seeds(runs: Sequence[Run]) -> list[Row]:
 
     In a seed in which a network predicts as the method does, its row is the method's.
     """
-    table = {id(run): rows(run.name, run.seed, run.records, run.groups) for run in runs}
+    table = [(method, rows(method, run.seed, run.records, run.groups)) for method, run in named(runs)]
     result = []
-    for run in runs:
-        same = [one for one in runs if one.name == run.name]
-        own = {row.name: row for row in table[id(run)]}
-        for name in dict.fromkeys(row.name for one in same for row in table[id(one)]):
-            if run.name in own:
-                result.append(replace(own.get(name, own[run.name]), name=name))
+    for method, same in table:
+        own = {row.name: row for row in same}
+        for name in dict.fromkeys(row.name for other, others in table if other == method for row in others):
+            if method in own:
+                result.append(replace(own.get(name, own[method]), name=name))
     return result
 
 

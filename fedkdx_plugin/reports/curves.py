@@ -11,6 +11,7 @@ import numpy as np
 from dataset_utils.files import replacing
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.reports.looks import Looks
+from fedkdx_plugin.reports.sections import named
 from fedkdx_plugin.results.records import SHARES
 from fedkdx_plugin.results.runs import Run
 from registry.errors import UserError
@@ -40,14 +41,16 @@ def plotted(runs: Sequence[Run], title: str, metric: str = "accuracy") -> Figure
     factor, unit = (1, "") if metric == "loss" else (100, ", %")
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(run.name for run in runs))
+    methods: dict[str, list[Run]] = {}
+    for name, run in named(runs):
+        methods.setdefault(name, []).append(run)
+    names = list(methods)
     below = -(-len(names) // COLUMNS) if len(names) > FEW else 0  # lines of the legend below the axes
     figure = Figure(figsize=(9, 3.6 + 0.2 * below), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     looks = Looks(names)
-    for name in names:
+    for name, same in methods.items():
         style = looks.line(name) | {"marker": "" if len(runs[0].evaluated) > 1 else "o"}
-        same = [run for run in runs if run.name == name]
         rounds = [record.round for record in same[0].records if record.metrics]
         values = factor * np.array(
             [[getattr(r.metrics[SERVED], metric) for r in run.records if r.metrics] for run in same]

@@ -178,6 +178,15 @@ def _check_references(references: Sequence[str], sections: Sequence[Section]) ->
             raise UserError(f"--reference: no run is of '{name}'{suggest(name, known)}; there are {', '.join(known)}")
 
 
+def named(runs: Sequence[Run]) -> list[tuple[str, Run]]:
+    """Return the runs with the names of their methods, in their order; variants are told apart as in `arrange`.
+
+    A run of which there is another with the same method and seed is left out.
+    """
+    names = {run.folder: method.name for section in arrange(runs) for method in section.methods for run in method.runs}
+    return [(names[run.folder], run) for run in runs if run.folder in names]
+
+
 def _data(run: Run) -> str:
     """Return what identifies the data; if each seed draws its own shards, the data from which they are drawn."""
     return str((_redrawn(run) and run.data.get("drawn_from")) or run.data["manifest_sha256"])

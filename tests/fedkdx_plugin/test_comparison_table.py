@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 
+from fedkdx_plugin import load_runs
 from fedkdx_plugin.reports import comparison_table
 from tests.fedkdx_plugin.made_runs import make_run, sections_of
 
@@ -28,3 +30,28 @@ def test_a_network_has_a_row_for_every_seed_or_none(tmp_path):
     text = comparison_table.markdown(comparison_table.of_seeds(runs))
     mean = 100 * np.mean([row.values["accuracy"] for row in student])
     assert f"{mean:.2f} ± " in next(line for line in text.splitlines() if "(student)" in line)
+
+
+@pytest.mark.parametrize(
+    ("differing", "names"),
+    [
+        (
+            ({"student_model": "cnn"}, {"student_model": "cnn_small"}),
+            ["FedKD student_model=cnn", "FedKD student_model=cnn_small"],
+        ),
+        (
+            ({"local_learning_rate": 0.01}, {"local_learning_rate": 0.05}),
+            ["FedKD local_learning_rate=0.01", "FedKD local_learning_rate=0.05"],
+        ),
+    ],
+)
+def test_variants_of_one_method_are_no_seeds_of_it(tmp_path, differing, names):
+    """Not in the table, nor in the data frame, nor in the plot: a mean over two students would be of nothing."""
+    for n, config in enumerate(differing):
+        make_run(tmp_path / "all" / str(n), "FedKD", 0, skill=1.0 + n, **config)
+    results = load_runs(tmp_path / "all")
+    assert [row.name for row in comparison_table.of_seeds(results.runs)] == names
+    assert "±" not in comparison_table.markdown(comparison_table.of_seeds(results.runs))
+    assert list(results.table.reset_index()["method"]) == names and set(results.table["seeds"]) == {1}
+    labels = [line.get_label() for line in results.plot().axes[0].get_lines()]
+    assert labels == names
