@@ -1,4 +1,4 @@
-"""Which subjects of a data set are used: all, only some, or all but some."""
+"""Choice of the subjects of a data set that are used: all, only some, or all but some."""
 
 from __future__ import annotations
 

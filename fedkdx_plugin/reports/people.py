@@ -1,4 +1,4 @@
-"""Who the clients of runs are, from the manifests in run folders, and whether they are the same with every seed."""
+"""People behind the clients of runs, from the manifests in run folders: are they the same with every seed?"""
 
 from __future__ import annotations
 
