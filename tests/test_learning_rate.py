@@ -7,23 +7,15 @@ from pathlib import Path
 import pytest
 
 from fedkdx_plugin.cli.main import main
-from fedkdx_plugin.cli.options import Making, read_config
-from fedkdx_plugin.cli.run import parser
 from fedkdx_plugin.configuration.choice import choose, resolve, run_settings
 from fedkdx_plugin.configuration.config import from_dict
 from fedkdx_plugin.experiments.setting import training
-from registry.flags import given
+from tests.test_cli import resolved
 
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def resolved(*argv: str) -> dict:
-    arguments = parser().parse_args(argv)
-    given(arguments, Making)
-    return resolved_again(read_config(arguments).to_dict())
 
 
 def resolved_again(values: dict) -> dict:

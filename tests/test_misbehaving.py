@@ -201,7 +201,7 @@ def test_clients_of_every_backend(shard_folder, capsys, signature, backend):
 @pytest.mark.parametrize("backend", ["sequential", "stacked"])
 @pytest.mark.parametrize("hook", ["state", "shared"])
 def test_a_state_that_other_methods_use_is_named(shard_folder, capsys, hook, backend, base):
-    """Where `receive`, `context` or `reply` of a built-in method calls it, the failure is not put on these."""
+    """The failure is not put on `receive`, `context` or `reply` of a built-in method, which call it."""
     head = (
         "from registry import catalog\n\n"
         f"Base = catalog.load('algorithms', '{base}')\n\n"
