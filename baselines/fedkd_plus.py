@@ -16,6 +16,8 @@ class FedKDPlusParams(AdditionsParams, FedKDParams):
 class FedKDPlusClient(AdditionsClient, FedKDClient):
     """Minimises the losses of FedKD."""
 
+    private = (*FedKDClient.private, *AdditionsClient.private)
+
 
 class FedKDPlus(AdditionsServer, FedKD):
     """Adds to FedKD: teachers start from the student, both predict, differences down, 8 bits, error feedback."""

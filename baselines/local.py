@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from baselines.fedavg import FedAvg, FedAvgClient
+from registry.interface import Message, Task
+from registry.memory import Remembering, remember
 from registry.parameters import Params, option
 
 ALL, SELECTED = "all", "selected"
+MEMORY = "memory"
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,34 @@ class LocalParams(Params):
         "who trains in a round: all clients, as none waits for a server; or the selected ones, for equal work",
         choices=(ALL, SELECTED),
     )
+    memory: bool = option(False, "predict with a memory of the client's windows, as kNN-Per does")
 
 
 class LocalClient(FedAvgClient):
     """Keeps its whole model private, so that FedAvg has nothing to average."""
 
-    private = ("model.*",)
+    private = ("model.*", f"{MEMORY}.*")
+
+    @classmethod
+    def meeting(cls, params: Any) -> str:
+        """Return that a memory holds features of its windows, if there is one."""
+        return "remembers its windows' features; --set memory=false does not" if params.memory else cls.windows_meet
+
+    @classmethod
+    def build(cls, task: Task) -> dict[str, nn.Module]:
+        """Return the model, and one with a memory if the hyper-parameters ask for it, which `reply` fills."""
+        nets = super().build(task)
+        return {**nets, MEMORY: Remembering(task.model())} if task.params.memory else nets
+
+    def reply(self) -> Message:
+        """Return the number of windows; with a memory, remember them under the model that was trained on them."""
+        if self.params.memory:
+            remember(self, "model", MEMORY)
+        return super().reply()
+
+    def serves(self) -> str:
+        """Return the name of the model, or of the one with a memory once the client has trained."""
+        return MEMORY if self.trained and self.params.memory else "model"
 
 
 class Local(FedAvg):

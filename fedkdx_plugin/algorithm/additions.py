@@ -1,6 +1,7 @@
 """Additions of this project to FedKDX and FedKD; the algorithms with additions are called FedKDX+ and FedKD+.
 
-- Both networks predict; the student's weight depends on its loss on the client's windows (`serve`).
+- Both networks predict; the student's weight depends on its loss on the client's windows (`serve`). Or one of them with
+  a memory of the client's windows, as in kNN-Per.
 - A teacher starts from the student (`teacher_init`) and is moved towards each student received, by a share that changes
   over the rounds (`pull_start`, `pull_end`).
 - Each client receives the difference between its student and the server's (`downlink`; see `downlink.differences`).
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedkdx_plugin.algorithm.compression import Compressed, compress_together, left_out
@@ -29,11 +30,14 @@ from fedkdx_plugin.algorithm.student import StudentClient, StudentServer
 from fedkdx_plugin.algorithm.updates import Sender, State, group, labelled
 from registry.errors import UserError
 from registry.interface import Message, Task, float_state
+from registry.memory import Remembering, remember
 from registry.parameters import option
 
 RESIDUAL = "residual"
 SHARE = "share"
 SHARPNESS = 4.0  # of `student_share`: chosen on validation windows
+WITH_MEMORY = "+memory"  # end of those values of `serve`
+MEMORY = "memory"
 SMALLEST_SHARE = 1e-6  # above 0, since a mixture takes the logarithm of the weights
 CHUNK = 512  # windows in a forward pass, to bound memory
 OFF: dict[str, Any] = {
@@ -53,8 +57,9 @@ class AdditionsParams(PullParams):
 
     serve: str = option(
         "both",
-        "which network predicts for a client that has trained: one, or both, weighted by the student's loss there",
-        choices=("teacher", "student", "both"),
+        "which network predicts for a client that has trained: one, alone or with a memory of the client's windows, or "
+        "both, weighted by the student's loss there",
+        choices=("teacher", "student", "both", "teacher+memory", "student+memory"),
     )
     teacher_init: str = option(
         "student",
@@ -117,16 +122,27 @@ class FeedbackBroadcast(Feedback, BroadcastServer):
 class AdditionsClient(Feedback, StudentClient):
     """Client with the additions; inherit from this class before the client of the base algorithm.
 
-    With `serve` = both, the client stores after each training the share of the student that it received in its
-    prediction (see `student_share`); the student that it trained itself is not the one that will predict.
+    What the prediction needs is made after each training (see `_prepare_prediction`), for the teacher as trained, and
+    the student as received: the student that the client trained itself is not the one that will predict.
     """
+
+    private = (f"{MEMORY}.*",)
+
+    @classmethod
+    def build(cls, task: Task) -> dict[str, nn.Module]:
+        """Return the networks of the base algorithm, and one with a memory if `serve` asks for it."""
+        nets = super().build(task)
+        if remembered := of_memory(task.params):
+            nets[MEMORY] = Remembering(task.model() if remembered == "teacher" else task.student())
+        return nets
 
     @classmethod
     def meeting(cls, params: Any) -> str:
-        """Return what the base algorithm does, or that with `serve` = both the student's loss on all windows counts."""
-        if params.serve != "both":
+        """Return what the base algorithm does, or how windows meet in the predictions that `serve` asks for."""
+        if params.serve in ("teacher", "student"):
             return super().meeting(params)
-        return super().meeting(params) or "weighs predictions by a loss on its windows; --set serve=teacher does not"
+        how = "remembers its windows' features" if of_memory(params) else "weighs predictions by a loss on its windows"
+        return super().meeting(params) or f"{how}; --set serve=teacher does not"
 
     def client_end(self) -> ClientEnd:
         """Return this client's end of the downlink that `downlink` names."""
@@ -144,10 +160,14 @@ class AdditionsClient(Feedback, StudentClient):
 
     def serves(self) -> str | Mapping[str, float]:
         """Return the networks that `serve` names, with their weights; the student until the client has trained."""
-        if self.trained and self.params.serve == "both":
+        if not self.trained:
+            return "student"
+        if of_memory(self.params):
+            return MEMORY
+        if self.params.serve == "both":
             share = float(self.memory[SHARE])
             return {"teacher": 1 - share, "student": share}
-        return super().serves()
+        return str(self.params.serve)
 
     def receive(self, message: Message) -> None:
         """Update the student to W^t, and move the teacher towards it."""
@@ -163,11 +183,18 @@ class AdditionsClient(Feedback, StudentClient):
             pull(own, target, share)
 
     def sent(self, gradient: State, payload: State, rate: float) -> None:
-        """Keep what the payload leaves out, and the student's share in this client's prediction."""
+        """Keep what the payload leaves out, and what this client's prediction needs."""
         super().sent(gradient, payload, rate)
-        if self.params.serve == "both":
+        self._prepare_prediction()
+
+    def _prepare_prediction(self) -> None:
+        """Store the student's share in the prediction (see `student_share`), or fill the memory, as `serve` asks."""
+        if self.params.serve in ("both", "student+memory"):
             self.load(self.start)
+        if self.params.serve == "both":
             self.memory = self.memory | {SHARE: student_share(self._student_loss())}
+        elif remembered := of_memory(self.params):
+            remember(self, remembered, MEMORY)
 
     @torch.no_grad()
     def _student_loss(self) -> Tensor:
@@ -199,6 +226,11 @@ class AdditionsServer(StudentServer):
         if self.params.downlink == "differences":
             return DifferencesServer(self.weights, self.params.quantise)
         return FeedbackBroadcast(self.params)
+
+
+def of_memory(params: Any) -> str:
+    """Return the network that predicts with a memory, '' if none does."""
+    return str(params.serve).removesuffix(WITH_MEMORY) if params.serve.endswith(WITH_MEMORY) else ""
 
 
 def owed(change: State, residual: State) -> State:

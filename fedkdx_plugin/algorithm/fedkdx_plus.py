@@ -16,6 +16,8 @@ class FedKDXPlusParams(AdditionsParams, FedKDXParams):
 class FedKDXPlusClient(AdditionsClient, FedKDXClient):
     """Minimises the losses of FedKDX."""
 
+    private = (*FedKDXClient.private, *AdditionsClient.private)
+
 
 class FedKDXPlus(AdditionsServer, FedKDX):
     """Adds to FedKDX: teachers start from the student, both predict, differences down, 8 bits, error feedback."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,3 +62,13 @@ def assert_same(found: State, expected: State, tolerance: float = 1e-9) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def neighbours(h, keys, labels, without=None):
+    """Compute kNN-Per's class shares of the nearest ten keys, key by key; h (d,), keys (n, d), labels (n, classes)."""
+    distance = [(np.linalg.norm(h - key), i) for i, key in enumerate(keys) if i != without]
+    near = sorted(distance)[:10]
+    p = np.zeros(labels.shape[1])
+    for d, i in near:
+        p += np.exp(-d) * labels[i]
+    return p / sum(np.exp(-d) for d, _ in near)

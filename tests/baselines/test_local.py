@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from baselines.fedavg import FedAvg
 from baselines.local import Local
@@ -11,9 +13,10 @@ from fedkdx_plugin.engine.participation import Participation
 from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
-from registry.interface import Message
+from registry.interface import Message, Round
 from registry.parameters import parse
-from tests.conftest import Recorder, make_data, make_task
+from tests.baselines import reference
+from tests.conftest import Recorder, make_data, make_federation, make_task
 
 CLIENTS = 4
 
@@ -61,3 +64,25 @@ def test_nobody_waits_for_a_server_that_is_out_of_reach():
     assert len({tuple(ids) for ids in rounds}) == 1 and len(rounds[0]) == CLIENTS - 1
     assert sorted(trained) == [0, 3, 3, 3] and lost == [{}] * 3
     assert any(selected(FedAvg, participation=away, faults=Faults(dropout=0.9))[2])
+
+
+def test_with_a_memory_it_predicts_with_the_nearest_own_windows_by_the_features_it_has_trained(double):
+    """kNN-Per without a federation: what of it is the memory alone."""
+    made, plain = (make_federation(Local, rounds=2, params={"memory": memory}) for memory in (True, False))
+    for t in (1, 2):
+        views = made.round(Round(t, 2)).metrics
+        plain.round(Round(t, 2))
+    shares = []
+    for id, place in enumerate(made.data.test_slices):
+        client = made.workspace.enter(id)
+        assert client.serves() == "memory" and plain.workspace.enter(id).serves() == "model"
+        share, net = float(client.nets["memory"].share), client.nets["model"].eval()
+        own, test = (net(x) for x in (made.data.train_x[id], made.data.test_x[place]))
+        one_hot = torch.nn.functional.one_hot(made.data.train_y[id], 4).double().numpy()
+        keys = own.features.detach().numpy()
+        near = [reference.neighbours(h, keys, one_hot) for h in test.features.detach().numpy()]
+        p = share * np.array(near) + (1 - share) * test.logits.softmax(1).detach().numpy()
+        right = (p.argmax(1) == made.data.test_y[place].numpy()).mean()
+        assert views["served"].client_accuracy[id] == pytest.approx(right)
+        shares.append(share)
+    assert max(shares) > 0  # else this test would say nothing of memories

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -17,6 +19,8 @@ from fedkdx_plugin.algorithm.pull import own_progress
 from fedkdx_plugin.engine.evaluation import SERVED
 from registry.errors import UserError
 from registry.interface import Round, mixture
+from tests.baselines import reference
+from tests.baselines.checks import overheard, travels
 from tests.bounds import assert_within, gamma
 from tests.conftest import Recorder, TinierNet, TinyNet, enter, make_federation, make_task, same_state
 
@@ -202,3 +206,59 @@ def test_a_warm_teacher_must_be_of_the_students_kind():
         FedKDXPlus.check(make_task(TinierNet), FedKDXPlus.Params())
     check(TinyNet, teacher_init="student")
     check(TinierNet)
+
+
+@pytest.mark.parametrize("algorithm", PLUS)
+@pytest.mark.parametrize("remembered", ["teacher", "student"])
+def test_a_memory_is_of_the_teacher_as_trained_or_of_the_student_as_received(algorithm, remembered, double):
+    """λ times the shares of the nearest own windows, plus 1 - λ times the network's own prediction, in float64."""
+    plain, federation = (
+        make_federation(algorithm, rounds=3, join_ratio=1, params=OFF | {"serve": serve})
+        for serve in (remembered, f"{remembered}+memory")
+    )
+    for t in (1, 2):
+        federation.round(Round(t, 3))
+    sent = {name: tensor.clone() for name, tensor in federation.server.networks().items()}
+    served = federation.round(Round(3, 3)).metrics[SERVED]
+    plain.run()
+    assert same_state(dict(plain.server.weights), dict(federation.server.weights))  # a memory changes no training
+    data, shares = federation.data, []
+    for id, place in enumerate(data.test_slices):
+        enter(federation, id, sent)
+        client = federation.workspace.clients[id]
+        assert client.serves() == "memory"
+        nets = federation.workspace.nets
+        shares.append(float(nets["memory"].share))
+        network = nets[remembered].eval()
+        with torch.no_grad():
+            own, test = network(data.train_x[id]), network(data.test_x[place])
+        one_hot = torch.nn.functional.one_hot(data.train_y[id], 4).double().numpy()
+        near = [reference.neighbours(h.numpy(), own.features.numpy(), one_hot) for h in test.features]
+        p = shares[-1] * torch.from_numpy(np.array(near)) + (1 - shares[-1]) * test.logits.double().softmax(1)
+        p, y = p.clamp(min=1e-6) / p.clamp(min=1e-6).sum(1, keepdim=True), data.test_y[place]
+        assert served.client_accuracy[id] == pytest.approx(float((p.argmax(1) == y).double().mean()))
+        assert served.client_loss[id] == pytest.approx(float(-p[range(len(y)), y].log().mean()), rel=1e-6)
+    assert max(shares) > 0  # else this test would say nothing of memories
+
+
+def test_a_memory_never_leaves_its_client_and_one_without_is_not_made():
+    federation = make_federation(FedKDXPlus, rounds=1, params={"serve": "student+memory"})
+    heard = overheard(federation)
+    federation.round(Round(1, 1))
+    kept = [kept for kept in federation.workspace.kept if kept]
+    assert kept and not any(travels(own["memory.keys"], heard) for own in kept)
+    assert not any(name.startswith("memory") for name in federation.server.networks())
+    assert "memory" not in make_federation(FedKDXPlus).workspace.nets
+
+
+def test_the_memory_of_a_student_of_another_kind_is_its_own():
+    params = FedKDXPlus.Params(**OFF | {"serve": "student+memory"})
+    nets = FedKDXPlus.Client.build(replace(make_task(TinierNet), params=params))
+    assert type(nets["memory"].base) is TinierNet and type(nets["teacher"]) is TinyNet
+
+
+@pytest.mark.parametrize(("serve", "how"), [("both", "weighs predictions by a loss"), ("student+memory", "remembers")])
+def test_where_windows_meet_in_predictions_it_is_said(serve, how):
+    params = FedKDXPlus.Params(serve=serve, use=("kd", "nkd"))
+    assert FedKDXPlus.Client.meeting(params).startswith(how)
+    assert not FedKDXPlus.Client.meeting(FedKDXPlus.Params(serve="student", use=("kd", "nkd")))
