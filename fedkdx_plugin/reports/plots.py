@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from fedkdx_plugin.results.records import PARTS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MANY = 12  # most methods in a plot; with more, it shows only the best variant of each algorithm
+MANY = 12  # most methods in a plot; see `shown`
 POINTS = 250  # most points of a line; more are not visible
 MATRICES = 3  # most confusion matrices
-LONGEST = 40  # most letters of a class's name in a plot; tables have the whole name
+LONGEST = 40  # most letters of a name in a plot; tables have the whole name
+WIDTH = 7.2  # inches, of a plot
+LINE = 0.6  # inches that a legend takes for a line and the space beside its name
 BANDS = 6  # most methods with bands, which overlap
 FONT_SIZE = 9
 SERVER = {
@@ -50,13 +53,18 @@ class Plot:
 
 
 def shown(section: Section) -> list[Method]:
-    """Return the methods that plots show: all, or of many the best of each algorithm in the last round."""
+    """Return the methods that plots show: all, or of many at most `MANY`, of each algorithm the best in the last round.
+
+    The references and FedAvg are among them, whatever they reach.
+    """
     if len(section.methods) <= MANY:
         return list(section.methods)
-    return [
-        max((m for m in section.methods if m.algorithm == name), key=accuracy)
-        for name in dict.fromkeys(method.algorithm for method in section.methods)
-    ]
+    names = {method.name for method in section.references} | {"FedAvg"}
+    best = {method.algorithm: method for method in sorted(section.methods, key=accuracy)}
+    kept = [method for method in section.methods if method.name in names]
+    others = sorted((method for method in best.values() if method not in kept), key=accuracy, reverse=True)
+    kept += others[: max(MANY - len(kept), 0)]
+    return [method for method in section.methods if method in kept]
 
 
 def style() -> AbstractContextManager[None]:
@@ -79,7 +87,12 @@ def style() -> AbstractContextManager[None]:
 def draw(section: Section, folder: Path, looks: Looks) -> Iterator[Plot]:
     """Write all plots of a section into `folder`, each as .png and .pdf."""
     methods = shown(section)
-    some = "" if len(methods) == len(section.methods) else " Only the best variant of each algorithm is shown."
+    some = ""
+    if len(methods) < len(section.methods):
+        some = (
+            f" Of {len(section.methods)} methods {len(methods)} are shown: references, FedAvg, and the best of the "
+            "others, at most one of each algorithm."
+        )
     with style():
         for kind, make in {
             "convergence": convergence,
@@ -113,21 +126,31 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tu
     return figure, figure.subplots(1, columns, **options)
 
 
+def _legend(figure: Figure, axes: Any) -> None:
+    """Add the legend of the lines of some axes below a plot, in as many columns as its names leave room for."""
+    handles, names = axes.get_legend_handles_labels()
+    names = [shortened(name) for name in names]
+    columns = min(max(int(WIDTH / (LINE + max(map(text_width, names)))), 1), 4)
+    figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(names) // columns))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, handlelength=2.2)
+
+
 def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
     """Plot accuracy over rounds, and over megabytes."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, (left, right) = _figure(7.2, 3.2 + 0.18 * -(-len(methods) // 4), 2, sharey=True)
+    figure, (left, right) = _figure(WIDTH, 3.2, 2, sharey=True)
     for method in methods:
         rounds, values = _accuracies(method)
         sent = np.mean([statistics.sent(run) for run in method.runs], axis=0)[rounds - 1]
         few = np.unique(np.linspace(0, len(rounds) - 1, POINTS).astype(int))
         rounds, values, sent = rounds[few], 100 * values[:, few], sent[few]
-        left.plot(rounds, values.mean(0), **looks.line(method.name))
+        line = looks.line(method.name) | ({"marker": "o"} if len(rounds) == 1 else {})  # one point makes no line
+        left.plot(rounds, values.mean(0), **line)
         if len(values) > 1 and len(methods) <= BANDS:
             left.fill_between(rounds, values.min(0), values.max(0), color=looks.colour(method.name), alpha=0.15, lw=0)
         if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
-            right.plot(sent, values.mean(0), **looks.line(method.name))
+            right.plot(sent, values.mean(0), **line)
     left.set(xlabel="round", ylabel=f"{section.on} accuracy, %")
     left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log")
@@ -135,7 +158,7 @@ def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tu
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
     right.xaxis.set_major_formatter("{x:g}")
     right.xaxis.set_minor_formatter(NullFormatter())
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=2.2)
+    _legend(figure, left)
     return figure, (
         f"{section.title}: {section.on} accuracy of the models that clients would use, over rounds (left) and over the "
         "megabytes that all clients sent and received until then (right, logarithmic). Lines: mean over seeds"
@@ -151,7 +174,7 @@ def _accuracies(method: Method) -> tuple[np.ndarray, np.ndarray]:
 
 def loss(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str] | None:
     """Plot the training loss over rounds; None if no run recorded any above 0."""
-    figure, axes = _figure(7.2, 2.6 + 0.18 * -(-len(methods) // 4))
+    figure, axes = _figure(WIDTH, 2.6)
     drawn = False
     for method in methods:
         values = statistics.over_seeds(np.array([[r.train_loss for r in run.records] for run in method.runs]))
@@ -164,7 +187,7 @@ def loss(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Fig
         return None
     axes.set(xlabel="round", ylabel="training loss", yscale="log")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, handlelength=2.2)
+    _legend(figure, axes)
     return figure, (
         f"{section.title}: training loss of each round (logarithmic), mean over the clients that trained, by number of "
         "windows, and over seeds. It is the sum of all that a method minimises, of both its networks if it has two, so "
@@ -174,7 +197,7 @@ def loss(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Fig
 
 def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
     """Plot the distribution of accuracy over clients."""
-    figure, axes = _figure(7.2, 1.1 + 0.32 * len(methods))
+    figure, axes = _figure(WIDTH, 1.1 + 0.32 * len(methods))
     same = people.same_clients(section.runs)
     values = [100 * np.concatenate(list(statistics.per_client(method, same).values())) for method in methods]
     known = [own[~np.isnan(own)] for own in values]
@@ -188,7 +211,7 @@ def clients(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[
         axes.plot(own, height, ".", color=looks.colour(method.name), markersize=4, alpha=0.8)
     axes.set(
         yticks=range(1, len(methods) + 1),
-        yticklabels=[m.name for m in methods],
+        yticklabels=[shortened(m.name) for m in methods],
         xlabel=f"{section.on} accuracy of a client, %",
     )
     axes.invert_yaxis()
@@ -206,16 +229,28 @@ def confusion(section: Section, methods: Sequence[Method], looks: Looks) -> tupl
     names = [shortened(name) for name in section.first.classes]
     size = max(1.6, 0.26 * len(names))
     label = max(map(text_width, names))
+    titles = [textwrap.fill(shortened(method.name), int(12 * size)) for method in chosen]  # 12 letters are an inch
+    lines = 1 + max(title.count("\n") for title in titles)
     figure, axes = _figure(
-        label + 1.3 + len(chosen) * (size + 0.15), size + label + 0.6, len(chosen), squeeze=False, sharey=True
+        label + 1.3 + len(chosen) * (size + 0.15),
+        size + label + 0.4 + 0.2 * lines,
+        len(chosen),
+        squeeze=False,
+        sharey=True,
     )
-    for place, (own, method) in enumerate(zip(axes[0], chosen, strict=True)):
+    for place, (own, method, title) in enumerate(zip(axes[0], chosen, titles, strict=True)):
         counts = sum(run.confusion[SERVED].sum(axis=0) for run in method.runs)
         total = counts.sum(axis=1, keepdims=True)
         shares = 100 * np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
         image = own.imshow(shares, cmap="Blues", vmin=0, vmax=100)
         ticks = range(len(names))
-        own.set(title=method.name, xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="" if place else "true class")
+        own.set(
+            xticks=ticks,
+            yticks=ticks,
+            xlabel="predicted",
+            ylabel="" if place else "true class",
+        )
+        own.set_title(title, fontsize=FONT_SIZE)
         own.set_xticklabels(names, rotation=90)
         own.set_yticklabels(names)
         own.grid(visible=False)
@@ -272,7 +307,7 @@ def compression(section: Section, methods: Sequence[Method], looks: Looks) -> tu
     recorded = {name: metrics for name, metrics in recorded.items() if metrics}
     if not recorded:
         return None
-    figure, axes = _figure(7.2, 2.6 + 0.18 * -(-len(recorded) // 4), 3)
+    figure, axes = _figure(WIDTH, 2.6, 3)
     for own, key in zip(axes, ("rank_share", "energy_kept", "bytes_share"), strict=True):
         for name, metrics in recorded.items():
             if key in metrics:
@@ -282,7 +317,7 @@ def compression(section: Section, methods: Sequence[Method], looks: Looks) -> tu
         own.set(xlabel="round", title=SERVER[key])
         own.title.set_fontsize(9)
         own.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    _legend(figure, axes[0])
     return figure, (
         f"{section.title}: what remains after the server's compression in each round, mean over seeds: rank (mean over "
         "the weight matrices, 100 is full), energy (squared Frobenius norm) with the threshold ε that it must exceed "
@@ -302,13 +337,14 @@ def _recorded(method: Method) -> Mapping[str, np.ndarray]:
 
 def seconds(section: Section, methods: Sequence[Method], looks: Looks) -> tuple[Figure, str]:
     """Plot the seconds of each part of a round."""
-    figure, axes = _figure(7.2, 1.2 + 0.3 * len(methods))
+    figure, axes = _figure(WIDTH, 1.2 + 0.3 * len(methods))
     left = np.zeros(len(methods))
     for part, colour in zip(PARTS, ("#4477aa", "#ccbb44", "#bbbbbb"), strict=True):
         values = np.array([np.mean([[r.seconds[part] for r in run.records] for run in m.runs]) for m in methods])
-        axes.barh([m.name for m in methods], values, left=left, height=0.65, color=colour, label=part)
+        axes.barh(range(len(methods)), values, left=left, height=0.65, color=colour, label=part)
         left += values
-    axes.set(xlabel="seconds a round, mean")
+    names = [shortened(method.name) for method in methods]
+    axes.set(yticks=range(len(methods)), yticklabels=names, xlabel="seconds a round, mean")
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside lower center", ncols=3)

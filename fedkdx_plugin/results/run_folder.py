@@ -226,7 +226,7 @@ class RunFolder(Observer):
         results = io.BytesIO()  # whole before the disk is touched: libhdf5 fails badly on a full one
         with h5py.File(results, "w") as file:
             write_results(file, self.records[:rounds], confusion, self.federation.data, self.federation.groups)
-            file.attrs["config"] = yaml.safe_dump(dict(self.settings), sort_keys=False)
+            file.attrs["config"] = yaml_text(self.settings)
             file.attrs["environment"] = json.dumps(self.environment, sort_keys=True)
             file.attrs["class_names"] = list(self.shards.class_names)
         meta = {

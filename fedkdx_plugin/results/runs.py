@@ -173,7 +173,10 @@ def _results(folder: Path, config: Mapping[str, Any], environment: Mapping[str, 
             records, confusion = read_results(opened)
             classes = tuple(map(str, opened.attrs["class_names"]))
             groups = {name: [int(id) for id in ids] for name, ids in opened.get("groups", {}).items()}
-            own = yaml.safe_load(str(opened.attrs["config"])) if "config" in opened.attrs else config
+            text = str(opened.attrs.get("config", ""))
+        # the same text need not be read again, which takes as long as all the rest
+        same = not text or text.encode() == content(folder, CONFIG)
+        own = config if same else yaml.safe_load(text)
     except KeyError as error:
         raise UserError(
             f"{path}: a metric is missing ({_text(error)}); another version wrote it: {again(folder)}"
