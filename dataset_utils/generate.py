@@ -22,7 +22,7 @@ from dataset_utils.reading import read
 from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
 from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, shards_folder, window_samples
-from dataset_utils.split import Split, gap, split
+from dataset_utils.split import MOST, Split, gap, split
 from dataset_utils.subjects import Subjects
 from registry.blame import naming
 from registry.errors import UserError
@@ -219,6 +219,13 @@ def _report_losses(
             report(
                 f"{untested} of {len(there)} classes of subjects have no test window: too little would be left to "
                 "train on (--split blocked)"
+            )
+        most = MOST * spec.test_fraction
+        if whole := sum(tested.get(group, 0) > max(most * count, 1) for group, count in there.items()):
+            report(
+                f"{whole} of {len(there)} classes of subjects have more than twice the test windows that "
+                f"--test-fraction {spec.test_fraction:g} asks for: they are in few recordings, and whole ones are "
+                "tested on (--split blocked)"
             )
     if spec.split == "loso":
         report(f"subject {windows.subjects[windows.subject[divided.test[0]]]} is left out of training (--split loso)")

@@ -92,6 +92,16 @@ def test_sessions_stay_whole_and_nothing_is_dropped(make, seed):
     assert "90 of 450 windows are tested on (20.0%), 0 dropped" in " ".join(lines)
 
 
+def test_it_is_said_where_whole_recordings_are_far_more_than_was_asked_for(make):
+    """Of two recordings one is tested on, which is half; of five it is a fifth, as asked for."""
+    files = {f"s{s}_{k}": rows(3000, 10 * s + k) for s, count in enumerate((2, 5)) for k in range(count)}
+    made, lines = make(files, "subject: {pattern: '^(s[0-9])'}\n")
+    assert [(len(a.y), len(b.y)) for a, b in zip(made.train, made.test, strict=True)] == [(45, 45), (180, 45)]
+    classes = len({*made.train[0].y, *made.test[0].y})
+    said = [line for line in lines if "more than twice" in line]
+    assert len(said) == 1 and said[0].startswith(f"{classes} of {2 * classes} classes of subjects have more than twice")
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_filters_do_not_reach_across(make, seed):
     """A burst in the tested samples leaves no more than a thousandth of its filtered peak in any training window."""
