@@ -133,6 +133,24 @@ def test_the_count_takes_its_part_of_the_budget_and_no_more(kind, unit, selected
     assert drawn_with(values, updates * unit * 0.1 / selected)
 
 
+@pytest.mark.parametrize(
+    ("privacy", "expected"),
+    [
+        (BUDGET, 3.0),  # zΔ/C = 1.5 · 2
+        # Andrew et al. 2021, theorem 1: z^-2 = z_Δ^-2 + z_b^-2. With z_b^-2 = z^-2 / 10, z_Δ = z/√0.9, and
+        # 2 · 1.5/√0.9 = √10
+        (AUTO, 10**0.5),
+        (replace(BUDGET, noise=DISTRIBUTED), 3 * (12 / 11) ** 0.5),  # twelve shares of zΔ/√11 each
+    ],
+    ids=["fixed", "auto", "distributed"],
+)
+def test_the_deviation_that_is_written_down_is_that_of_the_noise_added(privacy, expected):
+    made = protection(privacy)
+    assert made.table()["deviation_of_sum"] == pytest.approx(expected)
+    added = [made.noised(LIKE, client) for client in range(12)] if privacy.noise == DISTRIBUTED else []
+    assert drawn_with(12 * flat(made.release(added, LIKE)), expected * (0.1 if privacy is AUTO else BUDGET.clip))
+
+
 def test_the_count_has_noise_of_the_stated_deviation():
     """With 12 planned clients and nobody there, log C moves by -0.2 times the count's noise over 12."""
     steps = []

@@ -45,7 +45,8 @@ def test_a_run_tells_what_it_has_spent(shard_folder, capsys):
         table = json.loads((folder / f"{name}-seed0" / "privacy.json").read_text())
         assert (table["of"], table["clients"], table["selected"]) == ("replacing one client", 3, 1)
         assert table["privacy_epsilon"] == table["planned_epsilon"] == spent[-1] and table["rounds"] == 2
-        assert table["deviation_of_sum"] == 2 * table["noise_multiplier"]
+        # C is automatic: its count takes a tenth of 1/z², and updates get the noise z/√0.9, by Δ = 2C
+        assert table["deviation_of_sum"] == pytest.approx(2 * table["noise_multiplier"] / 0.9**0.5)
         config = yaml.safe_load((folder / f"{name}-seed0" / "config.yaml").read_text())
         assert (config["dp"], config["epsilon"], config["delta"], config["clip"]) == ("client", 8.0, 1e-3, None)
     assert "round 1: clients" in (log := (folder / "FedAvg-seed0" / "log.txt").read_text()) and " ε " in log
