@@ -28,10 +28,16 @@ class LocalParams(Params):
     memory: bool = option(False, "predict with a memory of the client's windows, as kNN-Per does")
 
 
-class LocalClient(FedAvgClient):
+class OwnModelClient(FedAvgClient):
     """Keeps its whole model private, so that FedAvg has nothing to average."""
 
-    private = ("model.*", f"{MEMORY}.*")
+    private = ("model.*",)
+
+
+class LocalClient(OwnModelClient):
+    """Trains its own model, and may predict with a memory of its windows."""
+
+    private = (*OwnModelClient.private, f"{MEMORY}.*")
 
     @classmethod
     def meeting(cls, params: Any) -> str:
