@@ -106,6 +106,7 @@ WRONG = {
     "--dp client --epsilon 8 --delta 1": "--delta: 1 is out of range; it must be above 0 and below 1",
     "--dp client --epsilon 8 --delta 0.4": "--delta 0.4: not below 1/3",
     "--dp client --epsilon 1e-9 --delta 1e-9": "too small for one round",
+    "--dp client --epsilon 1e-6 --delta 1e-3": "too small, the noise would be",
     "--dp client --epsilon 8 --delta 1e-3 --clip much": "--clip much: write auto, or a number above 0",
     "--dp client --epsilon 8 --delta 1e-3 --clip 0": "--clip 0: write auto, or a number above 0",
     "--dp client --epsilon 8 --delta 1e-3 --clip 1e300": "--clip 1e300: out of range, beside noise that large, weights",
