@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_utils.letters import lettered
 from fedkdx_plugin.reports.looks import COLOURS, DASHES, Looks
 from fedkdx_plugin.reports.plots import Plot, save, style
 from fedkdx_plugin.reports.sections import Section
@@ -51,7 +52,7 @@ def described(section: Section, folder: Path, looks: Looks) -> list[str | Table 
     parts: list[str | Table | Plot] = [table, HOW_TO_READ, *notes, *damaged]
     panels = _panels(found)
     if panels:
-        with style():
+        with style(), lettered(found):
             drawing = curves(panels, {name: looks.line(name) for own in panels.values() for name in own})
             name = f"{section.slug}-audit"
             save(drawing, folder / name)
