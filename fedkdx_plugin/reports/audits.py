@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,7 +119,7 @@ def _cell(same: Sequence[Figure]) -> Cell:
     if same[0].attack == audits.MEMBERSHIP:
         return cell
     chance = f"{np.mean([one.chance for one in same]):.3f}".replace("-", "−")
-    return Cell(f"{cell.text} ({chance})", cell.value, cell.std)
+    return replace(cell, text=f"{cell.text} ({chance})")
 
 
 def _panels(found: Mapping[str, Sequence[Audit]]) -> dict[str, dict[str, Roc]]:

@@ -115,12 +115,8 @@ def reaching(section: Section) -> Table:
     for method in section.methods:
         cells = [Cell(method.name)]
         for target in targets.values():
-            hits = [hit for hit in (statistics.reached(run, target) for run in method.runs) if hit]
-            # the mean over only the seeds that reach it is too optimistic
-            short = f" ({len(hits)} of {len(method.runs)} seeds)" if hits and len(hits) < len(method.runs) else ""
-            for values, digits in (([h[0] for h in hits], 0), ([h[1] for h in hits], 1)):
-                cell = number(spread(values), digits=digits)
-                cells.append(Cell(cell.text + short, cell.value, cell.std))
+            hits = [statistics.reached(run, target) or (np.nan, np.nan) for run in method.runs]
+            cells += [number(spread([hit[part] for hit in hits]), digits=part) for part in (0, 1)]
         rows.append(cells)
     return Table(
         f"{section.slug}-targets",
