@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -31,7 +31,7 @@ class LocalParams(Params):
 class OwnModelClient(FedAvgClient):
     """Keeps its whole model private, so that FedAvg has nothing to average."""
 
-    private = ("model.*",)
+    private: ClassVar[tuple[str, ...]] = ("model.*",)
 
 
 class LocalClient(OwnModelClient):

@@ -69,7 +69,9 @@ class Round(NamedTuple):
         """Return whether they are not the same round. Raises TypeError: the other is a number."""
         return not self == other
 
-    __hash__ = tuple.__hash__
+    def __hash__(self) -> int:
+        """Return the hash of the three values."""
+        return tuple.__hash__(self)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def audit(folder: Path, options: AuditOptions, say: Say) -> tuple[Audit, list[Re
         _identity(rebuilt, updates, found)
     if INVERSION in options.attacks:
         _inversion(rebuilt, options, found, say)
-    together = max((len(one.clients) for one in (*updates[0], *found.recovered)), default=1)
+    sent_by = [one.clients for one in updates[0]] + [one.clients for one in found.recovered]
+    together = max(map(len, sent_by), default=1)
     if together > 1:
         found.notes.append(
             f"The server sees means of {together} clients' updates: every attack on an update is on such a mean, and "
