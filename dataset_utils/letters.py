@@ -10,7 +10,7 @@ from functools import lru_cache
 from unicodedata import category
 
 FEW = 5  # labels that a message names
-NO_FONTS = "Last Resort"  # begins the names of fonts that have a box for every letter
+NO_FONTS = "Last Resort"  # begins the names of fonts that have nothing but boxes
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def fonts_for(letters: frozenset[str], families: tuple[str, ...]) -> tuple[tuple
     lacking = frozenset(letter for letter in letters if category(letter) != "Cc") - _has(families, letters)
     chosen: list[str] = []
     if lacking:
-        having = {name: _has((name,), lacking) for name in _installed()}
+        having = {name: _in_file(path, lacking) for name, path in sorted(_installed().items())}
         while best := max(having, key=lambda name: len(having[name] & lacking), default=""):
             if not having[best] & lacking:
                 break
@@ -55,17 +55,30 @@ def fonts_for(letters: frozenset[str], families: tuple[str, ...]) -> tuple[tuple
 
 def _has(families: tuple[str, ...], letters: frozenset[str]) -> frozenset[str]:
     """Return the letters that any of these fonts has."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib.font_manager import FontProperties, findfont
 
-    fonts = [get_font(findfont(FontProperties(family=[name]))) for name in families]
-    return frozenset(letter for letter in letters if any(font.get_char_index(ord(letter)) for font in fonts))
+    return frozenset().union(*(_in_file(findfont(FontProperties(family=[name])), letters) for name in families))
 
 
-def _installed() -> list[str]:
-    """Return the names of all fonts that matplotlib knows, sorted."""
+def _in_file(path: str, letters: frozenset[str]) -> frozenset[str]:
+    """Return the letters that the font in a file has."""
+    from matplotlib.font_manager import get_font
+
+    font = get_font(path)
+    return frozenset(letter for letter in letters if font.get_char_index(ord(letter)))
+
+
+def _installed() -> dict[str, str]:
+    """Return name -> file of all upright fonts of usual weight and width that matplotlib knows."""
     from matplotlib.font_manager import fontManager
 
-    return sorted({one.name for one in fontManager.ttflist if not one.name.startswith(NO_FONTS)})
+    return {
+        one.name: one.fname
+        for one in fontManager.ttflist
+        if (one.style, one.stretch) == ("normal", "normal")
+        and one.weight in (400, "normal", "regular")
+        and not one.name.startswith(NO_FONTS)
+    }
 
 
 @lru_cache(64)  # the same plots are made in several steps

@@ -82,7 +82,7 @@ def test_a_single_evaluated_round_is_a_point(tmp_path):
 
 
 def test_letters_that_the_font_lacks_are_one_line_and_no_warnings(tmp_path, capsys, recwarn, monkeypatch):
-    monkeypatch.setattr(letters, "_installed", lambda: [])  # whatever this machine has
+    monkeypatch.setattr(letters, "_installed", lambda: {})  # whatever this machine has
     for cached in (letters.fonts_for, letters._say):
         cached.cache_clear()
     (section,) = sections_of(make_run(tmp_path / "run"))
