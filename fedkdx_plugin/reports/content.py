@@ -81,8 +81,8 @@ def results(section: Section) -> Table:
         f"{section.slug}-results",
         f"{section.title}: mean ± standard deviation over seeds, on {section.on} windows. Bold: best, underlined: "
         f"second{f', without {CEILING}' if CEILING in served else ''}. The best round is chosen on these same windows, "
-        "so it is too optimistic. A row with a name in brackets is one of a method's networks alone. "
-        + " ".join(comparison_table.remarks(section.first)),
+        "so it is too optimistic. A row with a name in brackets is one of a method's networks alone."
+        + "".join(f" {text}" for text in comparison_table.remarks(section.first)),
         [("", "method"), ("", "seeds"), *heads],
         [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
     )
@@ -146,7 +146,8 @@ def clients(section: Section) -> Table:
     return Table(
         f"{section.slug}-clients",
         f"{section.title}: distribution over clients of the accuracy in the last round, %, {clients_of(section)}. Each "
-        "client has the same weight, regardless of its number of windows.",
+        "client has the same weight, regardless of its number of windows. The std is that of these clients as they are "
+        "(ddof 0), other than ± over seeds (ddof 1).",
         [("", head) for head in heads],
         rows,
     )

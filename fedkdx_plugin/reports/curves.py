@@ -62,7 +62,7 @@ def _plotted(methods: Mapping[str, Sequence[Run]], title: str, metric: str) -> F
             [[getattr(r.metrics[SERVED], metric) for r in run.records if r.metrics] for run in same]
         )
         sent = np.mean([_megabytes(run) for run in same], axis=0)
-        mean, std = values.mean(0), values.std(0)
+        mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         left.plot(rounds, mean, **style)
         left.fill_between(rounds, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
         if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
