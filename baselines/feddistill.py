@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.local import LocalClient
+from baselines.local import OwnModelClient
 from registry.interface import BadMessage, Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
 from registry.parameters import Params, option
@@ -30,7 +30,7 @@ class FedDistillParams(Params):
     gamma: float = option(1.0, "weight γ of the distillation term", low=0)
 
 
-class FedDistillClient(LocalClient):
+class FedDistillClient(OwnModelClient):
     """Keeps its model and learns from the mean output of the other clients' models for each class.
 
     Deviation from Algorithm 1: mean outputs are those of the model at the end of the round, on all training windows in

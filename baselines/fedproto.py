@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.local import LocalClient
+from baselines.local import OwnModelClient
 from registry.interface import Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
 from registry.parameters import Params, option
@@ -34,7 +34,7 @@ class FedProtoParams(Params):
     lam: float = option(1.0, "weight λ of the distance of features to the prototypes; 0 is Local", 0.0)
 
 
-class FedProtoClient(LocalClient):
+class FedProtoClient(OwnModelClient):
     """Keeps its model and minimises CE + λ/d ‖h(x) − C_y‖², with the prototypes C received.
 
     In the last term, windows of a class without a prototype count as 0. After training it sends the mean features of

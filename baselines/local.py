@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -28,10 +28,16 @@ class LocalParams(Params):
     memory: bool = option(False, "predict with a memory of the client's windows, as kNN-Per does")
 
 
-class LocalClient(FedAvgClient):
+class OwnModelClient(FedAvgClient):
     """Keeps its whole model private, so that FedAvg has nothing to average."""
 
-    private = ("model.*", f"{MEMORY}.*")
+    private: ClassVar[tuple[str, ...]] = ("model.*",)
+
+
+class LocalClient(OwnModelClient):
+    """Trains its own model, and may predict with a memory of its windows."""
+
+    private = (*OwnModelClient.private, f"{MEMORY}.*")
 
     @classmethod
     def meeting(cls, params: Any) -> str:

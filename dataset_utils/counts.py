@@ -184,19 +184,35 @@ class Counts:
     def lines(self) -> list[str]:
         """Return a line for each kind of repair, detection or loss; no lines where there was none."""
         lines = [f"found out: {what} (in {many(count, 'file')})" for what, count in self.found_out.items()]
-        told = {
-            "unordered": "rows were out of order and were sorted by time",
-            "duplicates": "rows repeat another row of the same time and were dropped",
-            "averaged": "rows share their time with others and were averaged",
-            "restarts": "restarts of the clock cut recordings",
-            "inserted": "samples were missing and were interpolated on the time axis",
-            "gaps": "gaps were too long to interpolate and cut recordings",
-            "missing": "rows lack a value in some channel",
+        told = {  # of one, and of several
+            "unordered": (
+                "row was out of order and was sorted by time",
+                "rows were out of order and were sorted by time",
+            ),
+            "duplicates": (
+                "row repeats another row of the same time and was dropped",
+                "rows repeat another row of the same time and were dropped",
+            ),
+            "averaged": (
+                "row shares its time with others and was averaged",
+                "rows share their time with others and were averaged",
+            ),
+            "restarts": ("restart of the clock cuts a recording", "restarts of the clock cut recordings"),
+            "inserted": (
+                "sample was missing and was interpolated on the time axis",
+                "samples were missing and were interpolated on the time axis",
+            ),
+            "gaps": (
+                "gap was too long to interpolate and cuts a recording",
+                "gaps were too long to interpolate and cut recordings",
+            ),
+            "missing": ("row lacks a value in some channel", "rows lack a value in some channel"),
         }
-        for name, text in told.items():
+        for name, (one, several) in told.items():
             hit = [tally.name for tally in self.recordings if getattr(tally, name)]
             if hit:
-                lines.append(f"{self.total(name)} {text} (in {some(hit)})")
+                total = self.total(name)
+                lines.append(f"{total} {one if total == 1 else several} (in {some(hit)})")
         uneven = [tally.name for tally in self.recordings if tally.uneven]
         if uneven:
             lines.append(f"uneven times: signals were interpolated onto an even grid (in {some(uneven)})")
@@ -209,14 +225,14 @@ class Counts:
             lines.append(f"measured rates differ from the stated one by 1 to 5 %: {rates}")
         units = Counter(tally.unit for tally in self.recordings if tally.unit)
         lines += [f"found out: times are in {unit} (in {many(count, 'recording')})" for unit, count in units.items()]
-        lines += [f"discarded: {count} rows, {why}" for why, count in self.left_out().items()]
+        lines += [f"discarded: {many(count, 'row')}, {why}" for why, count in self.left_out().items()]
         for name, why in (
             ("at_gaps", "at gaps, missing values and ends"),
             ("unlabelled", "as they touch an unlabelled sample"),
             ("impure", "as too few of their samples have their label (purity)"),
         ):
             if self.total(name):
-                lines.append(f"{self.total(name)} of {self.total('possible')} windows dropped {why}")
+                lines.append(f"{self.total(name)} of {many(self.total('possible'), 'window')} dropped {why}")
         by_reason: dict[str, list[str]] = {}
         for file, why in self.ignored.items():
             by_reason.setdefault(why, []).append(file)
@@ -237,10 +253,10 @@ def many(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def some(names: Iterable[str]) -> str:
+def some(names: Iterable[str], between: str = ", ") -> str:
     """Return the first `TELLING` of several names, and the number of further ones."""
     names = list(dict.fromkeys(names))
-    text = ", ".join(names[:TELLING])
+    text = between.join(names[:TELLING])
     return text if len(names) <= TELLING else f"{text} and {len(names) - TELLING} more"
 
 

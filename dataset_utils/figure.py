@@ -9,6 +9,7 @@ import numpy as np
 
 from dataset_utils import shards
 from dataset_utils.files import replacing
+from dataset_utils.letters import lettered
 from registry.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ def draw(folder: Path, out: Path) -> None:
         order = np.argsort(-(train + test).sum(axis=0), kind="stable")
         train, test, label = train[:, order], test[:, order], "client, by number of windows"
     height = min(max(2.8, 1.2 + 0.2 * len(train)), 8.0)
-    figure = Figure(figsize=(9.5, height), layout=ConstrainedLayoutEngine(wspace=0.04))
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    _sizes(left, train.sum(axis=0), test.sum(axis=0), shards.evaluated_on(manifest))
-    _classes(figure, right, train + test, manifest["classes"])
-    for axes in (left, right):
-        _number_clients(axes, train.shape[1], label)
-    with replacing(out) as part:
+    with lettered(manifest["classes"]), replacing(out) as part:
+        figure = Figure(figsize=(9.5, height), layout=ConstrainedLayoutEngine(wspace=0.04))
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        _sizes(left, train.sum(axis=0), test.sum(axis=0), shards.evaluated_on(manifest))
+        _classes(figure, right, train + test, manifest["classes"])
+        for axes in (left, right):
+            _number_clients(axes, train.shape[1], label)
         # no date, so that the same shards give the same file
         figure.savefig(part, dpi=200, metadata={"CreationDate": None} if out.suffix.lower() == ".pdf" else {})
 

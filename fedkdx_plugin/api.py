@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,5 +123,12 @@ def audit(
 
 
 def _name(kind: str, thing: object) -> str:
-    """Return the name of a class or a name in a configuration."""
-    return catalog.register(kind, thing).name if isinstance(thing, type) else str(thing)
+    """Return the name of a class or a name in a configuration. Raises UserError: it is neither, but an object."""
+    if isinstance(thing, type):
+        return catalog.register(kind, thing).name
+    if not isinstance(thing, (str, os.PathLike)):
+        raise UserError(
+            f"compare: {catalog.NOUNS[kind]}: an object of the class {type(thing).__name__} is neither a name nor a "
+            "class; give the class itself, not what it makes"
+        )
+    return str(thing)

@@ -11,16 +11,21 @@ from typing import Any, NoReturn
 
 from registry.errors import UserError
 from registry.parameters import Params, key_of, suggest
+from registry.text import shown
 
 
 class Parser(argparse.ArgumentParser):
     """A parser of command lines that reports a wrong one as a UserError: one line.
 
     `--join_ratio` and `--join-ratio` are the same flag; flags are not abbreviated.
+
+    Args:
+        elsewhere: flags of other commands, which this one does not have, each with what to say to whoever gives it.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, elsewhere: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(*args, **options | {"allow_abbrev": False})
+        self.elsewhere = elsewhere or {}
 
     @property
     def flags(self) -> frozenset[str]:
@@ -30,8 +35,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a UserError with what argparse says, and which flag may be meant."""
         unknown = re.fullmatch(r"unrecognized arguments: (-[^\s=]+)\b.*", message, re.DOTALL)
+        if unknown and unknown[1] in self.elsewhere:
+            raise UserError(f"{shown(message)}; {self.elsewhere[unknown[1]]}")
         meant = suggest(unknown[1], [flag for flag in self.flags if flag.startswith("--")]) if unknown else ""
-        raise UserError(f"{message}{meant}; see --help")
+        listed = message.startswith("unrecognized arguments: ")  # all that a pattern of the shell stands for, perhaps
+        raise UserError(f"{shown(message) if listed else message}{meant}; see --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print a text. Raises OSError where it cannot be written, which argparse keeps to itself."""
@@ -66,10 +74,10 @@ def add_flags(
             continue
         text, default = own.metadata["help"], own.default
         if default is not None and not own.metadata["switch"]:
-            shown = (
+            words = (
                 ",".join(default) if isinstance(default, tuple) else f"{default:g}" if _is_number(default) else default
             )
-            text = f"{text} (default: {shown})" if shown != "" else text
+            text = f"{text} (default: {words})" if words != "" else text
         text = text.replace("%", "%%")
         if own.metadata["switch"]:
             parser.add_argument(*names, dest=key_of(own), action="store_true", default=None, help=text)

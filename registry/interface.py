@@ -40,7 +40,10 @@ UNSTATED = "what its author has not stated"
 
 
 class Round(NamedTuple):
-    """Number of a round: `index` counts from 1 to `total`; `share` is the join ratio, of clients selected in each."""
+    """Number of a round: `index` counts from 1 to `total`; `share` is the join ratio, of clients selected in each.
+
+    It is no number: what `round < 2` raises for any tuple, `round == 2` raises here, where a tuple would say False.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     total: int
@@ -55,6 +58,20 @@ class Round(NamedTuple):
     def expected(self) -> float:
         """Mean number of rounds of the whole run in which a client takes part."""
         return self.total * self.share
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are the same round. Raises TypeError: the other is a number."""
+        if isinstance(other, (int, float)):
+            raise TypeError(f"a Round cannot be compared with the number {other}; write round.index == {other}")
+        return tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        """Return whether they are not the same round. Raises TypeError: the other is a number."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Return the hash of the three values."""
+        return tuple.__hash__(self)
 
 
 @dataclass(frozen=True)

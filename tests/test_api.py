@@ -337,3 +337,25 @@ def test_a_file_without_the_class_says_what_it_has(shard_folder, capsys):
         assert says in capsys.readouterr().err
     assert main(["-data", "/nonexistent/foo", "-algo", "Local", *FLAGS]) == 2
     assert "data set '/nonexistent/foo': no such file or folder, and no name" in capsys.readouterr().err
+
+
+def test_an_object_in_place_of_a_class_and_a_name_given_twice_are_one_line(shard_folder):
+    for wrong, name in ((object.__new__(FedAvg), "FedAvg"), (3, "int")):
+        with pytest.raises(fedkdx.UserError, match=f"^compare: algorithm: an object of the class {name} is neither"):
+            fedkdx.compare(shard_folder, ["Local", wrong], **COMMON)
+    with pytest.raises(fedkdx.UserError, match=r"^algorithms \(-algo\): FedAvg is named 2 times; name it once"):
+        fedkdx.compare(shard_folder, ["FedAvg", "Local", "fedavg"], **COMMON)
+    assert not Path("runs").exists()
+
+
+def test_runs_that_are_read_have_the_order_of_the_comparison(shard_folder):
+    made = fedkdx.compare(shard_folder, ["Local", "FedAvg"], seeds=2, **COMMON)
+    read = fedkdx.load_runs(made.folder)
+    assert [(run.algorithm, run.seed) for run in read.runs] == [
+        ("Local", 0),
+        ("FedAvg", 0),
+        ("Local", 1),
+        ("FedAvg", 1),
+    ]
+    assert read.table.equals(made.table)
+    assert read.table.index.get_level_values("method").tolist() == ["Local", "FedAvg"]

@@ -222,6 +222,11 @@ def test_damaged_results_are_refused(stopped, capsys):
 def test_what_cannot_be_resumed(stopped, capsys):
     assert "no experiment there" in refused(capsys, "--resume", "nowhere")
     assert "unrecognized arguments: -jr 0.5" in refused(capsys, "--resume", str(stopped), "-jr", "0.5")
+    said = refused(capsys, "resume", str(stopped), "-lr", "0.1")
+    assert said.endswith("arguments: -lr 0.1; options are those of the start, and of these only -gr may change")
+    assert "did you mean --slurm?" in refused(capsys, "resume", str(stopped), "--slrum", "time=1")
+    many = refused(capsys, "resume", *[str(stopped / "a folder of a long name")] * 50)
+    assert len(many) < 250 and many.endswith("...; see --help")
 
 
 def test_the_folder_of_one_run_stands_for_its_comparison(stopped, capsys):

@@ -61,8 +61,10 @@ def _print(entry: catalog.Entry, width: int, problem: str = "") -> None:
 
 def _print_hyper_parameters(entry: catalog.Entry) -> None:
     """Print the hyper-parameters of an algorithm as they are set; loads the algorithm, and so torch."""
+    from fedkdx_plugin.configuration.choice import Common
+
     declared = dataclasses.fields(catalog.load_entry(entry).Params)  # type: ignore[attr-defined]  # of a Server
-    print(f"  hyper-parameters (--set {entry.name}.NAME=VALUE):" if declared else "  no hyper-parameters")
-    for own in declared:
+    print(f"  hyper-parameters (--set {entry.name}.NAME=VALUE):")
+    for own in (*declared, *dataclasses.fields(Common)):
         default = ",".join(own.default) if isinstance(own.default, tuple) else own.default
         print(f"    {key_of(own)}={'' if default is None else default}  {own.metadata['help']}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedkdx_plugin.cli.options import Making
+from fedkdx_plugin.cli.run import parser as run_parser
 from fedkdx_plugin.flower.options import ELSEWHERE
 from registry.errors import UserError
 from registry.flags import Parser, add_flags, given
@@ -18,6 +19,7 @@ def main(words: Sequence[str]) -> int:
         prog="fedkdx resume",
         description="Go on with a comparison or an experiment that was interrupted, or run more rounds of it.",
         epilog="other options are those of the start, and cannot be given",
+        elsewhere=dict.fromkeys(run_parser().flags, "options are those of the start, and of these only -gr may change"),
     )
     parser.add_argument(
         "folder", metavar="FOLDER", help="folder of the comparison or experiment, or of one of its runs"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def choose(config: Config) -> list[Choice]:
     Raises:
         UserError: an algorithm or hyper-parameter is unknown, or a value is out of range.
     """
+    _check_once([word for word in config.algorithm if word.lower() != "all"])
     names = [name for word in config.algorithm for name in (_all() if word.lower() == "all" else [word])]
     entries = list(dict.fromkeys(catalog.find("algorithms", name) for name in names))
     for entry in entries:
@@ -69,7 +71,7 @@ def choose(config: Config) -> list[Choice]:
         if RATE in _field_names(server):
             raise UserError(f"{name} has a hyper-parameter '{RATE}', which is an option of every algorithm; rename it")
     values, preset = _assign(config.set, servers), read_preset(config.preset)
-    _check_names(config.preset, preset, servers)
+    _check_preset(config.preset, preset, servers)
     given = {} if config.local_learning_rate is None else {RATE: config.local_learning_rate}
     choices = []
     for entry in entries:
@@ -78,6 +80,13 @@ def choose(config: Config) -> list[Choice]:
         params = _params(entry, servers, own)
         choices.append(Choice(entry, servers[entry.name], params, common.local_learning_rate))
     return choices
+
+
+def _check_once(words: Sequence[str]) -> None:
+    """Raise UserError where an algorithm is named twice: it would run once, and its second row be missing."""
+    for entry, count in Counter(catalog.find("algorithms", word) for word in words).items():
+        if count > 1:
+            raise UserError(f"-algo: {entry.name} is named {count} times; name it once (--times makes several seeds)")
 
 
 def _params(entry: catalog.Entry, servers: Mapping[str, type[Server]], values: dict[str, Any]) -> Any:
@@ -107,7 +116,7 @@ def read_preset(name: str) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: there is no such preset or file, or it does not map algorithms to mappings.
     """
-    own = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    own = _presets()
     path = PRESETS / f"{name}.yaml" if name in own else Path(name)
     if name not in own and not path.is_file():
         raise UserError(
@@ -120,15 +129,46 @@ def read_preset(name: str) -> dict[str, dict[str, Any]]:
     return {str(algorithm): dict(values) for algorithm, values in preset.items()}
 
 
-def _check_names(where: str, preset: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> None:
-    """Raise UserError where a preset names what is no algorithm: its values would be silently ignored."""
+def _check_preset(where: str, preset: Mapping[str, Mapping[str, Any]], servers: Mapping[str, type[Server]]) -> None:
+    """Check a whole preset, also what it has for algorithms that do not run: it may be used with them later.
+
+    Values of an algorithm that cannot be loaded here are not checked.
+
+    Raises:
+        UserError: it names what is no algorithm or hyper-parameter, or a value is out of range.
+    """
     known = dict.fromkeys([*servers, *(entry.name for entry in catalog.entries("algorithms"))])
-    for name in preset:
+    for name, values in preset.items():
         if name not in known:
             raise UserError(
                 f"--preset {where}: there is no algorithm '{shown(name)}'{suggest(name, known)}; correct the name, or "
                 "leave it out"
             )
+        if where not in _presets():  # the project's own are right, and hold all algorithms, which need not be loaded
+            try:
+                server = servers.get(name) or catalog.load("algorithms", name)
+            except UserError:
+                continue
+            _check_values(f"--preset {where}: {name}", name, server, values)
+
+
+def _check_values(where: str, name: str, server: type[Server], values: Mapping[str, Any]) -> None:
+    """Raise UserError where a preset's values for one algorithm have an unknown name, or one is out of range."""
+    known = [*_field_names(server), RATE]
+    for key in values:
+        if key not in known:
+            hint = _instead(name, {key: values[key]}) or suggest(str(key), known)
+            raise UserError(
+                f"{where} has no hyper-parameter '{shown(key)}'{hint}; known: {', '.join(known)}; options of all "
+                "algorithms are no part of a preset"
+            )
+    parse(Common, {RATE: values[RATE]} if RATE in values else {}, where)
+    parse(server.Params, {key: value for key, value in values.items() if key != RATE}, where)
+
+
+def _presets() -> list[str]:
+    """Return the names of the project's presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def _all() -> list[str]:

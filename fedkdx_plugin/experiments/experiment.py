@@ -297,6 +297,13 @@ def title_and_about(folder: Path) -> tuple[str, str]:
     return content["title"], content["about"]
 
 
+def algorithms_of(folder: Path) -> list[str]:
+    """Return what the algorithms of a comparison's folder are, in its order; [] of any other folder."""
+    content = read_experiment(folder) if is_file(folder / FILE) else {}
+    base = content.get("base")
+    return [] if "grid" in content or not isinstance(base, Mapping) else list(base.get("algorithm") or ())
+
+
 def file_name(text: str) -> str:
     """Return a text with characters that are unusual in file names replaced by '-'."""
     return re.sub(r"[^\w.,=+@-]+", "-", text).strip("-")

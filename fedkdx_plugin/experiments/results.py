@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dataset_utils.counts import some
 from fedkdx_plugin.engine.metrics import Metrics
-from fedkdx_plugin.experiments.experiment import Experiment, title_and_about
+from fedkdx_plugin.experiments.experiment import Experiment, algorithms_of, title_and_about
 from fedkdx_plugin.reports import comparison_table, curves
 from fedkdx_plugin.reports.sections import arrange
 from fedkdx_plugin.results.records import PER_CLIENT, SCALARS
@@ -56,6 +57,7 @@ class Results:
         """Read all run folders in a folder, at any depth. Raises UserError: there is none, or a damaged one."""
         whole = Path(folder)
         runs, missing = read_all(find(whole))
+        runs = _as_planned(runs)
         title, about = title_and_about(whole)
         grid = any(run.folder.parent != whole for run in runs)
         return Results(whole, runs, missing, title or whole.resolve().name, about, grid)
@@ -170,10 +172,10 @@ class Results:
 
     def _require_one(self) -> None:
         if not self.runs:
-            reasons = "; ".join(f"{missing.name}: {missing.reason}" for missing in self.missing)
+            reasons = some(with_reasons([(missing.name, missing.reason) for missing in self.missing]), "; ")
             raise UserError(f"{self.folder}: no run is finished ({reasons})")
         if len(found := dict.fromkeys(run.folder.parent for run in self.runs)) > 1:
-            names = ", ".join(folder.name for folder in found)
+            names = some(folder.name for folder in found)
             raise UserError(
                 f"{self.folder}: runs of several settings ({names}); use one of `sections()`, or `report()`"
             )
@@ -185,6 +187,29 @@ class Results:
 
     def _repr_html_(self) -> str:
         return self.table.to_html() if self.runs else repr(self)
+
+
+def with_reasons(runs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a line for each reason, with the name of the first run that has it, and the number of others."""
+    alike: dict[str, list[str]] = {}
+    for name, reason in runs:
+        alike.setdefault(reason, []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
+        for reason, names in alike.items()
+    ]
+
+
+def _as_planned(runs: Sequence[Run]) -> list[Run]:
+    """Return runs with those of a comparison in the order in which it names its algorithms, by seed."""
+    planned = {folder: algorithms_of(folder) for folder in dict.fromkeys(run.folder.parent for run in runs)}
+    order = []
+    for folder, specs in planned.items():
+        own = [run for run in runs if run.folder.parent == folder]
+        if all(run.config["algorithm"][0] in specs for run in own):
+            own.sort(key=lambda run: (run.seed, specs.index(run.config["algorithm"][0])))
+        order += own
+    return order
 
 
 def _rows(runs: Sequence[Run]) -> list[comparison_table.Row]:

@@ -23,7 +23,7 @@ from fedkdx_plugin.experiments.cluster import JOBS, Cluster
 from fedkdx_plugin.experiments.experiment import FILE, NO_RESULT, Experiment, PlannedRun, file_name
 from fedkdx_plugin.experiments.hints import hints
 from fedkdx_plugin.experiments.pool import Pool, RunError
-from fedkdx_plugin.experiments.results import Results
+from fedkdx_plugin.experiments.results import Results, with_reasons
 from fedkdx_plugin.experiments.setting import Setting, check_on, groups_of, prepare_shards, run_device, without_student
 from fedkdx_plugin.results.runs import (
     CONFIG,
@@ -169,7 +169,8 @@ def prepare(experiment: Experiment) -> tuple[str, dict[Path, str]]:
         raise UserError(next(iter(failed.values())))
     if idle:
         models = ", ".join(dict.fromkeys(filter(None, idle.values())))
-        print(f"-sm {models}: ignored by {', '.join(idle)}, which have no student model", file=sys.stderr)
+        have = "has" if len(idle) == 1 else "have"
+        print(f"-sm {models}: ignored by {', '.join(idle)}, which {have} no student model", file=sys.stderr)
     if experiment.is_grid:
         return "", failed
     first = next(own for own in shards.values() if isinstance(own, ShardSet))
@@ -320,11 +321,7 @@ def finish(results: Results) -> int:
 
 def _tell(runs: Sequence[tuple[str, str]], what: str) -> None:
     """Print names of runs with their reasons, those with the same reason in one line; nothing where there are none."""
-    alike: dict[str, list[str]] = {}
-    for name, reason in runs:
-        alike.setdefault(reason, []).append(name)
-    if alike:
+    if runs:
         print(f"{what}:", file=sys.stderr)
-    for reason, names in alike.items():
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        print(f"  {names[0]}{more}: {reason}", file=sys.stderr)
+    for line in with_reasons(runs):
+        print(f"  {line}", file=sys.stderr)

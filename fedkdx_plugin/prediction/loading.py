@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from dataset_utils import shards
+from dataset_utils.counts import some
 from dataset_utils.files import check_listable, is_file, is_folder, state_of, unreadable
 from dataset_utils.scaling import Scaling, Statistics
 from fedkdx_plugin.configuration.choice import choose
@@ -82,7 +83,7 @@ def run_folder(folder: Path) -> Path:
     if not held:
         raise UserError(f"{folder}: is no run (a folder with {CONFIG}, {ENVIRONMENT} and {STATE}) and holds none")
     if len(held) > 1:
-        raise UserError(f"{folder}: holds {len(held)} runs; name one: {', '.join(map(str, held))}")
+        raise UserError(f"{folder}: holds {len(held)} runs; name one: {some(path.name for path in held)}")
     return held[0]
 
 

@@ -31,7 +31,8 @@ from registry.errors import UserError
 
 FIXED, POISSON = "fixed", "poisson"
 SAMPLINGS = (FIXED, POISSON)
-MOST_NOISE = 1e4  # noise multiplier beyond which nothing could be learned in any case
+MOST_NOISE = 1e4  # noise multiplier up to which is computed
+DROWNED = 10.0  # noise beyond so many times what all members can contribute lets nobody learn even one sign
 LEAST_NOISE = 0.2  # that is computed with, which is more than a budget takes whose ε means nothing any more
 PRECISION = 1e-4  # of a noise multiplier, relative
 INTERVAL = 1e-3  # of the discretised privacy loss, which is rounded up
@@ -92,7 +93,7 @@ def noise_multiplier(epsilon: float, delta: float, sums: int, sampling: Sampling
     """Return the smallest noise multiplier z with which so many sums stay within (ε, δ).
 
     Raises:
-        UserError: the budget is so small that no useful noise meets it.
+        UserError: the budget is so small that no useful noise meets it (see `check_useful`).
     """
     if spent(MOST_NOISE, delta, 1, sampling) > epsilon:
         raise UserError(
@@ -108,7 +109,28 @@ def noise_multiplier(epsilon: float, delta: float, sums: int, sampling: Sampling
     def excess(noise: float) -> float:
         return math.log(min(max(spent(noise, delta, sums, sampling), TINY), 1 / TINY) / epsilon)
 
-    return least(excess)
+    noise = least(excess)
+    check_useful(epsilon, delta, noise * sampling.sensitivity * sums**0.5, sampling.selected * sums)
+    return noise
+
+
+def check_useful(epsilon: float, delta: float, deviation: float, contributed: float) -> None:
+    """Raise UserError where the noise of a run drowns all that could be learned in it.
+
+    The best that members can do for one value is to contribute their whole bound to it, all of them with the same sign
+    in every sum. With noise of ten times that total, its sign is right with a probability of Φ(1/10) = 54 %.
+
+    Args:
+        epsilon, delta: the budget, for the message.
+        deviation: standard deviation of one value of all noise of the run together, in units of a member's bound C.
+        contributed: what all members can contribute to that value in the run, in units of C.
+    """
+    if deviation > DROWNED * contributed:
+        raise UserError(
+            f"--epsilon {epsilon:g} --delta {delta:g}: too small, the noise would be {deviation / contributed:,.0f} "
+            f"times all that the run's members can contribute together, and more than {DROWNED:g} times lets nothing "
+            "be learned; raise --epsilon"
+        )
 
 
 def least(excess: Callable[[float], float]) -> float:

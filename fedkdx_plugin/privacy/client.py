@@ -109,6 +109,25 @@ class Protection:
         """True where the clients clip and add the noise."""
         return self.privacy.noise == DISTRIBUTED
 
+    @property
+    def bits(self) -> float:
+        """Return the noise multiplier z_b of the count of clipped updates, which C follows where it is not fixed."""
+        sampling = self.plan.sampling
+        return clipping.bits_noise(self.plan.noise, sampling.selected, sampling.sensitivity)
+
+    @property
+    def deviation(self) -> float:
+        """Return the standard deviation of the noise in a round's sum of updates, in units of C.
+
+        It is zΔ/C, and more where part of the budget is spent on the count that C follows, or where the m clients add
+        it, of whom each has to be safe from itself: then it is that of m shares.
+        """
+        sampling = self.plan.sampling
+        if self.distributed:
+            return float(self.plan.share * sampling.selected**0.5 * sampling.sensitivity)
+        fixed = self.privacy.clip is not None
+        return sampling.sensitivity * (self.plan.noise if fixed else clipping.updates_noise(self.plan.noise, self.bits))
+
     def begin(self, round: int) -> None:
         """Begin a round."""
         self.round, self.released = round, False
@@ -121,8 +140,7 @@ class Protection:
             like: tensors of the same names and shapes, on the same device, also where nobody replied.
         """
         self.released = True
-        sampling, noise = self.plan.sampling, self.plan.noise
-        m, unit = sampling.selected, sampling.sensitivity
+        m, unit = self.plan.sampling.selected, self.plan.sampling.sensitivity
         total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in like.items()}
         lengths: list[Tensor] = []
         for update in updates:  # one by one, which takes the memory of one
@@ -132,16 +150,12 @@ class Protection:
                 own += weight * update[name]
         if self.distributed:  # all m replied, one by one or as the mean that secure aggregation leaves of them
             return {name: t / len(lengths) for name, t in total.items()}
-        bits = None
-        if self.privacy.clip is None:
-            bits = clipping.bits_noise(noise, m, unit)
-            noise = clipping.updates_noise(noise, bits)
-        deviation = noise * unit * self.clip
+        deviation = self.deviation * self.clip
         mean = {name: (t + self._noise(t, deviation, name)) / m for name, t in total.items()}
-        if bits is not None:
+        if self.privacy.clip is None:
             unclipped = int((torch.stack(lengths) <= self.clip).sum()) if lengths else 0
             drawn = float(self.source.normal(torch.Size(), self.round, "clipped"))
-            counted = unclipped - len(lengths) / 2 + bits * unit / 2 * drawn
+            counted = unclipped - len(lengths) / 2 + self.bits * unit / 2 * drawn
             self.clip = clipping.next_clip(self.clip, counted / m + 0.5)
         return mean
 
@@ -174,7 +188,7 @@ class Protection:
             "sampling": sampling.kind,
             "delta": plan.delta,
             "noise_multiplier": plan.noise,
-            "deviation_of_sum": plan.noise * sampling.sensitivity,  # in units of C
+            "deviation_of_sum": self.deviation,  # in units of C
             "noise_by": self.privacy.noise,
             "planned_rounds": plan.rounds,
             "planned_epsilon": plan.spent(plan.rounds),

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedkdx_plugin.privacy.options import LEAST_CLIP, MOST_CLIP
+
 State = Mapping[str, Tensor]
 
 FIRST = 0.1  # C of the first round (Andrew et al. 2021, section 3)
@@ -51,5 +53,10 @@ def updates_noise(noise: float, bits: float) -> float:
 
 
 def next_clip(clip: float, share: float) -> float:
-    """Return C · exp(-η_C (b - γ)), with b the noised share of updates that were not clipped (section 2.2)."""
-    return clip * math.exp(-RATE * (share - QUANTILE))
+    """Return C · exp(-η_C (b - γ)), with b the noised share of updates that were not clipped (section 2.2).
+
+    A share beyond 0 or 1 is noise alone, and taken as 0 or 1, so that no round changes C by more than a factor of
+    e^0.1. C stays between `LEAST_CLIP` and `MOST_CLIP`. Neither costs privacy: the share is noised already.
+    """
+    step = clip * math.exp(-RATE * (min(max(share, 0.0), 1.0) - QUANTILE))
+    return min(max(step, LEAST_CLIP), MOST_CLIP)

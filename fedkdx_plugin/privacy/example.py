@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from fedkdx_plugin.privacy.accounting import MOST_NOISE, POISSON, Sampling, least
+from fedkdx_plugin.privacy.accounting import MOST_NOISE, POISSON, Sampling, check_useful, least
 from fedkdx_plugin.privacy.accounting import spent as spent_by
 from registry.errors import UserError
 
@@ -56,7 +56,8 @@ def noise_for(work: Mapping[int, Work], epsilon: float, delta: float, batch_size
         batch_size: expected size of a lot.
 
     Raises:
-        UserError: δ is too large for the number of a client's windows, or ε too small for its steps.
+        UserError: δ is too large for the number of a client's windows, or ε too small for its steps, or for anything to
+            be learned.
     """
     check_delta(work, delta)
     costly = costliest(work.values())
@@ -78,7 +79,11 @@ def noise_for(work: Mapping[int, Work], epsilon: float, delta: float, batch_size
         costs = {one: one.spent(noise, delta, batch_size) for one in costly}
         worst = max(costly, key=costs.__getitem__)
         if costs[worst] <= epsilon:
-            return noise
+            break
+    steps = sum(one.steps for one in work.values())
+    drawn = sum(one.steps * min(batch_size, one.windows) for one in work.values())
+    check_useful(epsilon, delta, noise * steps**0.5, drawn)
+    return noise
 
 
 def _excess(work: Work, epsilon: float, delta: float, batch_size: int, noise: float) -> float:

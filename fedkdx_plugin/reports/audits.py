@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dataset_utils.letters import lettered
 from fedkdx_plugin.reports.looks import COLOURS, DASHES, Looks
 from fedkdx_plugin.reports.plots import Plot, save, style
 from fedkdx_plugin.reports.sections import Section
@@ -51,7 +53,7 @@ def described(section: Section, folder: Path, looks: Looks) -> list[str | Table 
     parts: list[str | Table | Plot] = [table, HOW_TO_READ, *notes, *damaged]
     panels = _panels(found)
     if panels:
-        with style():
+        with style(), lettered(found):
             drawing = curves(panels, {name: looks.line(name) for own in panels.values() for name in own})
             name = f"{section.slug}-audit"
             save(drawing, folder / name)
@@ -117,7 +119,7 @@ def _cell(same: Sequence[Figure]) -> Cell:
     if same[0].attack == audits.MEMBERSHIP:
         return cell
     chance = f"{np.mean([one.chance for one in same]):.3f}".replace("-", "−")
-    return Cell(f"{cell.text} ({chance})", cell.value, cell.std)
+    return replace(cell, text=f"{cell.text} ({chance})")
 
 
 def _panels(found: Mapping[str, Sequence[Audit]]) -> dict[str, dict[str, Roc]]:

@@ -22,7 +22,10 @@ def confusion(run: Run) -> np.ndarray:
 
 
 def precision(pooled: np.ndarray) -> np.ndarray:
-    """Return of each class the share of right ones among what was predicted as it; NaN where nothing was."""
+    """Return of each class the share of right ones among what was predicted as it; NaN where nothing was.
+
+    0, as scikit-learn has by default, would be the precision of predictions that are all wrong.
+    """
     return _divided(pooled.diagonal(), pooled.sum(axis=0))
 
 
@@ -91,7 +94,9 @@ def by_class(section: Section) -> Table:
     heads = ("method", "class", "windows", "precision %", "recall %", "F1 %")
     caption = (
         f"{section.title}: by class, {section.on} windows of all clients together, last round, mean ± standard "
-        "deviation over seeds, of windows the mean alone; – where a class is not there or never predicted."
+        "deviation over seeds, of windows the mean alone. A class that is never predicted has no precision and an F1 "
+        "of 0, one that is not there no recall; seeds in which that is so are left out of the mean, which then says of "
+        "how many it is."
     )
     return Table(f"{section.slug}-by-class", caption + _left_out(section), [("", head) for head in heads], rows)
 

@@ -81,8 +81,8 @@ def results(section: Section) -> Table:
         f"{section.slug}-results",
         f"{section.title}: mean ± standard deviation over seeds, on {section.on} windows. Bold: best, underlined: "
         f"second{f', without {CEILING}' if CEILING in served else ''}. The best round is chosen on these same windows, "
-        "so it is too optimistic. A row with a name in brackets is one of a method's networks alone. "
-        + " ".join(comparison_table.remarks(section.first)),
+        "so it is too optimistic. A row with a name in brackets is one of a method's networks alone."
+        + "".join(f" {text}" for text in comparison_table.remarks(section.first)),
         [("", "method"), ("", "seeds"), *heads],
         [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
     )
@@ -115,12 +115,8 @@ def reaching(section: Section) -> Table:
     for method in section.methods:
         cells = [Cell(method.name)]
         for target in targets.values():
-            hits = [hit for hit in (statistics.reached(run, target) for run in method.runs) if hit]
-            # the mean over only the seeds that reach it is too optimistic
-            short = f" ({len(hits)} of {len(method.runs)} seeds)" if hits and len(hits) < len(method.runs) else ""
-            for values, digits in (([h[0] for h in hits], 0), ([h[1] for h in hits], 1)):
-                cell = number(spread(values), digits=digits)
-                cells.append(Cell(cell.text + short, cell.value, cell.std))
+            hits = [statistics.reached(run, target) or (np.nan, np.nan) for run in method.runs]
+            cells += [number(spread([hit[part] for hit in hits]), digits=part) for part in (0, 1)]
         rows.append(cells)
     return Table(
         f"{section.slug}-targets",
@@ -150,7 +146,8 @@ def clients(section: Section) -> Table:
     return Table(
         f"{section.slug}-clients",
         f"{section.title}: distribution over clients of the accuracy in the last round, %, {clients_of(section)}. Each "
-        "client has the same weight, regardless of its number of windows.",
+        "client has the same weight, regardless of its number of windows. The std is that of these clients as they are "
+        "(ddof 0), other than ± over seeds (ddof 1).",
         [("", head) for head in heads],
         rows,
     )

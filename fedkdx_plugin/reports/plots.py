@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dataset_utils.files import replacing
+from dataset_utils.letters import lettered
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.reports import content, people, statistics
 from fedkdx_plugin.reports.looks import Looks
@@ -93,7 +94,7 @@ def draw(section: Section, folder: Path, looks: Looks) -> Iterator[Plot]:
             f" Of {len(section.methods)} methods {len(methods)} are shown: references, FedAvg, and the best of the "
             "others, at most one of each algorithm."
         )
-    with style():
+    with style(), lettered([*section.first.classes, *(method.name for method in methods)]):
         for kind, make in {
             "convergence": convergence,
             "loss": loss,

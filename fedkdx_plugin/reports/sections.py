@@ -247,11 +247,16 @@ def _methods(runs: Iterable[Run]) -> tuple[tuple[Method, ...], list[str]]:
             for run in same:
                 if (kept := seeds.setdefault(run.seed, run)) is not run:
                     notes.append(f"{name} seed {run.seed} exists twice; {kept.folder} is used, {run.folder} left out.")
-            full = " ".join([name, *(f"{key}={values.get(key)}" for key in differing)])
+            full = " ".join([name, *(_value_in_words(key, values.get(key)) for key in differing)])
             methods.append(Method(full, tuple(seeds[seed] for seed in sorted(seeds))))
     algorithms = list(dict.fromkeys(method.algorithm for method in methods))
     methods.sort(key=lambda method: (algorithms.index(method.algorithm), method.name != method.algorithm))
     return tuple(methods), notes
+
+
+def _value_in_words(key: str, value: Any) -> str:
+    """Return a hyper-parameter as the name of a variant has it; without a model of its own, a student is as `-m`."""
+    return "student_model as -m" if key == "student_model" and value is None else f"{key}={value}"
 
 
 def _hyper(run: Run) -> dict[str, Any]:

@@ -22,18 +22,23 @@ PAIRS = 6  # with fewer, the smallest p that a signed-rank test can give, 2 / 2^
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation (ddof 1; NaN of one value) of `n` values."""
+    """Mean and standard deviation (ddof 1; NaN of one value) of `n` values.
+
+    `of` is the number of values with those that are NaN, which are left out; 0 where that is no question.
+    """
 
     mean: float
     std: float
     n: int
+    of: int = 0
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Return the mean and standard deviation of all values that are not NaN."""
+    """Return the mean and standard deviation of all values, one a seed, that are not NaN."""
     known = np.array([value for value in values if not np.isnan(value)], dtype=float)
     mean = known.mean() if len(known) else np.nan
-    return Spread(float(mean), float(known.std(ddof=1)) if len(known) > 1 else float("nan"), len(known))
+    std = float(known.std(ddof=1)) if len(known) > 1 else float("nan")
+    return Spread(float(mean), std, len(known), len(values))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,12 +23,19 @@ class Cell:
         text: text to show.
         value, std: the same as numbers, for CSV; None if there is only text.
         rank: 1 for the best of the column, 2 for the second, 0 for all others.
+        seeds: number of seeds that the value is a mean of, and number of all seeds; None where it is no such mean.
     """
 
     text: str
     value: float | None = None
     std: float | None = None
     rank: int = 0
+    seeds: tuple[int, int] | None = None
+
+    @property
+    def partial(self) -> bool:
+        """Whether seeds are missing in the value."""
+        return self.seeds is not None and self.seeds[0] < self.seeds[1]
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,16 @@ class Table:
 
 
 def number(values: Spread, scale: float = 1.0, digits: int = 2, sign: bool = False) -> Cell:
-    """Return a cell with mean ± std, times `scale`; '–' if there is no value."""
+    """Return a cell with mean ± std, times `scale`, and of how many seeds it is if not of all; '–' without a value."""
+    seeds = (values.n, values.of) if values.of else None
     if np.isnan(values.mean):
-        return Cell(NONE)
+        return Cell(NONE, seeds=seeds)
     spec = f"{'+' if sign else ''}.{digits}f"
     mean, std = scale * values.mean, scale * values.std
-    if np.isnan(std):
-        return Cell(f"{mean:{spec}}".replace("-", "−"), mean)
-    return Cell(f"{mean:{spec}} ± {std:.{digits}f}".replace("-", "−"), mean, std)
+    spread = "" if np.isnan(std) else f" ± {std:.{digits}f}"
+    # a mean over only the seeds that have a value may be far from that over all
+    few = f" ({values.n} of {values.of} seeds)" if values.n < values.of else ""
+    return Cell(f"{mean:{spec}}{spread}".replace("-", "−") + few, mean, None if np.isnan(std) else std, seeds=seeds)
 
 
 def plain(value: float, digits: int = 2, sign: bool = False) -> Cell:
@@ -75,10 +84,7 @@ def ranked(column: Sequence[Cell], among: Iterable[int], digits: int = 2) -> lis
     values = {i: round(value, digits) for i, value in known if value is not None}
     best = sorted(set(values.values()), reverse=True)[:2]
     places = {value: place for place, value in enumerate(best, 1)} if len(values) > 1 else {}
-    return [
-        Cell(cell.text, cell.value, cell.std, places.get(values[i], 0) if i in values else 0)
-        for i, cell in enumerate(column)
-    ]
+    return [replace(cell, rank=places.get(values[i], 0) if i in values else 0) for i, cell in enumerate(column)]
 
 
 def markdown(table: Table) -> str:
@@ -151,19 +157,21 @@ def _latex(text: str) -> str:
 def to_csv(table: Table) -> str:
     """Return CSV with plain numbers; a column with standard deviations is followed by one that contains them.
 
-    The field of a missing number is empty.
+    Where means leave seeds out, a column with the number of seeds of each follows. The field of a missing number is
+    empty.
     """
-    with_std = [any(row[i].std is not None for row in table.rows) for i in range(len(table.columns))]
+    columns = [[row[i] for row in table.rows] for i in range(len(table.columns))]
+    kept = [(True, any(c.std is not None for c in own), any(c.partial for c in own)) for own in columns]
     header = [f"{group} {title}".strip() for group, title in table.columns]
 
-    def line(cells: Sequence[Sequence[object]]) -> list[object]:
-        return [item for pair, std in zip(cells, with_std, strict=True) for item in (pair if std else pair[:1])]
+    def line(fields: Iterable[tuple[object, object, object]]) -> list[object]:
+        return [item for own, which in zip(fields, kept, strict=True) for item in itertools.compress(own, which)]
 
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(line([(name, f"{name} std") for name in header]))
+    writer.writerow(line((name, f"{name} std", f"{name} seeds") for name in header))
     for row in table.rows:
-        writer.writerow(line([(_field(cell), cell.std) for cell in row]))
+        writer.writerow(line((_field(cell), cell.std, cell.seeds[0] if cell.seeds else None) for cell in row))
     return file.getvalue()
 
 

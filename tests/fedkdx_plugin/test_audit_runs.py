@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,20 @@ import yaml
 import fedkdx_plugin as fedkdx
 from dataset_utils.sealed import Sealed
 from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.privacy.audit import run as one_run
 from fedkdx_plugin.privacy.audit.options import AuditOptions
 from fedkdx_plugin.privacy.audit.rebuilt import Rebuilt
 from fedkdx_plugin.privacy.audit.run import audit
+from fedkdx_plugin.privacy.audit.several import Audits
+from fedkdx_plugin.privacy.audit.view import Update
 from fedkdx_plugin.privacy.audit.windows import choose
 from fedkdx_plugin.reports.audits import described
 from fedkdx_plugin.reports.plots import Looks
 from fedkdx_plugin.reports.sections import arrange
 from fedkdx_plugin.results import audits, runs
+from fedkdx_plugin.results.audits import Audit
 from registry.errors import UserError
+from tests.fedkdx_plugin.watch_runs import FAST
 from tests.sealing import reseal
 
 QUICK = ["--shadows", "4", "--inverted", "2", "--steps", "2"]
@@ -236,3 +242,36 @@ def test_algorithms_that_share_otherwise_are_audited_as_far_as_it_goes(watch, na
     shutil.copytree(watch.run("federated", name), tmp_path / "run")
     assert main(["audit", str(tmp_path / "run"), *QUICK]) == 0
     assert audits.read(tmp_path / "run").figures
+
+
+def test_where_an_attack_that_was_asked_for_has_no_figures_the_terminal_and_the_table_say_why(watch, capsys, tmp_path):
+    """Of secure sums the server sees the mean of a round's clients, here all three: no single client sent it."""
+    words = ["-data", str(watch.root / "watch.yaml"), "-algo", "FedAvg", *FAST, "-gr", "1", "-jr", "1"]
+    assert main([*words, "--secure-aggregation", "-o", str(tmp_path)]) == 0
+    (folder,) = tmp_path.iterdir()
+    said = (
+        "The server sees means of 3 clients' updates: every attack on an update is on such a mean, and none can be "
+        "attributed to a client (identity)."
+    )
+    for attacks in ("identity,inversion", "inversion"):  # the latter sees updates by itself
+        capsys.readouterr()
+        assert main(["audit", str(folder), "--attacks", attacks, "--inverted", "1", "--steps", "1"]) == 0
+        assert f"\nFedAvg: {said}\n" in capsys.readouterr().out
+        page = (folder / "audit.md").read_text()
+        assert page.startswith("| attack") and page.endswith(f"|\n\n- FedAvg: {said}\n")
+        assert {one.attack for one in audits.read(folder / "FedAvg-seed0").figures} == {"inversion"}
+
+
+def test_a_single_client_gives_no_identity_and_the_notes_say_so():
+    found = one_run.Found()
+    update = Update((4,), {}, {"head.bias": torch.ones(2)})
+    one_run._identity(None, [[update], [update]], found)
+    assert found.figures == []
+    assert found.notes == ["A single client sends updates, so that there is no question who did (identity)."]
+
+
+def test_notes_and_refusals_are_lines_of_their_own():
+    made = Audit("Local", 0, 1, {}, {}, ["Nothing is sent."], 0.1, [], [])
+    both = Audits({Path("a"): made, Path("b"): replace(made, seed=1)}, {Path("c"): "damaged"})
+    assert repr(both).splitlines()[-2:] == ["Local: Nothing is sent.", "not audited: c: damaged"]
+    assert repr(both).endswith("\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dataset_utils import letters
 from fedkdx_plugin.reports import plots
 from fedkdx_plugin.reports.looks import Looks
 from tests.fedkdx_plugin.made_runs import make_run, sections_of, set_accuracy
@@ -78,3 +79,17 @@ def test_a_single_evaluated_round_is_a_point(tmp_path):
     for axes in figure.axes:
         (line,) = axes.lines
         assert len(line.get_xdata()) == 1 and line.get_marker() == "o"
+
+
+def test_letters_that_the_font_lacks_are_one_line_and_no_warnings(tmp_path, capsys, recwarn, monkeypatch):
+    monkeypatch.setattr(letters, "_installed", lambda: {})  # whatever this machine has
+    for cached in (letters.fonts_for, letters._say):
+        cached.cache_clear()
+    (section,) = sections_of(make_run(tmp_path / "run"))
+    for run in section.methods[0].runs:
+        object.__setattr__(run, "classes", ("走る", "sit", "walk"))
+    names = [plot.name for plot in plots.draw(section, tmp_path / "figures", Looks(["FedAvg"]))]
+    assert any(name.endswith("-confusion") for name in names)
+    said = capsys.readouterr().err
+    assert said.startswith("plots: no font of this machine has all letters of '走る', so") and said.count("\n") == 1
+    assert not [str(one.message) for one in recwarn.list if "Glyph" in str(one.message)]

@@ -11,6 +11,7 @@ from sklearn import metrics as sklearn
 
 from dataset_utils.shards import read_manifest
 from fedkdx_plugin.reports import classes, data
+from fedkdx_plugin.reports.tables import to_csv
 from tests.fedkdx_plugin.made_runs import CLASSES, make_run, sections_of
 
 
@@ -62,6 +63,32 @@ def test_the_tables_pool_clients_and_average_over_seeds(tmp_path):
     expected = 100 * np.mean([classes.recall(matrix)[1] for matrix in matrices])
     assert by_class.rows[1][4].value == pytest.approx(expected)
     assert not any("sensitivity" in head for _, head in together.columns)
+
+
+def test_a_mean_that_leaves_seeds_out_says_of_how_many_it_is(tmp_path):
+    """By hand: 'b' is predicted with the first seed of three alone, 10 times, of which 7 are right.
+
+    Its precision is 7/10 of that seed, its recall (7/10 + 0 + 0)/3, its F1 (14/20 + 0 + 0)/3. All of 'c' is missing
+    with the last seed: two of three recalls.
+    """
+    (section,) = sections_of(*(make_run(tmp_path / str(seed), "FedAvg", seed) for seed in range(3)))
+    matrices = (
+        [[17, 3, 0], [3, 7, 0], [0, 0, 5]],
+        [[20, 0, 0], [10, 0, 0], [1, 0, 4]],
+        [[20, 0, 0], [10, 0, 0], [0, 0, 0]],
+    )
+    for run, matrix in zip(section.methods[0].runs, matrices, strict=True):
+        object.__setattr__(run, "confusion", {"served": np.array([matrix])})
+    table = classes.by_class(section)
+    _, b, c = table.rows
+    assert [cell.text for cell in b[3:]] == ["70.00 (1 of 3 seeds)", "23.33 ± 40.41", "23.33 ± 40.41"]
+    assert [cell.text for cell in c[3:5]] == ["100.00 ± 0.00 (2 of 3 seeds)", "90.00 ± 14.14 (2 of 3 seeds)"]
+    head, *lines = to_csv(table).splitlines()
+    names = ["precision %", "precision % std", "precision % seeds", "recall %", "recall % std", "recall % seeds"]
+    f1 = ["F1 %", "F1 % std", "F1 % seeds"]  # of 'c' in two seeds
+    assert head.split(",") == ["method", "class", "windows", *names, *f1]
+    assert [line.split(",")[5] for line in lines] == ["3", "1", "2"]
+    assert [line.split(",")[8] for line in lines] == ["3", "3", "2"]
 
 
 def test_two_classes_have_sensitivity_and_specificity(tmp_path, monkeypatch):

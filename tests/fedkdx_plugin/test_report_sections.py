@@ -7,7 +7,7 @@ import pytest
 from dataset_utils.generate import prepare
 from dataset_utils.shards import read_manifest
 from dataset_utils.spec import ShardSpec
-from fedkdx_plugin.reports import data
+from fedkdx_plugin.reports import classes, content, data
 from fedkdx_plugin.reports.report import remarks
 from tests.dataset_utils.synthetic import Cut, Synthetic
 from tests.fedkdx_plugin.made_runs import make_run, sections_of
@@ -21,6 +21,20 @@ def test_chosen_subjects_name_a_section_and_none_say_nothing(tmp_path):
     ]
     titles = ["made", "made, subjects 1+2", "made, exclude subjects 3"]
     assert [section.title for section in sections_of(*folders)] == titles
+
+
+def test_a_variant_without_a_model_of_its_own_for_the_student_says_that_it_is_as_the_teachers(tmp_path):
+    folders = [make_run(tmp_path / str(model), "FedKDX", student_model=model) for model in ("tcn", None)]
+    (section,) = sections_of(*folders)
+    names = [method.name for method in section.methods]
+    assert names == ["FedKDX student_model=tcn", "FedKDX student_model as -m"]
+
+
+def test_no_caption_ends_in_a_space(tmp_path):
+    (section,) = sections_of(make_run(tmp_path / "a"), make_run(tmp_path / "b", "FedKDX"))
+    tables = (content.results, content.reaching, content.clients, content.seconds, classes.together, classes.by_class)
+    for table in tables:
+        assert (caption := table(section).caption) == caption.strip() and "  " not in caption
 
 
 def test_a_run_that_accepted_no_reply_is_named_with_the_reason(tmp_path):

@@ -148,3 +148,15 @@ def test_private_state_is_what_the_class_declares_and_local_batch_norm():
     norm = {f"model.bn.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
     assert private_names(Everything, make_task(), nets) == head
     assert private_names(Everything, make_task(local_bn=True), nets) == head | norm
+
+
+def test_a_round_is_no_number_and_a_comparison_with_one_is_an_error_not_false():
+    second = Round(2, 5)
+    assert second == Round(2, 5, 1.0) and second != Round(3, 5) and second is not None
+    assert len({second, Round(2, 5), Round(2, 6)}) == 2 and pickle.loads(pickle.dumps(second)) == second
+    reflected = lambda: 2 == second  # noqa: E731, SIM300
+    for compare in (lambda: second == 2, reflected, lambda: second != 2, lambda: second == 2.0):
+        with pytest.raises(TypeError, match=r"number 2(\.0)?; write round\.index == 2"):
+            compare()
+    with pytest.raises(TypeError):
+        second < 2  # noqa: B015  # as of any tuple

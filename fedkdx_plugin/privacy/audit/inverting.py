@@ -33,6 +33,7 @@ class Recovered:
         kind: `WINDOW` or `ROUND`.
         when: `FIRST` or `NOW`.
         client: the client; the first of those asked for, where only a mean of several is seen.
+        clients: all those whose mean the update is.
         found: (count, channels, 1, time).
         true: the windows that were trained on, (n, channels, 1, time).
     """
@@ -40,6 +41,7 @@ class Recovered:
     kind: str
     when: str
     client: int
+    clients: tuple[int, ...]
     found: Tensor
     true: Tensor
 
@@ -74,7 +76,7 @@ def recover(rebuilt: Rebuilt, clients: Sequence[int], effort: Effort) -> Iterato
                     copy_state({net: network}, of_net(net, update.start))
                     seen, count = _seen(watched.federation, net, update), min(len(true), MANY)
                     found = invert(network, seen, tuple(true.shape[1:]), count, effort, rng)
-                    yield Recovered(kind, when, client, found, true)
+                    yield Recovered(kind, when, client, update.clients, found, true)
 
 
 def _seen(federation: Federation, net: str, update: Update) -> Seen:

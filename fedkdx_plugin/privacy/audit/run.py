@@ -72,10 +72,12 @@ def audit(folder: Path, options: AuditOptions, say: Say) -> tuple[Audit, list[Re
         _identity(rebuilt, updates, found)
     if INVERSION in options.attacks:
         _inversion(rebuilt, options, found, say)
-    if summed := max((len(one.clients) for one in updates[0]), default=1) - 1:
+    sent_by = [one.clients for one in updates[0]] + [one.clients for one in found.recovered]
+    together = max(map(len, sent_by), default=1)
+    if together > 1:
         found.notes.append(
-            f"The server sees means of {summed + 1} clients' updates: 'single update' stands for such a mean, and none "
-            "can be attributed."
+            f"The server sees means of {together} clients' updates: every attack on an update is on such a mean, and "
+            f"none can be attributed to a client ({IDENTITY})."
         )
     if rebuilt.done < (planned := rebuilt.config.global_rounds):
         found.notes.append(f"The run is unfinished: it has made {rebuilt.done} of {planned} rounds.")
@@ -170,8 +172,10 @@ def _shadow(
 def _identity(rebuilt: Rebuilt, updates: Sequence[Sequence[Update]], found: Found) -> None:
     known = updates[0]
     if any(len(one.clients) > 1 for one in known):
-        return
+        return  # `audit` notes it for all attacks
     if len(known) < 2:
+        if known:
+            found.notes.append(f"A single client sends updates, so that there is no question who did ({IDENTITY}).")
         return
     guesses = [identity.identify(known, later) for later in updates[1:]]
     right = np.concatenate([guess.clients == guess.guessed for guess in guesses]).astype(np.float64)

@@ -23,7 +23,7 @@ from fedkdx_plugin.privacy.audit.progress import Progress
 from fedkdx_plugin.privacy.audit.rebuilt import check_folder
 from fedkdx_plugin.reports import audits as drawn
 from fedkdx_plugin.reports.plots import save
-from fedkdx_plugin.reports.tables import Cell, Table, markdown
+from fedkdx_plugin.reports.tables import Cell, Table, escaped, markdown
 from fedkdx_plugin.results import audits, runs
 from fedkdx_plugin.results.audits import FOLDER, Audit, Figure
 from registry.errors import UserError
@@ -72,18 +72,26 @@ class Audits:
         heads = [("", "attack"), *(("", name) for name in names), ("", "chance")]
         return Table(COMPARISON, "Attacks on these runs, with 95 % intervals over clients.", heads, rows)
 
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known to read the figures, such as why an attack has none: a line for each."""
+        return list(dict.fromkeys(f"{one.method}: {note}" for one in self.found.values() for note in one.notes))
+
     def write(self, folder: Path) -> None:
         """Write the comparison as `audit.md` and `audit.csv`. Raises UserError: the folder cannot be written."""
         text = io.StringIO()
         if self.found:
             self.table.to_csv(text, index=False, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
-        for ending, content in ((".md", markdown(self.comparison)), (".csv", text.getvalue())):
+        notes = "".join(f"\n- {escaped(note)}" for note in self.notes)
+        page = markdown(self.comparison) + (f"{notes}\n" if notes else "")
+        for ending, content in ((".md", page), (".csv", text.getvalue())):
             with replacing(folder / f"{COMPARISON}{ending}") as part:
                 part.write_text(content, encoding="utf-8")
 
     def __repr__(self) -> str:
-        lines = [markdown(self.comparison)] if self.found else []
-        return "\n".join(lines + [f"not audited: {folder}: {reason}" for folder, reason in self.refused.items()])
+        table = markdown(self.comparison) if self.found else ""
+        refused = [f"not audited: {folder}: {reason}" for folder, reason in self.refused.items()]
+        return table + "".join(f"{line}\n" for line in (*self.notes, *refused))
 
 
 def audit_all(folders: Sequence[Path], options: AuditOptions, progress: bool = True) -> Audits:

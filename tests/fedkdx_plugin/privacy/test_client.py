@@ -133,14 +133,46 @@ def test_the_count_takes_its_part_of_the_budget_and_no_more(kind, unit, selected
     assert drawn_with(values, updates * unit * 0.1 / selected)
 
 
+@pytest.mark.parametrize(
+    ("privacy", "expected"),
+    [
+        (BUDGET, 3.0),  # zΔ/C = 1.5 · 2
+        # Andrew et al. 2021, theorem 1: z^-2 = z_Δ^-2 + z_b^-2. With z_b^-2 = z^-2 / 10, z_Δ = z/√0.9, and
+        # 2 · 1.5/√0.9 = √10
+        (AUTO, 10**0.5),
+        (replace(BUDGET, noise=DISTRIBUTED), 3 * (12 / 11) ** 0.5),  # twelve shares of zΔ/√11 each
+    ],
+    ids=["fixed", "auto", "distributed"],
+)
+def test_the_deviation_that_is_written_down_is_that_of_the_noise_added(privacy, expected):
+    made = protection(privacy)
+    assert made.table()["deviation_of_sum"] == pytest.approx(expected)
+    added = [made.noised(LIKE, client) for client in range(12)] if privacy.noise == DISTRIBUTED else []
+    assert drawn_with(12 * flat(made.release(added, LIKE)), expected * (0.1 if privacy is AUTO else BUDGET.clip))
+
+
 def test_the_count_has_noise_of_the_stated_deviation():
-    """With 12 planned clients and nobody there, log C moves by -0.2 times the count's noise over 12."""
+    """With nobody there, log C moves by -0.2 times the noise of the share: the paper's 1/20 with 2000 clients."""
     steps = []
     for seed in range(400):
-        made = protection(AUTO, source=SeededNoise(seed))
+        made = protection(AUTO, source=SeededNoise(seed), members=2000, selected=2000)
         made.release([], {"a": torch.zeros(1)})
         steps.append(math.log(made.clip / 0.1))
-    assert drawn_with(torch.tensor(steps), 0.2 * clipping.bits_noise(1.5, 12, 2) / 12)
+    assert drawn_with(torch.tensor(steps), 0.2 / 20)
+
+
+@pytest.mark.parametrize(
+    ("share", "clip", "expected"),
+    [
+        (0.75, 1.0, math.exp(-0.05)),  # -0.2 · (0.75 - 0.5)
+        (-400.0, 1.0, math.exp(0.1)),  # as 0: 0.2 · 0.5
+        (400.0, 1.0, math.exp(-0.1)),  # as 1
+        (0.0, 2.0**23, 2.0**23),  # where --clip ends, too
+        (1.0, 2.0**-23, 2.0**-23),
+    ],
+)
+def test_noise_in_the_count_moves_the_bound_by_a_tenth_at_most_and_never_out_of_range(share, clip, expected):
+    assert clipping.next_clip(clip, share) == pytest.approx(expected, rel=1e-12)
 
 
 def test_what_is_spent_is_what_the_accountant_says():

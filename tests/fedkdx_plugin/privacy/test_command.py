@@ -45,7 +45,8 @@ def test_a_run_tells_what_it_has_spent(shard_folder, capsys):
         table = json.loads((folder / f"{name}-seed0" / "privacy.json").read_text())
         assert (table["of"], table["clients"], table["selected"]) == ("replacing one client", 3, 1)
         assert table["privacy_epsilon"] == table["planned_epsilon"] == spent[-1] and table["rounds"] == 2
-        assert table["deviation_of_sum"] == 2 * table["noise_multiplier"]
+        # C is automatic: its count takes a tenth of 1/z², and updates get the noise z/√0.9, by Δ = 2C
+        assert table["deviation_of_sum"] == pytest.approx(2 * table["noise_multiplier"] / 0.9**0.5)
         config = yaml.safe_load((folder / f"{name}-seed0" / "config.yaml").read_text())
         assert (config["dp"], config["epsilon"], config["delta"], config["clip"]) == ("client", 8.0, 1e-3, None)
     assert "round 1: clients" in (log := (folder / "FedAvg-seed0" / "log.txt").read_text()) and " ε " in log
@@ -105,6 +106,7 @@ WRONG = {
     "--dp client --epsilon 8 --delta 1": "--delta: 1 is out of range; it must be above 0 and below 1",
     "--dp client --epsilon 8 --delta 0.4": "--delta 0.4: not below 1/3",
     "--dp client --epsilon 1e-9 --delta 1e-9": "too small for one round",
+    "--dp client --epsilon 1e-6 --delta 1e-3": "too small, the noise would be",
     "--dp client --epsilon 8 --delta 1e-3 --clip much": "--clip much: write auto, or a number above 0",
     "--dp client --epsilon 8 --delta 1e-3 --clip 0": "--clip 0: write auto, or a number above 0",
     "--dp client --epsilon 8 --delta 1e-3 --clip 1e300": "--clip 1e300: out of range, beside noise that large, weights",

@@ -86,10 +86,14 @@ def test_a_client_with_fewer_windows_than_a_batch_is_in_every_lot():
 
 
 def test_budgets_that_cannot_be():
+    """Of ε ≈ 0, δ = 2 Φ(1/(2z)) - 1 ≈ 0.3989/z: with δ = 1e-3, one step takes z = 399, and T steps √T times that."""
     with pytest.raises(UserError, match=r"--delta 0.05: not below 1/20.*windows of client 3 would count as private"):
         check_delta({0: Work(40, 3), 1: Work(5, 0), 3: Work(20, 3)}, 0.05)
     with pytest.raises(UserError, match="too small for 1 training step of a client with 20 windows"):
         noise_for({0: Work(20, 4)}, 1e-9, 1e-6, 8)
+    # every window is in every lot: 399 · √4 · √4 against 4 · 5 windows
+    with pytest.raises(UserError, match="the noise would be 80 times all that the run's members can contribute"):
+        noise_for({0: Work(5, 4)}, 1e-6, 1e-3, 8)
 
 
 # A federation's budget
