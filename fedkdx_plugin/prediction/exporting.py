@@ -100,8 +100,9 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
         out: folder to write to; files of an earlier export in it are replaced.
 
     Raises:
-        UserError: as in `load_model`; or an unknown format, a missing package, a model that cannot be exported, or one
-            whose probabilities differ from PyTorch's by more than 1e-4. No file is then left.
+        UserError: as in `load_model`; or an unknown format, a missing package, a model that gives NaN or infinite
+            values or cannot be exported, or one whose probabilities differ from PyTorch's by more than 1e-4. No file is
+            then left.
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: choose from {', '.join(FORMATS)}")
@@ -110,11 +111,12 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
     predictor = load_model(run, client)
     module = _plain(predictor)
     random, own = _random_windows(predictor), _test_windows(predictor)
+    right = [(windows, _right(predictor, windows)) for windows in (random, own) if len(windows)]
     model, description = Path(out) / FORMATS[format], Path(out) / DESCRIPTION
     with replacing(description) as description_part, replacing(model) as part:
         try:
             ask = _write_onnx(module, part) if format == "onnx" else _write_torchscript(module, part)
-            found = [_difference(predictor, ask, windows) for windows in (random, own) if len(windows)]
+            found = [_difference(ask, windows, probabilities) for windows, probabilities in right]
         except OSError:  # such as a full disk
             raise
         except Exception as error:  # exporters, runtimes and models of others may raise anything
@@ -252,9 +254,16 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _difference(predictor: Predictor, ask: Ask, x: np.ndarray) -> float:
+def _right(predictor: Predictor, x: np.ndarray) -> np.ndarray:
+    """Return PyTorch's probabilities (n, classes). Raises UserError: a window has none, as the model gives NaN."""
+    found = predictor.predict_windows(x)
+    if found.notes:
+        raise UserError(f"{predictor.run.folder}: not written: {found.notes[0]}")
+    return found.probabilities
+
+
+def _difference(ask: Ask, x: np.ndarray, right: np.ndarray) -> float:
     """Return the largest difference of a probability from PyTorch's: the first window alone, then all others."""
-    right = predictor.predict_windows(x).probabilities
     parts = [part for part in (x[:1, :, 0], x[1:, :, 0]) if len(part)]
     found = np.concatenate([ask(np.ascontiguousarray(part)) for part in parts])
     if found.shape != right.shape:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.results.runs import Run, nothing_accepted
 from registry.errors import UserError
 from registry.parameters import suggest
@@ -133,7 +134,8 @@ def arrange(runs: Sequence[Run], references: Sequence[str] = ()) -> list[Section
             name = f"{name}, data {_data(group[0])[:8]}".lstrip(", ")
             notes.append("Another section has the same name and options, but other data; they are not mixed.")
         chosen = _asked_for(methods, references) if references else _usual(methods)
-        sections.append(Section(name, config, methods, chosen, (*notes, *_untrained(methods))))
+        notes += [*_untrained(methods), *not_finite((own.name, run) for own in methods for run in own.runs)]
+        sections.append(Section(name, config, methods, chosen, tuple(notes)))
     _check_references(references, sections)
     return sections
 
@@ -146,6 +148,20 @@ def _untrained(methods: Sequence[Method]) -> list[str]:
         for method in methods
         for run in method.runs
         if (reason := nothing_accepted(run))
+    ]
+
+
+def not_finite(named_runs: Iterable[tuple[str, Run]]) -> list[str]:
+    """Return a sentence on each run, and each of its networks, whose last predictions were in part NaN or infinite.
+
+    Args:
+        named_runs: name of the method, and a run of it.
+    """
+    return [
+        f"{name} seed {run.seed}{'' if view == SERVED else f' ({view})'}: {metrics.not_finite} (last round)."
+        for name, run in named_runs
+        for view, metrics in run.evaluated[-1].metrics.items()
+        if metrics.not_finite
     ]
 
 

@@ -141,6 +141,23 @@ def test_a_difference_that_is_no_number_counts(watch, tmp_path, monkeypatch):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_model_that_gives_nan_is_not_written(watch, tmp_path, monkeypatch):
+    """All the random windows, or some of them: of 64, the three that are larger than the others."""
+    for share, text in ((64, "gives NaN or infinite values for all 64 windows"), (3, "not written: .*class: 3 of 64")):
+        predictor = load_model(watch.run("federated", "FedAvg"), 0)
+        worth = torch.from_numpy(predictor.scaled(exporting._random_windows(predictor))).amax((1, 2, 3))
+        least = worth.sort(descending=True).values[share - 1]
+
+        def spoil(module, given, logits, least=least):
+            return torch.where(given[0].amax((1, 2, 3))[:, None] >= least, torch.nan, logits)
+
+        predictor.network.register_forward_hook(spoil)
+        monkeypatch.setattr(exporting, "load_model", lambda *arguments, found=predictor: found)
+        with pytest.raises(UserError, match=text):
+            export(predictor.run, 0, "torchscript", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("wrong", ["a mapping", "a fixed number of windows"])
 def test_a_model_that_cannot_be_written_leaves_nothing(watch, tmp_path, format, monkeypatch, wrong):
     def forward(self, windows):
