@@ -17,7 +17,7 @@ from dataset_utils.consoles import safe_output
 from dataset_utils.files import is_folder, state_of
 from dataset_utils.interrupts import stopping_as_ctrl_c
 from dataset_utils.origin import CACHE, Origin, plain
-from dataset_utils.partition import Partition, partition
+from dataset_utils.partition import Partition, left_out, partition
 from dataset_utils.reading import read
 from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
@@ -109,6 +109,8 @@ def _prepared(
         "dropped": len(divided.dropped),
         "moved": dict(zip(shards.PARTS, parts.moved, strict=True)),
     }
+    if parts.left_out:
+        about["left_out"] = [windows.subjects[number] for number in parts.left_out]
     if Origin.of(source, settings, path, data_root / CACHE) != origin:
         raise UserError(f"{path}: changed while it was being read; run the same command again")
     try:
@@ -222,6 +224,8 @@ def _report_losses(
             )
     if spec.split == "loso":
         report(f"subject {windows.subjects[windows.subject[divided.test[0]]]} is left out of training (--split loso)")
+    for line in left_out(spec, windows.subjects, parts.left_out):
+        report(line)
     if any(parts.moved):
         report(
             f"{parts.moved[0]} of {len(divided.train)} training and {parts.moved[1]} of "

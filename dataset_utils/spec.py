@@ -39,7 +39,11 @@ class ShardSpec(Params):
 
     data: str = option("", "a data set's name, a YAML file of your own, or a folder of shards")
     clients: int | None = option(
-        None, "number of clients (default: one a subject)", 1, flags="-nc --num-clients", key="num_clients"
+        None,
+        "number of clients (default: one a subject); with --partition subject, fewer leave the last subjects out",
+        1,
+        flags="-nc --num-clients",
+        key="num_clients",
     )
     partition: str = option("subject", "how the clients' data differ", choices=PARTITIONS, flags="--partition")
     alpha: float = option(
