@@ -19,6 +19,7 @@ from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.cli.options import Making, read_config
 from fedkdx_plugin.cli.run import parser
 from fedkdx_plugin.configuration import choice
+from fedkdx_plugin.configuration.config import read_yaml
 from registry.flags import given
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +98,40 @@ def test_a_preset_sets_hyper_parameters_of_several_algorithms():
     wanted = {"FedKDX.gamma": 0.3, "FedKDX+.serve": "teacher", "FedKD.serve": "student", "FedProx.mu": 0.1}
     assert wanted.items() <= found.items()
     assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKDX.serve"] == "teacher" and found["FedKDX+.tau_ctl"] is None
+
+
+@pytest.mark.parametrize("now", ["FedProx: {mu: 3}", "no mapping", None])
+def test_a_run_needs_its_preset_no_more(shard_folder, now, capsys):
+    """It is repeated and resumed with the values of its own file, whatever became of the preset."""
+    Path("p.yaml").write_text("FedAvg: {local_learning_rate: 0.2}\nFedProx: {mu: 0.5}\n")
+    fast = ["-m", "cnn_small", "-gr", "1", "-jr", "1", "-ls", "1", "-dev", "cpu"]
+    assert main(["-data", str(shard_folder), "-algo", "FedAvg,FedProx", *fast, "--preset", "p.yaml", "-o", "one"]) == 0
+    Path("p.yaml").unlink() if now is None else Path("p.yaml").write_text(now)
+    (folder,) = Path("one").iterdir()
+    for name in ("FedAvg", "FedProx"):
+        assert main(["run", "--config", str(folder / f"{name}-seed0" / "config.yaml"), "-o", f"again-{name}"]) == 0
+        (again,) = Path(f"again-{name}").glob("*/*-seed0")
+        with h5py.File(again / "results.h5") as file, h5py.File(folder / again.name / "results.h5") as before:
+            assert file["train_loss"][:].tolist() == before["train_loss"][:].tolist()
+    assert main(["resume", str(folder), "-gr", "2"]) == 0
+    kept = {name: read_yaml(folder / f"{name}-seed0" / "config.yaml") for name in ("FedAvg", "FedProx")}
+    assert [own["local_learning_rate"] for own in kept.values()] == [0.2, 0.01]
+    assert {own["preset"] for own in kept.values()} == {"p.yaml"}
+    assert kept["FedProx"]["set"] == {"FedProx.mu": 0.5} and kept["FedProx"]["global_rounds"] == 2
+
+
+def test_a_preset_is_needed_where_a_file_has_not_all_values(shard_folder, capsys):
+    """The options of every run, but not the values of another algorithm; a file by hand; a preset that is asked for."""
+    Path("p.yaml").write_text("FedProx: {mu: 0.5}\n")
+    whole = resolved("-data", str(shard_folder), "-algo", "FedProx", "--preset", "p.yaml")
+    Path("p.yaml").unlink()
+    Path("whole.yaml").write_text(yaml.safe_dump(whole))
+    Path("part.yaml").write_text("data: SPAR\nalgorithm: FedAvg\nlocal_learning_rate: 0.1\npreset: p.yaml\n")
+    assert resolved("--config", "whole.yaml") == whole
+    missing = "--preset p.yaml: no such preset"
+    assert missing in fails(capsys, "--config", "whole.yaml", "-algo", "FedProx,MOON")
+    assert missing in fails(capsys, "--config", "part.yaml")
+    assert "--preset q.yaml: no such preset" in fails(capsys, "--config", "whole.yaml", "--preset", "q.yaml")
 
 
 def test_a_scoped_hyper_parameter_is_one_algorithms_own():

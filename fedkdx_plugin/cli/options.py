@@ -123,7 +123,9 @@ def read_config(arguments: argparse.Namespace) -> Config:
     sets = values.get("set") or {}
     if isinstance(sets, Mapping):  # otherwise `from_dict` raises
         sets = dict(sets) | given["set"]
-    return from_dict(values | given | {"set": sets}, path or "")
+    config = from_dict(values | given | {"set": sets}, path or "")
+    # a preset that is asked for now must exist, even where the file has all values
+    return dataclasses.replace(config, complete=config.complete and "preset" not in given)
 
 
 def _assignment(text: str) -> tuple[str, str]:
