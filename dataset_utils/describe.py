@@ -15,7 +15,7 @@ from dataset_utils.generate import find_source, resolve
 from dataset_utils.partition import left_out, people
 from dataset_utils.reading import Reading, read
 from dataset_utils.recording import Preprocessing, Source, Windows
-from dataset_utils.spec import Files, ShardSpec, shards_folder
+from dataset_utils.spec import Files, ShardSpec, check_used, shards_folder
 from dataset_utils.split import split
 from dataset_utils.subjects import Subjects
 from registry.blame import PluginError, naming
@@ -149,7 +149,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m dataset_utils
     add_flags(parser, Files)
     try:
         arguments = parser.parse_args(argv)
-        spec, files = (parse(declared, given(arguments, declared)) for declared in (ShardSpec, Files))
+        values = given(arguments, ShardSpec)
+        spec, files = parse(ShardSpec, values), parse(Files, given(arguments, Files))
+        check_used(values, spec)
         lines, errors = described(spec, Path(files.data_root), files.raw and Path(files.raw), files.download)
     except PluginError:
         raise  # with its traceback, for its author

@@ -21,7 +21,7 @@ from dataset_utils.partition import Partition, left_out, partition
 from dataset_utils.reading import read
 from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
-from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, shards_folder, window_samples
+from dataset_utils.spec import OVERRIDES, Files, ShardSpec, check_used, is_own_data, shards_folder, window_samples
 from dataset_utils.split import Split, gap, split
 from dataset_utils.subjects import Subjects
 from registry.blame import naming
@@ -277,7 +277,9 @@ def _generate(argv: list[str], prog: str) -> int:
     add_flags(parser, ShardSpec, {"seed": "--seed"})
     add_flags(parser, Files)
     arguments = parser.parse_args(argv)
-    spec, files = (parse(declared, given(arguments, declared)) for declared in (ShardSpec, Files))
+    values = given(arguments, ShardSpec)
+    spec, files = parse(ShardSpec, values), parse(Files, given(arguments, Files))
+    check_used(values, spec)
     made = []
 
     def report(line: str) -> None:

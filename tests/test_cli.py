@@ -15,11 +15,13 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
+from fedkdx_plugin.api import compare
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.cli.options import Making, read_config
 from fedkdx_plugin.cli.run import parser
 from fedkdx_plugin.configuration import choice
 from fedkdx_plugin.configuration.config import read_yaml
+from registry.errors import UserError
 from registry.flags import given
 
 ROOT = Path(__file__).parent.parent
@@ -84,9 +86,11 @@ def test_the_defaults_are_the_papers_protocol():
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():
-    Path("c.yaml").write_text("data: SPAR\nglobal_rounds: 9\njoin_ratio: 0.9\nset: {gamma: 0.1, tau: 2}\nalpha: 0.5\n")
+    Path("c.yaml").write_text(
+        "data: SPAR\nglobal_rounds: 9\njoin_ratio: 0.9\nset: {gamma: 0.1, tau: 2}\nmin_samples: 5\n"
+    )
     found = resolved("--config", "c.yaml", "-jr", "0.3", "--set", "gamma=0.2")
-    assert (found["global_rounds"], found["join_ratio"], found["alpha"]) == (9, 0.3, 0.5)
+    assert (found["global_rounds"], found["join_ratio"], found["min_samples"]) == (9, 0.3, 5)
     assert (found["set"]["FedKDX.gamma"], found["set"]["FedKDX.tau"]) == (0.2, 2.0)
 
 
@@ -98,6 +102,45 @@ def test_a_preset_sets_hyper_parameters_of_several_algorithms():
     wanted = {"FedKDX.gamma": 0.3, "FedKDX+.serve": "teacher", "FedKD.serve": "student", "FedProx.mu": 0.1}
     assert wanted.items() <= found.items()
     assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKDX.serve"] == "teacher" and found["FedKDX+.tau_ctl"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--alpha 0.3", "--alpha: --partition subject does not use it; leave it out, or take --partition dirichlet"),
+        ("--alpha 0.1", "--alpha: --partition subject does not use it"),  # which is the default
+        ("--partition pathological --alpha 0.3", "--alpha: --partition pathological does not use it"),
+        (
+            "--partition iid --classes-per-client 3",
+            "--classes-per-client: --partition iid does not use it; leave it out, or take --partition pathological",
+        ),
+        (
+            "--split loso --test-fraction 0.3",
+            "--test-fraction: --split loso does not use it; leave it out, or take --split shuffled or blocked",
+        ),
+    ],
+)
+def test_an_option_that_the_partition_or_split_does_not_use_is_refused(words, line, capsys):
+    """On the command line, in a file, from Python, and where shards are made or described."""
+    assert f"error: {line}" in fails(capsys, "-data", "SPAR", *words.split())
+    options = dict(zip(*[(word.lstrip("-").replace("-", "_") for word in words.split())] * 2, strict=True))
+    Path("c.yaml").write_text(yaml.safe_dump({"data": "SPAR"} | options))
+    assert f"error: {line}" in fails(capsys, "--config", "c.yaml")
+    with pytest.raises(UserError, match="does not use it"):
+        compare("SPAR", "FedAvg", rounds=1, **options)
+    for command in ("make", "describe"):
+        data = ["-data", "SPAR"] if command == "make" else ["SPAR"]
+        assert f"error: {line}" in fails(capsys, "data", command, *data, *words.split())
+
+
+def test_a_runs_own_file_names_every_option_and_is_not_refused(capsys):
+    """Its alpha is the default, or of another partition before; what is asked for now is refused all the same."""
+    Path("whole.yaml").write_text(
+        yaml.safe_dump(resolved("-data", "SPAR", "--partition", "dirichlet", "--alpha", "0.3"))
+    )
+    assert resolved("--config", "whole.yaml", "--partition", "iid")["partition"] == "iid"
+    line = fails(capsys, "--config", "whole.yaml", "--partition", "iid", "--alpha", "0.5")
+    assert "--alpha: --partition iid does not use it" in line
 
 
 @pytest.mark.parametrize("now", ["FedProx: {mu: 3}", "no mapping", None])

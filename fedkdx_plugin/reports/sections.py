@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dataset_utils.spec import ONLY_WITH
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.results.runs import Run, nothing_accepted
 from registry.errors import UserError
@@ -25,7 +26,6 @@ NO_SETTING = (
     "data",
 )  # not options of a section; data are identified by their hash
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change results
-ONLY_WITH = {"alpha": ("partition", "dirichlet"), "classes_per_client": ("partition", "pathological")}
 PHRASES = {"partition": "{}", "split": "{} split", "model": "{}", "alpha": "α {}", "evaluate_on": "on {} windows"}
 OURS = ("FedKDX+", "FedKDX")  # what the others are tested against where nothing else is asked for
 CEILING = "Centralised"  # all data on one machine: no federated method, and so not ranked among them
@@ -238,8 +238,8 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _says(key: str, config: Mapping[str, Any]) -> bool:
     """Return whether an option has an effect in this configuration."""
-    other, value = ONLY_WITH.get(key, (None, None))
-    return config.get(key) not in (None, []) and (other is None or config.get(other) == value)
+    other, values = ONLY_WITH.get(key, ("", ()))
+    return config.get(key) not in (None, []) and (not other or config.get(other) in values)
 
 
 def _phrase(key: str, value: Any) -> str:
