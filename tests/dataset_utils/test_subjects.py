@@ -101,8 +101,17 @@ def test_a_class_that_only_the_others_have_is_missing(tmp_path):
                 recording.labels[recording.labels == 2] = 0 if recording.subject != "s2" else 2
                 yield recording
 
-    with pytest.raises(UserError, match="no window has 'walking'"):
+    says = "no window of the subjects that are used has 'walking', of the classes of Synthetic; use more subjects, or"
+    with pytest.raises(UserError, match=says):
         made(tmp_path, Uneven, exclude_subjects=("s2",))
+
+
+def test_the_nearest_subject_is_the_one_with_the_same_number():
+    chosen = Subjects(only=("0",))
+    for number in (4, 0, 5):
+        chosen.used(f"0{number}")
+    with pytest.raises(UserError, match=r"no subject '0' \(did you mean 00\?\); there are 04, 00, 05$"):
+        chosen.check()
 
 
 @pytest.mark.parametrize("source", [Synthetic, Cut])

@@ -72,14 +72,16 @@ def test_an_exported_model_takes_raw_windows_and_gives_the_same_probabilities(
     assert np.ptp(right, axis=0).max() > 1e-3  # a hundred times what may differ
 
 
-def test_the_documented_device_code_finds_the_same_classes(watch, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("comparison", "cutoff"), [("low-pass", 20.0), ("no filter", 0.0)])
+def test_the_documented_device_code_finds_the_same_classes(watch, tmp_path, monkeypatch, comparison, cutoff):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    folder = watch.run("low-pass", "FedAvg")
+    folder = watch.run(comparison, "FedAvg")
     export(folder, 1, "onnx", "watch-model")
     *_, code = (ROOT / "docs" / "guide" / "predict.md").read_text().split("```python")
     names = {}
     exec(code.partition("```")[0], names)
+    assert names["cutoff"] == cutoff
     signals = recording(1).loc[2000:, ["ax", "ay", "az", "hr"]].interpolate().to_numpy().T[:, ::2]
     found = load_model(folder, 1).predict(signals, rate=50)
     assert names["classify"](signals) == found.labels
