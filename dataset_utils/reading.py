@@ -171,10 +171,10 @@ def _wrong(
     absent = [name for name, count in zip(source.classes, of_class, strict=True) if not count and name not in explained]
     if absent:
         whose = " of the subjects that are used" if chosen else ""
-        advice = "use more subjects" if chosen else "list the classes without them"
+        advice = "use more subjects" if chosen else "list the classes to be learnt"
         wrong.append(
             f"no window{whose} has {some(map(repr, absent))}, of the classes of {source.name}; {advice}, or go on "
-            "without any with --allow-missing"
+            "without them with --allow-missing"
         )
     subjects: dict[str, list[Tally]] = {}
     for tally in counts.recordings:
