@@ -6,13 +6,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dataset_utils import shards
 from dataset_utils.consoles import safe_output
 from dataset_utils.counts import Counts, many, some
 from dataset_utils.generate import find_source, resolve
+from dataset_utils.partition import left_out, people
 from dataset_utils.reading import Reading, read
-from dataset_utils.recording import Preprocessing, Source
-from dataset_utils.spec import Files, ShardSpec, shards_folder
+from dataset_utils.recording import Preprocessing, Source, Windows
+from dataset_utils.spec import Files, ShardSpec, check_used, shards_folder
+from dataset_utils.split import split
 from dataset_utils.subjects import Subjects
 from registry.blame import PluginError, naming
 from registry.errors import UserError
@@ -44,7 +48,12 @@ def described(spec: ShardSpec, data_root: Path, raw: Path | None, download: bool
         reading = read(source, path, settings, lines.append, spec.allow_missing, True, Subjects.of(spec))
         lines[:0] = [f"{source.name}: {path}", *_settings(source, settings, reading)]
         lines += [*_files(reading.counts), *_rates(reading.counts), *reading.counts.lines(), *_windows(source, reading)]
-        return lines, list(reading.errors)
+        errors = list(reading.errors)
+        try:
+            lines += _no_clients(spec, reading.windows)
+        except UserError as error:
+            errors.append(str(error))
+        return lines, errors
 
 
 def _settings(source: Source, settings: Preprocessing, reading: Reading) -> list[str]:
@@ -111,6 +120,15 @@ def _windows(source: Source, reading: Reading) -> Iterator[str]:
         yield f"purity: {purity:.1%} of a window's samples have its label on average; {mixed} windows are mixed"
 
 
+def _no_clients(spec: ShardSpec, windows: Windows | None) -> list[str]:
+    """Return a line on the subjects left out for `-nc`; none where nobody is. Raises UserError: fewer subjects."""
+    if windows is None or spec.clients is None or spec.partition != "subject":
+        return []
+    divided = split(windows, spec.test_fraction, spec.split, spec.seed)
+    _, others = people(spec, np.unique(windows.subject[divided.train]))
+    return left_out(spec, windows.subjects, others.tolist())
+
+
 def _made(folder: Path) -> list[str]:
     """Return the description of a folder of shards, from its manifest."""
     manifest = shards.read_manifest(folder)
@@ -131,7 +149,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m dataset_utils
     add_flags(parser, Files)
     try:
         arguments = parser.parse_args(argv)
-        spec, files = (parse(declared, given(arguments, declared)) for declared in (ShardSpec, Files))
+        values = given(arguments, ShardSpec)
+        spec, files = parse(ShardSpec, values), parse(Files, given(arguments, Files))
+        check_used(values, spec)
         lines, errors = described(spec, Path(files.data_root), files.raw and Path(files.raw), files.download)
     except PluginError:
         raise  # with its traceback, for its author

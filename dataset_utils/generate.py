@@ -17,11 +17,11 @@ from dataset_utils.consoles import safe_output
 from dataset_utils.files import is_folder, state_of
 from dataset_utils.interrupts import stopping_as_ctrl_c
 from dataset_utils.origin import CACHE, Origin, plain
-from dataset_utils.partition import Partition, partition
+from dataset_utils.partition import Partition, left_out, partition
 from dataset_utils.reading import read
 from dataset_utils.recording import Preprocessing, Source, Windows
 from dataset_utils.reduction import reduced
-from dataset_utils.spec import OVERRIDES, Files, ShardSpec, is_own_data, shards_folder, window_samples
+from dataset_utils.spec import OVERRIDES, Files, ShardSpec, check_used, is_own_data, shards_folder, window_samples
 from dataset_utils.split import MOST, Split, gap, split
 from dataset_utils.subjects import Subjects
 from registry.blame import naming
@@ -109,6 +109,8 @@ def _prepared(
         "dropped": len(divided.dropped),
         "moved": dict(zip(shards.PARTS, parts.moved, strict=True)),
     }
+    if parts.left_out:
+        about["left_out"] = [windows.subjects[number] for number in parts.left_out]
     if Origin.of(source, settings, path, data_root / CACHE) != origin:
         raise UserError(f"{path}: changed while it was being read; run the same command again")
     try:
@@ -229,6 +231,8 @@ def _report_losses(
             )
     if spec.split == "loso":
         report(f"subject {windows.subjects[windows.subject[divided.test[0]]]} is left out of training (--split loso)")
+    for line in left_out(spec, windows.subjects, parts.left_out):
+        report(line)
     if any(parts.moved):
         report(
             f"{parts.moved[0]} of {len(divided.train)} training and {parts.moved[1]} of "
@@ -280,7 +284,9 @@ def _generate(argv: list[str], prog: str) -> int:
     add_flags(parser, ShardSpec, {"seed": "--seed"})
     add_flags(parser, Files)
     arguments = parser.parse_args(argv)
-    spec, files = (parse(declared, given(arguments, declared)) for declared in (ShardSpec, Files))
+    values = given(arguments, ShardSpec)
+    spec, files = parse(ShardSpec, values), parse(Files, given(arguments, Files))
+    check_used(values, spec)
     made = []
 
     def report(line: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dataset_utils.counts import some
 from dataset_utils.spec import ShardSpec
 from registry.errors import UserError
 
@@ -18,11 +20,13 @@ class Partition(NamedTuple):
     Attributes:
         train, test: for each client, ascending indices into the windows.
         moved: numbers of train and test windows that were moved to another client than drawn, to reach the minimum.
+        left_out: numbers of the subjects that are no clients, as fewer clients were asked for.
     """
 
     train: list[np.ndarray]
     test: list[np.ndarray]
     moved: tuple[int, int] = (0, 0)
+    left_out: tuple[int, ...] = ()
 
 
 def partition(
@@ -30,8 +34,9 @@ def partition(
 ) -> Partition:
     """Divide both pools among the clients; every window goes to exactly one.
 
-    - `subject`: one client for each subject; with fewer clients than subjects, the first subjects. A subject with test
-      windows only is no client: its windows are divided equally among the clients, and each predicts its part.
+    - `subject`: one client for each subject; with fewer clients than subjects, the first subjects, and the others are
+      left out. A subject with test windows only is no client: its windows are divided equally among the clients, and
+      each predicts its part.
     - `iid`: every client gets an equal share of each class.
     - `dirichlet`: each class is divided in proportions drawn from Dir(alpha) over the clients (Yurochkin et al.
       2019, https://arxiv.org/abs/1905.12022; Hsu et al. 2019 draw each client's classes instead).
@@ -137,17 +142,44 @@ def fill(counts: np.ndarray, wanted: np.ndarray, minimum: int) -> np.ndarray | N
     return counts
 
 
-def _by_subject(
-    spec: ShardSpec, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, test: np.ndarray
-) -> Partition:
-    trained = np.unique(subjects[train])
+def people(spec: ShardSpec, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the subjects that are clients with the partition `subject`, and those who are left out for `-nc`.
+
+    Args:
+        spec: kind of partition and its parameters.
+        trained: numbers of the subjects with training windows, ascending.
+
+    Raises:
+        UserError: more clients than subjects.
+    """
     clients = len(trained) if spec.clients is None else spec.clients
     if clients > len(trained):
         raise UserError(
             f"-nc {clients}: there are only {len(trained)} subjects; choose at most {len(trained)}, or another "
             "--partition"
         )
-    parts = [[pool[subjects[pool] == subject] for subject in trained[:clients]] for pool in (train, test)]
+    return trained[:clients], trained[clients:]
+
+
+def left_out(spec: ShardSpec, subjects: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """Return a line on the subjects left out for `-nc`; none where nobody is.
+
+    Args:
+        spec: kind of partition and its parameters.
+        subjects: names of all subjects.
+        numbers: numbers of those that are left out.
+    """
+    names = some(subjects[number] for number in numbers)
+    return [f"{len(numbers)} of {len(subjects)} subjects are left out (-nc {spec.clients}): {names}"] if names else []
+
+
+def _by_subject(
+    spec: ShardSpec, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> Partition:
+    trained = np.unique(subjects[train])
+    chosen, others = people(spec, trained)
+    clients = len(chosen)
+    parts = [[pool[subjects[pool] == subject] for subject in chosen] for pool in (train, test)]
     strangers = test[~np.isin(subjects[test], trained)]
     if len(strangers):
         amount = np.bincount(labels[strangers])
@@ -164,7 +196,7 @@ def _by_subject(
                 f"client {k} has no test window; raise --test-fraction, name a recording of each subject where the "
                 "split is given, or choose another --partition"
             )
-    return Partition(parts[0], parts[1])
+    return Partition(parts[0], parts[1], left_out=tuple(others.tolist()))
 
 
 def _check_amounts(spec: ShardSpec, clients: int, train: int, test: int) -> None:

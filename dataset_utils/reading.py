@@ -132,7 +132,7 @@ def read(
         report(line)
     if windows is not None:
         counts.finish(windows, classes)
-    wrong = _wrong(source, settings, counts, windows, allow_missing)
+    wrong = _wrong(source, settings, counts, windows, allow_missing, not all(subjects.met.values()))
     if errors and windows is None:
         wrong = []  # the errors say why
     if wrong and not collect:
@@ -152,9 +152,9 @@ def _slowest(counts: Counts, settings: Preprocessing) -> float:
 
 
 def _wrong(
-    source: Source, settings: Preprocessing, counts: Counts, windows: Windows | None, allow_missing: bool
+    source: Source, settings: Preprocessing, counts: Counts, windows: Windows | None, allow_missing: bool, chosen: bool
 ) -> list[str]:
-    """Return what is wrong with a data set as a whole."""
+    """Return what is wrong with a data set as a whole, or, where `chosen`, with the subjects of it that are used."""
     wrong = _unlisted(source, counts)
     if windows is None:
         if counts.recordings:
@@ -170,9 +170,11 @@ def _wrong(
     explained = differing_in_case(counts.unlisted, source.classes).values()
     absent = [name for name, count in zip(source.classes, of_class, strict=True) if not count and name not in explained]
     if absent:
+        whose = " of the subjects that are used" if chosen else ""
+        advice = "use more subjects" if chosen else "list the classes to be learnt"
         wrong.append(
-            f"no window has {some(map(repr, absent))}, listed in the classes of {source.name}; correct the classes, or "
-            "go on without them with --allow-missing"
+            f"no window{whose} has {some(map(repr, absent))}, of the classes of {source.name}; {advice}, or go on "
+            "without them with --allow-missing"
         )
     subjects: dict[str, list[Tally]] = {}
     for tally in counts.recordings:

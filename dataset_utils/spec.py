@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,13 @@ SPLITS = ("shuffled", "blocked", "loso", "given")
 SCALES = ("federated", "client", "minmax", "none")
 EVALUATE_ON = ("test", "validation")
 LAYOUT = 2  # number of the layout on disk and of the code that makes it; a new layout means new folders
+
+# options that only some values of another option use: option -> the other, and those values
+ONLY_WITH = {
+    "alpha": ("partition", ("dirichlet",)),
+    "classes_per_client": ("partition", ("pathological",)),
+    "test_fraction": ("split", ("shuffled", "blocked")),
+}
 
 OVERRIDES = ("window", "overlap", "median", "lowpass", "gravity")
 OWN = "(default: the data set's own)"
@@ -39,7 +47,11 @@ class ShardSpec(Params):
 
     data: str = option("", "a data set's name, a YAML file of your own, or a folder of shards")
     clients: int | None = option(
-        None, "number of clients (default: one a subject)", 1, flags="-nc --num-clients", key="num_clients"
+        None,
+        "number of clients (default: one a subject); with --partition subject, fewer leave the last subjects out",
+        1,
+        flags="-nc --num-clients",
+        key="num_clients",
     )
     partition: str = option("subject", "how the clients' data differ", choices=PARTITIONS, flags="--partition")
     alpha: float = option(
@@ -117,12 +129,9 @@ class ShardSpec(Params):
         made.
         """
         values = {key: value for key, value in asdict(self).items() if key != "data"}
-        if self.partition != "dirichlet":
-            del values["alpha"]
-        if self.partition != "pathological":
-            del values["classes_per_client"]
-        if self.split in ("loso", "given"):
-            del values["test_fraction"]
+        for name in ONLY_WITH:
+            if not self.uses(name):
+                del values[name]
         if self.train_fraction == 1:
             del values["train_fraction"]
         if (length := _length(self.window)) is not None:
@@ -137,6 +146,11 @@ class ShardSpec(Params):
                 del values[name]
         # 1 and 1.0 must give the same name, and whole numbers that a float does not tell apart different ones
         return {k: float(v) if isinstance(v, int | float) and float(v) == v else v for k, v in sorted(values.items())}
+
+    def uses(self, name: str) -> bool:
+        """Return whether the shards depend on a parameter of `ONLY_WITH`, with this partition and this split."""
+        other, values = ONLY_WITH[name]
+        return getattr(self, other) in values
 
     def folder_name(self) -> str:
         """Return a readable name that differs if a parameter of `counted` differs."""
@@ -158,6 +172,22 @@ class ShardSpec(Params):
             parts.append(self.evaluate_on)
         parts += [self.split, f"seed{self.seed}", hashlib.sha256(text.encode()).hexdigest()[:8]]
         return "-".join(parts)
+
+
+def check_used(named: Container[str], *specs: ShardSpec) -> None:
+    """Raise UserError where an option was named that none of several shards depends on: it would be ignored.
+
+    Args:
+        named: the options that somebody gave a value of, by key.
+        specs: the parameters of all shards that these options are for.
+    """
+    for name, (other, values) in ONLY_WITH.items():
+        if name in named and not any(spec.uses(name) for spec in specs):
+            found = ", ".join(dict.fromkeys(getattr(spec, other) for spec in specs))
+            raise UserError(
+                f"--{name.replace('_', '-')}: --{other} {found} does not use it; leave it out, or take --{other} "
+                f"{' or '.join(values)}"
+            )
 
 
 @dataclass(frozen=True)

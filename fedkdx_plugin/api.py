@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dataset_utils.spec import check_used
 from fedkdx_plugin.configuration.config import from_dict, with_names
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
@@ -77,7 +78,9 @@ def compare(
     if "student_model" in values and values["student_model"] is not None:
         values["student_model"] = _name("models", values["student_model"])
     try:
-        experiment = Experiment.comparison(from_dict(values, "compare"))
+        config = from_dict(values, "compare")
+        check_used(values, config.shards)
+        experiment = Experiment.comparison(config)
         return experiment.run(jobs=jobs, callbacks=callbacks, progress=progress)
     except UserError as error:
         if not is_expected(error):

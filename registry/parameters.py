@@ -204,7 +204,16 @@ def _bounds(metadata: Mapping[str, Any]) -> list[tuple[str, Callable[[float], bo
 
 
 def suggest(word: str, known: Any) -> str:
-    """Return ' (did you mean X?)', or '' if no known name is close; upper and lower case are equal."""
-    by_lower = {str(name).lower(): str(name) for name in known}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    return f" (did you mean {by_lower[close[0]]}?)" if close else ""
+    """Return ' (did you mean X?)', or '' if no known name is close; upper and lower case are equal.
+
+    The same number written otherwise, such as 00 for 0, is nearest, and the first of names that are equally near.
+    """
+    matcher = difflib.SequenceMatcher()
+    matcher.set_seq2(word.lower())
+    nearest, best = 0.6, ""
+    for name in map(str, known):
+        matcher.set_seq1(name.lower())
+        same = word.isdecimal() and name.isdecimal() and int(word) == int(name)
+        if (near := 2.0 if same else matcher.ratio()) > nearest or (near == nearest and not best):
+            nearest, best = near, name
+    return f" (did you mean {best}?)" if best else ""

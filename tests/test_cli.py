@@ -15,10 +15,13 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
+from fedkdx_plugin.api import compare
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.cli.options import Making, read_config
 from fedkdx_plugin.cli.run import parser
 from fedkdx_plugin.configuration import choice
+from fedkdx_plugin.configuration.config import read_yaml
+from registry.errors import UserError
 from registry.flags import given
 
 ROOT = Path(__file__).parent.parent
@@ -83,9 +86,11 @@ def test_the_defaults_are_the_papers_protocol():
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():
-    Path("c.yaml").write_text("data: SPAR\nglobal_rounds: 9\njoin_ratio: 0.9\nset: {gamma: 0.1, tau: 2}\nalpha: 0.5\n")
+    Path("c.yaml").write_text(
+        "data: SPAR\nglobal_rounds: 9\njoin_ratio: 0.9\nset: {gamma: 0.1, tau: 2}\nmin_samples: 5\n"
+    )
     found = resolved("--config", "c.yaml", "-jr", "0.3", "--set", "gamma=0.2")
-    assert (found["global_rounds"], found["join_ratio"], found["alpha"]) == (9, 0.3, 0.5)
+    assert (found["global_rounds"], found["join_ratio"], found["min_samples"]) == (9, 0.3, 5)
     assert (found["set"]["FedKDX.gamma"], found["set"]["FedKDX.tau"]) == (0.2, 2.0)
 
 
@@ -97,6 +102,79 @@ def test_a_preset_sets_hyper_parameters_of_several_algorithms():
     wanted = {"FedKDX.gamma": 0.3, "FedKDX+.serve": "teacher", "FedKD.serve": "student", "FedProx.mu": 0.1}
     assert wanted.items() <= found.items()
     assert found["FedKDX.tau_ctl"] == 2.0 and found["FedKDX.serve"] == "teacher" and found["FedKDX+.tau_ctl"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--alpha 0.3", "--alpha: --partition subject does not use it; leave it out, or take --partition dirichlet"),
+        ("--alpha 0.1", "--alpha: --partition subject does not use it"),  # which is the default
+        ("--partition pathological --alpha 0.3", "--alpha: --partition pathological does not use it"),
+        (
+            "--partition iid --classes-per-client 3",
+            "--classes-per-client: --partition iid does not use it; leave it out, or take --partition pathological",
+        ),
+        (
+            "--split loso --test-fraction 0.3",
+            "--test-fraction: --split loso does not use it; leave it out, or take --split shuffled or blocked",
+        ),
+    ],
+)
+def test_an_option_that_the_partition_or_split_does_not_use_is_refused(words, line, capsys):
+    """On the command line, in a file, from Python, and where shards are made or described."""
+    assert f"error: {line}" in fails(capsys, "-data", "SPAR", *words.split())
+    options = dict(zip(*[(word.lstrip("-").replace("-", "_") for word in words.split())] * 2, strict=True))
+    Path("c.yaml").write_text(yaml.safe_dump({"data": "SPAR"} | options))
+    assert f"error: {line}" in fails(capsys, "--config", "c.yaml")
+    with pytest.raises(UserError, match="does not use it"):
+        compare("SPAR", "FedAvg", rounds=1, **options)
+    for command in ("make", "describe"):
+        data = ["-data", "SPAR"] if command == "make" else ["SPAR"]
+        assert f"error: {line}" in fails(capsys, "data", command, *data, *words.split())
+
+
+def test_a_runs_own_file_names_every_option_and_is_not_refused(capsys):
+    """Its alpha is the default, or of another partition before; what is asked for now is refused all the same."""
+    Path("whole.yaml").write_text(
+        yaml.safe_dump(resolved("-data", "SPAR", "--partition", "dirichlet", "--alpha", "0.3"))
+    )
+    assert resolved("--config", "whole.yaml", "--partition", "iid")["partition"] == "iid"
+    line = fails(capsys, "--config", "whole.yaml", "--partition", "iid", "--alpha", "0.5")
+    assert "--alpha: --partition iid does not use it" in line
+
+
+@pytest.mark.parametrize("now", ["FedProx: {mu: 3}", "no mapping", None])
+def test_a_run_needs_its_preset_no_more(shard_folder, now, capsys):
+    """It is repeated and resumed with the values of its own file, whatever became of the preset."""
+    Path("p.yaml").write_text("FedAvg: {local_learning_rate: 0.2}\nFedProx: {mu: 0.5}\n")
+    fast = ["-m", "cnn_small", "-gr", "1", "-jr", "1", "-ls", "1", "-dev", "cpu"]
+    assert main(["-data", str(shard_folder), "-algo", "FedAvg,FedProx", *fast, "--preset", "p.yaml", "-o", "one"]) == 0
+    Path("p.yaml").unlink() if now is None else Path("p.yaml").write_text(now)
+    (folder,) = Path("one").iterdir()
+    for name in ("FedAvg", "FedProx"):
+        assert main(["run", "--config", str(folder / f"{name}-seed0" / "config.yaml"), "-o", f"again-{name}"]) == 0
+        (again,) = Path(f"again-{name}").glob("*/*-seed0")
+        with h5py.File(again / "results.h5") as file, h5py.File(folder / again.name / "results.h5") as before:
+            assert file["train_loss"][:].tolist() == before["train_loss"][:].tolist()
+    assert main(["resume", str(folder), "-gr", "2"]) == 0
+    kept = {name: read_yaml(folder / f"{name}-seed0" / "config.yaml") for name in ("FedAvg", "FedProx")}
+    assert [own["local_learning_rate"] for own in kept.values()] == [0.2, 0.01]
+    assert {own["preset"] for own in kept.values()} == {"p.yaml"}
+    assert kept["FedProx"]["set"] == {"FedProx.mu": 0.5} and kept["FedProx"]["global_rounds"] == 2
+
+
+def test_a_preset_is_needed_where_a_file_has_not_all_values(shard_folder, capsys):
+    """The options of every run, but not the values of another algorithm; a file by hand; a preset that is asked for."""
+    Path("p.yaml").write_text("FedProx: {mu: 0.5}\n")
+    whole = resolved("-data", str(shard_folder), "-algo", "FedProx", "--preset", "p.yaml")
+    Path("p.yaml").unlink()
+    Path("whole.yaml").write_text(yaml.safe_dump(whole))
+    Path("part.yaml").write_text("data: SPAR\nalgorithm: FedAvg\nlocal_learning_rate: 0.1\npreset: p.yaml\n")
+    assert resolved("--config", "whole.yaml") == whole
+    missing = "--preset p.yaml: no such preset"
+    assert missing in fails(capsys, "--config", "whole.yaml", "-algo", "FedProx,MOON")
+    assert missing in fails(capsys, "--config", "part.yaml")
+    assert "--preset q.yaml: no such preset" in fails(capsys, "--config", "whole.yaml", "--preset", "q.yaml")
 
 
 def test_a_scoped_hyper_parameter_is_one_algorithms_own():

@@ -303,6 +303,20 @@ def test_ctrl_c_and_the_same_command_end_as_if_unbroken(shard_folder):
     assert outcome("parts") == outcome("whole")
 
 
+def test_an_option_must_be_used_in_one_setting_of_a_grid(capsys):
+    """α of Dirichlet in one of two partitions; then in none, of the file or of the command line."""
+    mixed = written({"partition": ["iid", "dirichlet"], "algorithm": ["FedAvg"]}, alpha=0.5)
+    assert [run.settings["alpha"] for run in Experiment.grid(mixed).runs] == [0.5, 0.5]
+    assert [run.settings["alpha"] for run in Experiment.grid(mixed, {"alpha": 0.3}, ["partition=dirichlet"]).runs] == [
+        0.3
+    ]
+    says = "--alpha: --partition iid, subject does not use it; leave it out, or take --partition dirichlet"
+    with pytest.raises(UserError, match=says):
+        Experiment.grid(written({"partition": ["iid", "subject"]}, alpha=0.5))
+    with pytest.raises(UserError, match=says):
+        Experiment.grid(written({"partition": ["iid", "subject"]}), {"alpha": 0.5})
+
+
 def test_a_preset_lies_below_what_is_set(capsys):
     Path("own.yaml").write_text("FedKDX: {gamma: 0.2, tau: 2}\nFedProx: {mu: 1}\n")
     (job,) = Experiment.grid(written({"algorithm": ["FedKDX"]}, preset="own.yaml", set={"tau": 3}), {}).runs

@@ -11,8 +11,27 @@ import h5py
 import pytest
 import yaml
 
+from dataset_utils.generate import prepare
+from dataset_utils.shards import load
 from fedkdx_plugin.cli.main import main
+from fedkdx_plugin.configuration.config import from_dict
+from fedkdx_plugin.experiments import runner
+from tests.dataset_utils.synthetic import Synthetic
 from tests.test_cli import RUN, fails
+
+
+def test_the_line_of_a_run_says_how_many_subjects_fewer_clients_leave_out(tmp_path):
+    """Of three subjects, with shards that were there before, too, of which nothing else is said."""
+    options = {"data": "Synthetic", "data_root": str(tmp_path)}
+    for clients, says in (
+        (1, "1 clients (2 more subjects left out by -nc), "),
+        (2, "2 clients (1 more subject left out by -nc), "),
+        (3, "3 clients, "),
+    ):
+        config = from_dict(options | {"num_clients": clients}, "")
+        for _ in range(2):
+            folder = prepare(config.shards, tmp_path, None, False, print, Synthetic())
+            assert runner._described(load(folder), config).startswith(says)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dataset_utils.spec import Files, ShardSpec
+from dataset_utils.spec import Files, ShardSpec, check_used
 from fedkdx_plugin.configuration.config import Config, Options, from_dict, read_yaml
 from fedkdx_plugin.tracking.names import TRACKERS
 from registry import catalog
@@ -123,7 +123,10 @@ def read_config(arguments: argparse.Namespace) -> Config:
     sets = values.get("set") or {}
     if isinstance(sets, Mapping):  # otherwise `from_dict` raises
         sets = dict(sets) | given["set"]
-    return from_dict(values | given | {"set": sets}, path or "")
+    config = from_dict(values | given | {"set": sets}, path or "")
+    check_used(given.keys() if config.complete else values.keys() | given.keys(), config.shards)
+    # a preset that is asked for now must exist, even where the file has all values
+    return dataclasses.replace(config, complete=config.complete and "preset" not in given)
 
 
 def _assignment(text: str) -> tuple[str, str]:

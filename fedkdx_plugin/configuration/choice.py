@@ -70,7 +70,8 @@ def choose(config: Config) -> list[Choice]:
     for name, server in servers.items():
         if RATE in _field_names(server):
             raise UserError(f"{name} has a hyper-parameter '{RATE}', which is an option of every algorithm; rename it")
-    values, preset = _assign(config.set, servers), read_preset(config.preset)
+    values = _assign(config.set, servers)
+    preset = {} if _pinned(config, servers, values) else read_preset(config.preset)
     _check_preset(config.preset, preset, servers)
     given = {} if config.local_learning_rate is None else {RATE: config.local_learning_rate}
     choices = []
@@ -87,6 +88,15 @@ def _check_once(words: Sequence[str]) -> None:
     for entry, count in Counter(catalog.find("algorithms", word) for word in words).items():
         if count > 1:
             raise UserError(f"-algo: {entry.name} is named {count} times; name it once (--times makes several seeds)")
+
+
+def _pinned(config: Config, servers: Mapping[str, type[Server]], values: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Return whether a configuration is a run's own, with a value of every hyper-parameter, over which no preset wins.
+
+    A run is repeated and resumed by these values alone: its preset may have been changed or removed since.
+    """
+    every = all(values[name].keys() >= set(_field_names(server)) for name, server in servers.items())
+    return config.complete and every and config.local_learning_rate is not None
 
 
 def _params(entry: catalog.Entry, servers: Mapping[str, type[Server]], values: dict[str, Any]) -> Any:

@@ -253,10 +253,13 @@ class Config(Options):
     Attributes:
         set: hyper-parameters of the algorithms, `name` or `Algorithm.name` -> value, checked when the algorithms load.
         shards: the data set, and how it is cut into windows and divided among clients.
+        complete: whether a value of every option was given, as in the files of a run: what its preset said is then
+            among the values, and the preset is not needed any more.
     """
 
     set: Mapping[str, Any] = field(default_factory=dict)
     shards: ShardSpec = field(default_factory=lambda: ShardSpec(""))
+    complete: bool = field(default=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a flat mapping of plain values, as in YAML; `from_dict` is the inverse."""
@@ -293,7 +296,7 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
             )
     options = parameters.parse(Options, {key: value for key, value in values.items() if key in own}, where)
     shards = parameters.parse(ShardSpec, {key: value for key, value in values.items() if key in of_shards}, where)
-    return Config(**vars(options), set=dict(sets), shards=shards)
+    return Config(**vars(options), set=dict(sets), shards=shards, complete=known <= values.keys())
 
 
 def with_names(text: str, renamed: Mapping[str, str]) -> str:

@@ -66,6 +66,13 @@ class Metrics:
     client_gaps: np.ndarray
     confusion: np.ndarray
 
+    @property
+    def not_finite(self) -> str:
+        """Say how many predictions were NaN or infinite; '' where none was."""
+        if not self.nonfinite:
+            return ""
+        return f"{self.nonfinite} of {self.client_samples.sum()} predictions were NaN or infinite and count as wrong"
+
     def accuracy_of(self, clients: Sequence[int]) -> float:
         """Return the accuracy over all test samples of some clients; NaN if they have none."""
         ids = [id for id in clients if self.client_samples[id]]

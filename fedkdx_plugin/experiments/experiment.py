@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_utils.files import is_file, locked, yaml_text
 from dataset_utils.sealed import Sealed
-from dataset_utils.spec import shards_folder
+from dataset_utils.spec import ShardSpec, check_used, shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.grid import PARTS, combinations, condition, find, mapping, meets, varied
@@ -343,8 +343,12 @@ def _planned_grid(
     conditions = [condition(text) for text in only]
     runs: dict[Path, PlannedRun] = {}
     out = Path()
+    named: set[str] = set()  # options that the file or the command line has a value of, in any of the configurations
+    specs: list[ShardSpec] = []
     for values in combinations(where, base, axes, given):
         config = from_dict(values, where)
+        named |= values.keys()
+        specs.append(config.shards)
         shared = [one for one in conditions if one[0] not in OF_A_RUN]
         if not all(meets(config.to_dict(), key, allowed) for key, allowed in shared):
             continue  # unchecked: what is given need not go with what is left out, as few rounds with late clients
@@ -354,6 +358,7 @@ def _planned_grid(
         for run in _runs(config, values, varied(axes, given)):
             if all(meets(run.settings, key, allowed) for key, allowed in conditions):
                 runs.setdefault(run.folder, run)
+    check_used(named, *specs)
     if not runs:
         raise UserError(
             f"{where}: no run meets --only {' '.join(only)}; give other values"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dataset_utils.counts import many
 from dataset_utils.files import replacing
 from dataset_utils.sealed import Sealed
 from dataset_utils.shards import ShardSet
@@ -183,6 +184,8 @@ def _described(shards: ShardSet, config: Config) -> str:
     """Return a line about the data; the clients set apart are the same for all runs with the same seed."""
     groups = groups_of(config, shards.num_clients)
     apart = "".join(f", {len(ids)} of them {name}" for name, ids in groups.items())
+    if others := shards.manifest.get("left_out"):
+        apart += f" ({many(len(others), 'more subject')} left out by -nc)"
     train, test = (sum(len(shard.y) for shard in part) for part in (shards.train, shards.test))
     return (
         f"{shards.num_clients} clients{apart}, {train} training and {test} {shards.evaluated_on} windows, "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib.util
 import inspect
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset_utils import shards
-from dataset_utils.files import replacing
+from dataset_utils.files import is_file, replacing, unreadable
 from dataset_utils.preprocessing import ORDER
 from dataset_utils.recording import Preprocessing
 from dataset_utils.scaling import Scaling
@@ -32,6 +33,7 @@ from fedkdx_plugin.prediction.predictor import Predictor, Served
 from fedkdx_plugin.results.runs import Run
 from registry import __version__
 from registry.errors import UserError
+from registry.text import shown
 
 FORMATS = {"onnx": "model.onnx", "torchscript": "model.pt"}
 DESCRIPTION = "preprocessing.json"
@@ -97,24 +99,27 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
     Args:
         run, client: as in `load_model`.
         format: 'onnx' (needs the extra 'export') or 'torchscript'.
-        out: folder to write to; files of an earlier export in it are replaced.
+        out: folder to write to; an earlier export of the same model in the same format is replaced.
 
     Raises:
-        UserError: as in `load_model`; or an unknown format, a missing package, a model that cannot be exported, or one
-            whose probabilities differ from PyTorch's by more than 1e-4. No file is then left.
+        UserError: as in `load_model`; or an unknown format, a missing package, a folder with another model, a model
+            that gives NaN or infinite values or cannot be exported, or one whose probabilities differ from PyTorch's by
+            more than 1e-4. No file is then left, and none of an earlier export changed.
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: choose from {', '.join(FORMATS)}")
     if format == "onnx":
         _require("onnx", "onnxruntime")
     predictor = load_model(run, client)
-    module = _plain(predictor)
+    module, own_description = _plain(predictor), described(predictor)
+    _check_folder(Path(out), own_description)
     random, own = _random_windows(predictor), _test_windows(predictor)
+    right = [(windows, _right(predictor, windows)) for windows in (random, own) if len(windows)]
     model, description = Path(out) / FORMATS[format], Path(out) / DESCRIPTION
     with replacing(description) as description_part, replacing(model) as part:
         try:
             ask = _write_onnx(module, part) if format == "onnx" else _write_torchscript(module, part)
-            found = [_difference(predictor, ask, windows) for windows in (random, own) if len(windows)]
+            found = [_difference(ask, windows, probabilities) for windows, probabilities in right]
         except OSError:  # such as a full disk
             raise
         except Exception as error:  # exporters, runtimes and models of others may raise anything
@@ -127,7 +132,7 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
                 f"{model}: not written: a probability differs from PyTorch's by {difference:.3g}, more than {LARGEST}"
             )
         checked = {"random": len(random), "test": len(own)}
-        about = described(predictor) | {
+        about = own_description | {
             "model": model.name,
             "check": {"windows": checked, "largest_difference": difference, "accepted_difference": LARGEST},
         }
@@ -180,11 +185,47 @@ def described(predictor: Predictor) -> dict[str, Any]:
             "student": run.config.get("student_model") or run.config["model"],
             "seed": run.seed,
             "round": predictor.round,
+            "weights_sha256": _weights(predictor.network),
             "data": {"name": run.data["name"], "manifest_sha256": run.data["manifest_sha256"]},
             "versions": dict(run.environment["versions"]),
         },
         "exported_with": {"fedkdx": __version__, "torch": torch.__version__},
     }
+
+
+def _weights(network: nn.Module) -> str:
+    """Return the SHA-256 of names and values of a network's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_folder(out: Path, own: Mapping[str, Any]) -> None:
+    """Raise UserError where a folder holds an export of another model, beside which this one would be taken for it.
+
+    Args:
+        out: folder to write to.
+        own: description of the model to be written.
+    """
+    path, advice = out / DESCRIPTION, "give another folder (-o), or remove this one"
+    if not is_file(path):
+        if there := [name for name in FORMATS.values() if is_file(out / name)]:
+            raise UserError(f"{out}: holds {there[0]} without its {DESCRIPTION}; {advice}")
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        run = found["run"]
+        whose = "shared model" if run["client"] is None else f"client {run['client']}"
+        other = shown(f"{run['algorithm']} seed {run['seed']}, {whose}")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: is no description of an exported model; {advice}") from error
+    plain = json.loads(json.dumps(own))
+    if {key: found.get(key) for key in plain} != plain | {"exported_with": found.get("exported_with")}:
+        raise UserError(f"{out}: holds an export of another model ({other}); {advice}")
 
 
 def _plain(predictor: Predictor) -> Deployed:
@@ -252,9 +293,16 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _difference(predictor: Predictor, ask: Ask, x: np.ndarray) -> float:
+def _right(predictor: Predictor, x: np.ndarray) -> np.ndarray:
+    """Return PyTorch's probabilities (n, classes). Raises UserError: a window has none, as the model gives NaN."""
+    found = predictor.predict_windows(x)
+    if found.notes:
+        raise UserError(f"{predictor.run.folder}: not written: {found.notes[0]}")
+    return found.probabilities
+
+
+def _difference(ask: Ask, x: np.ndarray, right: np.ndarray) -> float:
     """Return the largest difference of a probability from PyTorch's: the first window alone, then all others."""
-    right = predictor.predict_windows(x).probabilities
     parts = [part for part in (x[:1, :, 0], x[1:, :, 0]) if len(part)]
     found = np.concatenate([ask(np.ascontiguousarray(part)) for part in parts])
     if found.shape != right.shape:

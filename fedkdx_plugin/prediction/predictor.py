@@ -48,11 +48,11 @@ class Predicted:
 
     Attributes:
         classes: names of the classes.
-        probabilities: (n, classes), float32.
+        probabilities: (n, classes), float32; NaN for a window of which the model gives NaN or infinite values.
         time: (n, 2), start and end of each window in seconds on the recording's own clock (see `Cut`); None if not
             known.
         recordings: name of each window's recording; empty if not known.
-        notes: lines about what was corrected, detected or left out in reading.
+        notes: lines about what was corrected, detected or left out in reading, and about windows without a class.
     """
 
     classes: tuple[str, ...]
@@ -62,15 +62,18 @@ class Predicted:
     notes: tuple[str, ...] = ()
 
     @property
-    def labels(self) -> list[str]:
-        """Name of the most probable class of each window; the first one in case of a tie."""
-        return [self.classes[index] for index in self.probabilities.argmax(axis=1)]
+    def labels(self) -> list[str | None]:
+        """Name of the most probable class of each window; the first of a tie, None where there are no probabilities."""
+        known = np.isfinite(self.probabilities).all(axis=1)
+        best = self.probabilities.argmax(axis=1)
+        return [self.classes[index] if there else None for index, there in zip(best, known, strict=True)]
 
     @functools.cached_property
     def table(self) -> pd.DataFrame:
         """The predictions as a table: `start`, `end` (s), `class`, `probability`, and `p(CLASS)` for each class.
 
-        `start` and `end` are left out if they are not known; `recording` comes first if there are several.
+        `start` and `end` are left out if they are not known; `recording` comes first if there are several. The fields
+        of a window without a class are missing values.
         """
         import pandas as pd
 
@@ -136,12 +139,12 @@ class Predictor:
             rate: sampling rate of an array, Hz.
 
         Raises:
-            UserError: a file that is missing, damaged or lacks a channel, an array of another shape or type, or a
-                recording shorter than a window.
+            UserError: a file that is missing, damaged or lacks a channel, an array of another shape or type, a
+                recording shorter than a window, or a model that gives no finite value for any window.
         """
         cut = self.windows(recording, rate)
-        logits = self.logits(self.scaled(cut.x))
-        return Predicted(self.classes, _probabilities(logits), cut.time, cut.recordings, cut.notes)
+        probabilities, notes = self._probabilities(self.scaled(cut.x))
+        return Predicted(self.classes, probabilities, cut.time, cut.recordings, (*cut.notes, *notes))
 
     def predict_windows(self, x: np.ndarray, scaled: bool = False) -> Predicted:
         """Predict on windows that are already cut and filtered.
@@ -151,10 +154,12 @@ class Predictor:
             scaled: whether they are already scaled; otherwise they are in physical units.
 
         Raises:
-            UserError: another shape, no window, or values that are not finite.
+            UserError: another shape, no window, values that are not finite, or a model that gives no finite value for
+                any window.
         """
         x = self._checked(x)
-        return Predicted(self.classes, _probabilities(self.logits(x if scaled else self.scaled(x))))
+        probabilities, notes = self._probabilities(x if scaled else self.scaled(x))
+        return Predicted(self.classes, probabilities, notes=notes)
 
     def windows(self, recording: str | os.PathLike[str] | np.ndarray, rate: float | None = None) -> Cut:
         """Cut a recording into windows, in physical units. Arguments and errors as in `predict`."""
@@ -183,6 +188,27 @@ class Predictor:
         windows = torch.from_numpy(np.ascontiguousarray(x)).to(memory_format=memory_format(torch.device("cpu")))
         return torch.cat([self.network(chunk) for chunk in windows.split(CHUNK)]).numpy()
 
+    def _probabilities(self, x: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return probabilities (n, classes) of scaled windows, and a note on the windows that have none, if any.
+
+        A window has none, but NaN, where a logit is NaN or infinite, which evaluation counts as a wrong prediction.
+
+        Raises:
+            UserError: no window has any.
+        """
+        logits = self.logits(x)
+        wrong = ~np.isfinite(logits).all(axis=1)
+        count, whose = int(wrong.sum()), "shared model" if self.client is None else f"model of client {self.client}"
+        if count == len(logits):
+            raise UserError(
+                f"{self.run.folder}: the {whose} gives NaN or infinite values for all {count} windows, so that it "
+                "predicts nothing; use a run that did not diverge ('nonfinite' in its metrics.csv is 0)"
+            )
+        probabilities = torch.from_numpy(logits).softmax(1).numpy()
+        probabilities[wrong] = np.nan
+        note = f"windows without a class: {count} of {len(logits)}; the {whose} gives NaN or infinite values for them"
+        return probabilities, (note,) if count else ()
+
     def _checked(self, x: np.ndarray) -> np.ndarray:
         """Return windows as (n, channels, 1, time), float32. Raises UserError."""
         x = np.asarray(x)
@@ -203,7 +229,3 @@ class Predictor:
                 f"{wrong} of {x.size} values of the windows are NaN, infinite or too large; leave those windows out"
             )
         return x
-
-
-def _probabilities(logits: np.ndarray) -> np.ndarray:
-    return torch.from_numpy(logits).softmax(1).numpy()

@@ -16,7 +16,7 @@ from fedkdx_plugin.engine.record import RoundRecord
 from fedkdx_plugin.privacy.accounting import Sampling
 from fedkdx_plugin.privacy.client import SPENT, SPENT_SERVER
 from fedkdx_plugin.privacy.options import EXAMPLE
-from fedkdx_plugin.reports.sections import named
+from fedkdx_plugin.reports.sections import named, not_finite
 from fedkdx_plugin.results.records import field
 from fedkdx_plugin.results.runs import Run
 
@@ -169,7 +169,7 @@ def write(folder: Path, runs: Sequence[Run], vary: str) -> str:
     table = of_seeds(runs)
     on = runs[0].evaluated_on
     text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
-    text += "".join(f"\n{remark}\n" for remark in remarks(runs[0]))
+    text += "".join(f"\n{remark}\n" for remark in [*not_finite(named(runs)), *remarks(runs[0])])
     if len(seeds := {row.seed for row in table}) > 1:
         text += f"\n± over {len(seeds)} seeds: {VARIED[vary]}\n"
     with replacing(folder / "comparison.md") as part:

@@ -45,7 +45,7 @@ def _made(manifest: Mapping[str, Any]) -> dict[str, str]:
     overlap = f", overlap {preprocessing['overlap']:.0%}" if "overlap" in preprocessing else ""
     return {
         "source": str(manifest.get("paper") or NONE),
-        **_read(mapping(manifest.get("counts")), _chosen(spec)),
+        **_read(mapping(manifest.get("counts")), [*_chosen(spec), *_no_clients(manifest)]),
         "rate": f"{rate:g} Hz" if known else NONE,
         "window": f"{time} samples" + (f" ({time / rate:.3g} s)" if known else "") + overlap,
         "channels": f"{channels}: {', '.join(manifest['channels'])}",
@@ -77,12 +77,18 @@ def _chosen(spec: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _no_clients(manifest: Mapping[str, Any]) -> list[str]:
+    """Return whom `-nc` left out, in words; [] for nobody."""
+    names = manifest.get("left_out") or []
+    return [f"{many(len(names), 'subject')} (-nc {len(manifest['clients'])}): {', '.join(names)}"] if names else []
+
+
 def _read(counts: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, str]:
     """Return what was read and what of it was lost; for windows that were not cut here, only who was left out.
 
     Args:
         counts: of the manifest.
-        chosen: result of `_chosen`.
+        chosen: subjects who were left out by choice, in words.
     """
     windows = mapping(counts.get("windows"))
     if not windows:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dataset_utils.spec import ONLY_WITH
+from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.results.runs import Run, nothing_accepted
 from registry.errors import UserError
 from registry.parameters import suggest
@@ -24,7 +26,6 @@ NO_SETTING = (
     "data",
 )  # not options of a section; data are identified by their hash
 NO_RESULT = ("out", "raw", "download", "data_root", "backend", "device", "device_id")  # do not change results
-ONLY_WITH = {"alpha": ("partition", "dirichlet"), "classes_per_client": ("partition", "pathological")}
 PHRASES = {"partition": "{}", "split": "{} split", "model": "{}", "alpha": "α {}", "evaluate_on": "on {} windows"}
 OURS = ("FedKDX+", "FedKDX")  # what the others are tested against where nothing else is asked for
 CEILING = "Centralised"  # all data on one machine: no federated method, and so not ranked among them
@@ -133,7 +134,8 @@ def arrange(runs: Sequence[Run], references: Sequence[str] = ()) -> list[Section
             name = f"{name}, data {_data(group[0])[:8]}".lstrip(", ")
             notes.append("Another section has the same name and options, but other data; they are not mixed.")
         chosen = _asked_for(methods, references) if references else _usual(methods)
-        sections.append(Section(name, config, methods, chosen, (*notes, *_untrained(methods))))
+        notes += [*_untrained(methods), *not_finite((own.name, run) for own in methods for run in own.runs)]
+        sections.append(Section(name, config, methods, chosen, tuple(notes)))
     _check_references(references, sections)
     return sections
 
@@ -146,6 +148,20 @@ def _untrained(methods: Sequence[Method]) -> list[str]:
         for method in methods
         for run in method.runs
         if (reason := nothing_accepted(run))
+    ]
+
+
+def not_finite(named_runs: Iterable[tuple[str, Run]]) -> list[str]:
+    """Return a sentence on each run, and each of its networks, whose last predictions were in part NaN or infinite.
+
+    Args:
+        named_runs: name of the method, and a run of it.
+    """
+    return [
+        f"{name} seed {run.seed}{'' if view == SERVED else f' ({view})'}: {metrics.not_finite} (last round)."
+        for name, run in named_runs
+        for view, metrics in run.evaluated[-1].metrics.items()
+        if metrics.not_finite
     ]
 
 
@@ -222,8 +238,8 @@ def _names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _says(key: str, config: Mapping[str, Any]) -> bool:
     """Return whether an option has an effect in this configuration."""
-    other, value = ONLY_WITH.get(key, (None, None))
-    return config.get(key) not in (None, []) and (other is None or config.get(other) == value)
+    other, values = ONLY_WITH.get(key, ("", ()))
+    return config.get(key) not in (None, []) and (not other or config.get(other) in values)
 
 
 def _phrase(key: str, value: Any) -> str:

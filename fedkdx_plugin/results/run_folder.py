@@ -205,6 +205,8 @@ class RunFolder(Observer):
                 self._say(f"round {record.round}: no reply from client {who}")
             for reason in record.rejected.values():
                 self._say(f"round {record.round}: dropped an update: {reason}")
+            if served and served.not_finite:
+                self._say(f"round {record.round}: {served.not_finite}")
             for note in record.notes:
                 self._say(f"round {record.round}: {note}")
         except OSError as error:

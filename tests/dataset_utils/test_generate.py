@@ -334,7 +334,9 @@ def test_the_times_of_any_data_set_are_checked(tmp_path, monkeypatch):
 
 def test_a_class_without_a_window_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic.Synthetic, "classes", ("lying", "sitting", "walking", "flying"))
-    with pytest.raises(UserError, match=r"no window has 'flying', listed in the classes of Synthetic.*--allow-missing"):
+    with pytest.raises(
+        UserError, match=r"no window has 'flying', of the classes of Synthetic; list the.*--allow-missing"
+    ):
         prepare(SPEC, tmp_path, None, False, quiet)
     spec = dataclasses.replace(SPEC, allow_missing=True)
     made = load(prepare(spec, tmp_path, None, False, quiet))

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dataset_utils import shards
+from dataset_utils import describe, shards
 from dataset_utils.generate import prepare
 from dataset_utils.spec import ShardSpec
 from dataset_utils.subjects import Subjects
@@ -21,6 +21,13 @@ def made(tmp_path, source=Synthetic, **options):
     said: list[str] = []
     folder = prepare(ShardSpec(source.name, **options), tmp_path, None, False, said.append, source())
     return shards.load(folder), said
+
+
+def described(source, root, **options):
+    """Return the lines of `fedkdx data describe`, and the errors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(describe, "find_source", lambda data: source())
+        return describe.described(ShardSpec(source.name, **options), root, None, False)
 
 
 def names(found):
@@ -55,6 +62,38 @@ def test_the_chosen_subjects_have_the_windows_that_they_have_among_all(tmp_path,
     assert line.endswith(f": {left}")
 
 
+@pytest.mark.parametrize(
+    ("options", "clients", "line"),
+    [
+        ({"clients": 1}, ["s1"], "2 of 3 subjects are left out (-nc 1): s2, s10"),
+        ({"clients": 2}, ["s1", "s2"], "1 of 3 subjects are left out (-nc 2): s10"),
+        # of s2 and s10, who are not tested on, one remains; both predict windows of s1, who is not left out
+        ({"clients": 1, "split": "loso", "seed": 0}, ["s2"], "1 of 3 subjects are left out (-nc 1): s10"),
+        ({"clients": 3}, ["s1", "s2", "s10"], None),
+        ({"clients": 2, "partition": "iid"}, None, None),  # in which everybody's windows are
+    ],
+)
+def test_fewer_clients_than_subjects_leave_the_last_ones_out_and_say_so(tmp_path, options, clients, line):
+    """The lines, the manifest and the description of the data agree."""
+    found, said = made(tmp_path, **options)
+    assert [text for text in said if "left out (-nc" in text] == ([line] if line else [])
+    assert found.manifest.get("left_out", []) == (line.partition("): ")[2].split(", ") if line else [])
+    if clients:
+        assert [
+            next(name for name, own in client["subjects"].items() if own["train"])
+            for client in found.manifest["clients"]
+        ] == clients
+    lines, errors = described(Synthetic, tmp_path, **options)
+    assert [text for text in lines if "left out (-nc" in text] == ([line] if line else []) and not errors
+
+
+def test_more_clients_than_subjects_are_refused(tmp_path):
+    refusal = "-nc 4: there are only 3 subjects; choose at most 3, or another --partition"
+    with pytest.raises(UserError, match=refusal):
+        made(tmp_path, clients=4)
+    assert described(Synthetic, tmp_path, clients=4)[1] == [refusal]
+
+
 def test_a_class_that_only_the_others_have_is_missing(tmp_path):
     class Uneven(Synthetic):
         def load(self, path):
@@ -62,8 +101,17 @@ def test_a_class_that_only_the_others_have_is_missing(tmp_path):
                 recording.labels[recording.labels == 2] = 0 if recording.subject != "s2" else 2
                 yield recording
 
-    with pytest.raises(UserError, match="no window has 'walking'"):
+    says = "no window of the subjects that are used has 'walking', of the classes of Synthetic; use more subjects, or"
+    with pytest.raises(UserError, match=says):
         made(tmp_path, Uneven, exclude_subjects=("s2",))
+
+
+def test_the_nearest_subject_is_the_one_with_the_same_number():
+    chosen = Subjects(only=("0",))
+    for number in (4, 0, 5):
+        chosen.used(f"0{number}")
+    with pytest.raises(UserError, match=r"no subject '0' \(did you mean 00\?\); there are 04, 00, 05$"):
+        chosen.check()
 
 
 @pytest.mark.parametrize("source", [Synthetic, Cut])

@@ -259,6 +259,18 @@ def test_runs_tell_of_attackers(shard_folder, tmp_path, monkeypatch, capsys):
     assert "attackers_accuracy" not in rows[0]
 
 
+def test_a_run_tells_of_predictions_that_are_not_finite(shard_folder, tmp_path, monkeypatch, capsys):
+    """One of three clients attacks, so that the two others, with twelve test windows each, are measured."""
+    monkeypatch.chdir(tmp_path)
+    command = ["-data", str(shard_folder), "-algo", "FedAvg", "-m", "cnn_small", "-gr", "1", "-jr", "1"]
+    attack = ["--attack", "scaling", "--attackers", "0.34", "--attack-strength", "1e20"]
+    assert main([*command, "-dev", "cpu", *attack]) == 0
+    text = "24 of 24 predictions were NaN or infinite and count as wrong"
+    assert f"\n\nFedAvg seed 0: {text} (last round).\n" in capsys.readouterr().out
+    (log,) = Path("runs").glob("*/FedAvg-seed0/log.txt")
+    assert f"round 1: {text}\n" in log.read_text()
+
+
 def test_wrong_flags_are_one_clear_line(shard_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base = ("-data", str(shard_folder), "-algo", "FedAvg")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import h5py
 import numpy as np
 import pytest
 
@@ -30,6 +31,28 @@ def test_a_network_has_a_row_for_every_seed_or_none(tmp_path):
     text = comparison_table.markdown(comparison_table.of_seeds(runs))
     mean = 100 * np.mean([row.values["accuracy"] for row in student])
     assert f"{mean:.2f} ± " in next(line for line in text.splitlines() if "(student)" in line)
+
+
+def test_predictions_that_are_not_finite_are_said_below_the_table(tmp_path):
+    """Eight clients have 20 windows each; seed 1 of FedKDX is as it should be, and so is all before the last round."""
+    views = ("served", "student")
+    for seed in (0, 1):
+        folder = make_run(tmp_path / f"FedKDX-seed{seed}", "FedKDX", seed, views=views)
+        with h5py.File(folder / "results.h5", "a") as file:
+            file["views/served/nonfinite"][:] = [7, 7, 40 if seed == 0 else 0]
+            file["views/student/nonfinite"][-1] = 3 if seed == 0 else 0
+    folder = make_run(tmp_path / "Local-seed0", "Local")
+    with h5py.File(folder / "results.h5", "a") as file:
+        file["views/served/nonfinite"][-1] = 160
+    wanted = [
+        "FedKDX seed 0: 40 of 160 predictions were NaN or infinite and count as wrong (last round).",
+        "FedKDX seed 0 (student): 3 of 160 predictions were NaN or infinite and count as wrong (last round).",
+        "Local seed 0: 160 of 160 predictions were NaN or infinite and count as wrong (last round).",
+    ]
+    results = load_runs(tmp_path)
+    assert [line for line in results.write().splitlines() if "infinite" in line] == wanted
+    (section,) = sections_of(*(run.folder for run in results.runs))
+    assert [note for note in section.notes if "infinite" in note] == wanted
 
 
 @pytest.mark.parametrize(

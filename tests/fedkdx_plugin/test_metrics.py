@@ -157,6 +157,7 @@ def test_nonfinite_logits_are_wrong_and_counted(bad):
     logits[worst, 2] = bad
     got = of(logits, y, client, 2)
     assert got.nonfinite == 1
+    assert got.not_finite == f"1 of {len(y)} predictions were NaN or infinite and count as wrong"
     assert got.client_accuracy.tolist() == [1, 29 / 30] and got.worst_client == 1
     assert np.isnan(got.loss) and np.isnan(got.client_loss[1]) and np.isfinite(got.client_loss[0])
     assert got.client_recall[1] < 1 and got.client_f1[1] < 1 and got.client_auc[1] < 1
@@ -169,7 +170,7 @@ def test_nothing_finite_and_nothing_at_all():
     assert broken.auc == 0.5 and broken.auc_macro == 0.5 and np.isnan(broken.loss)
     empty = evaluate(torch.zeros(0, 3), torch.zeros(0).long(), torch.zeros(0).long(), 2)
     assert np.isnan([empty.accuracy, empty.f1, empty.auc, empty.loss, empty.accuracy_std]).all()
-    assert empty.worst_client == -1 and empty.nonfinite == 0
+    assert empty.worst_client == -1 and empty.nonfinite == 0 and empty.not_finite == ""
 
 
 def test_order_of_samples_changes_nothing_but_rounding_of_the_loss():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from dataset_utils.sealed import Sealed
 from fedkdx_plugin.native.chain import Chain
@@ -141,6 +144,49 @@ def test_a_table_has_a_row_for_each_window(watch):
     assert table["probability"].tolist() == found.probabilities.max(axis=1).tolist()
     assert (table["end"] - table["start"]).tolist() == [1.0] * len(table)
     assert "start" not in predictor.predict_windows(np.zeros((2, *predictor.shape))).table
+
+
+class Odd(nn.Module):
+    """Gives logits (0, ln 3, 0); for a window that begins with 1, the last of them is `bad`."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def forward(self, x):
+        logits = torch.tensor([0.0, math.log(3), 0.0]).repeat(len(x), 1)
+        logits[x[:, 0, 0, 0] == 1, 2] = self.bad
+        return logits
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_window_for_which_the_model_gives_no_number_has_no_class(watch, bad):
+    predictor = dataclasses.replace(load_model(watch.run("federated", "FedAvg"), 0), network=Odd(bad))
+    x = np.zeros((3, *predictor.shape), np.float32)
+    x[1] = 1
+    found = predictor.predict_windows(x, scaled=True)
+    assert found.labels == ["sit", None, "sit"]
+    right = [0.2, 0.6, 0.2]  # e⁰, e^ln 3 and e⁰ of their sum, 5
+    np.testing.assert_allclose(found.probabilities, [right, [math.nan] * 3, right], atol=1e-6)
+    assert found.notes == (
+        "windows without a class: 1 of 3; the model of client 0 gives NaN or infinite values for them",
+    )
+    lines = found.table.round(6).to_csv(index=False, lineterminator="\n").splitlines()
+    assert lines == ["class,probability,p(lie),p(sit),p(walk)", "sit,0.6,0.2,0.6,0.2", ",,,,", "sit,0.6,0.2,0.6,0.2"]
+    with pytest.raises(UserError, match="the model of client 0 gives NaN or infinite values for all 3 windows"):
+        predictor.predict_windows(np.ones_like(x), scaled=True)
+
+
+def test_the_notes_on_a_recording_name_windows_without_a_class(watch):
+    """The model gives NaN for the windows that begin as the first one does, which no other does."""
+    predictor = load_model(watch.run("federated", "FedAvg"))
+    first = predictor.scaled(predictor.windows(watch.csv(0)).x)[0, 0, 0, 0]
+    odd = Odd(math.nan)
+    odd.register_forward_pre_hook(lambda module, given: (torch.where(given[0] == float(first), 1.0, 0.0),))
+    found = dataclasses.replace(predictor, network=odd).predict(watch.csv(0))
+    assert found.labels == [None] + ["sit"] * (len(found.labels) - 1)
+    assert any("gaps were too long" in note for note in found.notes)
+    assert found.notes[-1].startswith(f"windows without a class: 1 of {len(found.labels)}; the shared model gives NaN")
 
 
 def test_a_run_that_was_read_and_the_folder_of_a_single_one_will_do(watch):

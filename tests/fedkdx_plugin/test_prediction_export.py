@@ -72,14 +72,16 @@ def test_an_exported_model_takes_raw_windows_and_gives_the_same_probabilities(
     assert np.ptp(right, axis=0).max() > 1e-3  # a hundred times what may differ
 
 
-def test_the_documented_device_code_finds_the_same_classes(watch, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("comparison", "cutoff"), [("low-pass", 20.0), ("no filter", 0.0)])
+def test_the_documented_device_code_finds_the_same_classes(watch, tmp_path, monkeypatch, comparison, cutoff):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    folder = watch.run("low-pass", "FedAvg")
+    folder = watch.run(comparison, "FedAvg")
     export(folder, 1, "onnx", "watch-model")
     *_, code = (ROOT / "docs" / "guide" / "predict.md").read_text().split("```python")
     names = {}
     exec(code.partition("```")[0], names)
+    assert names["cutoff"] == cutoff
     signals = recording(1).loc[2000:, ["ax", "ay", "az", "hr"]].interpolate().to_numpy().T[:, ::2]
     found = load_model(folder, 1).predict(signals, rate=50)
     assert names["classify"](signals) == found.labels
@@ -139,6 +141,60 @@ def test_a_difference_that_is_no_number_counts(watch, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="differs from PyTorch's by nan"):
         export(watch.run("federated", "FedAvg"), 0, "torchscript", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_one_folder_holds_one_model(watch, tmp_path):
+    """Another client's, a model without its description and what is no description; then the same model again."""
+    pytest.importorskip("onnxruntime")
+    run, out = watch.run("federated", "FedKDX"), tmp_path / "out"
+    made = export(run, 1, "torchscript", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for other, client in ((run, 2), (run, None), (watch.run("federated", "Local"), 1)):
+        with pytest.raises(UserError, match=r"out: holds an export of another model \(FedKDX seed 0, client 1\); give"):
+            export(other, client, "onnx", out)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    about = json.loads(made.description.read_text())
+    made.description.write_text(json.dumps(about | {"exported_with": {"fedkdx": "another", "torch": "another"}}))
+    export(run, 1, "torchscript", out)
+    assert json.loads(made.description.read_text()) == about
+    export(run, 1, "onnx", out)
+    assert sorted(path.name for path in out.iterdir()) == ["model.onnx", "model.pt", "preprocessing.json"]
+    for text in ("[]", "{", '{"run": {}}'):
+        made.description.write_text(text)
+        with pytest.raises(
+            UserError, match=r"preprocessing.json: is no description of an exported model; give another"
+        ):
+            export(run, 1, "onnx", out)
+    made.description.unlink()
+    with pytest.raises(UserError, match=r"out: holds model\.onnx without its preprocessing\.json; give another"):
+        export(run, 1, "onnx", out)
+
+
+def test_a_model_that_was_trained_on_is_another(watch):
+    """By one value of one parameter, in a run of which all else is the same."""
+    predictors = [load_model(watch.run("federated", "FedAvg")) for _ in range(3)]
+    with torch.no_grad():
+        list(predictors[2].network.parameters())[-1][0] += 1
+    first, same, other = (exporting.described(predictor)["run"] for predictor in predictors)
+    assert first == same
+    assert {key for key in first if first[key] != other[key]} == {"weights_sha256"}
+
+
+def test_a_model_that_gives_nan_is_not_written(watch, tmp_path, monkeypatch):
+    """All the random windows, or some of them: of 64, the three that are larger than the others."""
+    for share, text in ((64, "gives NaN or infinite values for all 64 windows"), (3, "not written: .*class: 3 of 64")):
+        predictor = load_model(watch.run("federated", "FedAvg"), 0)
+        worth = torch.from_numpy(predictor.scaled(exporting._random_windows(predictor))).amax((1, 2, 3))
+        least = worth.sort(descending=True).values[share - 1]
+
+        def spoil(module, given, logits, least=least):
+            return torch.where(given[0].amax((1, 2, 3))[:, None] >= least, torch.nan, logits)
+
+        predictor.network.register_forward_hook(spoil)
+        monkeypatch.setattr(exporting, "load_model", lambda *arguments, found=predictor: found)
+        with pytest.raises(UserError, match=text):
+            export(predictor.run, 0, "torchscript", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("wrong", ["a mapping", "a fixed number of windows"])

@@ -53,6 +53,7 @@ def test_a_run_that_accepted_no_reply_is_named_with_the_reason(tmp_path):
     ("source", "options", "says"),
     [
         (Synthetic, {"exclude_subjects": "s10,s2"}, "2 subjects (--exclude-subjects): s2, s10"),
+        (Synthetic, {"clients": 1}, "2 subjects (-nc 1): s2, s10"),
         (Synthetic, {"subjects": "s10,s1"}, "all subjects but 2 (--subjects): s1, s10"),
         (Cut, {"exclude_subjects": "s0"}, "1 subject (--exclude-subjects): s0"),  # windows as the data set has them
         (Cut, {}, "nothing"),

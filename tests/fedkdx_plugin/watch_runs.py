@@ -33,6 +33,7 @@ COMPARISONS = {  # name -> options; each has a run folder for every algorithm
     "client": ["-algo", "FedAvg,FedKDX", "--scale", "client"],
     "minmax": ["-algo", "FedAvg", "--scale", "minmax", "-m", "cnn_lstm", "-lr", "0.2"],
     "low-pass": ["-algo", "FedAvg", "--median", "0", "--gravity", "0"],
+    "no filter": ["-algo", "FedAvg", "--median", "0", "--gravity", "0", "--lowpass", "0"],
     "local batch norm": ["-algo", "FedAvg", "--bn", "local"],
 }
 

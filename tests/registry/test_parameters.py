@@ -62,6 +62,20 @@ def test_suggestions_ignore_case():
     assert suggest("zzz", ["FedAvg"]) == ""
 
 
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("0", ["03", "00", "05"], "00"),  # the same number; all share one letter of three
+        ("1", ["10", "0001", "11"], "0001"),
+        ("7", ["S7", "P7", "T7"], "S7"),  # the first
+        ("abcde", ["abc", "abcd", "abcdf"], "abcd"),  # 2 · 4 of 9 letters, before 2 · 3 of 8 and 2 · 4 of 10
+        ("²", ["2", "02"], ""),  # a digit that is no number
+    ],
+)
+def test_the_nearest_name_is_suggested(word, known, near):
+    assert suggest(word, known) == (f" (did you mean {near}?)" if near else "")
+
+
 @dataclass(frozen=True)
 class Checked(parameters.Params):
     gamma: float = option(0.9, "a share", 0.0, 1.0)
