@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ class AdditionsClient(Feedback, StudentClient):
     the student as received: the student that the client trained itself is not the one that will predict.
     """
 
-    private = (f"{MEMORY}.*",)
+    private: ClassVar[tuple[str, ...]] = (f"{MEMORY}.*",)
 
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
