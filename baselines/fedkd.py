@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ class FedKDClient(StudentClient):
     the authors' code: computed for each sample, windows already classified correctly would get an unbounded weight.
     """
 
-    private = ("teacher.*", "projection.*")
+    private: ClassVar[tuple[str, ...]] = ("teacher.*", "projection.*")
     windows_meet = "weighs distillation by the losses of a whole batch"
 
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ def _equation_8(teacher: Apart, student: Apart, gamma: float, tau: float) -> Ten
 class FedKDXClient(StudentClient):
     """Minimises CE + KD + NKD + CTL for teacher and student, each with respect to its own weights."""
 
-    private = ("teacher.*", "projection.*")
+    private: ClassVar[tuple[str, ...]] = ("teacher.*", "projection.*")
 
     @classmethod
     def meeting(cls, params: Any) -> str:
