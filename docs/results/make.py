@@ -68,6 +68,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # protocol.md: name -> options that are
     "tenth": TENTH,
     "quarter": {"train_fraction": 0.25},
     "blocked": {"train_fraction": 0.25, "split": "blocked"},
+    "blocked eighth": {"train_fraction": 0.125, "split": "blocked"},  # of the search
     "Dirichlet 0.1": TENTH | {"partition": "dirichlet"},
     "Dirichlet 0.5": TENTH | {"partition": "dirichlet", "alpha": 0.5},
     "late": TENTH | {"late": "0.3@HALF"},
