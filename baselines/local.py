@@ -10,6 +10,7 @@ from torch import nn
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.interface import Message, Task
 from registry.memory import Remembering, remember
+from registry.messages import check_state
 from registry.parameters import Params, option
 
 ALL, SELECTED = "all", "selected"
@@ -73,6 +74,10 @@ class Local(FedAvg):
     Client = LocalClient
     Params = LocalParams
     averages = False
+
+    def check_reply(self, client: int, reply: Message) -> None:
+        """Require the number of windows alone; see `Server.check_reply`, which leaves it to those who make replies."""
+        check_state(reply, self.weights)
 
     @classmethod
     def trains_everyone(cls, params: Any) -> bool:

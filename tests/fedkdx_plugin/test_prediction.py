@@ -185,7 +185,7 @@ def test_the_notes_on_a_recording_name_windows_without_a_class(watch):
     odd.register_forward_pre_hook(lambda module, given: (torch.where(given[0] == float(first), 1.0, 0.0),))
     found = dataclasses.replace(predictor, network=odd).predict(watch.csv(0))
     assert found.labels == [None] + ["sit"] * (len(found.labels) - 1)
-    assert any("gaps were too long" in note for note in found.notes)
+    assert any("too long to interpolate" in note for note in found.notes)
     assert found.notes[-1].startswith(f"windows without a class: 1 of {len(found.labels)}; the shared model gives NaN")
 
 

@@ -260,7 +260,7 @@ def test_predict_prints_a_table(watch, capsys):
     assert [row["class"] for row in rows] == found.labels
     assert [float(row["start"]) for row in rows] == found.time[:, 0].tolist()
     assert [float(row["probability"]) for row in rows] == pytest.approx(found.probabilities.max(axis=1), rel=1e-6)
-    assert "gaps were too long to interpolate" in printed.err
+    assert "1 gap was too long to interpolate" in printed.err
 
 
 def test_predict_writes_a_file_or_nothing(watch, tmp_path, capsys):
