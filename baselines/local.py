@@ -9,12 +9,11 @@ from torch import nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.interface import Message, Task
-from registry.memory import Remembering, remember
+from registry.memory import MEMORY, Remembering, remember
 from registry.messages import check_state
 from registry.parameters import Params, option
 
 ALL, SELECTED = "all", "selected"
-MEMORY = "memory"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class LocalClient(OwnModelClient):
     def reply(self) -> Message:
         """Return the number of windows; with a memory, remember them under the model that was trained on them."""
         if self.params.memory:
-            remember(self, "model", MEMORY)
+            remember(self, "model")
         return super().reply()
 
     def serves(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from registry.interface import Batch, Client, Model, Output, float_state
 from registry.prototypes import features_of
 
+MEMORY = "memory"  # name of a client's network with a memory, where it is one of several
 NEIGHBOURS = 10  # k, as in the paper
 CAPACITY = 1024  # windows that a client remembers at most; the paper has no bound
 SHARES = 11  # values of λ that are tried: 0, 0.1, ..., 1
@@ -58,7 +59,7 @@ class Remembering(Model):
 
 
 @torch.no_grad()
-def remember(client: Client, source: str, into: str = "memory") -> None:
+def remember(client: Client, source: str, into: str = MEMORY) -> None:
     """Copy a client's network into one with a memory, and remember the client's windows under it.
 
     λ is the share, of 0, 0.1, ..., 1, under which the windows are most likely, each predicted without itself; 0 for a

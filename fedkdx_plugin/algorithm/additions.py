@@ -30,14 +30,13 @@ from fedkdx_plugin.algorithm.student import StudentClient, StudentServer
 from fedkdx_plugin.algorithm.updates import Sender, State, group, labelled
 from registry.errors import UserError
 from registry.interface import Message, Task, float_state
-from registry.memory import Remembering, remember
+from registry.memory import MEMORY, Remembering, remember
 from registry.parameters import option
 
 RESIDUAL = "residual"
 SHARE = "share"
 SHARPNESS = 4.0  # of `student_share`: chosen on validation windows
 WITH_MEMORY = "+memory"  # end of those values of `serve`
-MEMORY = "memory"
 SMALLEST_SHARE = 1e-6  # above 0, since a mixture takes the logarithm of the weights
 CHUNK = 512  # windows in a forward pass, to bound memory
 OFF: dict[str, Any] = {
@@ -194,7 +193,7 @@ class AdditionsClient(Feedback, StudentClient):
         if self.params.serve == "both":
             self.memory = self.memory | {SHARE: student_share(self._student_loss())}
         elif remembered := of_memory(self.params):
-            remember(self, remembered, MEMORY)
+            remember(self, remembered)
 
     @torch.no_grad()
     def _student_loss(self) -> Tensor:

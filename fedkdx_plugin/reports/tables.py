@@ -34,7 +34,7 @@ class Cell:
 
     @property
     def partial(self) -> bool:
-        """Whether seeds are missing in the value."""
+        """Return whether seeds are missing in the value."""
         return self.seeds is not None and self.seeds[0] < self.seeds[1]
 
 

@@ -74,7 +74,7 @@ class Audits:
 
     @property
     def notes(self) -> list[str]:
-        """What has to be known to read the figures, such as why an attack has none: a line for each."""
+        """Return what has to be known to read the figures, such as why an attack has none: a line for each."""
         return list(dict.fromkeys(f"{one.method}: {note}" for one in self.found.values() for note in one.notes))
 
     def write(self, folder: Path) -> None:
