@@ -14,12 +14,14 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import sys
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import entrypoints
 
@@ -379,8 +381,23 @@ def _misfit(kind: str, loaded: object) -> str:
     missing = sorted(getattr(loaded, "__abstractmethods__", ()))
     if missing:
         return f"does not implement {', '.join(missing)}"
-    if kind == "algorithms" and not hasattr(loaded, "Client"):
+    return _unfinished(loaded) if kind == "algorithms" else ""
+
+
+def _unfinished(algorithm: Any) -> str:
+    """Return what is wrong with the two classes that a server names, its clients' and its hyper-parameters', or ''."""
+    from registry.interface import Client
+    from registry.parameters import Params
+
+    if not hasattr(algorithm, "Client"):
         return "names no Client class"
+    if not (isinstance(algorithm.Client, type) and issubclass(algorithm.Client, Client)):
+        return "has a Client that is no subclass of registry.interface.Client"
+    own = algorithm.Params
+    if not (isinstance(own, type) and issubclass(own, Params)):
+        return "has a Params that is no subclass of registry.parameters.Params"
+    if inspect.get_annotations(own) and "__dataclass_fields__" not in vars(own):
+        return "has a Params that is no dataclass; write @dataclass(frozen=True) above it"
     return ""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from registry import catalog
 from registry.blame import PluginError, naming, place, wrong
-from registry.interface import Client, Message, Model, Output, Server, Task
+from registry.interface import Client, Message, Model, Output, Round, Server, Task
 
 NAME = re.compile(r"[A-Za-z0-9_]+")
 
@@ -79,9 +79,15 @@ def state(client: Client) -> Mapping[str, Tensor]:
 
 
 def receive(client: Client, message: Message) -> None:
-    """Let a client receive a message. Raises PluginError: its `state` or `shared` returns no tensors by name."""
+    """Let a client receive a message.
+
+    Raises:
+        PluginError: `receive` returns something, which nobody would use, or `state` or `shared` returns no tensors.
+    """
     with using_state(client):
-        client.receive(message)
+        found: Any = client.receive(message)  # type: ignore[func-returns-value]
+    if found is not None:
+        raise wrong(client, "receive", "nothing, and install what was sent in the client", found)
 
 
 def context(client: Client) -> Mapping[str, Tensor]:
@@ -203,6 +209,13 @@ def figures(server: Server) -> dict[str, float]:
     except (TypeError, ValueError):
         pass
     raise wrong(server, "figures", "numbers by name, which consists of letters, digits and '_'", found)
+
+
+def aggregate(server: Server, replies: Mapping[int, Message], round: Round) -> None:
+    """Let a server take in the replies. Raises PluginError: `aggregate` returns something, which nobody would use."""
+    found: Any = server.aggregate(replies, round)
+    if found is not None:
+        raise wrong(server, "aggregate", "nothing, and assign the new state to the server (`self.weights = …`)", found)
 
 
 def networks(server: Server) -> Mapping[str, Tensor]:

@@ -298,7 +298,7 @@ class Federation:
             UserError: the server takes no mean by `Server.average`, so that the mean asked for would be ignored.
         """
         before, average = contract.save(self.server), self.server.average
-        self.server.aggregate(replies, round)
+        contract.aggregate(self.server, replies, round)
         if average.how.asked and not average.used:
             raise UserError(
                 f"{average.how.asked}: {type(self.server).__name__}.aggregate takes no mean by `self.average`; leave "

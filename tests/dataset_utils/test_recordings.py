@@ -64,6 +64,12 @@ def commas(text):
     return text.replace(",", ";").replace(".", ",")
 
 
+def commas_in_channels(text):
+    """Write the three channels with decimal commas, and times as they are."""
+    rows = [line.split(",") for line in text.splitlines()]
+    return "\n".join(";".join([t, *(cell.replace(".", ",") for cell in xyz), y]) for t, *xyz, y in rows) + "\n"
+
+
 def title_case(rows):
     return [[*row[:4], row[4].title() if i % 9 else row[4]] for i, row in enumerate(rows)]
 
@@ -101,6 +107,12 @@ RIGHT = {  # the change of the rows, lines added to the YAML, the change of the 
     "blanks": (None, "", lambda s, t: t.replace(",", "  "), "cells separated by blanks"),
     "decimal commas": (None, "", lambda s, t: commas(t), "decimal commas"),
     "decimal commas and tabs": (None, "", lambda s, t: commas(t).replace(";", "\t"), "decimal commas"),
+    "decimal commas and ISO dates with points": (
+        time(lambda t: (START + timedelta(seconds=t)).isoformat()),
+        "",
+        lambda s, t: commas_in_channels(t),
+        "decimal commas",
+    ),
     "sep line": (None, "", lambda s, t: "sep=,\n" + t, "1 line before the header skipped"),
     "sep line of semicolons": (None, "", lambda s, t: "sep=;\r\n" + t.replace(",", ";"), "separated by semicolons"),
     "preamble": (None, "", lambda s, t: PREAMBLE + t, "2 lines before the header skipped"),

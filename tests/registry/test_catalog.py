@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,24 @@ def test_an_algorithm_that_leaves_methods_out_says_which(site):
     source = "from registry.interface import Server\nclass Half(Server):\n    '''Half done.'''\n"
     install(site, "plug_half", "Half = plug_half:Half", source)
     with pytest.raises(UserError, match="does not implement aggregate, message"):
+        catalog.load("algorithms", "Half")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("Client = 3", "has a Client that is no subclass of registry.interface.Client"),
+        ("class Client: pass", "has a Client that is no subclass of registry.interface.Client"),
+        ("Params = {'mu': 0.1}", "has a Params that is no subclass of registry.parameters.Params"),
+        ("class Params: mu: float = 0.1", "has a Params that is no subclass of registry.parameters.Params"),
+        ("class Params(Base): mu: float = 0.1", "has a Params that is no dataclass; write @dataclass(frozen=True)"),
+    ],
+)
+def test_the_classes_that_an_algorithm_names_are_checked(site, body, reason):
+    """Or a hyper-parameter that is no field would be unknown to --set, and a foreign class end in a traceback."""
+    lines = "\n".join(("from registry.parameters import Params as Base", GOOD, f"class Half(FedAvg):\n    {body}\n"))
+    install(site, "plug_half", "Half = plug_half:Half", lines)
+    with pytest.raises(UserError, match=re.escape(reason)):
         catalog.load("algorithms", "Half")
 
 

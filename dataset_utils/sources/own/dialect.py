@@ -245,5 +245,6 @@ def is_number(cell: str) -> bool:
 
 
 def _commas(values: list[str]) -> bool:
-    """Return whether numbers have decimal commas: some have one, and none has a point."""
-    return any(COMMA.fullmatch(value) for value in values) and not any("." in value for value in values)
+    """Return whether numbers have decimal commas: some have one, and none has a point. Dates are no numbers."""
+    points = any("." in value and NUMBER.fullmatch(value) for value in values)
+    return not points and any(COMMA.fullmatch(value) for value in values)
