@@ -23,6 +23,7 @@ class Tally:
     Attributes:
         name: name of the recording.
         subject: name of its subject.
+        stream: whether it is one of the streams that a recording, which has a tally of its own, is merged from.
         rows: samples read.
         rate: sampling rate, Hz: measured where the recording has times, else as stated, or None.
         timed: whether the recording has times, so that its rate was checked.
@@ -71,6 +72,7 @@ class Tally:
     failed: bool = False
     same_as: str = ""
     purity: float = 0.0
+    stream: bool = False
 
     @staticmethod
     def of(recording: Recording, events: bool = False) -> Tally:
@@ -81,15 +83,19 @@ class Tally:
             events: whether labels mark events, so that samples without a label are not counted as discarded.
         """
         labels = np.asarray(recording.labels)
-        left_out = {why: int(count) for why, count in recording.left_out.items() if count}
+        left_out = {why: int(count) for why, count in (recording.left_out or {}).items() if count}
         rest = int(np.count_nonzero(labels == UNLABELLED)) - sum(left_out.values()) - sum(recording.unlisted.values())
-        if rest > 0 and not events:
+        if rest > 0 and not events and recording.left_out is not None:
             left_out["no label"] = rest
-        signals = recording.signals
-        # a sum is NaN where an addend is, and takes no array as large as the signals
-        missing = int(np.count_nonzero(np.isnan(signals.sum(axis=1)))) if signals.ndim == 2 else 0
-        rows = 0 if recording.streams else len(labels)  # the rows of its streams are counted instead
-        return Tally(recording.where, recording.subject, rows, recording.rate, missing=missing, left_out=left_out)
+        tally = Tally(recording.where, recording.subject, rate=recording.rate, left_out=left_out)
+        if recording.streams:  # whose rows are counted instead
+            tally.timed = all(stream.timed for stream in recording.streams)
+            return tally
+        tally.rows = len(labels)
+        if recording.signals.ndim == 2:
+            # a sum is NaN where an addend is, and takes no array as large as the signals
+            tally.missing = int(np.count_nonzero(np.isnan(recording.signals.sum(axis=1))))
+        return tally
 
     @property
     def at_gaps(self) -> int:
@@ -134,6 +140,8 @@ class Counts:
             the recording's tally, to which later steps add, and its `digest_of`.
         """
         tally = Tally.of(recording, events)
+        for stream in recording.streams:
+            stream.stream = True
         self.recordings += [*recording.streams, tally]
         digest = digest_of(recording)
         tally.same_as = self.seen.setdefault(digest, tally.name) if len(recording.labels) else ""

@@ -75,7 +75,7 @@ def _settings(source: Source, settings: Preprocessing, reading: Reading) -> list
 
 
 def _files(counts: Counts) -> list[str]:
-    rows, recordings = counts.total("rows"), len(counts.recordings)
+    rows, recordings = counts.total("rows"), sum(1 for tally in counts.recordings if not tally.stream)
     found = [many(counts.files, "file"), *([many(recordings, "recording"), many(rows, "row")] if rows else [])]
     return [f"read: {', '.join(found)}; ignored: {many(len(counts.ignored), 'file')}"]
 

@@ -63,7 +63,8 @@ class Recording:
         name: name in messages and counts, such as the file's; '' for the subject's name.
         rate: sampling rate that the file states, Hz; None where it states none.
         unit: unit of `time`: 's', 'ms', 'us', 'ns', or None to detect it by the sampling rate.
-        left_out: reason why samples are UNLABELLED -> number of samples; the rest counts as 'no label'.
+        left_out: reason why samples are UNLABELLED -> number of samples; the rest counts as 'no label'. None where one
+            of `streams` has the labels, and counts what of its rows is left out.
         unlisted: label that is neither a class nor to be ignored -> number of samples.
         found_out: properties of the file that were detected rather than given, such as its separator.
         streams: tallies (`counts.Tally`) of the files that were merged into the recording.
@@ -78,7 +79,7 @@ class Recording:
     name: str = ""
     rate: float | None = None
     unit: str | None = "s"
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Mapping[str, int] | None = field(default_factory=dict)
     unlisted: Mapping[str, int] = field(default_factory=dict)
     found_out: tuple[str, ...] = ()
     streams: tuple[Any, ...] = ()

@@ -93,8 +93,9 @@ def _read(counts: Mapping[str, Any], chosen: Sequence[str]) -> dict[str, str]:
     windows = mapping(counts.get("windows"))
     if not windows:
         return {"left out": "; ".join(chosen)} if chosen else {}
-    recordings, rows = len(counts.get("recordings") or ()), counts.get("rows") or 0
-    read = [many(counts.get("files", 0), "file"), many(recordings, "recording"), many(rows, "row")]
+    recordings, rows = counts.get("recordings") or (), counts.get("rows") or 0
+    whole = sum(1 for recording in recordings if not recording.get("stream"))
+    read = [many(counts.get("files", 0), "file"), many(whole, "recording"), many(rows, "row")]
     lost = {
         "at gaps": counts.get("windows_at_gaps", 0),
         "that touch an unlabelled sample": counts.get("windows_unlabelled", 0),

@@ -410,6 +410,52 @@ def test_streams_are_merged_by_time(tmp_path, folder):
     assert counts.total("gaps") == 1 and counts.total("at_gaps") == (577 - 32) // 16 + 1 - len(windows.y)
 
 
+def write_rounded_streams(folder):
+    """ACC at 32 Hz from 0 to 100 and from 110 to 200 s, times cut to milliseconds; HR at 1 Hz."""
+    (folder / "anna").mkdir()
+    t = np.concatenate([np.arange(3200), np.arange(3520, 6400)]) / 32
+    labels = np.full(len(t), "a", dtype=object)
+    labels[640:800], labels[800:960] = "", "off"  # 5 s of each
+    labels[4000:] = "b"
+    cut = np.floor(1000 * t) / 1000
+    pd.DataFrame({"t": cut, "ax": t, "activity": labels}).to_csv(folder / "anna" / "ACC.csv", index=False)
+    pd.DataFrame({"t": np.arange(201.0), "hr": 60}).to_csv(folder / "anna" / "HR.csv", index=False)
+    return {"drop": ["columns", "time", "label"], "rate": 32, "window": 4.0, "subject": "folder"}
+
+
+def test_times_cut_to_milliseconds_cost_no_sample_of_a_stream(tmp_path, folder):
+    options = write_rounded_streams(folder)
+    source = source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options)
+    (one,) = recordings(source)
+    assert one.signals.shape == (6400, 2) and np.flatnonzero(np.isnan(one.signals[:, 0])).tolist() == [
+        *range(3200, 3520)
+    ]
+    there = ~np.isnan(one.signals[:, 0])
+    np.testing.assert_allclose(
+        one.signals[there, 0], (np.arange(6400) / 32)[there], atol=0.0011
+    )  # the cut, on a slope of 1
+
+
+def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):
+    options = write_rounded_streams(folder)
+    source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options)
+    assert describe.main([str(tmp_path / "mine.yaml")]) == 0
+    out = capsys.readouterr().out
+    # windows of 128 every 64: those of 3200 and of 2880 samples, 49 + 44, of the 99 of 6400 samples; rows 640 to 959 have
+    # no class: 9 * 64 = 576 to 14 * 64 = 896 begin such windows, 6 of them
+    for line in (
+        "read: 2 files, 1 recording, 6281 rows; ignored: 0 files",
+        "discarded: 160 rows, no label",
+        "discarded: 160 rows, label 'off' is to be ignored",
+        "1 gap was too long to interpolate and cuts a recording (in anna/ACC.csv)",
+        "6 of 99 windows dropped at gaps, missing values and ends",
+        "6 of 99 windows dropped as they touch an unlabelled sample",
+        "87 windows of 1 subject and 2 classes:",
+    ):
+        assert line in out.splitlines()
+    assert "no times" not in out
+
+
 def test_streams_with_labels_from_a_table(tmp_path, folder):
     write_streams(folder, begin=0)
     (folder / "anna" / "labels.csv").write_text("start,end,label\n0,11,a\n11,30,b\n")

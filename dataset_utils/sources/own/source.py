@@ -276,7 +276,7 @@ class OwnData(Source):
         name = " ".join(filter(None, (subject, session)))
         of_labels = next((r for r, s in zip(recordings, described.streams, strict=True) if s.label), None)
         labels = merged.labels
-        left_out: Mapping[str, int] = {}
+        left_out: Mapping[str, int] | None = {}
         unlisted: Mapping[str, int] = {}
         if described.label is not None:
             seconds = merged.first + np.arange(len(labels)) / self.preprocessing.rate
@@ -287,7 +287,7 @@ class OwnData(Source):
             found = indexed(text, self._names, self.classes, described.ignore)
             labels, left_out, unlisted = found.labels, found.left_out, found.unlisted
         elif of_labels is not None:
-            unlisted = of_labels.unlisted
+            left_out, unlisted = None, of_labels.unlisted
         yield Recording(
             subject,
             merged.signals,

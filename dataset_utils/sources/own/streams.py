@@ -38,7 +38,8 @@ def merge(
     """Resample the streams of one recording to `settings.rate` over their common time; each is checked by its own rate.
 
     A stream of a higher rate is filtered first (see `resampling.without_aliases`). Labels are those of the nearest
-    sample of the stream that has them.
+    sample of the stream that has them. A stream reaches half a step beyond its first and last samples, as times that
+    are rounded, to milliseconds say, would otherwise cost the last sample of each piece.
 
     Args:
         recordings: one for each stream; only one of them has labels.
@@ -59,7 +60,7 @@ def merge(
     first, last = max(starts), min(ends)
     size = (last - first) * settings.rate * sum(parts[0].signals.shape[1] for parts in pieces) * FLOAT
     limits.check_memory(f"the time that {recordings[0].where} shares with others", size, "correct the times")
-    samples = int((last - first) * settings.rate + 1e-6) + 1
+    samples = int((last - first) * settings.rate + _reach(max(rates), settings.rate)) + 1
     if last <= first:
         late, early = recordings[int(np.argmax(starts))], recordings[int(np.argmin(ends))]
         raise UserError(f"{late.where} begins at {first:.10g} s, after the end of {early.where} at {last:.10g} s")
@@ -69,12 +70,13 @@ def merge(
         channels = parts[0].signals.shape[1]
         onto = np.full((samples, channels), np.nan, dtype=np.float32)
         for piece in parts:
-            inside, places = _within(grid, piece)
-            nearest = np.minimum(np.rint(places).astype(np.int64), len(piece.labels) - 1)
+            reach = _reach(settings.rate, piece.rate)
+            inside, places = _within(grid, piece, reach)
+            nearest = np.clip(np.rint(places).astype(np.int64), 0, len(piece.labels) - 1)
             marks = piece.labels[nearest]
             labels[inside] = np.where(marks == UNLABELLED, labels[inside], marks)
             for a, b, values in _finite(piece, settings):
-                here = inside[(places >= a - 1e-6) & (places <= b - 1 + 1e-6)]
+                here = inside[(places >= a - reach) & (places <= b - 1 + reach)]
                 at = (grid[here] - piece.first) * piece.rate - a
                 for i, value in enumerate(values):
                     onto[here, i] = at_places(
@@ -88,10 +90,15 @@ def _end(piece: Piece) -> float:
     return piece.first + (len(piece.labels) - 1) / piece.rate
 
 
-def _within(grid: np.ndarray, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples of the grid within a piece, and their positions in it, in its samples."""
+def _reach(other: float, rate: float) -> float:
+    """Return half a step of the higher of two rates, in steps of the second; a little less, as ends count once."""
+    return (0.5 - 1e-6) * min(1.0, rate / other)
+
+
+def _within(grid: np.ndarray, piece: Piece, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples of the grid in a piece, or `reach` of its steps beyond, and their positions in its samples."""
     places = (grid - piece.first) * piece.rate
-    inside = np.flatnonzero((places >= -1e-6) & (places <= len(piece.labels) - 1 + 1e-6))
+    inside = np.flatnonzero((places >= -reach) & (places <= len(piece.labels) - 1 + reach))
     return inside, places[inside]
 
 
