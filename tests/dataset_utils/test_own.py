@@ -144,6 +144,8 @@ def test_subject_from_a_column(tmp_path):
         ({"classes": ["3", "3.0", "4"]}, "lists a label twice"),
         ({"time": {"unit": "s"}}, "time: the key 'column' is missing"),
         ({"time": {"column": "t", "unit": "min"}}, "time: 'unit' must be one of s, ms, us, ns, iso"),
+        ({"time": {"column": "t", "unit": ["iso"]}}, r"a list of two or more patterns \(or iso\) .*, not \['iso'\]"),
+        ({"time": {"column": "t", "unit": ["ms", "iso"]}}, "a list of two or more patterns"),
         ({"time": {"column": "t", "timezone": "Mars"}}, "time: 'timezone' 'Mars' is unknown"),
         ({"time": {"column": "t", "repeated": "drop"}}, "time: 'repeated' must be one of average, error"),
         ({"dialect": {"seperator": ";"}}, "dialect: unknown key 'seperator'.*separator"),

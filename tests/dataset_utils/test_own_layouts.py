@@ -441,8 +441,8 @@ def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):
     source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options)
     assert describe.main([str(tmp_path / "mine.yaml")]) == 0
     out = capsys.readouterr().out
-    # windows of 128 every 64: those of 3200 and of 2880 samples, 49 + 44, of the 99 of 6400 samples; rows 640 to 959 have
-    # no class: 9 * 64 = 576 to 14 * 64 = 896 begin such windows, 6 of them
+    # windows of 128 every 64: those of 3200 and of 2880 samples, 49 + 44, of the 99 of 6400 samples; rows 640 to 959
+    # have no class: windows that begin at 9 * 64 = 576 to 14 * 64 = 896 touch them, 6 of them
     for line in (
         "read: 2 files, 1 recording, 6281 rows; ignored: 0 files",
         "discarded: 160 rows, no label",
@@ -454,6 +454,24 @@ def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):
     ):
         assert line in out.splitlines()
     assert "no times" not in out
+
+
+def test_files_may_have_dates_of_different_kinds(tmp_path, folder):
+    kinds = {"s1": "%d.%m.%Y %H:%M:%S.%f", "s2": "%m/%d/%Y %H:%M:%S.%f", "s3": "%Y-%m-%d %H:%M:%S.%f"}
+    begins = pd.Timestamp("2026-03-01 09:00")  # the first of March; read the other way round, the third of January
+    for name, pattern in kinds.items():
+        dates = begins + pd.to_timedelta(np.arange(N) / 50, unit="s")
+        frame(t=dates.strftime(pattern)).to_csv(folder / f"{name}.csv", index=False)
+    units = ["%d.%m.%Y %H:%M:%S.%f", "%m/%d/%Y %H:%M:%S.%f", "iso"]
+    found = recordings(source_of(tmp_path, time={"column": "t", "unit": units}))
+    assert [one.time[0] for one in found] == [1772355600.0] * 3  # 2026-03-01 09:00 UTC
+    with pytest.raises(UserError, match=r"s1\.csv: none of %m/%d/%Y %H:%M:%S\.%f, iso fits all its times; "):
+        recordings(source_of(tmp_path, time={"column": "t", "unit": units[1:]}))
+    both = [*units, "%d/%m/%Y %H:%M:%S.%f"]
+    with pytest.raises(
+        UserError, match=r"s2\.csv: its times can be read by '%m/%d/.*' and by '%d/%m/.*', which differ"
+    ):
+        recordings(source_of(tmp_path, time={"column": "t", "unit": both}))
 
 
 def test_streams_with_labels_from_a_table(tmp_path, folder):

@@ -104,7 +104,7 @@ def _time(file: Path, arrays: Arrays, wanted: Wanted) -> tuple[np.ndarray | None
             return None, None
         name, unit = TIME, "s"
     else:
-        name, unit = wanted.time.column, wanted.time.unit
+        name, unit = wanted.time.column, wanted.time.of_numbers
         name = TIME if name not in arrays and TIME in arrays else name
     time = _column(file, arrays, name)
     if time.dtype.kind == "M":

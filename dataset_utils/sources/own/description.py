@@ -56,13 +56,19 @@ class Time:
 
     Attributes:
         column: name of the column.
-        unit: 's', 'ms', 'us', 'ns', 'iso', a pattern of dates such as '%d.%m.%Y %H:%M:%S', or None to detect it.
+        unit: 's', 'ms', 'us', 'ns', 'iso', a pattern of dates such as '%d.%m.%Y %H:%M:%S', several kinds of dates of
+            which each file has one, or None to detect it.
         timezone: time zone of dates that name none.
     """
 
     column: str
-    unit: str | None = None
+    unit: str | tuple[str, ...] | None = None
     timezone: str | None = None
+
+    @property
+    def of_numbers(self) -> str | None:
+        """Unit of times that are numbers; None where it is to be detected, or times are dates."""
+        return self.unit if isinstance(self.unit, str) and self.unit in UNITS else None
 
 
 @dataclass(frozen=True)
@@ -268,13 +274,21 @@ def _time(described: Checked, value: Any) -> Time | None:
     return Time(time.column("column"), _unit(time), _timezone(time))
 
 
-def _unit(described: Checked) -> str | None:
-    unit: str | None = described.text("unit", None)
-    if unit is not None and unit not in (*UNITS, "iso") and "%" not in unit:
+def _unit(described: Checked) -> str | tuple[str, ...] | None:
+    given = described.get("unit")
+    if isinstance(given, list) and len(given) > 1 and all(_is_pattern(item) for item in given):
+        return tuple(given)
+    unit: str | None = None if isinstance(given, list) else described.text("unit", None)
+    if isinstance(given, list) or (unit is not None and unit not in UNITS and not _is_pattern(unit)):
         raise described.error(
-            f"'unit' must be one of {', '.join(UNITS)}, iso, or a pattern like '%d.%m.%Y %H:%M:%S', not {unit!r}"
+            f"'unit' must be one of {', '.join(UNITS)}, iso, a pattern like '%d.%m.%Y %H:%M:%S', or a list of two or "
+            f"more patterns (or iso) of which each file has one, not {quoted(given)}"
         )
     return unit
+
+
+def _is_pattern(unit: Any) -> bool:
+    return isinstance(unit, str) and (unit == "iso" or "%" in unit)
 
 
 def _timezone(described: Checked) -> str | None:

@@ -70,19 +70,43 @@ def is_dates(time: Time | None) -> bool:
 def seconds(values: Iterable[str], time: Time, where: str) -> np.ndarray:
     """Convert dates to seconds since 1970, float64.
 
+    Of several patterns that one counts by which all dates of the file can be read.
+
     Raises:
-        UserError: one is no date, or ambiguous as it lies in the hour that summer time skips or repeats.
+        UserError: one is no date, or ambiguous as it lies in the hour that summer time skips or repeats; or no pattern
+            fits all, or several do and disagree.
     """
+    if not isinstance(time.unit, tuple):
+        return _seconds(values, time, time.unit, where)
+    values, found, reasons = list(values), dict[str, np.ndarray](), list[str]()
+    for unit in time.unit:
+        try:
+            found[unit] = _seconds(values, time, unit, where)
+        except UserError as error:
+            reasons.append(str(error))
+    if not found:
+        raise UserError(f"{where}: none of {', '.join(time.unit)} fits all its times; {reasons[0]}")
+    first, *others = found
+    if other := next((unit for unit in others if not np.array_equal(found[unit], found[first])), None):
+        raise UserError(
+            f"{where}: its times can be read by '{first}' and by '{other}', which differ; keep one in 'unit'"
+        )
+    return found[first]
+
+
+def _seconds(values: Iterable[str], time: Time, unit: str | None, where: str) -> np.ndarray:
+    """Convert dates of one kind, a pattern or 'iso', which None is, too. Raises UserError; see `seconds`."""
     import pandas as pd
 
     texts = pd.Series([str(value).strip() for value in values], dtype=object)
-    pattern = None if time.unit in (None, "iso") else time.unit
+    pattern = None if unit in (None, "iso") else unit
     if pattern is None:
         wrong = next((n for n, text in enumerate(texts) if not ISO.fullmatch(text)), None)
         if wrong is not None:
             raise UserError(
                 f"{where}: row {wrong + 1}, time {texts[wrong][:40]!r} is no number and no date like "
-                "2024-03-01T09:00:00.02; say what it is with time: {column: ..., unit: '%d/%m/%Y %H:%M:%S.%f'}"
+                "2024-03-01T09:00:00.02; say what it is with time: {column: ..., unit: '%d/%m/%Y %H:%M:%S.%f'}, where "
+                "the day is first, or '%m/%d/%Y ...' where the month is"
             )
     zoned = pattern is None and bool(ZONED.fullmatch(texts.iloc[0])) if len(texts) else False
     if pattern is not None:

@@ -85,7 +85,7 @@ class _Columns:
             raise UserError(f"{self.file}: holds no samples")
         times, unit = None, None
         if self.times is not None and self.wanted.time is not None:
-            unit = "s" if self.dated else self.wanted.time.unit
+            unit = "s" if self.dated else self.wanted.time.of_numbers
             dates = self.dates
             times = seconds(dates, self.wanted.time, str(self.file)) if self.dated else self.times.whole()
             check_finite(times, self.file)
