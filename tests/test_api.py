@@ -68,6 +68,7 @@ def test_tables_hold_what_the_runs_hold(shard_folder):
     assert rounds["accuracy"].isna().tolist() == [True, False, False] * 2  # evaluated after 2 and after the last
     clients = results.clients
     assert len(clients) == 2 * 3 and clients["windows"].tolist() == [12] * 6
+    assert clients["subject"].tolist() == [""] * 6  # these shards name nobody
     assert clients[clients["seed"] == 0]["accuracy"].tolist() == one.client_accuracy.tolist()
 
 
@@ -312,9 +313,11 @@ def test_an_experiment_goes_on_from_python(shard_folder):
 def test_two_at_once_do_not_work_in_one_folder(shard_folder, capsys):
     results = fedkdx.compare(shard_folder, "Local", **COMMON)
     experiment = fedkdx.Experiment.resumed(results.folder, rounds=3)
-    with experiment.locked():
-        assert main(["resume", str(results.folder)]) == 2
+    with experiment.begun(["python"]):
+        written = (results.folder / "experiment.yaml").read_bytes()
+        assert main(["resume", str(results.folder), "-gr", "9"]) == 2
         assert "another process works in this folder" in capsys.readouterr().err
+        assert (results.folder / "experiment.yaml").read_bytes() == written
     assert main(["resume", str(results.folder)]) == 0
 
 
@@ -323,8 +326,10 @@ def test_changed_code_of_an_algorithm_is_not_mixed_in(shard_folder, capsys):
     assert main(["-data", str(shard_folder), "-algo", "own.py:Half", *FLAGS]) == 0
     (folder,) = Path("runs").iterdir()
     Path("own.py").write_text(textwrap.dedent(OWN) + "\n# changed\n")
+    planned = (folder / "experiment.yaml").read_bytes()
     assert main(["resume", str(folder), "-gr", "3"]) == 2
-    assert "plug-in or code of the algorithm" in capsys.readouterr().err
+    assert "a checkpoint of other code of the algorithm; " in capsys.readouterr().err
+    assert (folder / "experiment.yaml").read_bytes() == planned  # the refused number of rounds is not planned
 
 
 def test_a_file_without_the_class_says_what_it_has(shard_folder, capsys):

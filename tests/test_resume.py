@@ -211,7 +211,7 @@ def test_a_checkpoint_of_another_algorithm_is_refused(stopped, capsys):
     )
     assert "damaged or exchanged" in refused(capsys, "--resume", str(stopped))
     reseal(stopped / "FedAvg-seed0")
-    assert "another configuration" in refused(capsys, "--resume", str(stopped))
+    assert "a checkpoint of another configuration; " in refused(capsys, "--resume", str(stopped))
 
 
 def test_damaged_results_are_refused(stopped, capsys):

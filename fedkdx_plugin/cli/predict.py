@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from registry.errors import UserError
 from registry.flags import Parser
 
 
@@ -32,6 +33,8 @@ def main(words: Sequence[str]) -> int:
     from dataset_utils.files import replacing
     from fedkdx_plugin.prediction import load_model
 
+    if given.out is not None:
+        _check_spared(given.recording, given.out)
     found = load_model(given.run, given.client).predict(given.recording)
     for note in found.notes:
         print(note, file=sys.stderr)
@@ -42,3 +45,11 @@ def main(words: Sequence[str]) -> int:
         found.table.to_csv(part, index=False, lineterminator="\n", encoding="utf-8")
     print(f"{len(found.labels)} windows: {given.out}")
     return 0
+
+
+def _check_spared(recording: Path, out: Path) -> None:
+    """Raise UserError where writing `out` would replace the recording, or a file of it."""
+    if out.exists() and recording.exists():
+        own = [recording.resolve(), *(recording.rglob("*") if recording.is_dir() else ())]
+        if any(out.samefile(file) for file in own):
+            raise UserError(f"-o {out}: this is the recording, which would be lost; name another file")

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_utils.files import is_file, locked, yaml_text
+from dataset_utils.files import is_file, locked, unwritable, yaml_text
 from dataset_utils.sealed import Sealed
 from dataset_utils.spec import ShardSpec, check_used, shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
@@ -35,7 +35,7 @@ from fedkdx_plugin.experiments.setting import check
 from fedkdx_plugin.privacy.client import check_planned
 from fedkdx_plugin.privacy.options import NONE
 from fedkdx_plugin.results.run_folder import new_folder
-from fedkdx_plugin.results.runs import ENVIRONMENT
+from fedkdx_plugin.results.runs import ENVIRONMENT, rounds_done
 from fedkdx_plugin.tracking.callbacks import Callback, RunInfo
 from registry import catalog
 from registry.errors import UserError
@@ -95,7 +95,7 @@ class Experiment:
         name: name of the experiment folder.
         out: the folder in which the experiment folder is made.
         source: what the runs are planned from: 'base' and, of a grid, 'grid', 'given', 'only' and perhaps 'search'.
-        folder: the experiment folder; None before `begin`.
+        folder: the experiment folder; None before `make_folder`.
         remark: what the user should know when its runs go on.
     """
 
@@ -233,37 +233,69 @@ class Experiment:
         """True where its runs are candidates of a search (see `experiments.search`)."""
         return "search" in self.source
 
-    def begin(self, command: Sequence[str], private: bool = False) -> Path:
-        """Make the experiment folder, or find the one to be resumed, write `experiment.yaml`, and return the folder.
+    def make_folder(self, private: bool = False) -> Path:
+        """Make the experiment folder, or find the one to be resumed, and return it.
 
         Args:
-            command: the command line.
             private: only its owner may look into a new folder of a comparison.
+
+        Raises:
+            UserError: it cannot be made.
         """
-        if self.folder is None:
-            self.folder = self.out / self.name if self.is_grid else new_folder(self.out, self.name, private)
-        began = {"command": list(command), "started_in": str(Path.cwd())}
-        if is_file(self.folder / FILE):
-            before = read_experiment(self.folder)
-            began = {key: before.get(key, value) for key, value in began.items()}
-        about = {"format": FORMAT, "name": self.name, "title": self.title, "about": self.about}
-        _sealed(self.folder).write({FILE: yaml_text(about | began | dict(self.source)).encode()})
+        if self.folder is None and not self.is_grid:
+            self.folder = new_folder(self.out, self.name, private)
+        elif self.folder is None:
+            self.folder = self.out / self.name
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(self.folder, error) from error
         return self.folder
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from working in the experiment folder. Raises UserError where one does."""
+    def begun(self, command: Sequence[str]) -> Iterator[None]:
+        """Write `experiment.yaml`, and keep other processes from working in the experiment folder during the block.
+
+        Where a block of a resumed experiment ends with a UserError before a run has gone on, the file is put back: a
+        new number of rounds is not the experiment's if its runs are refused.
+
+        Args:
+            command: the command line.
+
+        Raises:
+            UserError: another process works there.
+        """
+        path = self.place_of(FILE)
         with locked(self.place_of(LOCK)):
-            yield
+            before = path.read_bytes() if is_file(path) else None
+            content = self._content(command, read_experiment(path.parent) if before is not None else {})
+            done = self._rounds_done() if before is not None and before != content else None
+            _sealed(path.parent).write({FILE: content})
+            try:
+                yield
+            except UserError:
+                if before is not None and done is not None and done == self._rounds_done():
+                    _sealed(path.parent).write({FILE: before})
+                raise
+
+    def _content(self, command: Sequence[str], before: Mapping[str, Any]) -> bytes:
+        """Return the content of `experiment.yaml`; how and where it began is as `before` says, if it does."""
+        began = {"command": list(command), "started_in": str(Path.cwd())}
+        began = {key: before.get(key, value) for key, value in began.items()}
+        about = {"format": FORMAT, "name": self.name, "title": self.title, "about": self.about}
+        return yaml_text(about | began | dict(self.source)).encode()
+
+    def _rounds_done(self) -> list[int]:
+        return [rounds_done(self.place(run)) for run in self.runs]
 
     def place_of(self, name: str) -> Path:
-        """Return the path of a file in the experiment folder. Raises RuntimeError before `begin`."""
+        """Return the path of a file in the experiment folder. Raises RuntimeError before `make_folder`."""
         if self.folder is None:
-            raise RuntimeError("the experiment has no folder yet; call begin first")
+            raise RuntimeError("the experiment has no folder yet; call make_folder first")
         return self.folder / name
 
     def place(self, run: PlannedRun) -> Path:
-        """Return the run folder of a run. Raises RuntimeError before `begin`."""
+        """Return the run folder of a run. Raises RuntimeError before `make_folder`."""
         return self.place_of(str(run.folder))
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from dataset_utils.counts import some
+from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.engine.metrics import Metrics
 from fedkdx_plugin.experiments.experiment import Experiment, algorithms_of, title_and_about
-from fedkdx_plugin.reports import comparison_table, curves
+from fedkdx_plugin.reports import comparison_table, curves, people
 from fedkdx_plugin.reports.sections import arrange
 from fedkdx_plugin.results.records import PER_CLIENT, SCALARS
 from fedkdx_plugin.results.runs import Missing, Run, find, read_all
@@ -47,7 +48,7 @@ class Results:
     def of(experiment: Experiment) -> Results:
         """Read the run folders of an experiment. Raises UserError: a damaged run folder."""
         if experiment.folder is None:
-            raise RuntimeError("the experiment has no folder yet; call begin first")
+            raise RuntimeError("the experiment has no folder yet; call make_folder first")
         runs, missing = read_all([experiment.place(planned) for planned in experiment.runs])
         title, about = experiment.title, experiment.about
         return Results(experiment.folder, runs, missing, title, about, experiment.is_grid)
@@ -116,14 +117,16 @@ class Results:
 
     @property
     def clients(self) -> pd.DataFrame:
-        """A row for each setting, method, seed, client and view: metrics of the last round."""
+        """A row for each setting, method, seed, client and view: the client's subjects, metrics of the last round."""
         lines = []
         for key, run in self._keyed():
+            subjects = people.whose(run, len(run.evaluated[-1].metrics[SERVED].client_samples))
             for view, metrics in run.evaluated[-1].metrics.items():
                 columns = {name.removeprefix("client_"): getattr(metrics, name) for name in PER_CLIENT}
                 for client, samples in enumerate(metrics.client_samples):
                     own = {name: float(values[client]) for name, values in columns.items()}
-                    lines.append(key | {"client": client, "view": view, "windows": int(samples)} | own)
+                    who = {"client": client, "subject": subjects[client], "view": view, "windows": int(samples)}
+                    lines.append(key | who | own)
         return pd.DataFrame(lines)
 
     def _keyed(self) -> Iterable[tuple[dict[str, Any], Run]]:

@@ -74,8 +74,8 @@ def run(
     """
     check_rounds(experiment)
     data, failed = prepare(experiment)
-    experiment.begin(command)
-    with experiment.locked():
+    experiment.make_folder()
+    with experiment.begun(command):
         _make(experiment, list(command), data, failed, at_once, callbacks, progress, strict, slurm)
     return Results.of(experiment)
 

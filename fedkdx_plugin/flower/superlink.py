@@ -63,11 +63,11 @@ def serve(experiment: Experiment, command: list[str], terms: Terms, address: Add
     check_sites(experiment)
     runner.check_rounds(experiment)
     check_free(address.host, address.port)
-    folder = experiment.begin(command, private=True)
+    folder = experiment.make_folder(private=True)
     how = f"TLS, keys of {len(keys)} sites" if given else "INSECURE: no encryption, anybody may join"
     print(f"sites join at port {address.port} ({how}); results in {folder}", flush=True)
     try:
-        with experiment.locked(), Processes() as processes:
+        with experiment.begun(command), Processes() as processes:
             link = SuperLink(processes, folder, secure=given is not None)
             link.register(keys)
             link.open_gate(address, given, keys)
@@ -90,12 +90,12 @@ def on_this_machine(experiment: Experiment, command: list[str]) -> int:
     config = experiment.runs[0].config
     shards, device = prepare_shards(config), run_device(config)
     clients = shards.num_clients
-    folder = experiment.begin(command, private=True)
+    folder = experiment.make_folder(private=True)
     print(f"{shards.name}: {clients} sites on this machine, Flower; results in {folder}", flush=True)
     terms = Terms(clients, clients, WAIT_SECONDS, DEADLINE_SECONDS, min_updates=1)
     threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // clients)
     try:
-        with experiment.locked(), Processes() as processes:
+        with experiment.begun(command), Processes() as processes:
             link = SuperLink(processes, folder, secure=False)
             for id in range(clients):
                 setup = SiteSetup(id, shards.folder, id, folder / "sites" / str(id), device)

@@ -40,9 +40,20 @@ def subjects(run: Run) -> list[str]:
 
     A client that is tested on another subject's windows, as with `--split loso`, is not one subject.
     """
-    clients = (manifest_of(run) or {}).get("clients", ())
-    whose = [list(mapping(client.get("subjects"))) for client in clients]
+    whose = _subjects(run)
     return [own[0] for own in whose] if all(len(own) == 1 for own in whose) else []
+
+
+def whose(run: Run, count: int) -> list[str]:
+    """Return the subjects of each of `count` clients, separated by commas; '' for all if that is not known."""
+    found = [", ".join(own) for own in _subjects(run)]
+    return found if len(found) == count else [""] * count
+
+
+def _subjects(run: Run) -> list[list[str]]:
+    """Return the subjects whose windows each client has; [] where the manifest is lost."""
+    clients = (manifest_of(run) or {}).get("clients", ())
+    return [list(mapping(client.get("subjects"))) for client in clients]
 
 
 def same_clients(runs: Iterable[Run]) -> bool:

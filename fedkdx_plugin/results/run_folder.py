@@ -256,10 +256,7 @@ class RunFolder(Observer):
         try:
             state = Message.from_bytes(self.sealed.read(STATE), self.federation.data.test_x.device)
             if state.meta["identity"] != identity(self.settings, self.environment):
-                raise UserError(
-                    f"{path}: a checkpoint of another configuration, data, version, plug-in or code of the algorithm; "
-                    f"{again}"
-                )
+                raise UserError(f"{path}: a checkpoint of {changed_since(before, self.environment)}; {again}")
             records = self._records()
             if len(records) < state.meta["round"]:
                 raise UserError(
@@ -319,6 +316,18 @@ def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str
     parts = [settings, data, versions["fedkdx"], versions["torch"]]
     parts += [environment[key] for key in ("code", "plugins") if key in environment]  # earlier formats lack them
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def changed_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return in words which parts of a run's `identity` two environments differ in; its configuration, if in none."""
+    changed = {
+        "other data": before["data"]["manifest_sha256"] != now["data"]["manifest_sha256"],
+        "another version of fedkdx": before["versions"]["fedkdx"] != now["versions"]["fedkdx"],
+        "another version of torch": before["versions"]["torch"] != now["versions"]["torch"],
+        "other code of the algorithm": before.get("code") != now.get("code"),
+        "another plug-in": before.get("plugins") != now.get("plugins"),
+    }
+    return " and ".join(what for what, differs in changed.items() if differs) or "another configuration"
 
 
 def plugins(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import nn
 
+import fedkdx_plugin as fedkdx
 from dataset_utils.sealed import Sealed
 from fedkdx_plugin.native.chain import Chain
 from fedkdx_plugin.prediction import load_model, loading
@@ -90,6 +91,11 @@ def test_both_networks_share_a_prediction(watch):
     alone = {name: net(windows).logits.double().softmax(1) for name, net in predictor.network.nets.items()}
     mixed = sum(share * alone[name] for name, share in shares.items())
     np.testing.assert_allclose(predictor.predict_windows(x).probabilities, mixed, atol=1e-6)
+
+
+def test_the_table_of_clients_names_their_subjects(watch):
+    clients = fedkdx.load_runs(watch.comparison("both")).clients
+    assert clients.groupby("client")["subject"].unique().map(list).to_dict() == {0: ["anna"], 1: ["ben"], 2: ["carl"]}
 
 
 def test_a_newcomer_is_served_what_all_share(watch):

@@ -278,6 +278,18 @@ def test_predict_writes_a_file_or_nothing(watch, tmp_path, capsys):
     assert not (tmp_path / "no.csv").exists()
 
 
+def test_predict_never_writes_over_the_recording(watch, tmp_path):
+    run, recording = str(watch.comparison("both")), tmp_path / "anna.csv"
+    recording.write_bytes(watch.csv(0).read_bytes())
+    (tmp_path / "link.csv").hardlink_to(recording)
+    for out in ("anna.csv", "link.csv"):
+        with pytest.raises(UserError, match=f"-o .*{out}: this is the recording, which would be lost; name another"):
+            predict_command.main([run, str(recording), "-o", str(tmp_path / out)])
+    assert recording.read_bytes() == watch.csv(0).read_bytes()
+    with pytest.raises(UserError, match="this is the recording"):  # a folder of several sensors' files
+        predict_command.main([run, str(tmp_path), "-o", str(recording)])
+
+
 def test_export_says_what_it_wrote(watch, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = watch.run("federated", "FedAvg")

@@ -59,7 +59,9 @@ def test_a_folder_goes_on_with_the_command_that_began_it(tmp_path, capsys):
     folders = {}
     for data in ("sites", "SPAR"):
         experiment = Experiment.comparison(from_dict({"data": data, "algorithm": ["FedAvg"], "out": str(tmp_path)}, ""))
-        folders[data] = str(experiment.begin(["fedkdx"]))
+        folders[data] = str(experiment.make_folder())
+        with experiment.begun(["fedkdx"]):
+            pass
     assert cli.main(["resume", folders["sites"]]) == 2
     assert f"`fedkdx serve --resume {folders['sites']}" in capsys.readouterr().err
     assert cli.main(["serve", "--sites", "2", "--insecure", "--resume", folders["SPAR"]]) == 2
