@@ -18,7 +18,7 @@ from registry.parameters import Params, option
 class DittoParams(Params):
     """Hyper-parameters of Ditto; the paper chooses λ among 0.05, 0.1, 1 and 2, by data set."""
 
-    lam: float = option(1.0, "weight λ of the distance to the global model; 0 is Local beside FedAvg", 0.0)
+    lam: float = option(1.0, "weight λ of the distance to the global model; 0 is Local with local_rounds=selected", 0.0)
 
 
 class DittoClient(PersonalClient):

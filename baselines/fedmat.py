@@ -77,7 +77,12 @@ class FedMATClient(FedAvgClient):
 
 
 class FedMAT(FedAvg):
-    """Shares features and attention over time; each client has its own attention over channels and classifier."""
+    """Shares features and attention over time; each client has its own attention over channels and classifier.
+
+    The authors' code has, per task, a layer of the features and the weights of the attention over time, too, of which
+    the tasks have the hidden states in common; here both are shared. Their dense layer after the attention over
+    channels is left out, and that attention is scaled by the number of channels (see `_attend`).
+    """
 
     paper = "Chen et al. 2020, FATHOM, doi:10.1109/IJCNN48605.2020.9207508"
     sends = "shared part down and up; own attention and classifier"
