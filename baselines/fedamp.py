@@ -22,7 +22,10 @@ class FedAMPParams(Params):
 
     mu: float = option(0.01, "pull towards the own cloud model, λ/α of the paper", 0.0)
     self_weight: float = option(
-        0.5, "share ξ_ii of a client's own model in its cloud model; 1 is Local with local_rounds=selected, but for mu", 0.0, 1.0
+        0.5,
+        "share ξ_ii of a client's own model in its cloud model; 1 is Local with local_rounds=selected, but for mu",
+        0.0,
+        1.0,
     )
     sigma: float = option(100.0, "how much more models of larger cosine count, σ; 0: all others alike", 0.0)
 

@@ -30,17 +30,21 @@ def main(words: Sequence[str]) -> int:
         metavar="K",
         help="number of the client whose model is written (default: the shared model)",
     )
+    parser.add_argument("--subject", metavar="NAME", help="name of the client's subject, in place of its number")
     parser.add_argument("--format", choices=FORMATS, required=True, help="onnx needs: pip install 'fedkdx[export]'")
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FOLDER", help="folder to write to (default: one here, named after the run)"
     )
     given = parser.parse_args(words)
+    from fedkdx_plugin.experiments.experiment import file_name
     from fedkdx_plugin.prediction import export
     from fedkdx_plugin.prediction.loading import run_folder
 
     folder = run_folder(given.run)
     who = "shared" if given.client is None else f"client{given.client}"
-    made = export(folder, given.client, given.format, given.out or Path(f"{folder.resolve().name}-{who}"))
+    who = who if given.subject is None else file_name(given.subject)
+    out = given.out or Path(f"{folder.resolve().name}-{who}")
+    made = export(folder, given.client, given.format, out, given.subject)
     windows = " and ".join(f"{count} {kind}" for kind, count in made.windows.items() if count)
     print(f"wrote {made.model} and {made.description}")
     print(f"checked on {windows} windows: probabilities differ from PyTorch's by at most {made.difference:.2g}")

@@ -28,6 +28,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument(
         "--client", type=int, metavar="K", help="number of the client whose model predicts (default: the shared model)"
     )
+    parser.add_argument("--subject", metavar="NAME", help="name of the client's subject, in place of its number")
     parser.add_argument("-o", "--out", type=Path, metavar="CSV", help="file to write (default: print)")
     given = parser.parse_args(words)
     from dataset_utils.files import replacing
@@ -35,7 +36,7 @@ def main(words: Sequence[str]) -> int:
 
     if given.out is not None:
         _check_spared(given.recording, given.out)
-    found = load_model(given.run, given.client).predict(given.recording)
+    found = load_model(given.run, given.client, given.subject).predict(given.recording)
     for note in found.notes:
         print(note, file=sys.stderr)
     if given.out is None:

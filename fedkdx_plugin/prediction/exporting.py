@@ -89,7 +89,9 @@ class Deployed(nn.Module):
         return probabilities
 
 
-def export(run: str | Path | Run, client: int | None, format: str, out: str | Path) -> Export:
+def export(
+    run: str | Path | Run, client: int | None, format: str, out: str | Path, subject: str | None = None
+) -> Export:
     """Write a client's model, and `preprocessing.json` beside it, and check it against PyTorch.
 
     The model takes windows (n, channels, time), float32, in physical units, filtered but not scaled (scaling is part of
@@ -97,7 +99,7 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
     the client's test windows.
 
     Args:
-        run, client: as in `load_model`.
+        run, client, subject: as in `load_model`.
         format: 'onnx' (needs the extra 'export') or 'torchscript'.
         out: folder to write to; an earlier export of the same model in the same format is replaced.
 
@@ -110,7 +112,7 @@ def export(run: str | Path | Run, client: int | None, format: str, out: str | Pa
         raise UserError(f"--format {format}: choose from {', '.join(FORMATS)}")
     if format == "onnx":
         _require("onnx", "onnxruntime")
-    predictor = load_model(run, client)
+    predictor = load_model(run, client, subject)
     module, own_description = _plain(predictor), described(predictor)
     _check_folder(Path(out), own_description)
     random, own = _random_windows(predictor), _test_windows(predictor)

@@ -33,24 +33,28 @@ from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, STATE, Missing, Run,
 from registry.aggregation import of_client
 from registry.errors import UserError
 from registry.interface import BadMessage, Client, Message, Server, copy_state
+from registry.parameters import suggest
 
 CPU = torch.device("cpu")
 
 
-def load_model(run: str | os.PathLike[str] | Run, client: int | None = None) -> Predictor:
+def load_model(run: str | os.PathLike[str] | Run, client: int | None = None, subject: str | None = None) -> Predictor:
     """Load the model that a client of a finished run predicts with, as the run evaluated it.
 
     Args:
         run: a run folder, the folder of a comparison with a single run, or a run that was read.
         client: number of the client; None: the shared model, with which a client that never trained predicts.
+        subject: name of the client's subject, in place of its number.
 
     Raises:
-        UserError: no finished run, a run without a saved model or with damaged files, an unknown client, no client
-            given and no shared model, or a plug-in that is not installed.
+        UserError: no finished run, a run without a saved model or with damaged files, an unknown client or subject, no
+            client given and no shared model, or a plug-in that is not installed.
     """
     found = run if isinstance(run, Run) else _read(Path(run))
     manifest = _manifest(found)
     state = _state(found)
+    if subject is not None:
+        client = _client_of(found, manifest, subject, client)
     clients = len(manifest["clients"])
     known = isinstance(client, Integral) and not isinstance(client, bool) and 0 <= client < clients
     if client is not None and not known:
@@ -70,6 +74,21 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None) -> 
     return Predictor(
         found, client, state.meta["round"], manifest, restored.served(who), _scaling(found, manifest, client), own
     )
+
+
+def _client_of(run: Run, manifest: Mapping[str, Any], subject: str, client: int | None) -> int:
+    """Return the number of the client that has one subject's windows. Raises UserError: there is none, or several."""
+    if client is not None:
+        raise UserError(f"client {client} and subject {subject!r}: give one of them")
+    subjects = [list(entry.get("subjects") or ()) for entry in manifest["clients"]]
+    holders = [number for number, own in enumerate(subjects) if subject in own]
+    if len(holders) == 1 and subjects[holders[0]] == [subject]:
+        return holders[0]
+    if holders:
+        raise UserError(f"{run.folder}: no client is subject {subject!r} alone: see client {some(map(str, holders))}")
+    known = [name for own in subjects for name in own]
+    hint = f"{suggest(str(subject), known)}; there are {some(known)}" if known else ": its data name no subjects"
+    raise UserError(f"{run.folder}: no client of subject {subject!r}{hint}")
 
 
 def run_folder(folder: Path) -> Path:

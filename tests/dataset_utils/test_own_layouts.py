@@ -436,6 +436,20 @@ def test_times_cut_to_milliseconds_cost_no_sample_of_a_stream(tmp_path, folder):
     )  # the cut, on a slope of 1
 
 
+def test_a_slow_stream_may_miss_values_for_longer(tmp_path, folder):
+    options = write_rounded_streams(folder)
+    beats = pd.DataFrame({"t": np.arange(201.0), "hr": np.arange(201.0)})
+    beats.loc[[50, 60, 61, 62], "hr"] = np.nan  # a gap of one value, and one of three
+    beats.to_csv(folder / "anna" / "HR.csv", index=False)
+    for gap, missing in ((None, [*range(1569, 1632), *range(1889, 2016)]), (1.5, [*range(1889, 2016)]), (3, [])):
+        slow = STREAMS[2] | ({} if gap is None else {"max_gap": gap})
+        (one,) = recordings(source_of(tmp_path, streams=[STREAMS[0], slow], ignore=["off"], **options))
+        # at 32 Hz, what is strictly between the samples 49 and 51, and 59 and 63 s: 1568 to 1632, and 1888 to 2016
+        assert np.flatnonzero(np.isnan(one.signals[:, 1])).tolist() == missing
+        there = ~np.isnan(one.signals[:, 1])
+        np.testing.assert_allclose(one.signals[there, 1], np.arange(6400)[there] / 32, atol=1e-3)
+
+
 def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):
     options = write_rounded_streams(folder)
     source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options)

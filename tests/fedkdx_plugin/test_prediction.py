@@ -202,6 +202,17 @@ def test_a_run_that_was_read_and_the_folder_of_a_single_one_will_do(watch):
     assert by_comparison.run.folder == folder and by_run.round == by_comparison.round == 3
 
 
+def test_a_client_is_found_by_its_subject(watch):
+    folder = watch.run("federated", "FedFomo")
+    assert [load_model(folder, subject=name).client for name in ("anna", "ben", "carl")] == [0, 1, 2]
+    for subject, client, text in (
+        ("bin", None, r"no client of subject 'bin' \(did you mean ben\?\); there are anna, ben, carl"),
+        ("ben", 1, "client 1 and subject 'ben': give one of them"),
+    ):
+        with pytest.raises(UserError, match=text):
+            load_model(folder, client, subject)
+
+
 @pytest.mark.parametrize("client", [3, -1, True, "0"])
 def test_an_unknown_client(watch, client):
     with pytest.raises(UserError, match=r"no client .*; there are clients 0 to 2"):

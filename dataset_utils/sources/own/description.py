@@ -25,7 +25,7 @@ OPTIONAL = (
     *("rate", "columns", "label", "files", "time", "subject", "session", "streams", "cut_already", "resample"),
     *("overlap", "purity", "classes", "ignore", "acceleration", "filters", "max_gap", "dialect", "test"),
 )
-STREAM = ("time", "label", "dialect")
+STREAM = ("time", "label", "dialect", "max_gap")
 DIALECT = ("separator", "decimal", "encoding", "skip", "header")
 FILTERS = ("median", "lowpass", "gravity")
 AXES = ("channels first", "time first")
@@ -82,6 +82,7 @@ class Stream:
         time: column of times; None if rows follow each other without gaps.
         label: column of the labels, or None.
         dialect: format of text files.
+        max_gap: of one of several streams: for how long values may be missing, seconds; None: as for the data set.
     """
 
     files: tuple[str, ...]
@@ -90,6 +91,7 @@ class Stream:
     time: Time | None
     label: str | None
     dialect: Dialect
+    max_gap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -236,9 +238,8 @@ def _streams(described: Checked, label: str | None) -> tuple[Stream, ...]:
         time = _time(one, one.get("time"))
         rate = one.number("rate", low=1e-3, high=limits.RATE)
         own = _dialect(one) if "dialect" in one else dialect
-        streams.append(
-            Stream(_patterns(one, one.get("files")), one.names("columns"), rate, time, one.column("label", None), own)
-        )
+        files, gap = _patterns(one, one.get("files")), one.number("max_gap", None, 0, limits.MAX_GAP)
+        streams.append(Stream(files, one.names("columns"), rate, time, one.column("label", None), own, gap))
     labelled = [stream for stream in streams if stream.label]
     if len(labelled) > 1:
         raise described.error("only one of 'streams' can have the 'label'")

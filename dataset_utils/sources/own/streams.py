@@ -33,7 +33,11 @@ class Merged(NamedTuple):
 
 
 def merge(
-    recordings: Sequence[Recording], rates: Sequence[float], settings: Preprocessing, tallies: Sequence[Tally]
+    recordings: Sequence[Recording],
+    rates: Sequence[float],
+    max_gaps: Sequence[float],
+    settings: Preprocessing,
+    tallies: Sequence[Tally],
 ) -> Merged:
     """Resample the streams of one recording to `settings.rate` over their common time; each is checked by its own rate.
 
@@ -44,6 +48,7 @@ def merge(
     Args:
         recordings: one for each stream; only one of them has labels.
         rates: the streams' rates, Hz.
+        max_gaps: for how long each stream's values may be missing and are interpolated, seconds.
         settings: preprocessing of the data set.
         tallies: the streams' tallies.
 
@@ -51,8 +56,11 @@ def merge(
         UserError: a stream's times do not fit its rate, or the streams share no time.
     """
     pieces: list[list[Piece]] = []
-    for recording, rate, tally in zip(recordings, rates, tallies, strict=True):
-        own = dataclasses.replace(settings, rate=rate, resample=False, recorded=0.0)
+    each = [
+        dataclasses.replace(settings, rate=rate, max_gap=max_gap, resample=False, recorded=0.0)
+        for rate, max_gap in zip(rates, max_gaps, strict=True)
+    ]
+    for recording, own, tally in zip(recordings, each, tallies, strict=True):
         pieces.append([piece for piece in time_axis.even(recording, own, tally) if len(piece.labels)])
         tally.possible = 0
     starts = [min(piece.first for piece in parts) for parts in pieces]
@@ -66,7 +74,7 @@ def merge(
         raise UserError(f"{late.where} begins at {first:.10g} s, after the end of {early.where} at {last:.10g} s")
     grid = first + np.arange(samples) / settings.rate
     columns, labels = [], np.full(samples, UNLABELLED, dtype=np.int64)
-    for parts in pieces:
+    for parts, own in zip(pieces, each, strict=True):
         channels = parts[0].signals.shape[1]
         onto = np.full((samples, channels), np.nan, dtype=np.float32)
         for piece in parts:
@@ -75,7 +83,7 @@ def merge(
             nearest = np.clip(np.rint(places).astype(np.int64), 0, len(piece.labels) - 1)
             marks = piece.labels[nearest]
             labels[inside] = np.where(marks == UNLABELLED, labels[inside], marks)
-            for a, b, values in _finite(piece, settings):
+            for a, b, values in _finite(piece, own):
                 here = inside[(places >= a - reach) & (places <= b - 1 + reach)]
                 at = (grid[here] - piece.first) * piece.rate - a
                 for i, value in enumerate(values):
