@@ -117,7 +117,8 @@ def _windows(source: Source, reading: Reading) -> Iterator[str]:
     purity = counts.purity()
     if purity is not None:
         mixed = counts.total("mixed")
-        yield f"purity: {purity:.1%} of a window's samples have its label on average; {many(mixed, 'window')} {'is' if mixed == 1 else 'are'} mixed"
+        some_mixed = f"{many(mixed, 'window')} {'is' if mixed == 1 else 'are'} mixed"
+        yield f"purity: {purity:.1%} of a window's samples have its label on average; {some_mixed}"
 
 
 def _no_clients(spec: ShardSpec, windows: Windows | None) -> list[str]:
