@@ -24,7 +24,7 @@ SHRINKAGE = 0.1  # share of I/m in Ω: bounds the penalty's curvature by 2λm/SH
 class FedMTLParams(Params):
     """Hyper-parameters of FedMTL; MOCHA chooses λ by cross-validation."""
 
-    lam: float = option(1e-3, "weight λ of the relationship penalty; 0 is Local", 0.0)
+    lam: float = option(1e-3, "weight λ of the relationship penalty; 0 is Local with local_rounds=selected", 0.0)
 
 
 class FedMTLClient(FedAvgClient):
