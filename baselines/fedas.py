@@ -103,6 +103,8 @@ class FedAS(Beside):
     head included. So F_k is larger for a model whose loss is still steep, which has much to learn, and for clients with
     more windows. The paper's purpose is the opposite, to keep under-trained knowledge out; its formula is this one.
 
+    The authors' repository aligns the one global model in place, client after client; here each aligns its own copy.
+
     The head never leaves the client. A client predicts with its whole model as it trained it last; one that has never
     trained with the shared layers and the initial head. The server learns, beyond shared layers, a client's F_k; a lie
     about it counts as one about its number of samples does in FedAvg.
