@@ -21,7 +21,7 @@ ALPHA = "mix.alpha"
 class APFLParams(Params):
     """Hyper-parameters of APFL."""
 
-    alpha: float = option(0.5, "share α of the own model in the mix, at first; fixed at 0 FedAvg, at 1 Local", 0.0, 1.0)
+    alpha: float = option(0.5, "share α of the own model in the mix, at first; fixed: 0 FedAvgFT, 1 Local", 0.0, 1.0)
     adaptive: bool = option(True, "let each client learn its α")
 
 
@@ -90,9 +90,10 @@ class APFLClient(PersonalClient):
 class APFL(Beside):
     """Averages models as FedAvg does, beside which each client trains one of its own; a learnt mix of both predicts.
 
-    α is learnt once a round, as in the authors' code; the paper's analysis has it in every step. The v̄ that
-    predicts mixes v with w as the client's last round left it, not with what the server has made of it since. A client
-    that has never trained predicts with the shared model.
+    α is learnt once a round, as in the authors' code; the paper's analysis has it in every step. Their code also adds
+    0.02 α to its gradient, and mixes logits; as in the paper, there is no such term here, and weights are mixed. The v̄
+    that predicts mixes v with w as the client's last round left it, not with what the server has made of it since. A
+    client that has never trained predicts with the shared model.
     """
 
     paper = "Deng et al. 2020, arXiv:2003.13461"

@@ -24,7 +24,7 @@ class FedALAParams(Params):
 
     layers: int = option(1, "number p of last layers whose parameters are mixed; the others are the global model's", 1)
     share: float = option(0.8, "share s of the client's windows, on which weights are learnt", above=0, high=1)
-    weight_rate: float = option(1.0, "learning rate η of the weights; 0 is FedAvg, weights being 1", 0.0)
+    weight_rate: float = option(1.0, "learning rate η of the weights; 0 is FedAvgFT, weights being 1", 0.0)
 
 
 class FedALAClient(PersonalClient):
@@ -96,6 +96,9 @@ class FedALA(Beside):
     The losses by which weights are learnt are by running statistics of batch norm, which are the global model's, as
     are all layers but the last p. Learning the weights first ends when the standard deviation of ten passes' losses is
     below 0.1, the authors' threshold, or after 100 passes. Weights of a client whose reply was lost stay learnt.
+
+    The authors evaluate Θ̂ before it is trained. Here a client predicts with Θ_i as its last training left it, as with
+    other algorithms whose clients have models of their own, and far more accurately.
     """
 
     paper = "Zhang et al. 2023, arXiv:2212.01197"

@@ -71,6 +71,8 @@ class FedDyn(FedAvg):
     from the paper's Algorithm 1: clients count by their samples and not equally, in both means, which is the same
     algorithm for the objective Σ (n_k/n) F_k; and N is of the clients heard of, as the server knows no others.
 
+    θ predicts, which is what clients are sent; the authors' curves are of the mean of all clients' last models.
+
     Running statistics of batch norm are averaged. α → 0 is not FedAvg: the clients' training then is, but h/α, the
     sum of all updates so far, stays. The paper assumes that clients train to a minimum. With few steps, α must be
     large enough for α η K to be near 1 (rate η, K steps), or the sum overshoots like momentum without friction.

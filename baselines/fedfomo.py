@@ -90,6 +90,10 @@ class FedFomo(Server):
     the gains of client j's model for client i. It sends client i the M models with the largest P_ij, ties in random
     order; each of them is replaced by a random one with probability ε. No message says whose models these are: they
     come in the order of their digests, which says nothing that the models do not.
+
+    Deviations from the authors' code: ε falls with each round of the server, also for clients that are not in it, where
+    theirs are in all; P adds gains as they are, where theirs are divided by the sum of a round's, so that early rounds,
+    with larger gains, weigh more; and a client predicts with its model after training, theirs with the mix before it.
     """
 
     paper = "Zhang et al. 2021, arXiv:2012.08565"

@@ -5,6 +5,8 @@ from it:
 
 - The server has no public data, so its model is trained by FedAvg alone.
 - Transfer takes place in every round, not once at the end.
+- What is retrained is the head and the last block of layers below it (`Model.blocks_below_head`). With `cnn` these are
+  the dense layers, as in FedHealth, which fixes the convolutions; other models need not have any.
 - The server has no windows, so the feature statistics come from the clients.
 """
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from baselines.fedavg import FedAvg, FedAvgClient
 from registry.aggregation import MEAN as PLAIN
 from registry.aggregation import Average, sample_weights
+from registry.errors import UserError
 from registry.interface import Batch, Message, Model, Round, Task, float_state
 from registry.messages import check_state
 from registry.parameters import Params, option
@@ -36,16 +39,18 @@ class FedFTLParams(Params):
 
 
 class Transferred(Model):
-    """Model of which only the fully connected layers are trained; all else is fixed, batch-norm statistics too."""
+    """Model of which its head and the last block of layers below it are trained, which make the features.
+
+    All else is fixed, batch-norm statistics everywhere.
+    """
 
     def __init__(self, base: Model) -> None:
         channels, height, time = base.shape
         super().__init__((channels, height, time), base.classes)
         self.base, self.feature_size = base, base.feature_size
-        for part in base.modules():
-            if not isinstance(part, nn.Linear):
-                for parameter in part.parameters(recurse=False):
-                    parameter.requires_grad_(False)
+        upper = tuple(f"{name}." for block in (*base.blocks_below_head()[-1:], ("head",)) for name in block)
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(f"{name}.".startswith(upper))
 
     @property
     def head(self) -> nn.Module:  # type: ignore[override]  # read-only here: it is the base's
@@ -135,6 +140,14 @@ class FedFTL(FedAvg):
     Client = FedFTLClient
     beyond_average = "means and covariances of features"
     Params = FedFTLParams
+
+    @classmethod
+    def check(cls, task: Task, params: FedFTLParams) -> None:
+        """Raise UserError for a model without layers below its head, whose features nothing could align."""
+        model = Transferred(task.model())
+        if not model.eval().features(torch.zeros(1, *model.shape)).requires_grad:
+            name = task.model_class.__name__
+            raise UserError(f"FedFTL: no layer of {name} below its head can be retrained to align its features")
 
     def __init__(self, task: Task, params: FedFTLParams, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

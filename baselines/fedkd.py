@@ -17,7 +17,7 @@ from registry.functional import kd, soften
 from registry.interface import Batch, Task, outputs
 from registry.parameters import option
 
-SMALLEST_TASK_LOSS = 1e-2  # against division by 0 if both networks fit a batch perfectly (a client with one window)
+SMALLEST_TASK_LOSS = 1e-2  # bounds the weight of distillation by 100 for a batch that both networks have memorised
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class FedKDClient(StudentClient):
     The denominator weights the distillation by the losses of both networks ("to control the intensity"). It is a
     constant weight without gradient: otherwise it would add -(KD + MSE) / (CE_T + CE_S)² times the gradient of
     cross-entropy, which trains both networks to be wrong wherever they disagree. It is computed over the batch, as in
-    the authors' code: computed for each sample, windows already classified correctly would get an unbounded weight.
+    the authors' code: computed for each sample, windows already classified correctly would get an unbounded weight. It
+    is at most 100, where theirs has no bound.
     """
 
     private: ClassVar[tuple[str, ...]] = ("teacher.*", "projection.*")
@@ -72,7 +73,10 @@ def _mse(one: Tensor, other: Tensor) -> Tensor:
 
 
 class FedKD(StudentServer):
-    """Distils between private teachers and a small shared student; only compressed student updates are sent."""
+    """Distils between private teachers and a small shared student; only compressed student updates are sent.
+
+    Clients count by their samples; the authors' code weighs them equally, as `weights=uniform` does.
+    """
 
     paper = "Wu et al. 2022, doi:10.1038/s41467-022-29763-x"
     sends = "compressed student updates down and up; own teacher"

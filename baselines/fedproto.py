@@ -21,7 +21,7 @@ from registry.prototypes import (
     class_counts,
     class_means,
     distances,
-    features_of,
+    training_features_of,
 )
 
 KNOWN = "known"
@@ -31,14 +31,17 @@ KNOWN = "known"
 class FedProtoParams(Params):
     """Hyper-parameters of FedProto; the default is that of the authors' code (github.com/yuetan031/FedProto)."""
 
-    lam: float = option(1.0, "weight λ of the distance of features to the prototypes; 0 is Local", 0.0)
+    lam: float = option(
+        1.0, "weight λ of the distance of features to the prototypes; 0 is Local with local_rounds=selected", 0.0
+    )
 
 
 class FedProtoClient(OwnModelClient):
     """Keeps its model and minimises CE + λ/d ‖h(x) − C_y‖², with the prototypes C received.
 
     In the last term, windows of a class without a prototype count as 0. After training it sends the mean features of
-    each class that it has, of its trained model in evaluation mode; the authors average those of the last epoch.
+    each class that it has, of its trained model with the batch norm of training, as they are in the last term. The
+    authors average those of the last epoch's batches, while the model still moves.
     """
 
     windows_meet = "sends the mean features of each class, without noise"
@@ -65,7 +68,7 @@ class FedProtoClient(OwnModelClient):
     def reply(self) -> Message:
         """Return the client's prototypes, and the number of windows of each class."""
         assert self.data is not None  # the engine sets it while the client works
-        means = class_means(features_of(self.nets["model"], self.data), self.data.y, self.task.classes)
+        means = class_means(training_features_of(self.nets["model"], self.data), self.data.y, self.task.classes)
         return Message({PROTOTYPES: means}, {COUNTS: class_counts(self.data.y, self.task.classes)})
 
 
@@ -73,10 +76,10 @@ class FedProto(Server):
     """Exchanges only prototypes, the mean features of each class, instead of weights.
 
     C_c = Σ_k (n_kc / N_c) c_kc over the clients of the round that have class c; a class that none of them has keeps its
-    prototype. The paper's eq. 6 divides once more by the number of these clients, which would draw features towards 0,
-    and the authors' code does not. A client predicts with its own classifier, where the paper takes the nearest
-    prototype; the authors' code reports both. The server learns every client's number of windows of each class, and of
-    a class with a single window its features.
+    prototype. The paper's eq. 6 divides once more by the number of these clients, which would draw features towards 0;
+    the authors' code takes the plain mean of the clients. A client predicts with its own classifier, where the paper
+    takes the nearest prototype; the authors' code reports both. The server learns every client's number of windows of
+    each class, and of a class with a single window its features.
     """
 
     paper = "Tan et al. 2022, arXiv:2105.00243"

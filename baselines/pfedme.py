@@ -29,7 +29,8 @@ class PFedMeClient(PersonalClient):
 
     θ, the personal model, starts a round as w and each batch as the batch before left it; it is never sent. Clipping
     bounds the gradient of F_k, not the pull. The shared model w has no gradient of its own; it sees the windows for its
-    running statistics alone.
+    running statistics alone. The authors' models have no batch norm; here the running statistics of θ and of w follow
+    the first of the K steps on each batch, so that each batch counts once, as in FedAvg.
     """
 
     windows_meet = ""
@@ -70,8 +71,9 @@ class PFedMe(Beside):
 
     Both rates of the paper, of θ and of w, are the learning rate η of the run; with it, η λ is the share of the way
     that w goes on each batch, and from 2 on both run away. The paper's β, by which the server may go beyond the mean,
-    is 1. Clients count by their samples. The personal model is near the w of a client's last round, which for clients
-    that are rarely selected is an old one.
+    is 1. Clients count by their samples. In the paper, and its authors' code, every client trains in every round, and
+    selection decides whose model is averaged; here only selected clients train, as in every other algorithm, so that
+    the personal model is near the w of a client's last round, an old one for clients that are rarely selected.
     """
 
     paper = "Dinh et al. 2020, arXiv:2006.08848"

@@ -198,7 +198,10 @@ class Client(ABC):
         return ("*",)
 
     def repeats(self) -> int:
-        """Return the number of training steps that are taken one after the other on each batch; by default 1."""
+        """Return the number of training steps that are taken one after the other on each batch; by default 1.
+
+        Running statistics of batch norm follow the first of them alone: each batch counts once in them.
+        """
         return 1
 
     def update(

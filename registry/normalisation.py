@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import gcd
 
+import torch
 from torch import nn
 
 NORMS = ("batch", "group", "layer", "none")
@@ -33,6 +36,22 @@ def with_norm(module: nn.Module, norm: str) -> nn.Module:
 def is_batch_norm(module: nn.Module) -> bool:
     """Return whether a layer is batch norm of any number of dimensions."""
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+@contextmanager
+def statistics_kept(nets: Iterable[nn.Module]) -> Iterator[None]:
+    """Put all buffers of networks, running statistics of batch norm above all, back after the block as they were.
+
+    For a pass in training mode that is to leave no trace.
+    """
+    buffers = [buffer for net in nets for buffer in net.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
 
 
 def _other(batch_norm: nn.Module, norm: str) -> nn.Module:

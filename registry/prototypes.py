@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from registry.interface import Batch, Model
 from registry.messages import MOST_SAMPLES, BadMessage, Message
+from registry.normalisation import is_batch_norm, statistics_kept
 from registry.text import shown
 
 PROTOTYPES, COUNTS = "prototypes", "counts"
 CHUNK = 512  # windows in a forward pass, to bound memory for a client with many windows
+BATCH = 32  # windows at most of which batch norm takes the statistics: a batch of training, by default
 
 
 @torch.no_grad()
@@ -21,6 +23,29 @@ def features_of(model: nn.Module, data: Batch) -> Tensor:
     assert isinstance(model, Model)  # as `Client.build` made it
     model.eval()
     return torch.cat([model.features(chunk) for chunk in data.x.split(CHUNK)])
+
+
+@torch.no_grad()
+def training_features_of(model: nn.Module, data: Batch) -> Tensor:
+    """Return the features (n, d) of a model for a client's windows as a loss in training sees them.
+
+    Batch norm takes the statistics of each batch; its running ones stay, and dropout is off. A loss that draws features
+    to their means must draw them to means of these: those of `features_of`, by running statistics, lie elsewhere, and
+    a client that follows them moves them further in every round.
+
+    Batches have at most `BATCH` windows, in numbers that differ by 1 at most, so that none is of a single window unless
+    the client has no other. Each takes windows at equal distances, as neighbours are often of one class.
+    """
+    assert isinstance(model, Model)  # as `Client.build` made it
+    model.eval()
+    for part in filter(is_batch_norm, model.modules()):
+        part.train()
+    count = -(-len(data.y) // BATCH)
+    places = [torch.arange(first, len(data.y), count, device=data.y.device) for first in range(count)]
+    with statistics_kept([model]):
+        features = torch.cat([model.features(data.x[own]) for own in places])
+    model.eval()
+    return features[torch.cat(places).argsort()]
 
 
 def class_counts(y: Tensor, classes: int) -> list[int]:

@@ -25,7 +25,10 @@ from registry.parameters import option
 
 @dataclass(frozen=True)
 class FedKDXParams(StudentParams):
-    """Hyper-parameters of FedKDX; the defaults are the paper's (§4.3), with equal weights of all terms (eq. 3-4)."""
+    """Hyper-parameters of FedKDX; the defaults are the paper's (§4.3), with equal weights of all terms (eq. 3-4).
+
+    But for `epsilon_end`: the paper gives ε = 0.9 alone. 0.98 is from its reference scripts, and FedKD's T_end.
+    """
 
     gamma: float = option(0.9, "share of non-target knowledge in NKD (eq. 8)", 0.0, 1.0)
     tau: float = option(0.8, "temperature of KD, NKD and the contrastive term", 1e-3)
@@ -200,7 +203,10 @@ class FedKDXClient(StudentClient):
 
 
 class FedKDX(StudentServer):
-    """Distils between private teachers and a shared student; only compressed student updates are sent."""
+    """Distils between private teachers and a shared student; only compressed student updates are sent.
+
+    Clients count by their samples, as §3.7 of the paper says; its eq. 2 weighs them equally, as `weights=uniform` does.
+    """
 
     paper = "Vu et al. 2026, FedKDX (Algorithm 1)"
     sends = "compressed student updates down and up; own teacher"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from operator import add
 
@@ -16,6 +17,7 @@ from fedkdx_plugin.native.sgd import ClipAndMove, clip_and_move
 from registry import contract
 from registry.blame import wrong
 from registry.interface import Batch, Client, matches, moves_by_sgd
+from registry.normalisation import statistics_kept
 
 Move = Callable[[], None]
 
@@ -54,6 +56,7 @@ class Steps:
             self._move = mover(list(groups.values()), client.learning_rate, bound)
         else:
             self._move = Optimizer(optimizer, list(groups.values()), client.learning_rate, bound)
+        self._repeats, self._taken = contract.repeats(client), 0  # steps on each batch, and those taken so far
         # one that remembers moves parameters that no loss reaches in this step
         self._unreached = [] if optimizer == SGD else [parameter for group in groups.values() for parameter in group]
 
@@ -64,19 +67,33 @@ class Steps:
 
     def take(self, batch: Batch, still: Sequence[nn.Parameter] = ()) -> Tensor:
         """Take a step on a batch, without moving the parameters `still`; return the sum of its losses, detached."""
-        with precision.mixed(self.mixed, batch.x.device):
-            losses = contract.losses(self.client, self.client.losses(self.nets, batch, self.context))
-        loss = reduce(add, losses.values())
-        if not loss.requires_grad:
-            raise wrong(self.client, "losses", "a loss that depends on a network that is trained", losses)
-        loss.backward()
+        with self._statistics():
+            loss = self._backward(batch)
         for parameter in self._unreached:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         for parameter in still:
             parameter.grad = None
         self._move()
+        self._taken += 1
+        return loss
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Compute the gradients of the losses on a batch; return their sum, detached."""
+        with precision.mixed(self.mixed, batch.x.device):
+            losses = contract.losses(self.client, self.client.losses(self.nets, batch, self.context))
+        loss = reduce(add, losses.values())
+        if not loss.requires_grad:
+            raise wrong(self.client, "losses", "a loss that depends on a network that is trained", losses)
+        loss.backward()
         return loss.detach()
+
+    def _statistics(self) -> AbstractContextManager[None]:
+        """Leave running statistics as they are in a step that repeats another: a batch counts once in them.
+
+        Otherwise the last batch of a round would outweigh all others, by 1 - 0.9^repeats.
+        """
+        return statistics_kept(self.nets.values()) if self._taken % self._repeats else nullcontext()
 
 
 def mover(groups: Sequence[Sequence[nn.Parameter]], rate: float, bound: float) -> Move:

@@ -1,4 +1,4 @@
-"""FedALA: the learnt mix against plain loops in float64, FedAvg with weights of 1, what stays, newcomers."""
+"""FedALA: the learnt mix against plain loops in float64, FedAvgFT with weights of 1, what stays, newcomers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from baselines.fedala import WEIGHT, FedALA, FedALAClient, FedALAParams
 from baselines.fedavg import FedAvg
+from baselines.fedavgft import FedAvgFT
 from registry.interface import Batch, Message, float_state
 from tests.conftest import CLASSES, SHAPE, Recorder, TinyNet, make_data, make_federation, make_task, same_state
 
@@ -80,13 +81,17 @@ def test_a_part_of_the_windows_is_drawn_by_seed_client_and_round():
 
 
 @pytest.mark.parametrize("local_bn", [False, True])
-def test_with_weights_of_1_it_is_fedavg_with_own_models(local_bn, double):
+def test_with_weights_of_1_it_is_fedavgft(local_bn, double):
     task = make_task(local_bn=local_bn)
-    plain, one = make_federation(FedAvg, task=task), make_federation(FedALA, task=task, params={"weight_rate": 0.0})
+    plain, one = make_federation(FedAvgFT, task=task), make_federation(FedALA, task=task, params={"weight_rate": 0.0})
     plain.run()
     one.run()
-    for name, own in plain.server.weights.items():
-        torch.testing.assert_close(one.server.weights[name], own, rtol=1e-9, atol=1e-12)
+    states = [(plain.server.weights, one.server.weights), *zip(plain.workspace.kept, one.workspace.kept, strict=True)]
+    for expected, found in states:
+        assert expected.keys() <= found.keys()
+        for name, own in expected.items():
+            torch.testing.assert_close(found[name], own, rtol=1e-9, atol=1e-12)
+    assert any(kept for kept, _ in states[1:])
 
 
 def test_it_sends_what_fedavg_sends_and_the_own_model_predicts():

@@ -182,7 +182,7 @@ def test_gains_go_to_those_whose_models_were_sent_whatever_came_with_them():
     made, told = federation.server, {}
     before = {id: made.choose(id, Round(2, 3)) for id in made.models}
     aggregate = made.aggregate
-    made.aggregate = lambda replies, round: (told.update(replies), aggregate(replies, round))
+    made.aggregate = lambda replies, round: told.update(replies) or aggregate(replies, round)
     federation.round(Round(2, 3))
     for id, reply in told.items():
         assert made.affinity[id] == pytest.approx(dict(zip(before[id], reply.meta["gains"], strict=True)))

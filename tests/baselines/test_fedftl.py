@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from baselines.fedavg import FedAvg
 from baselines.fedftl import COVARIANCE, MEAN, FedFTL, FedFTLClient, FedFTLParams, pooled, statistics
 from fedkdx_plugin.models.cnn import CNN
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
+from registry import catalog
 from registry.aggregation import Average, Averaging
-from registry.interface import Batch, Round, Task
+from registry.errors import UserError
+from registry.interface import Batch, Model, Round, Task
 from tests.baselines.checks import awkward_data, goes_on_identically, overheard, run, travels
 from tests.conftest import CLASSES, SHAPE, TinyNet, make_data, make_federation, make_task, same_state
 
@@ -66,13 +69,44 @@ def test_losses_are_cross_entropy_and_coral():
         (CNNLSTM, {"dense.0", "dense.2", "head"}),
     ],
 )
-def test_only_the_fully_connected_layers_of_the_copy_learn(model, upper):
+def test_only_the_upper_layers_of_the_copy_learn(model, upper):
     one = client(task=Task((3, 1, 16), CLASSES, model, model))
     found = one.losses(one.nets, batch(), {})
     expected = {f"personal.base.{layer}.{kind}" for layer in upper for kind in ("weight", "bias")}
     assert learning(one, found["personal"]) == expected
     of_model = learning(one, found["model"])
     assert all(name.startswith("model.") for name in of_model) and "model.head.weight" in of_model
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN["models"])
+def test_coral_draws_the_features_of_every_model_and_lower_layers_stay(name):
+    model = catalog.load("models", name)
+    one = client(coral=1.0, task=Task(SHAPE, CLASSES, model, model))
+    size = one.nets["model"].feature_size
+    loss = one.losses(one.nets, batch(), {})["personal"]
+    aligned = one.losses(one.nets, batch(), {COVARIANCE: torch.eye(size)})["personal"] - loss
+    first = one.nets["model"].blocks_below_head()[0][0]
+    assert learning(one, aligned) and not any(".head." in own for own in learning(one, aligned))
+    assert learning(one, loss) == learning(one, aligned) | {"personal.base.head.weight", "personal.base.head.bias"}
+    # the first block is fixed where it is not the only one
+    moves = any(own.startswith(f"personal.base.{first}.") for own in learning(one, loss))
+    assert moves == (name == "feature_mlp")
+
+
+def test_a_model_whose_features_nothing_can_align_is_refused():
+    class Linear(Model):
+        """A head on the window itself."""
+
+        def __init__(self, shape, classes):
+            super().__init__(shape, classes)
+            self.feature_size = shape[0] * shape[2]
+            self.head = nn.Linear(self.feature_size, classes)
+
+        def features(self, x):
+            return x.flatten(1)
+
+    with pytest.raises(UserError, match="FedFTL: no layer of Linear below its head can be retrained"):
+        FedFTL.check(Task(SHAPE, CLASSES, Linear, Linear), FedFTLParams())
 
 
 def test_coral_reaches_the_last_dense_layer_but_not_the_head():

@@ -123,7 +123,7 @@ def test_fedrep_with_a_single_epoch_is_fedper():
 
 
 def test_fedbabus_head_stays_and_its_copies_are_fine_tuned_from_what_was_sent(double):
-    federation = make_federation(FedBABU, rounds=3, join_ratio=1)
+    federation = make_federation(FedBABU, rounds=3, join_ratio=1, params={"finetune_rate": 1.0})
     initial = {n: t.clone() for n, t in federation.server.weights.items()}
     for t in (1, 2, 3):
         start = dict(federation.server.weights)
@@ -131,7 +131,7 @@ def test_fedbabus_head_stays_and_its_copies_are_fine_tuned_from_what_was_sent(do
     now = federation.server.weights
     assert all(torch.equal(now[name], initial[name]) for name in HEAD)
     assert all(not torch.equal(now[name], start[name]) for name in BODY)
-    # the copy: FedAvg's training from the same model, with the same batches
+    # the copy, at the rate of the round: FedAvg's training from the same model, with the same batches
     plain = make_federation(FedAvg, rounds=3, join_ratio=1)
     for client in plain.workspace.clients:
         client.trained = 2  # so that rates have decayed as often

@@ -15,7 +15,7 @@ MOVING = ("personal.conv.weight", "personal.fc.weight", "personal.head.weight")
 
 
 def expected(data, w, rounds, lam, inner):
-    """Algorithm 1 with batches of all windows: w of the server, and each client's θ."""
+    """Algorithm 1 with batches of all windows, once each in statistics: w of the server, and each client's θ."""
     thetas = {}
     for _ in range(rounds):
         ends = []
@@ -23,11 +23,11 @@ def expected(data, w, rounds, lam, inner):
             x, y = data.train_x[k], data.train_y[k]
             own, theta = dict(w), dict(w)
             for _ in range(STEPS):
+                _, once = slopes(theta, x, y)  # a batch counts once in running statistics, at its first step
+                own = own | slopes(own, x, y)[1]
                 for _ in range(inner):
-                    gradient, after = slopes(theta, x, y)
-                    _, statistics = slopes(own, x, y)
-                    theta = {n: theta[n] - RATE * (g + lam * (theta[n] - own[n])) for n, g in gradient.items()} | after
-                    own = own | statistics
+                    gradient, _ = slopes(theta, x, y)
+                    theta = {n: theta[n] - RATE * (g + lam * (theta[n] - own[n])) for n, g in gradient.items()} | once
                 own = {n: o - RATE * lam * (o - theta[n]) if is_parameter(n) else o for n, o in own.items()}
             ends.append(own)
             thetas[k] = theta

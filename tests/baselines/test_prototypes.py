@@ -6,15 +6,24 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from torch import nn
 
 from baselines.fedgh import CLIP, FedGH
 from baselines.fedpac import FedPAC, combination, statistics
 from baselines.fedproto import FedProto
 from baselines.local import Local
-from registry.interface import BadMessage, Message, Round, float_state
-from registry.prototypes import COUNTS, PROTOTYPES, Prototypes, class_counts, class_means, distances
+from registry.interface import BadMessage, Batch, Message, Round, float_state
+from registry.prototypes import (
+    COUNTS,
+    PROTOTYPES,
+    Prototypes,
+    class_counts,
+    class_means,
+    distances,
+    training_features_of,
+)
 from tests.baselines.checks import awkward_data, goes_on_identically, run
-from tests.conftest import CLASSES, make_federation, same_state
+from tests.conftest import CLASSES, SHAPE, TinyNet, make_data, make_federation, same_state
 
 
 def trained(algorithm, data=None, rounds=2, **options):
@@ -23,13 +32,30 @@ def trained(algorithm, data=None, rounds=2, **options):
     return made
 
 
-def replies_of(federation):
+def in_evaluation(model, x):
+    return model.eval().features(x).detach().numpy().copy()
+
+
+def in_training(model, x):
+    """Features of a `TinyNet` by the statistics of batches of at most 32 windows, dealt out in turn; in NumPy."""
+    count = -(-len(x) // 32)
+    found = np.empty((len(x), model.feature_size))
+    scale, shift = (t.detach().numpy()[:, None, None] for t in (model.bn.weight, model.bn.bias))
+    w, b = (t.detach().numpy() for t in (model.fc.weight, model.fc.bias))
+    for first in range(count):
+        z = model.conv(x[first::count]).detach().numpy()
+        mean, variance = (of(z, axis=(0, 2, 3), keepdims=True)[0] for of in (np.mean, np.var))
+        z = np.maximum((z - mean) / np.sqrt(variance + 1e-5) * scale + shift, 0)
+        found[first::count] = np.maximum(z.reshape(len(z), -1) @ w.T + b, 0)
+    return found
+
+
+def replies_of(federation, features=in_evaluation):
     """Client -> its reply in a further round, and the features of its own model for its windows after it."""
     seen, reply = {}, type(federation.workspace.clients[0]).reply
 
     def listen(self):
-        model = self.nets["model"].eval()
-        seen[self.id] = model.features(self.data.x).detach().numpy().copy()
+        seen[self.id] = features(self.nets["model"], self.data.x)
         return reply(self)
 
     for one in federation.workspace.clients:
@@ -60,9 +86,9 @@ def test_the_distance_is_a_mean_of_squares_where_a_prototype_is_known():
     assert found.tolist() == [((1 - 3) ** 2 + (2 - 4) ** 2) / 2, 0.0]
 
 
-def test_fedproto_sends_the_mean_features_of_the_trained_model(double):
+def test_fedproto_sends_the_mean_features_of_the_trained_model_as_training_has_them(double):
     made = trained(FedProto)
-    replies, features = replies_of(made)
+    replies, features = replies_of(made, in_training)
     for id, reply in replies.items():
         y = made.data.train_y[id].numpy()
         assert set(reply.tensors) == {PROTOTYPES}
@@ -70,6 +96,38 @@ def test_fedproto_sends_the_mean_features_of_the_trained_model(double):
         for c in set(y):
             expected = features[id][y == c].mean(0)
             np.testing.assert_allclose(reply.tensors[PROTOTYPES][c].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 2, 32, 33, 70])
+def test_features_of_training_leave_the_model_as_it_is(count, double):
+    """By hand in NumPy, in the order of the windows; running statistics stay, and dropout draws nothing."""
+    model, x = TinyNet(SHAPE, CLASSES), torch.randn(count, *SHAPE) + 3
+    before = {name: own.clone() for name, own in model.state_dict().items()}
+    expected = in_training(model, x)
+    model.conv = nn.Sequential(model.conv, nn.Dropout(0.9))
+    found = training_features_of(model, Batch(x, torch.zeros(count, dtype=torch.int64)))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
+    model.conv = model.conv[0]
+    assert same_state(model.state_dict(), before)
+
+
+def test_no_batch_is_of_a_single_window(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(TinyNet, "features", lambda self, x: sizes.append(len(x)) or x.flatten(1))
+    training_features_of(TinyNet(SHAPE, CLASSES), Batch(torch.zeros(65, *SHAPE), torch.zeros(65, dtype=torch.int64)))
+    assert sizes == [22, 22, 21]
+
+
+def test_fedprotos_prototypes_are_where_its_loss_sees_features(double):
+    """With a client alone, whose prototypes are its own, its loss after training is the spread within classes."""
+    made = make_federation(FedProto, make_data((24,)), rounds=3, join_ratio=1)
+    made.run()
+    client = made.backend.begin(0, made.server.message(0, Round(4, 4)), Round(4, 4))
+    client.nets["model"].train()
+    h, y = in_training(client.nets["model"], client.data.x), client.data.y.numpy()
+    spread = np.mean([((h[i] - h[y == y[i]].mean(0)) ** 2).mean() for i in range(24)])
+    found = client.losses(client.nets, client.data, client.context())["prototypes"]
+    assert found.item() == pytest.approx(spread, rel=1e-9)
 
 
 def test_fedproto_without_the_distance_is_local_and_with_it_is_not():

@@ -47,6 +47,29 @@ def test_the_student_has_at_most_a_quarter_of_the_weights(name):
     assert size(CNNSmall(*SHAPES[name])) <= size(CNN(*SHAPES[name])) / 4
 
 
+LAST_BLOCKS = {
+    **dict.fromkeys(("cnn", "cnn_small", "cnn_lstm", "feature_mlp"), ("dense",)),
+    "deep_conv_lstm": ("second",),
+    "resnet": ("blocks.2",),
+    "inception_time": ("blocks.1",),
+    "tcn": ("blocks.3",),  # reaches over 1 + 12 (1 + 2 + 4 + 8) = 181 samples, with one block less over 85
+    "transformer": ("encoder.1", "encoder.2"),
+    "tiny_har": ("lstm", "scores", "gamma"),
+}
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN["models"])
+def test_blocks_lie_below_the_head_and_the_last_makes_the_features(name):
+    model = build(catalog.load("models", name), (9, 1, 128), 6)
+    blocks = model.blocks_below_head()
+    assert blocks[-1] == LAST_BLOCKS[name]
+    members = [own for block in blocks for own in block]
+    assert len(set(members)) == len(members) and "head" not in members
+    held = tuple(f"{own}." for own in members)
+    left = [own for own, _ in model.named_parameters() if not f"{own}.".startswith(held)]
+    assert {own.partition(".")[0] for own in left} <= {"head", "positions"}
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("shape", [(9, 1, 128), (5, 1, 4)])
 def test_a_batch_of_one_window_trains(model, shape):

@@ -10,8 +10,8 @@ import torch
 from baselines.fedavg import FedAvg, FedAvgClient
 from fedkdx_plugin.engine.steps import Steps
 from fedkdx_plugin.engine.training import batches, planned_steps
-from registry.interface import Batch, Message, Round
-from tests.conftest import make_federation
+from registry.interface import Batch, Message, Round, copy_state
+from tests.conftest import make_data, make_federation
 from tests.fedkdx_plugin.stacked_runs import assert_alike, both, run, windows, with_client
 
 HEAD, BODY = ("model.head.*",), ("model.conv*", "model.fc*")
@@ -121,6 +121,27 @@ def test_parameters_out_of_phase_stay_and_do_not_count_in_the_norm(double):
             torch.testing.assert_close(parameter, expected, rtol=1e-12, atol=1e-15)
         else:
             assert torch.equal(parameter, old)
+
+
+@pytest.mark.parametrize("backend", ["sequential", "parallel", "stacked"])
+def test_a_batch_counts_once_in_running_statistics(backend, double):
+    """Of three steps on a client's only batch the first moves them: r ← 0.9 r + 0.1 b, b of the weights before it."""
+    torch.set_num_threads(2)  # as many workers, of one thread each
+    options = {"rounds": 1, "local_epochs": 1, "join_ratio": 1.0, "backend": backend}
+    made = make_federation(with_client(repeats=lambda self: 3), make_data((12, 12)), **options)
+    before, ends = dict(made.server.weights), []
+    for x in made.data.train_x:
+        net = copy.deepcopy(made.workspace.nets["model"]).train()
+        copy_state({"model": net}, before)
+        net(x)  # PyTorch's own momentum is 0.1
+        ends.append(net.state_dict())
+    made.run([])
+    made.close()
+    for name in ("running_mean", "running_var"):
+        found = made.server.weights[f"model.bn.{name}"]
+        torch.testing.assert_close(found, (ends[0][f"bn.{name}"] + ends[1][f"bn.{name}"]) / 2, rtol=1e-9, atol=1e-12)
+        assert not torch.equal(found, before[f"model.bn.{name}"])
+    assert not torch.equal(made.server.weights["model.conv.weight"], before["model.conv.weight"])
 
 
 def test_planned_steps_are_those_that_are_taken():

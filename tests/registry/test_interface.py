@@ -121,6 +121,23 @@ def test_a_models_features_are_made_by_its_parts_in_turn():
         Model((1, 1, 4), 2)(x)
 
 
+def test_a_models_blocks_are_its_modules_and_the_larger_members_of_a_sequence():
+    class Blocks(Model):
+        def __init__(self):
+            super().__init__((1, 1, 4), 2)
+            self.padding = nn.Flatten()  # nothing to train
+            self.first = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))  # single layers: one block
+            self.head = nn.Linear(4, 2)
+            self.middle = nn.Sequential(nn.ReLU(), TinyNet((3, 1, 16), 2), nn.LSTM(4, 4), TinyNet((3, 1, 16), 2))
+            self.last = nn.LSTM(4, 4)
+
+    model = Blocks()
+    inner = [("middle.1", "middle.2"), ("middle.3",)]  # the ReLU before them has nothing to train
+    assert model.blocks_below_head() == [("first",), *inner, ("last",)]
+    model.parts = ("last", "first")  # as the features are computed
+    assert model.blocks_below_head() == [("last",), ("first",)]
+
+
 def test_progress_runs_to_one():
     assert [Round(t, 4).progress for t in (1, 4)] == [0.25, 1.0]
 

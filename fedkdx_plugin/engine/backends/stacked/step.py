@@ -177,7 +177,9 @@ class Step:
         by_client = active.view(-1, 1, 1)
         after, numbers = self._after(state.trained, gradients, numbers, moving, at)
         trained = tuple(torch.where(by_client, new, own) for own, new in zip(state.trained, after, strict=True))
-        other = tuple(torch.where(by_client, new, own) for own, new in zip(state.other, other, strict=True))
+        # of several steps on a batch the first alone moves running statistics, as in `Steps.take`
+        first = by_client & (at % self.repeats == 0) if self.repeats > 1 else by_client
+        other = tuple(torch.where(first, new, own) for own, new in zip(state.other, other, strict=True))
         return trained, other, numbers, torch.where(active, losses, 0) * rows
 
     def _after(
