@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from baselines.beside import PERSONAL, Beside, PersonalClient, of_model, renamed
 from baselines.fedavg import CHUNK
@@ -16,9 +15,7 @@ from registry.messages import check_state
 from registry.parameters import Params, option
 from registry.text import shown
 
-ALIGN_BATCH = 16  # windows of a step of alignment, as in the authors' code
-FISHER_BATCH = 32  # windows of a term of the Fisher information: a run's batch by default, as theirs is of their runs
-CLIP = 10.0  # bound on the norm of alignment's gradient: `--clip-norm` by default
+BATCH = 32  # windows of a step of alignment, and of a term of the Fisher information
 SMALLEST, LARGEST = 1e-30, 1e30  # trace that a client may state
 
 
@@ -36,10 +33,8 @@ class FedASClient(PersonalClient):
     The prototype of a class is the mean of the client's features of that class by the personal model, which is the
     client's whole model as its last round left it. The layers received take steps on Σ_c mean ‖f(x) − p_c‖²/d over the
     windows of class c in a batch (federated parameter alignment). Both are by running statistics of batch norm, which
-    stay as received until training.
-
-    Deviation: the gradient of these steps is clipped to a norm of 10, as those of training are here by default; without
-    that, runs at higher rates collapse. The authors clip neither. A client does not know the run's `--clip-norm`.
+    stay as received until training. As in the authors' code these steps are not clipped, as those of training are, so
+    that a large rate may drive the layers away; batches are of 32 windows, theirs of 16.
     """
 
     private = ("model.head.*",)
@@ -69,11 +64,11 @@ class FedASClient(PersonalClient):
         return {label: features[y == label].mean(0) for label in y.unique().tolist()}
 
     def _align(self, prototypes: Mapping[int, Tensor]) -> None:
-        """Take clipped steps of SGD by which features come nearer to the prototypes, on the windows in their order."""
+        """Take steps of SGD by which the features come nearer to the prototypes, on the windows in their order."""
         model = self._net("model")
         shared = [own for name, own in model.named_parameters() if not name.startswith("head.")]
         for _ in range(self.params.align_passes):
-            for part in self._windows(ALIGN_BATCH):
+            for part in self._windows(BATCH):
                 features = model.features(part.x)
                 loss = torch.zeros((), device=part.x.device)
                 for label in part.y.unique().tolist():
@@ -89,7 +84,7 @@ class FedASClient(PersonalClient):
     def _fisher(self) -> float:
         """Return Σ ‖∇ F_k‖² over batches of the client's windows, for the whole model: the empirical trace."""
         parameters, total = list(self._net("model").parameters()), 0.0
-        for part in self._windows(FISHER_BATCH):
+        for part in self._windows(BATCH):
             slopes = torch.autograd.grad(self.losses(self.nets, part, {})["model"], parameters)
             total += float(torch.stack([slope.double().square().sum() for slope in slopes]).sum())
         return min(max(total, SMALLEST), LARGEST)
@@ -98,10 +93,9 @@ class FedASClient(PersonalClient):
 class FedAS(Beside):
     """Averages all layers but the head, by the trace of clients' Fisher information; clients align what they are sent.
 
-    W ← Σ (F_k / Σ F) W_k, F_k = tr(FIM) of client k after training (client synchronisation). Following the authors'
-    code, the trace is the sum over batches of the squared norm of the gradient of the batch's mean loss, whole model,
-    head included. So F_k is larger for a model whose loss is still steep, which has much to learn, and for clients with
-    more windows. The paper's purpose is the opposite, to keep under-trained knowledge out; its formula is this one.
+    W ← Σ (F_k / Σ F) W_k, F_k = tr(FIM) of client k after training (client synchronisation): a model that still has
+    much to learn counts more. Following the authors' code, the trace is the sum over batches of the squared norm of the
+    gradient of the batch's mean loss, whole model, head included. So F_k is also larger for clients with more windows.
 
     The authors' repository aligns the one global model in place, client after client; here each aligns its own copy.
 
@@ -132,11 +126,6 @@ class FedAS(Beside):
 
 @torch.no_grad()
 def _step(parameters: list[nn.Parameter], slopes: tuple[Tensor | None, ...], rate: float) -> None:
-    """Take a step of SGD with a gradient clipped as those of training are; None is the slope of what is not reached."""
     for own, slope in zip(parameters, slopes, strict=True):
-        own.grad = slope
-    clip_grad_norm_(parameters, CLIP)
-    for own in parameters:
-        if own.grad is not None:
-            own.sub_(rate * own.grad)
-            own.grad = None
+        if slope is not None:
+            own.sub_(rate * slope)
