@@ -26,6 +26,7 @@ from registry.networks import Networks as Networks
 from registry.networks import Output as Output
 from registry.networks import copy_state as copy_state
 from registry.networks import float_state as float_state
+from registry.networks import layers as layers
 from registry.networks import matches as matches
 from registry.networks import mixture as mixture
 from registry.networks import outputs as outputs
@@ -168,6 +169,11 @@ class Client(ABC):
     def build(cls, task: Task) -> dict[str, nn.Module]:
         """Return the networks that this algorithm trains, by name, newly initialised."""
         return {"model": task.model()}
+
+    @classmethod
+    def private_in(cls, task: Task, nets: Mapping[str, nn.Module]) -> tuple[str, ...]:
+        """Return the patterns of `private`; override it where they depend on hyper-parameters or on the networks."""
+        return cls.private
 
     @classmethod
     def meeting(cls, params: Any) -> str:
@@ -413,14 +419,12 @@ class Server(ABC):
 
 def private_names(client: type[Client], task: Task, nets: Mapping[str, nn.Module]) -> frozenset[str]:
     """Return the full names of the state that never leaves a client: what its class declares, and local batch norm."""
-    local_bn = task.local_bn or client.local_bn
+    local_bn, private = task.local_bn or client.local_bn, client.private_in(task, nets)
     batch_norm = tuple(
         f"{net}.{path}." for net, module in nets.items() for path, part in module.named_modules() if is_batch_norm(part)
     )
     return frozenset(
-        name
-        for name in float_state(nets)
-        if matches(name, client.private) or (local_bn and name.startswith(batch_norm))
+        name for name in float_state(nets) if matches(name, private) or (local_bn and name.startswith(batch_norm))
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import ClassVar, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.messages import BadMessage
+from registry.normalisation import is_batch_norm
 
 
 class Output(NamedTuple):
@@ -127,6 +128,36 @@ def mixture(logits: Mapping[str, Tensor], serves: str | Mapping[str, float]) -> 
         return logits[serves]
     weighted = [logits[name].log_softmax(1) + math.log(share) for name, share in serves.items()]
     return torch.stack(weighted).logsumexp(0)
+
+
+def layers(model: Model) -> list[tuple[str, ...]]:
+    """Return the layers of a model from its first to its head, each as the paths of its modules (`dense.0`).
+
+    Sequences are taken apart; a module of another kind that has weights, a residual block for one, is a layer, together
+    with the norms that follow it. Weights that are the model's own are in none. The order is that of the model's
+    `parts`, or else that in which it sets its modules.
+    """
+    head = model.head
+    found: list[tuple[str, ...]] = []
+    modules = ((path, part) for name in model.parts or [""] for path, part in _unpacked(model, name))
+    for path, part in modules:
+        if part is head or not float_state({path: part}):
+            continue
+        if found and (is_batch_norm(part) or isinstance(part, (nn.GroupNorm, nn.LayerNorm))):
+            found[-1] += (path,)
+        else:
+            found.append((path,))
+    return [*found, *((path,) for path, part in model.named_modules() if part is head)]
+
+
+def _unpacked(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules below a path of a model, by theirs, with sequences taken apart, or the one that is there."""
+    part = model.get_submodule(path)
+    if part is model or type(part) is nn.Sequential:
+        for name, _ in part.named_children():
+            yield from _unpacked(model, f"{path}.{name}".removeprefix("."))
+    else:
+        yield path, part
 
 
 def float_state(nets: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -144,7 +144,8 @@ def _check_example_on(shards: ShardSet, task: Task, choices: Sequence[Choice]) -
 
 def check_norm(choice: Choice, task: Task) -> None:
     """Raise UserError where an algorithm would average statistics of batch norm, which noise would make useless."""
-    nets = choice.server.Client.build(dataclasses.replace(task, params=choice.params))
+    task = dataclasses.replace(task, params=choice.params)
+    nets = choice.server.Client.build(task)
     private = private_names(choice.server.Client, task, nets)
     names = (f"{net}.{name}" for net, module in nets.items() for name in module.state_dict())
     if any(name.endswith(VARIANCE) and name not in private for name in names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,14 +14,16 @@ from baselines.fedbabu import FedBABU
 from baselines.fedbn import FedBN
 from baselines.fedper import FedPer, FedPerClient
 from baselines.fedrep import FedRep
-from baselines.lg_fedavg import LGFedAvg, LGFedAvgClient
+from baselines.lg_fedavg import LGFedAvg, LGFedAvgClient, LGFedAvgParams
 from baselines.local import Local
+from registry import catalog
 from registry.errors import UserError
-from registry.interface import Message, Round, matches
+from registry.interface import Message, Model, Round, float_state, layers, matches, private_names
 from tests.conftest import TinyNet, make_federation, make_task, same_state
 
 HEAD = {"model.head.weight", "model.head.bias"}
 NORM = {f"model.bn.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
+FC = {"model.fc.weight", "model.fc.bias"}
 BODY = {f"model.{layer}.{name}" for layer in ("conv", "fc") for name in ("weight", "bias")} | NORM
 
 
@@ -40,13 +43,13 @@ def sent(algorithm) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize(
     ("algorithm", "names"),
-    [(FedBN, BODY - NORM | HEAD), (FedPer, BODY), (FedRep, BODY), (LGFedAvg, HEAD), (FedBABU, BODY)],
+    [(FedBN, BODY - NORM | HEAD), (FedPer, BODY), (FedRep, BODY), (LGFedAvg, HEAD | FC), (FedBABU, BODY)],
 )
 def test_what_travels(algorithm, names):
     assert sent(algorithm) == (names, names)
 
 
-@pytest.mark.parametrize(("algorithm", "names"), [(FedBN, NORM), (FedPer, HEAD), (FedRep, HEAD), (LGFedAvg, BODY)])
+@pytest.mark.parametrize(("algorithm", "names"), [(FedBN, NORM), (FedPer, HEAD), (FedRep, HEAD), (LGFedAvg, BODY - FC)])
 def test_a_client_predicts_with_its_own_part_on_the_servers(algorithm, names):
     federation = run(algorithm, join_ratio=1)
     for id, kept in enumerate(federation.workspace.kept):
@@ -78,9 +81,49 @@ def test_fedbn_refuses_a_model_without_batch_norm():
 @pytest.mark.parametrize(("algorithm", "client"), [(FedPer, FedPerClient), (LGFedAvg, LGFedAvgClient)])
 @pytest.mark.parametrize(("private", "limit"), [((), FedAvg), (("model.*",), Local)])
 def test_without_a_private_part_it_is_fedavg_and_without_a_shared_one_local(algorithm, client, private, limit):
-    bare = type("Bare", (algorithm,), {"Client": type("BareClient", (client,), {"private": private})})
+    members = {"private": private, "private_in": classmethod(lambda cls, task, nets: private)}
+    bare = type("Bare", (algorithm,), {"Client": type("BareClient", (client,), members)})
     one, other = run(bare, join_ratio=1), run(limit, join_ratio=1)
     assert same_state(dict(one.save().tensors), dict(other.save().tensors))
+
+
+@pytest.mark.parametrize(("count", "names"), [(1, HEAD), (2, HEAD | FC), (3, HEAD | FC), (9, HEAD | FC)])
+def test_lg_fedavg_shares_so_many_last_layers_but_never_the_first(count, names):
+    made = make_federation(LGFedAvg, params={"layers": count})
+    assert set(made.server.weights) == names and made.workspace.private == (BODY | HEAD) - names
+
+
+def test_with_the_papers_model_lg_fedavg_shares_the_dense_layers():
+    model = catalog.load("models", "cnn")((9, 1, 128), 6)
+    task = replace(make_task(), params=LGFedAvgParams())
+    private = private_names(LGFedAvgClient, task, {"model": model})
+    assert private == {name for name in float_state({"model": model}) if name.startswith("model.convolutions.")}
+
+
+@pytest.mark.parametrize("name", catalog.BUILT_IN["models"])
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_layers_are_a_partition_that_ends_in_the_head(name, norm):
+    """All weights but those that are the model's own are in one layer; no layer is without any, or a norm alone."""
+    model = replace(make_task(), shape=(6, 1, 64), model_class=catalog.load("models", name), norm=norm).model()
+    found = layers(model)
+    assert len(found) >= 3 and found[-1] == ("head",)
+    names = [name for layer in found for path in layer for name in float_state({path: model.get_submodule(path)})]
+    assert sorted(names) == sorted(n for n in model.state_dict() if "." in n and "num_batches" not in n)
+    for first, *others in found:
+        assert max(p.dim() for p in model.get_submodule(first).parameters()) > 1
+        assert all(p.dim() == 1 for path in others for p in model.get_submodule(path).parameters())
+
+
+def test_lg_fedavg_refuses_a_model_of_a_single_layer():
+    class Single(TinyNet):
+        def __init__(self, shape, classes) -> None:
+            Model.__init__(self, shape, classes)
+            self.feature_size = math.prod(shape)
+            self.head = nn.Linear(self.feature_size, classes)
+
+    LGFedAvg.check(make_task(), LGFedAvgParams())
+    with pytest.raises(UserError, match="LG-FedAvg: Single has a single layer"):
+        LGFedAvg.check(replace(make_task(), model_class=Single), LGFedAvgParams())
 
 
 def test_the_last_pattern_that_fits_decides():
