@@ -90,7 +90,7 @@ def _prepared(
     if windows is None:
         raise UserError(f"{path}: holds no recording of {source.name}; give the folder of its original files (--raw)")
     divided = split(windows, spec.test_fraction, spec.split, spec.seed)
-    parts = partition(spec, windows.y, windows.subject, divided.train, divided.test)
+    parts = partition(spec, windows.y, windows.subject, divided.train, divided.test, windows.subjects)
     parts = reduced(windows, parts, divided.test, spec, report)
     about = {
         "name": source.name,

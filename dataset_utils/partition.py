@@ -30,7 +30,12 @@ class Partition(NamedTuple):
 
 
 def partition(
-    spec: ShardSpec, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, test: np.ndarray
+    spec: ShardSpec,
+    labels: np.ndarray,
+    subjects: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    names: Sequence[str] = (),
 ) -> Partition:
     """Divide both pools among the clients; every window goes to exactly one.
 
@@ -52,6 +57,7 @@ def partition(
         spec: kind of partition and its parameters.
         labels: (windows,), class of every window.
         subjects: (windows,), subject of every window.
+        names: name of every subject, for messages; none: their numbers.
         train: indices of the training pool.
         test: indices of the test pool.
 
@@ -59,7 +65,7 @@ def partition(
         UserError: more clients than subjects, or a minimum that cannot be met.
     """
     if spec.partition == "subject":
-        return _by_subject(spec, labels, subjects, train, test)
+        return _by_subject(spec, labels, subjects, train, test, names)
     clients = len(np.unique(subjects[train])) if spec.clients is None else spec.clients
     classes = int(labels.max()) + 1
     rng = np.random.default_rng([spec.seed, STREAM])
@@ -174,7 +180,12 @@ def left_out(spec: ShardSpec, subjects: Sequence[str], numbers: Sequence[int]) -
 
 
 def _by_subject(
-    spec: ShardSpec, labels: np.ndarray, subjects: np.ndarray, train: np.ndarray, test: np.ndarray
+    spec: ShardSpec,
+    labels: np.ndarray,
+    subjects: np.ndarray,
+    train: np.ndarray,
+    test: np.ndarray,
+    names: Sequence[str],
 ) -> Partition:
     trained = np.unique(subjects[train])
     chosen, others = people(spec, trained)
@@ -186,16 +197,13 @@ def _by_subject(
         counts = apportion(amount, np.full((clients, len(amount)), 1 / clients))
         dealt = _deal(np.random.default_rng([spec.seed, STREAM]), labels, strangers, counts)
         parts[1] = [np.union1d(own, more) for own, more in zip(parts[1], dealt, strict=True)]
-    for k, (own, tested) in enumerate(zip(*parts, strict=True)):
+    for number, own, tested in zip(chosen, *parts, strict=True):
+        who = f"subject {names[number] if names else number}"
         if len(own) < spec.min_samples:
-            raise UserError(
-                f"client {k} has only {len(own)} training windows; lower --min-samples (now {spec.min_samples})"
-            )
+            raise UserError(f"{who} has only {len(own)} training windows; lower --min-samples (now {spec.min_samples})")
         if not len(tested):
-            raise UserError(
-                f"client {k} has no test window; raise --test-fraction, name a recording of each subject where the "
-                "split is given, or choose another --partition"
-            )
+            more = "name a recording of each subject under 'test'" if spec.split == "given" else "raise --test-fraction"
+            raise UserError(f"{who} has no test window; {more}, or choose another --partition")
     return Partition(parts[0], parts[1], left_out=tuple(others.tolist()))
 
 

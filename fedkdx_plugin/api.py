@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_utils.spec import check_used
-from fedkdx_plugin.configuration.config import from_dict, with_names
+from fedkdx_plugin.configuration.config import from_dict, option_names, with_names
 from fedkdx_plugin.experiments.experiment import Experiment
 from fedkdx_plugin.experiments.results import Results
 from fedkdx_plugin.tracking.callbacks import Callback
@@ -16,7 +17,7 @@ from registry import catalog
 from registry.blame import is_expected
 from registry.errors import UserError
 from registry.interface import Model, Server
-from registry.parameters import parse
+from registry.parameters import parse, suggest
 
 if TYPE_CHECKING:
     from dataset_utils.recording import Source
@@ -65,6 +66,10 @@ def compare(
     for name, own in OWN_NAMES.items():
         if name in options:
             raise UserError(f"compare: {name}: write {own}=")
+    named = (option_names() - OWN_NAMES.keys()) | (inspect.signature(compare).parameters.keys() - {"options"})
+    for name in options:
+        if name not in named:
+            raise UserError(f"compare: unknown key '{name}'{suggest(name, sorted(named))}")
     if isinstance(algorithms, str):
         algorithms = algorithms.split(",")
     several = algorithms if isinstance(algorithms, (list, tuple)) else [algorithms]

@@ -103,6 +103,9 @@ def test_a_text_with_commas_names_several_algorithms(shard_folder):
         ({"rounds": 0}, "compare: rounds: 0 is out of range"),
         ({"bn": "local", "norm": "none"}, "bn (--bn) local: norm (--norm) none leaves no batch norm"),
         ({"goal": "a/b"}, "goal (-go): 'a/b' may hold letters"),
+        ({"roundz": 3}, "compare: unknown key 'roundz' (did you mean rounds?)"),
+        ({"join_ration": 0.4}, "compare: unknown key 'join_ration' (did you mean join_ratio?)"),
+        ({"nothing_like_it": 3}, "compare: unknown key 'nothing_like_it'"),
         ({"max_share": 0.1, "aggregate": "krum"}, "max_share (--max-share): aggregate (--aggregate) krum gives"),
     ],
 )

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedkdx_plugin.testing import check_algorithm
+from registry import catalog
 from registry.interface import Message, Round
 from tests.conftest import make_federation
 
@@ -60,10 +62,32 @@ def test_the_own_tests_of_an_example_pass(name, count):
     assert f"{count} passed" in run.stdout
 
 
+def guides_code(page: str, mark: str) -> str:
+    """Return the first Python block of a page behind a mark."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(mark)[2]
+    return text.partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.fixture
+def near(tmp_path, monkeypatch):
+    """Return the class of the guide's algorithm with a client of its own, taken from a file as a user does."""
+    (tmp_path / "near.py").write_text(guides_code("extend/algorithm.md", "### With a client of its own"))
+    return catalog.load("algorithms", f"{tmp_path / 'near.py'}:FedNear")
+
+
+def test_the_guides_algorithm_with_a_client_of_its_own_passes_all_checks(near):
+    assert near.Client is not near.__mro__[1].Client and near.Params().mu == 0.1
+    check_algorithm(near)
+
+
+def test_the_guides_client_stays_nearer_at_first_and_is_fedavgs_in_the_last_round(near):
+    server = make_federation(near, params={"mu": 0.5}).server
+    assert [server.message(0, Round(index, 3)).meta["mu"] for index in (1, 2, 3)] == [0.5, 0.25, 0]
+
+
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_the_guides_flower_app_is_that_of_the_example(side):
-    guide = (ROOT / "docs" / "guide" / "flower-app.md").read_text(encoding="utf-8")
     file = (EXAMPLES / "flower-app" / "wrist" / f"{side}_app.py").read_text(encoding="utf-8")
-    code = guide.partition(f"`{side}_app.py`")[2].partition("```python\n")[2].partition("```")[0]
+    code = guides_code("guide/flower-app.md", f"`{side}_app.py`")
     _, _, written = file.partition('"""\n\n')  # behind the module's own docstring
     assert "fedkdx.flower." in code and written.startswith(code)

@@ -270,6 +270,15 @@ class Config(Options):
         return values | lists | {"set": dict(self.set)}
 
 
+def _keys(part: type[Any]) -> set[str]:
+    return {parameters.key_of(own) for own in dataclasses.fields(part)}
+
+
+def option_names() -> set[str]:
+    """Return the keys that a configuration may have."""
+    return _keys(Options) | _keys(ShardSpec) | {"set"}
+
+
 def from_dict(values: Mapping[str, Any], where: str) -> Config:
     """Make a checked configuration from flat values (YAML merged with the command line).
 
@@ -279,8 +288,8 @@ def from_dict(values: Mapping[str, Any], where: str) -> Config:
     Raises:
         UserError: a key is unknown, a value has the wrong type or is out of range, or no data set is named.
     """
-    own, of_shards = ({parameters.key_of(f) for f in dataclasses.fields(part)} for part in (Options, ShardSpec))
-    known = own | {"set"} | of_shards
+    own, of_shards = _keys(Options), _keys(ShardSpec)
+    known = option_names()
     for key in values:
         if key not in known:
             raise UserError(f"{where}: unknown key '{key}'{parameters.suggest(str(key), known)}")

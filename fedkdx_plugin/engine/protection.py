@@ -15,7 +15,7 @@ from fedkdx_plugin.privacy.client import Plan, Protection
 from fedkdx_plugin.privacy.noise import Noise
 from fedkdx_plugin.privacy.options import CLIENT, Privacy
 from registry.errors import UserError
-from registry.interface import Message, NonFinite, Server, beyond_average
+from registry.interface import UNSTATED, Message, NonFinite, Server, beyond_average
 
 SCALED = (
     "--scale federated: not with --dp client: clients send means and variances of their windows once, without noise; "
@@ -74,6 +74,8 @@ def uncovered(server: type[Server]) -> str:
     if not server.averages:
         return "which does not average what its clients send"
     beyond = beyond_average(server)
+    if beyond == UNSTATED:
+        return "whose author has not stated what of the clients' replies reaches the server beside their mean"
     return f"whose clients' {beyond} would reach the server without noise" if beyond else ""
 
 

@@ -6,6 +6,7 @@ files in the run's folder, by which `superlink.SuperLink` and the ServerApp's pr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,12 +19,14 @@ from fedkdx_plugin.configuration.config import Config, from_dict
 from fedkdx_plugin.engine.randomness import count_selected
 from registry.errors import UserError
 from registry.parameters import Params, option
+from registry.text import is_plain_name
 
 ELSEWHERE = "sites"  # stands for the data set's name where the data are the sites' own
 OPTIONS = "flower.json"
 OUTCOME = "outcome.json"
 FOLDER = "FEDKDX_FLOWER_FOLDER"  # environment variable by which the ServerApp finds the run's folder
 OWN = ("out", "data_root", "raw", "download", "device", "device_id", "engine")  # of the server's machine alone
+MOST_BYTES = 255  # of a file's name, in most file systems
 RESOLVED = ("preset",)  # its values are in 'set'
 
 
@@ -123,6 +126,19 @@ class SiteOptions(Params):
         host, _, port = self.server.rpartition(":")
         if not host or not port.isdecimal():
             raise UserError(f"--server {self.server}: write HOST:PORT")
+
+
+def run_name(place: Path) -> str:
+    """Return the name that a run has at the sites, which make a folder of it.
+
+    It is that of the experiment folder and of the run folder; where sites would refuse that, as a long one, its digest.
+
+    Args:
+        place: the run folder, in the experiment folder.
+    """
+    name = f"{place.parent.name}.{place.name}"
+    encoded = name.encode(errors="surrogateescape")
+    return name if is_plain_name(name) and len(encoded) <= MOST_BYTES else hashlib.sha256(encoded).hexdigest()
 
 
 def shared_settings(settings: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,8 +30,8 @@ from fedkdx_plugin.privacy.noise import SecretNoise
 from registry import __version__
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
+from registry.text import is_plain_name, shown
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run, which becomes a folder
 ENDING = ".safetensors"
 
 
@@ -147,12 +146,13 @@ class StateFolder:
         client: the client's number.
 
     Raises:
-        UserError: the run's name is not a plain file name, or the folder cannot be made.
+        UserError: the run's name, which comes from the server, cannot name a folder on any system; or the folder cannot
+            be made.
     """
 
     def __init__(self, folder: Path, run: str, client: int) -> None:
-        if not isinstance(run, str) or not NAME.fullmatch(run):
-            raise UserError(f"run {run!r}: a run's name consists of letters, digits, '.', '_' and '-'")
+        if not is_plain_name(run):
+            raise UserError(f"a run cannot be called {shown(repr(run))}: each site makes a folder of its name")
         self.folder = folder / run / f"client-{client}"
         self.advice = "put a copy of the site's --state folder back, or begin a new federation"
         try:

@@ -24,6 +24,7 @@ from fedkdx_plugin.flower.options import (
     ServerOptions,
     Terms,
     read_outcome,
+    run_name,
     shared_settings,
     write_outcome,
 )
@@ -217,7 +218,7 @@ class SuperLink:
         """Write the app that Flower carries to the sites: settings and the names of two modules, and no code."""
         app = self.own / "fedkdx-app"
         config = {
-            "run": place.parent.name + "." + place.name,
+            "run": run_name(place),
             "folder": place.name,
             "clients": options.terms.clients,
             "settings": shared_settings(options.settings),

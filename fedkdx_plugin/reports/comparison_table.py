@@ -48,9 +48,9 @@ class Row:
     values: dict[str, float]
 
 
-def remarks(run: Run) -> list[str]:
-    """Return the sentences that tables of such runs need."""
-    return [text for text in (honest_alone(run), guarded(run)) if text]
+def remarks(*runs: Run) -> list[str]:
+    """Return the sentences that a table of these runs needs."""
+    return [text for text in (honest_alone(runs[0]), other_sites(runs), guarded(runs)) if text]
 
 
 def honest_alone(run: Run) -> str:
@@ -61,9 +61,26 @@ def honest_alone(run: Run) -> str:
     return f"Metrics are of the honest clients alone: the {len(ids)} that attack (--attack {kind}) are not measured."
 
 
-def guarded(run: Run) -> str:
-    """Return a sentence about the differential privacy of what a run shared; '' if it had none."""
-    spent, count = [record.server[SPENT] for record in run.records if SPENT in record.server], len(run.records)
+def other_sites(runs: Sequence[Run]) -> str:
+    """Return a sentence about runs between sites that were measured at the end by different ones; '' if there are none.
+
+    Their metrics are of other windows then, which a comparison side by side does not show.
+    """
+    at = {}
+    for run in runs:
+        if run.evaluated and "sites" in run.data:
+            counts = run.evaluated[-1].metrics[SERVED].client_samples
+            at[f"{run.name} (seed {run.seed})"] = ", ".join(map(str, np.flatnonzero(counts)))
+    if len(set(at.values())) < 2:
+        return ""
+    named = "; ".join(f"{name} by {clients}" for name, clients in at.items())
+    return f"Not all runs were measured by the same sites, so their metrics are of different windows: {named}."
+
+
+def guarded(runs: Sequence[Run]) -> str:
+    """Return a sentence about the differential privacy of what each of the runs shared; '' if it had none."""
+    run, count = runs[0], len(runs[0].records)
+    spent = [record.server[SPENT] for record in run.records if SPENT in record.server]
     if not spent:
         return ""
     server = [record.server[SPENT_SERVER] for record in run.records if SPENT_SERVER in record.server]
@@ -75,6 +92,10 @@ def guarded(run: Run) -> str:
     text += f" of {run.config['epsilon']:g}, δ = {run.config['delta']:g}, after {count} round{'s' * (count > 1)}"
     if server:
         text += f" (against the server, ε = {server[-1]:.3g})"
+    if len(runs) > 1:
+        total = sum(max(record.server.get(SPENT, 0) for record in one.records) for one in runs)
+        delta = len(runs) * run.config["delta"]
+        text += f", in each run; who sees all {len(runs)} runs has seen their sums, ε = {total:.3g} and δ = {delta:g}"
     return f"{text}; the metrics here were measured without noise."
 
 
@@ -169,7 +190,7 @@ def write(folder: Path, runs: Sequence[Run], vary: str) -> str:
     table = of_seeds(runs)
     on = runs[0].evaluated_on
     text = markdown(table) if on == "test" else f"{TUNING}\n\n{markdown(table)}"
-    text += "".join(f"\n{remark}\n" for remark in [*not_finite(named(runs)), *remarks(runs[0])])
+    text += "".join(f"\n{remark}\n" for remark in [*not_finite(named(runs)), *remarks(*runs)])
     if len(seeds := {row.seed for row in table}) > 1:
         text += f"\n± over {len(seeds)} seeds: {VARIED[vary]}\n"
     with replacing(folder / "comparison.md") as part:

@@ -82,7 +82,7 @@ def results(section: Section) -> Table:
         f"{section.title}: mean ± standard deviation over seeds, on {section.on} windows. Bold: best, underlined: "
         f"second{f', without {CEILING}' if CEILING in served else ''}. The best round is chosen on these same windows, "
         "so it is too optimistic. A row with a name in brackets is one of a method's networks alone."
-        + "".join(f" {text}" for text in comparison_table.remarks(section.first)),
+        + "".join(f" {text}" for text in comparison_table.remarks(*section.runs)),
         [("", "method"), ("", "seeds"), *heads],
         [[Cell(name), n, *cells] for name, n, *cells in zip(rows, seeds, *columns, strict=True)],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -150,8 +151,9 @@ def _latex_groups(table: Table) -> list[str]:
 
 
 def _latex(text: str) -> str:
-    """Escape the characters that have a meaning in LaTeX."""
-    return "".join(LATEX.get(c, c) for c in text)
+    """Escape the characters that have a meaning in LaTeX; hyphens that follow each other would become a dash."""
+    pieces = re.split("(?<=-)(?=-)", text)
+    return "{}".join("".join(LATEX.get(c, c) for c in piece) for piece in pieces)
 
 
 def to_csv(table: Table) -> str:

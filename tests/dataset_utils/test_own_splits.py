@@ -163,6 +163,15 @@ def test_given_by_subject_file_or_column(make):
     assert made.num_clients == 2 and [len(shard.y) for shard in made.train] == [135, 135]
     assert sum(len(shard.y) for shard in made.test) == 135
 
+    sessions = pattern + "session: {pattern: '_([0-9])$'}\n"
+    made, _ = make(files, sessions + "test: {sessions: ['2']}\n", split="given")
+    assert [(len(a.y), len(b.y)) for a, b in zip(made.train, made.test, strict=True)] == [(90, 45)] * 3
+    assert samples(made.test) <= {
+        np.array([row[1], row[2]], np.float32).tobytes() for name in files if name[-1] == "2" for row in files[name]
+    }
+    with pytest.raises(UserError, match="names the session 'v2', of which there is no recording"):
+        make(files, sessions + "test: {sessions: [v2]}\n", split="given")
+
     parts = {name: [(*row, "Test" if name[-1] == "2" else "train") for row in table] for name, table in files.items()}
     more = pattern + "test: {column: part, values: [Test]}\n"
     made, _ = make(parts, more, "t,ax,ay,activity,part", split="given")
@@ -172,7 +181,8 @@ def test_given_by_subject_file_or_column(make):
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        ("{subjects: [s7]}", "names the subject 's7', of whom there is no recording"),
+        ("{subjects: [s0_7]}", "names the subject 's0_7', of which there is no recording (did you mean s0_1"),
+        ("{sessions: [v1]}", "'sessions' needs the key 'session'"),
         ("{files: [s0_7]}", "names the file 's0_7', which is not there (did you mean s0_1"),
         ("{files: []}", "must be a list with something in it"),
         ("[s1]", "'test' must be {subjects"),
@@ -191,6 +201,16 @@ def test_a_wrong_test_rule_is_one_line(make, rule, text):
     with pytest.raises(UserError) as caught:
         make({"s0_1": rows(900, 0), "s1_1": rows(900, 1)}, f"test: {rule}\n", split="given")
     assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_subject_without_a_test_recording_is_named_with_what_to_do(make):
+    files = {f"s{s}_{k}": rows(3000, 10 * s + k) for s in range(3) for k in range(2)}
+    more = "subject: {pattern: '^(s[0-9])'}\ntest: {files: [s0_1, s1_1]}\n"
+    with pytest.raises(UserError) as caught:
+        make(files, more, split="given")
+    assert str(caught.value).startswith(
+        "subject s2 has no test window; name a recording of each subject under 'test', or choose another --partition"
+    )
 
 
 def test_classes_that_cannot_be_tested_on_are_counted(make):

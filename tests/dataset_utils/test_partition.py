@@ -137,7 +137,7 @@ def test_the_seed_decides(how):
     ("arguments", "text"),
     [
         ({"how": "subject", "clients": 11}, "-nc 11: there are only 10 subjects"),
-        ({"how": "subject", "clients": 3, "min_samples": 999}, "client 0 has only .* lower --min-samples"),
+        ({"how": "subject", "clients": 3, "min_samples": 999}, "subject 0 has only .* lower --min-samples"),
         ({"how": "iid", "clients": 161}, "161 clients need 1610 training windows .* there are 1600; lower -nc"),
         ({"how": "dirichlet", "clients": 5000}, "5000 clients need"),
         ({"how": "iid", "clients": 401, "min_samples": 1}, "401 clients need as many test windows, .* 400"),
@@ -149,6 +149,14 @@ def test_the_seed_decides(how):
 def test_what_cannot_be_is_said(arguments, text):
     with pytest.raises(UserError, match=text):
         divide(**arguments)
+
+
+def test_a_subject_with_too_few_windows_is_named():
+    spec, names = ShardSpec("x", partition="subject", min_samples=10**4), [f"p{k}" for k in range(10)]
+    with pytest.raises(UserError, match=r"subject p0 has only \d+ training windows; lower --min-samples \(now 10000\)"):
+        partition(spec, LABELS, SUBJECTS, TRAIN, TEST, names)
+    with pytest.raises(UserError, match="subject p4 has no test window; raise --test-fraction, or choose another"):
+        partition(ShardSpec("x", partition="subject"), LABELS, SUBJECTS, TRAIN, TEST[SUBJECTS[TEST] != 4], names)
 
 
 def test_a_client_without_a_test_window_of_its_classes_is_said():

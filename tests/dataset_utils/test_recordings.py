@@ -82,6 +82,12 @@ RIGHT = {  # the change of the rows, lines added to the YAML, the change of the 
     "time in us since 1970": (time(lambda t: str(round(1e6 * (t + 1.7e9)))), "", None, "times are in microseconds"),
     "time as ISO": (time(lambda t: (START + timedelta(seconds=t)).isoformat()), "", None, "times are ISO dates"),
     "time as UTC": (time(lambda t: f"{(START + timedelta(seconds=t)).isoformat()}Z"), "", None, "times are ISO dates"),
+    "time as ISO with a decimal comma": (
+        time(lambda t: (START + timedelta(seconds=t)).isoformat().replace(".", "_")),
+        "",
+        lambda s, t: t.replace(",", ";").replace("_", ","),
+        "times are ISO dates",
+    ),
     "German dates": (
         time(lambda t: (START + timedelta(seconds=t)).strftime("%d.%m.%Y %H:%M:%S.%f")),
         "dates",

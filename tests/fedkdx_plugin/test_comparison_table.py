@@ -33,6 +33,29 @@ def test_a_network_has_a_row_for_every_seed_or_none(tmp_path):
     assert f"{mean:.2f} ± " in next(line for line in text.splitlines() if "(student)" in line)
 
 
+def test_runs_that_other_sites_measured_are_said_below_the_table(tmp_path):
+    names = ("FedAvg", "FedKDX")
+    (section,) = sections_of(*(make_run(tmp_path / f"{name}-seed0", name) for name in names))
+    runs = []
+    for method, away in zip(section.methods, ([1, 3], []), strict=True):
+        (run,) = method.runs
+        last = run.records[-1]
+        counts = last.metrics["served"].client_samples.copy()
+        counts[away] = 0
+        last = dataclasses.replace(
+            last, metrics={"served": dataclasses.replace(last.metrics["served"], client_samples=counts)}
+        )
+        environment = {**run.environment, "data": {**run.data, "sites": {}}}
+        runs.append(dataclasses.replace(run, records=[*run.records[:-1], last], environment=environment))
+    text = " ".join(comparison_table.remarks(*runs))
+    first, second = (run.name for run in runs)
+    assert text == (
+        "Not all runs were measured by the same sites, so their metrics are of different windows: "
+        f"{first} (seed 0) by 0, 2, 4, 5, 6, 7; {second} (seed 0) by 0, 1, 2, 3, 4, 5, 6, 7."
+    )
+    assert comparison_table.remarks(runs[0], runs[0]) == []
+
+
 def test_predictions_that_are_not_finite_are_said_below_the_table(tmp_path):
     """Eight clients have 20 windows each; seed 1 of FedKDX is as it should be, and so is all before the last round."""
     views = ("served", "student")

@@ -53,6 +53,15 @@ def test_results_are_those_of_the_files(tmp_path):
     assert [column(table, "accuracy %", "last round")[n].rank for n in ("Local", "FedAvg", "FedKDX")] == [0, 2, 1]
 
 
+def test_flags_keep_their_hyphens_in_latex():
+    table = Table("t", "Given by --split.", [("", "a"), ("", "b")], [[Cell("--train-fraction"), Cell("1 – 2 --- x")]])
+    text = tables.latex(table)
+    assert r"\caption{Given by -{}-split.}" in text
+    assert (
+        r"-{}-train-fraction & 1 -- 2 -{}-{}- x \\" in text
+    )  # LaTeX sets -- as an en dash, as is meant between 1 and 2
+
+
 def test_best_round_is_the_best_of_each_seed(tmp_path):
     folders = [make_run(tmp_path / str(seed), seed=seed, skill=0.0, global_rounds=6) for seed in (0, 1)]
     best = []

@@ -20,6 +20,7 @@ pytest.importorskip("flwr")
 psutil = pytest.importorskip("psutil")
 
 pytestmark = pytest.mark.flower
+OURS = ("FedKDX", "FedKDX+")
 OTHERS = ("FedAvg", "FedFomo", "FedMedian")
 ROUNDS = "-gr 2 -jr 0.7 -ls 1 -m cnn -dev cpu".split()
 
@@ -53,7 +54,7 @@ def compare(work: Path, shards: Path, environment: dict[str, str], *algorithms: 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory, federated_folder, environment) -> tuple[Path, Path]:
-    return compare(tmp_path_factory.mktemp("both"), federated_folder, environment, "FedKDX")
+    return compare(tmp_path_factory.mktemp("both"), federated_folder, environment, *OURS)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +82,13 @@ def assert_same_bits(there: Path, here: Path, rounds: int) -> None:
     assert metrics(there) == metrics(here)
 
 
-def test_processes_give_the_bits_of_the_sequential_backend(both):
+@pytest.mark.parametrize("algorithm", OURS)
+def test_processes_give_the_bits_of_the_sequential_backend(both, algorithm):
     there, here = both
     assert there.name.rpartition("-")[0].rpartition("-")[0] == "made-cnn-test"  # by the name that the data have
-    assert_same_bits(there / "FedKDX-seed0", here / "FedKDX-seed0", 2)
+    assert_same_bits(there / f"{algorithm}-seed0", here / f"{algorithm}-seed0", 2)
     for folder in both:
-        assert "FedKDX" in (folder / "comparison.md").read_text()
+        assert f"{algorithm} " in (folder / "comparison.md").read_text()
 
 
 @pytest.mark.slow

@@ -205,6 +205,8 @@ def read_description(path: Path) -> Description:
 
 def _given(described: Checked, streams: tuple[Stream, ...]) -> GivenRule:
     given = GivenRule(described.path, described.path.parent / described.text("folder"), described.get("test"))
+    if given.by_session and (described.get("session") is None or described.get("cut_already")):
+        raise described.error("'test': 'sessions' needs the key 'session', and recordings that are not cut already")
     if given.column and (len(streams) > 1 or described.get("cut_already")):
         raise described.error("'test' can name a column of recordings in single files only; name subjects or files")
     return given

@@ -14,7 +14,7 @@ from dataset_utils.sources.own.naming import stem
 from registry.errors import UserError
 from registry.parameters import suggest
 
-FORMS = "{subjects: [p3, p7]}, {files: [p1_evening]} or {column: part, values: [test]}"
+FORMS = "{subjects: [p3, p7]}, {sessions: [v2]}, {files: [p1_evening]} or {column: part, values: [test]}"
 
 
 class GivenRule:
@@ -35,15 +35,16 @@ class GivenRule:
     def __init__(self, path: Path, folder: Path, rule: Any) -> None:
         self.path, self.folder = path, folder
         keys = set(rule) if isinstance(rule, dict) else set()
-        if rule is not None and keys not in ({"subjects"}, {"files"}, {"column", "values"}):
+        if rule is not None and keys not in ({"subjects"}, {"sessions"}, {"files"}, {"column", "values"}):
             raise UserError(f"{path}: 'test' must be {FORMS}, not {quoted(rule)}")
         given: dict[str, Any] = rule or {}
         column = given.get("column")
         if "column" in given and (isinstance(column, bool) or not isinstance(column, str | int)):
             raise UserError(f"{path}: 'test': 'column' must be a word, not {quoted(column)}")
         self.column = str(column) if "column" in given else None
-        self._subjects, self._files, self._values = (self._texts(given, key) for key in ("subjects", "files", "values"))
-        self._seen: dict[str, None] = {}
+        self._files, self._values = (self._texts(given, key) for key in ("files", "values"))
+        self._named = {key: self._texts(given, key) for key in ("subjects", "sessions")}
+        self._seen: dict[str, dict[str, None]] = {key: {} for key in self._named}
         self._values_seen: dict[str, None] = {}
 
     def _texts(self, given: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -83,16 +84,26 @@ class GivenRule:
         path = file.relative_to(self.folder) if self.folder in file.parents else Path(file.name)
         return path.as_posix(), path.with_name(stem(file)).as_posix(), file.name, stem(file)
 
-    def names(self, subject: str) -> bool:
-        """Return whether all recordings of a subject are to be tested on."""
-        self._seen.setdefault(subject)
-        return subject in self._subjects
+    @property
+    def by_session(self) -> bool:
+        """Whether sessions are named."""
+        return bool(self._named["sessions"])
+
+    def names(self, subject: str, session: str = "") -> bool:
+        """Return whether all recordings of a subject, or all of a session, are to be tested on."""
+        for key, value in (("subjects", subject), ("sessions", session)):
+            self._seen[key].setdefault(value)
+        return subject in self._named["subjects"] or session in self._named["sessions"]
 
     def check_seen(self) -> tuple[()]:
-        """Raise UserError for a named subject or value of which nothing was read; return nothing."""
-        for name in self._subjects:
-            if name not in self._seen:
-                raise UserError(f"{self.path}: 'test' names the subject '{name}', of whom there is no recording")
+        """Raise UserError for a named subject, session or value of which nothing was read; return nothing."""
+        for key, names in self._named.items():
+            for name in names:
+                if name not in self._seen[key]:
+                    raise UserError(
+                        f"{self.path}: 'test' names the {key[:-1]} '{name}', of which there is no recording"
+                        f"{suggest(name, self._seen[key])}"
+                    )
         for value in self._values:
             if value not in self._values_seen:
                 raise UserError(

@@ -173,7 +173,7 @@ class OwnData(Source):
                 self._recording(
                     own, who, table.signals[part], None if table.time is None else table.time[part], text, table, missed
                 ),
-                test=True if given.names(who) else tested[part],
+                test=True if given.names(who, when) else tested[part],
             )
             missed = None if missed is None else 0  # the file's are counted once
 
@@ -299,7 +299,7 @@ class OwnData(Source):
             unlisted=unlisted,
             found_out=tuple(dict.fromkeys(text for r in recordings for text in r.found_out)),
             streams=tuple(tallies),
-            test=described.test.names(subject) or any(described.test.rows(file, None, 1)[0] for file in files),
+            test=described.test.names(subject, session) or any(described.test.rows(file, None, 1)[0] for file in files),
             begins=merged.first,
         )
 

@@ -14,6 +14,7 @@ from dataset_utils.sources.own.description import Time
 from dataset_utils.sources.own.labels import Text
 from dataset_utils.time_axis import UNITS
 from registry.errors import UserError
+from registry.text import shown
 
 ISO = re.compile(r"\s*[0-9]{4}-[0-9]{2}-[0-9]{2}([T ].*)?")
 ZONED = re.compile(r".*(Z|[-+][0-9]{2}:?[0-9]{2})\s*", re.IGNORECASE)
@@ -108,6 +109,7 @@ def _seconds(values: Iterable[str], time: Time, unit: str | None, where: str) ->
                 "2024-03-01T09:00:00.02; say what it is with time: {column: ..., unit: '%d/%m/%Y %H:%M:%S.%f'}, where "
                 "the day is first, or '%m/%d/%Y ...' where the month is"
             )
+        texts = texts.str.replace(",", ".")  # of the seconds
     zoned = pattern is None and bool(ZONED.fullmatch(texts.iloc[0])) if len(texts) else False
     if pattern is not None:
         zoned = "%z" in pattern
@@ -118,7 +120,8 @@ def _seconds(values: Iterable[str], time: Time, unit: str | None, where: str) ->
         if dates.dt.tz is not None:
             dates = dates.dt.tz_convert("UTC").dt.tz_localize(None)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise UserError(f"{where}: times are no dates of one kind ({' '.join(str(error).split())[:160]})") from error
+        reason = shown(str(error).partition("You might want")[0], 160)  # of which pandas has much that is not for users
+        raise UserError(f"{where}: times are no dates of one kind ({reason})") from error
     passed: np.ndarray = dates.to_numpy().astype("datetime64[ns]") - np.datetime64(0, "ns")
     return passed / np.timedelta64(1, "s")
 

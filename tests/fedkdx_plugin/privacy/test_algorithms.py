@@ -95,7 +95,7 @@ class Liar(FedAvg):
 def test_a_class_that_overrides_aggregate_has_to_say_it_anew():
     assert beyond_average(FedAvg) == beyond_average(Stated) == ""
     assert beyond_average(Mine) == beyond_average(Derived) == UNSTATED
-    with pytest.raises(UserError, match="whose clients' what its author has not stated"):
+    with pytest.raises(UserError, match="not with Derived, whose author has not stated what of the clients' replies"):
         private(Derived)
 
 

@@ -36,7 +36,13 @@ def test_a_run_tells_what_it_has_spent(shard_folder, capsys):
     said = "What is shared is differentially private for replacing one client: ε = "
     assert said in shown.out
     (folder,) = Path("runs").iterdir()
-    assert said in (folder / "comparison.md").read_text()
+    table = (folder / "comparison.md").read_text()
+    assert said in table
+    last = [
+        float(list(csv.DictReader((folder / f"{name}-seed0" / "metrics.csv").open()))[-1]["server_privacy_epsilon"])
+        for name in ("FedAvg", "FedKDX")
+    ]
+    assert f"who sees all 2 runs has seen their sums, ε = {sum(last):.3g} and δ = 0.002" in table
     for name in ("FedAvg", "FedKDX"):
         rows = list(csv.DictReader((folder / f"{name}-seed0" / "metrics.csv").open()))
         spent = [float(row["server_privacy_epsilon"]) for row in rows]
