@@ -312,7 +312,7 @@ def yaml_text(values: Mapping[str, Any]) -> str:
 def unwritable(path: Path, error: OSError) -> UserError:
     """Return the error for a write that failed."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{shown(path)}: the disk is full; free some space and run the same command again")
+        return UserError(f"{shown(path)}: the disk is full; free some space")
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         file = next((place for place in (path, *path.parents) if place.is_file()), path)
         return UserError(f"{shown(path)}: cannot be written ({shown(file)} is a file); give another folder")

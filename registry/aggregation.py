@@ -19,6 +19,7 @@ States = Sequence[Mapping[str, Tensor]]
 MEAN = "mean"
 RULES = (MEAN, "median", "trimmed", "krum", "multi-krum", "geometric")
 UNWEIGHTED = ("median", "trimmed", "krum", "multi-krum")  # every reply counts the same
+ASSUMING = ("trimmed", "krum", "multi-krum")  # take a share of the replies for bad
 FEWEST = 3  # replies among which one that is out of line can be told
 ITERATIONS = 200  # of Weiszfeld's algorithm, at most
 SMOOTHING = 1e-6  # ν of the smoothed algorithm: no distance counts as smaller
@@ -33,7 +34,7 @@ class Averaging:
 
     Attributes:
         rule: one of `RULES` (`--aggregate`).
-        bad: share of a round's replies that `trimmed`, `krum` and `multi-krum` assume to be bad (`--assumed-bad`).
+        bad: share of a round's replies that the rules `ASSUMING` take for bad (`--assumed-bad`).
         max_share: bound on the weight of one client in `mean` and `geometric` (`--max-share`).
     """
 
@@ -53,6 +54,15 @@ class Averaging:
         if self.asked and alone:
             average = "do not average what their" if len(alone) > 1 else "does not average what its"
             raise UserError(f"{self.asked}: {', '.join(alone)} {average} clients send; leave one of them out")
+
+    def check_share(self, replies: int) -> None:
+        """Raise UserError where the weights of so many replies cannot all stay below `max_share`."""
+        if self.max_share * replies < 1:
+            clients = f"{replies} client{'s' if replies > 1 else ''}"
+            raise UserError(
+                f"--max-share {self.max_share:g}: a round has {clients}, whose weights cannot all stay below; give "
+                f"{math.ceil(1000 / replies) / 1000:g} or more, or select more clients (-jr)"
+            )
 
     @property
     def asked(self) -> str:

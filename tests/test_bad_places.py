@@ -155,6 +155,7 @@ def test_a_full_disk_loses_no_checkpoint(run, shard_folder):
     before = {name: (run / "FedAvg-seed0" / name).read_bytes() for name in ("results.h5", "state.safetensors")}
     done = full(len(before["state.safetensors"]) // 2, "resume", run)
     assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"to go on: fedkdx resume {run}\n" in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.endswith("state.safetensors: cannot be written (File too large)")
     assert not list(run.rglob(f"{UNFINISHED}*"))

@@ -214,6 +214,43 @@ def test_dry_run_reads_the_data_and_says_what_is_wrong_with_them(capsys):
     assert not Path("data").exists()
 
 
+WRONG_TOGETHER = {
+    "-data SPAR --dp client --epsilon 8 --delta 1e-3 --norm group": "--scale federated: not with --dp client",
+    "-data SPAR --dp example --epsilon 8 --delta 1e-6 --clip 1 --scale client": "--scale client: not with --dp example",
+    "-data SPAR --engine flower --attack sign-flip --attackers 0.3": "--attackers: attacks are simulated in",
+    "-data SPAR --engine flower --jobs 2": "do not work with --engine flower",
+    "-data SPAR --slurm time=60": "--slurm: is for --launcher slurm only",
+    "-data SPAR --assumed-bad 0.3": "--assumed-bad 0.3: --aggregate mean does not use it; leave it out, or take",
+    "-data SPAR --backend parallel": "it takes two clients a round and two threads (OMP_NUM_THREADS)",
+    "-data {shards} --vary data": "holds shards, which cannot be divided again",
+    "-data {shards} --max-share 0.4": "--max-share 0.4: a round has 2 clients, whose weights cannot all stay below",
+    "-data {shards} -nb 7": "-nb 7: ",
+}
+
+
+@pytest.mark.parametrize("given", WRONG_TOGETHER)
+def test_a_dry_run_refuses_what_the_run_refuses(given, data, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    argv = [*given.format(shards=data).split(), "-algo", "FedAvg", *RUN, "-jr", "0.7"]
+    line = fails(capsys, *argv, "--dry-run")
+    assert WRONG_TOGETHER[given] in line
+    assert fails(capsys, *argv) == line
+
+
+def test_a_share_that_the_clients_of_a_round_can_have_is_accepted(data):
+    assert main(["-data", str(data), "-algo", "FedAvg", *RUN, "-jr", "0.7", "--max-share", "0.5", "--dry-run"]) == 0
+
+
+def test_a_comparison_that_cannot_begin_leaves_no_folder(data, capsys):
+    Path("dropping.py").write_text(
+        "from torch import nn\n\nfrom fedkdx_plugin.models.cnn import CNNSmall\n\n\n"
+        "class Dropping(CNNSmall):\n    def __init__(self, shape, classes):\n"
+        "        super().__init__(shape, classes)\n        self.drop = nn.Dropout(0.5)\n"
+    )
+    argv = ["-data", str(data), "-algo", "FedAvg", *RUN, "-m", "dropping.py:Dropping", "--backend", "stacked"]
+    assert "--backend stacked: model.drop: Dropout draws random numbers" in fails(capsys, *argv)  # when the run begins
+
+
 def test_data_describe(capsys):
     assert main(["data", "describe", own_data()]) == 0
     assert "read: 2 files, 2 recordings, 1200 rows; ignored: 0 files" in capsys.readouterr().out

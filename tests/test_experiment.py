@@ -167,7 +167,8 @@ def test_what_is_given_need_not_go_with_what_is_left_out(capsys):
         ({"base": BASE, "grid": {"join_ration": [1]}}, "unknown key 'join_ration' (did you mean join_ratio?)"),
         ({"base": BASE, "grid": {"algorithm": ["FedAgv"]}}, "did you mean FedAvg?"),
         ({"base": BASE, "grid": {"set.gama": [1]}}, "no hyper-parameter 'gama' (did you mean gamma?)"),
-        ({"base": [], "grid": {}}, "which data?"),
+        ({"base": {}, "grid": {}}, "which data?"),
+        ({"base": BASE, "grid": []}, "grid: must hold 'name: value' lines"),
         ({"base": "SPAR"}, "base: must hold 'name: value' lines"),
         ({"base": BASE | {"preset": "turned"}}, "--preset turned: no such preset (did you mean tuned?)"),
     ],
@@ -267,8 +268,28 @@ class Dying(FedAvg):
     assert first.endswith("round 1, step 1: ValueError: too hot (plug_bad.py, line 8)")
     assert "Traceback" in reasons["Raising"]
     assert "SIGKILL" in reasons["Dying"] and "PAMAP2" in reasons["Local"]
+    assert "the traceback of a run that failed is in failed.txt" in told
     assert "3 of 4 runs are missing" in told and told.count("too hot") == 2
     assert list(Path("runs").rglob("FedAvg-*/results.h5"))
+
+
+def test_a_dry_run_says_which_runs_of_shards_cannot_be_made(shard_folder, capsys):
+    grid = {"algorithm": ["FedAvg"], "max_share": [1.0, 0.4]}
+    assert main(["experiment", written(grid, data=str(shard_folder), join_ratio=0.7), "--dry-run"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "cannot be made" not in first and "cannot be made: --max-share 0.4: a round has 2 clients" in second
+    grid = {"algorithm": ["FedAvg"], "max_share": [0.3, 0.4]}
+    line = fails(capsys, "experiment", written(grid, data=str(shard_folder), join_ratio=0.7), "--dry-run")
+    assert "--max-share 0.3: a round has 2 clients" in line
+
+
+def test_tables_of_some_runs_are_said_to_be_of_these_alone(shard_folder, capsys):
+    argv = ["experiment", written({"algorithm": ["Local", "FedAvg"]}, data=str(shard_folder))]
+    assert main([*argv, "--only", "algorithm=Local"]) == 0
+    assert "of the runs of --only alone; the same command without it writes those of all" in capsys.readouterr().out
+    assert main(argv) == 0
+    assert "--only" not in capsys.readouterr().out
+    assert "FedAvg" in next(Path("runs").rglob("comparison.md")).read_text()
 
 
 def test_where_no_run_can_be_made_one_line_says_why(capsys):
@@ -279,7 +300,12 @@ def test_where_no_run_can_be_made_one_line_says_why(capsys):
 def test_runs_that_fail_alike_are_told_in_one_line(shard_folder, capsys):
     part = [{"data": "PAMAP2", "algorithm": ["Local", "FedAvg"]}, {"data": str(shard_folder), "algorithm": "Local"}]
     assert main(["experiment", written({"part": part, "seed": [0, 1]})]) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if "PAMAP2" in line]
+    out, told = capsys.readouterr()
+    tables = list(Path("runs").rglob("comparison.md"))
+    assert len(tables) == 2  # of two seeds, which make sections where they are an axis
+    assert all(f"\n{table.parent.name}\n\n{table.read_text()}" in out for table in tables)
+    assert "traceback" not in told  # there is none: what went wrong is the user's to mend
+    lines = [line for line in told.splitlines() if "PAMAP2" in line]
     assert len(lines) == 1 and " and 3 more: failed: PAMAP2 is not in" in lines[0]
 
 

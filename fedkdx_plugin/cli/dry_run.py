@@ -1,4 +1,4 @@
-"""`--dry-run` of a comparison: its configuration and data."""
+"""`--dry-run` of a comparison: its configuration and data, checked as a run checks them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ from pathlib import Path
 import yaml
 
 from dataset_utils.describe import described
-from fedkdx_plugin.configuration.choice import resolve
+from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.config import Config
-from fedkdx_plugin.experiments.setting import check
+from fedkdx_plugin.experiments import runner
+from fedkdx_plugin.experiments.experiment import Experiment
 
 
-def show(config: Config) -> int:
+def show(experiment: Experiment, config: Config) -> int:
     """Print the resolved configuration as YAML, followed by a description of the data as comments.
+
+    What can be checked without making shards has been checked, or is, where the data are shards.
+
+    Args:
+        experiment: the comparison.
+        config: its configuration.
 
     Returns:
         The exit code: 2 if something is wrong with the data.
 
     Raises:
-        UserError: wrong configuration, or the data are not found.
+        UserError: a configuration that does not go with the data, or the data are not found.
     """
-    choices = check(config)
-    yaml.safe_dump(resolve(config, choices), sys.stdout, sort_keys=False, allow_unicode=True)
+    if shards_folder(config.shards.data) is not None:
+        runner.prepare(experiment)
+    yaml.safe_dump(dict(experiment.source["base"]), sys.stdout, sort_keys=False, allow_unicode=True)
     raw = Path(config.raw) if config.raw else None
     lines, errors = described(config.shards, Path(config.data_root), raw, config.download)
     for line in lines:

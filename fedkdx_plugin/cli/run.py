@@ -44,11 +44,13 @@ def main(words: Sequence[str]) -> int:
     making = parse(Making, given(arguments, Making))
     config = read_config(arguments)
     command = ["fedkdx", "run", *words]
+    from fedkdx_plugin.cli.making import check, make
+    from fedkdx_plugin.experiments.experiment import Experiment
+
+    experiment = Experiment.comparison(config)
     if making.dry_run:
         from fedkdx_plugin.cli.dry_run import show
 
-        return show(config)
-    from fedkdx_plugin.cli.making import make
-    from fedkdx_plugin.experiments.experiment import Experiment
-
-    return make(Experiment.comparison(config), command, making)
+        check(experiment, making)
+        return show(experiment, config)
+    return make(experiment, command, making)

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from dataset_utils.files import is_file, locked, unwritable, yaml_text
 from dataset_utils.sealed import Sealed
-from dataset_utils.spec import ShardSpec, check_used, shards_folder
+from dataset_utils.spec import check_used, shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
 from fedkdx_plugin.configuration.config import Config, from_dict, read_yaml
 from fedkdx_plugin.experiments.grid import PARTS, combinations, condition, find, mapping, meets, varied
 from fedkdx_plugin.experiments.search import candidates, check_first, check_given
-from fedkdx_plugin.experiments.setting import check
+from fedkdx_plugin.experiments.setting import check, check_assumed
 from fedkdx_plugin.privacy.client import check_planned
 from fedkdx_plugin.privacy.options import NONE
 from fedkdx_plugin.results.run_folder import new_folder
@@ -115,6 +115,7 @@ class Experiment:
             config = from_dict(config, "comparison")
         choices = check(config)
         _check_vary(config)
+        check_assumed([config])
         model = catalog.find("models", config.model).name
         resolved = resolve(config, choices)
         runs = [
@@ -376,11 +377,11 @@ def _planned_grid(
     runs: dict[Path, PlannedRun] = {}
     out = Path()
     named: set[str] = set()  # options that the file or the command line has a value of, in any of the configurations
-    specs: list[ShardSpec] = []
+    configs: list[Config] = []
     for values in combinations(where, base, axes, given):
         config = from_dict(values, where)
         named |= values.keys()
-        specs.append(config.shards)
+        configs.append(config)
         shared = [one for one in conditions if one[0] not in OF_A_RUN]
         if not all(meets(config.to_dict(), key, allowed) for key, allowed in shared):
             continue  # unchecked: what is given need not go with what is left out, as few rounds with late clients
@@ -390,7 +391,8 @@ def _planned_grid(
         for run in _runs(config, values, varied(axes, given)):
             if all(meets(run.settings, key, allowed) for key, allowed in conditions):
                 runs.setdefault(run.folder, run)
-    check_used(named, *specs)
+    check_used(named, *(config.shards for config in configs))
+    check_assumed(configs)
     if not runs:
         raise UserError(
             f"{where}: no run meets --only {' '.join(only)}; give other values"

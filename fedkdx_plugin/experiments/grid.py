@@ -34,7 +34,8 @@ def find(name: str) -> Path:
 
 def mapping(where: str, content: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return the mapping under a key of a file, {} where there is none. Raises UserError: it is no mapping."""
-    value = content.get(part) or {}
+    value = content.get(part)
+    value = {} if value is None else value
     if not isinstance(value, Mapping):
         raise UserError(f"{where}: {part}: must hold 'name: value' lines")
     return dict(value)

@@ -16,7 +16,7 @@ from fedkdx_plugin.privacy import accounting, example
 from fedkdx_plugin.privacy.accounting import FIXED
 from fedkdx_plugin.privacy.client import Plan
 from fedkdx_plugin.privacy.example import Work
-from fedkdx_plugin.privacy.options import DISTRIBUTED, EXAMPLE, NONE, Privacy
+from fedkdx_plugin.privacy.options import CLIENT, DISTRIBUTED, EXAMPLE, NONE, Privacy
 from registry.aggregation import MEAN
 from registry.errors import UserError
 from registry.interface import Task, private_names
@@ -125,19 +125,29 @@ def check_on(
         windows = {id: Work(len(own.y), 1) for id, own in enumerate(shards.train) if id not in away}
         example.check_delta(windows, asked.delta)
         return
-    if scale_of(shards.manifest) == FEDERATED:
-        raise UserError(SCALED)
+    check_scale(asked.level, scale_of(shards.manifest))
     for choice in choices:
         check_norm(choice, task)
     sampling = sampling_of(config.sampling, shards.num_clients - len(groups.get(UNSEEN, ())), config.join_ratio)
     Plan.of(asked, sampling, config.global_rounds)
 
 
+def check_scale(level: str, scale: str) -> None:
+    """Raise UserError where windows are scaled by what is told of others without noise.
+
+    Args:
+        level: whose data are protected (`--dp`).
+        scale: how windows are scaled (`--scale`, or as shards state it).
+    """
+    if level == EXAMPLE and scale not in (UNSCALED, UNKNOWN):
+        raise UserError(example.SCALED.format(scale))
+    if level == CLIENT and scale == FEDERATED:
+        raise UserError(SCALED)
+
+
 def _check_example_on(shards: ShardSet, task: Task, choices: Sequence[Choice]) -> None:
     """Raise UserError where data or models do not go together with the privacy of single windows."""
-    scale = scale_of(shards.manifest)
-    if scale not in (UNSCALED, UNKNOWN):
-        raise UserError(example.SCALED.format(scale))
+    check_scale(EXAMPLE, scale_of(shards.manifest))
     for choice in choices:
         dp_sgd.check_networks(choice.server.Client.build(dataclasses.replace(task, params=choice.params)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 import traceback
 from collections import Counter
@@ -18,6 +19,7 @@ from dataset_utils.counts import many
 from dataset_utils.files import replacing
 from dataset_utils.sealed import Sealed
 from dataset_utils.shards import ShardSet
+from dataset_utils.spec import shards_folder
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.configuration.config import Config, read_yaml
 from fedkdx_plugin.experiments.cluster import JOBS, Cluster
@@ -33,6 +35,7 @@ from fedkdx_plugin.results.runs import (
     STATE,
     again,
     differs,
+    has_traceback,
     nothing_accepted,
     read_config,
     rounds_done,
@@ -74,9 +77,17 @@ def run(
     """
     check_rounds(experiment)
     data, failed = prepare(experiment)
-    experiment.make_folder()
-    with experiment.begun(command):
-        _make(experiment, list(command), data, failed, at_once, callbacks, progress, strict, slurm)
+    begins = experiment.folder is None and not experiment.is_grid
+    folder = experiment.make_folder()
+    try:
+        with experiment.begun(command):
+            _make(experiment, list(command), data, failed, at_once, callbacks, progress, strict, slurm)
+    except UserError as error:
+        if any(rounds_done(experiment.place(planned)) for planned in experiment.runs):
+            print(f"to go on: fedkdx resume {folder}", file=sys.stderr)
+        elif begins and is_expected(error):  # nothing has been run, and the error says why
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return Results.of(experiment)
 
 
@@ -119,11 +130,20 @@ def _make(
 
 
 def show(experiment: Experiment) -> None:
-    """Print each run with its number of finished rounds (`--dry-run`)."""
+    """Print each run of a grid with its number of finished rounds (`--dry-run`), or why it cannot be made.
+
+    What depends on data is checked where these are shards, which nothing has to be made of.
+
+    Raises:
+        UserError: no run can be made.
+    """
     folder = experiment.folder or experiment.out / experiment.name
+    given = all(shards_folder(planned.settings["data"]) is not None for planned in experiment.runs)
+    failed = prepare(experiment)[1] if given else {}
     for planned in experiment.runs:
         place = folder / planned.folder
-        print(f"{min(rounds_done(place), planned.rounds):4}/{planned.rounds} {planned.name}  {place}")
+        where = f"cannot be made: {failed[planned.folder]}" if planned.folder in failed else str(place)
+        print(f"{min(rounds_done(place), planned.rounds):4}/{planned.rounds} {planned.name}  {where}")
 
 
 @contextmanager
@@ -306,12 +326,13 @@ def finish(results: Results) -> int:
     """
     for section in results.sections():
         if section.runs:
-            print(f"\n{section.write()}")
+            heading = f"{section.folder.name}\n\n" if results.is_grid else ""
+            print(f"\n{heading}{section.write()}")
     for hint in [] if results.is_grid else hints(results.runs):
         print(f"hint: {hint}")
     missing = [(missing.name, missing.reason) for missing in results.missing]
     _tell(missing, f"{len(missing)} of {results.count} runs are missing")
-    if any(reason.startswith("failed:") for _, reason in missing):
+    if any(has_traceback(one.folder) for one in results.missing):
         print(f"  the traceback of a run that failed is in {FAILED} in its folder", file=sys.stderr)
     idle = [(run.folder.name, reason) for run in results.runs if (reason := nothing_accepted(run))]
     _tell(idle, f"{len(idle)} of {results.count} runs accepted no reply in any round, so that nothing was learned")

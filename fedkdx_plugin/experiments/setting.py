@@ -20,6 +20,7 @@ from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine import precision, secure_sums
 from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.augmentation import Augment
+from fedkdx_plugin.engine.backends.selection import check_parallel
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import UNSEEN, Participation
@@ -28,10 +29,11 @@ from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.experiments import private
+from fedkdx_plugin.privacy.accounting import FIXED
 from fedkdx_plugin.results.run_folder import RunFolder
 from fedkdx_plugin.tracking.callbacks import Callback, Relay, RunInfo
 from registry import catalog, contract
-from registry.aggregation import Averaging
+from registry.aggregation import ASSUMING, Averaging
 from registry.blame import naming
 from registry.errors import UserError
 from registry.interface import Model, Task, moves_by_sgd
@@ -54,7 +56,9 @@ def check(config: Config) -> list[Choice]:
     choices = choose(config)
     _optimizer(config, choices)
     _models(config)
-    run_device(config)
+    device = run_device(config)
+    if config.engine == "local":
+        check_parallel(config.backend, device)
     _participation(config)
     _faults(config)
     _attack(config)
@@ -65,14 +69,29 @@ def check(config: Config) -> list[Choice]:
     return choices
 
 
+def check_assumed(configs: Sequence[Config]) -> None:
+    """Raise UserError if `--assumed-bad` is given in configurations that would all ignore it."""
+    given = [config for config in configs if config.assumed_bad != Averaging.bad]
+    if given and not any(config.aggregate in ASSUMING for config in given):
+        rules = ", ".join(dict.fromkeys(config.aggregate for config in given))
+        raise UserError(
+            f"--assumed-bad {given[0].assumed_bad:g}: --aggregate {rules} does not use it; leave it out, or take "
+            f"--aggregate {' or '.join(ASSUMING)}"
+        )
+
+
 def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> None:
     """Check what depends on the data. Raises UserError: the model or an algorithm cannot use them."""
     if config.num_classes not in (None, shards.num_classes):
         raise UserError(f"-nb {config.num_classes}: {shards.folder} has {shards.num_classes} classes; leave it out")
     groups = groups_of(config, shards.num_clients)  # raises if more clients are set apart than there are
+    selected = count_selected(shards.num_clients - len(groups.get(UNSEEN, ())), config.join_ratio)
     if config.secure_aggregation:
-        seen = shards.num_clients - len(groups.get(UNSEEN, ()))
-        secure_sums.check_clients(count_selected(seen, config.join_ratio), config.join_ratio)
+        secure_sums.check_clients(selected, config.join_ratio)
+    if config.engine == "local":
+        check_parallel(config.backend, run_device(config), selected)
+    if config.sampling == FIXED:
+        _averaging(config).check_share(selected)
     Augment.of(config.augment, shards.manifest["channels"])  # raises where there is nothing to rotate
     task = make_task(config, shards.shape, shards.num_classes)
     with naming(*_models(config)):

@@ -52,13 +52,14 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None, sub
     """
     found = run if isinstance(run, Run) else _read(Path(run))
     manifest = _manifest(found)
-    state = _state(found)
     if subject is not None:
         client = _client_of(found, manifest, subject, client)
     clients = len(manifest["clients"])
     known = isinstance(client, Integral) and not isinstance(client, bool) and 0 <= client < clients
     if client is not None and not known:
         raise UserError(f"{found.folder}: no client {client!r}; there are clients 0 to {clients - 1}")
+    state = _state(found)
+    _check_numbers(found, state, client)
     restored = _restored(found, manifest, state)
     if client is None:
         who = restored.newcomer()
@@ -154,10 +155,22 @@ def _state(run: Run) -> Message:
         raise UserError(
             f"{path}: is of round {round}, but the results of {len(run.records)}; run fedkdx resume {run.folder.parent}"
         )
-    wrong = [name for name, tensor in state.tensors.items() if not torch.isfinite(tensor).all()]
-    if wrong:
-        raise UserError(f"{path}: tensor '{wrong[0]}' holds NaN or infinite values; {again}")
     return state
+
+
+def _check_numbers(run: Run, state: Message, client: int | None) -> None:
+    """Raise UserError where the server's state, or that of the client asked for, holds values that are not finite.
+
+    That of the others does not matter. Making the run again would give the same.
+    """
+    parts = ("server/",) if client is None else ("server/", f"client/{client}/")
+    for name, tensor in state.tensors.items():
+        if name.startswith(parts) and not torch.isfinite(tensor).all():
+            others = "" if name.startswith("server/") else ", another client,"
+            raise UserError(
+                f"{run.folder / STATE}: tensor '{name}' holds NaN or infinite values, as training diverged; take "
+                f"another run{others} or train with a lower learning rate (-lr)"
+            )
 
 
 class _Restored(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dataset_utils.counts import many
 from dataset_utils.scaling import Scaling
 from fedkdx_plugin.engine.data import memory_format
 from fedkdx_plugin.engine.evaluation import CHUNK
@@ -42,7 +43,7 @@ class Served(nn.Module):
         return mixture({name: net(x).logits for name, net in self.nets.items()}, self.serves)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Predicted:
     """Predictions, a row for each window.
 
@@ -60,6 +61,10 @@ class Predicted:
     time: np.ndarray | None = None
     recordings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Return what it is in a line."""
+        return f"<Predicted: {many(len(self.probabilities), 'window')}, {len(self.classes)} classes; see .table>"
 
     @property
     def labels(self) -> list[str | None]:
@@ -87,7 +92,7 @@ class Predicted:
         return pd.DataFrame(columns)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Predictor:
     """Trained model with the preprocessing of its run; `load_model` returns one.
 
@@ -104,10 +109,19 @@ class Predictor:
     run: Run
     client: int | None
     round: int
-    manifest: Mapping[str, Any] = field(repr=False)
-    network: Served = field(repr=False)
-    scaling: Scaling | None = field(repr=False)
+    manifest: Mapping[str, Any]
+    network: Served
+    scaling: Scaling | None
     own_scaling: bool = False
+
+    def __repr__(self) -> str:
+        """Return in a line whose model it is, and of which windows."""
+        whose = "shared model" if self.client is None else f"model of client {self.client}"
+        channels, _, time = self.shape
+        return (
+            f"<Predictor: {self.run.name}, {whose} after round {self.round}; windows of {many(channels, 'channel')} "
+            f"and {time} samples, {len(self.classes)} classes; {self.run.folder}>"
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:

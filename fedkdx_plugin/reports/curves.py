@@ -56,7 +56,7 @@ def _plotted(methods: Mapping[str, Sequence[Run]], title: str, metric: str) -> F
     left, right = figure.subplots(1, 2, sharey=True)
     looks = Looks(names)
     for name, same in methods.items():
-        style = looks.line(name) | {"marker": "" if len(first.evaluated) > 1 else "o"}
+        style = looks.line(name, len(first.evaluated))
         rounds = [record.round for record in same[0].records if record.metrics]
         values = factor * np.array(
             [[getattr(r.metrics[SERVED], metric) for r in run.records if r.metrics] for run in same]
@@ -68,7 +68,10 @@ def _plotted(methods: Mapping[str, Sequence[Run]], title: str, metric: str) -> F
         if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
             right.plot(sent, mean, **style)
     left.set(xlabel="round", ylabel=f"{first.evaluated_on} {metric}{unit}", title=title)
-    left.xaxis.get_major_locator().set_params(integer=True)
+    if len(rounds) == 1:
+        left.set_xticks(rounds)
+    else:
+        left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log", title="the same over megabytes")
     for axes in (left, right):
         axes.grid(alpha=0.3)

@@ -14,7 +14,8 @@ COLOURS = (
     *("#cc6677", "#332288", "#117733", "#88ccee", "#ddcc77", "#882255", "#44aa99", "#999933", "#aa4499"),
     *("#000000", "#777777", "#ee7733"),
 )
-DASHES = ("-", "--", ":", "-.")
+MARKERS = {"-": "o", "--": "s", ":": "^", "-.": "D"}  # line style -> what stands for it where a line is one point
+DASHES = tuple(MARKERS)
 KINDS = [(colour, dashes) for dashes in DASHES for colour in COLOURS]
 # those that are most often compared, which have solid lines
 OFTEN = (
@@ -49,7 +50,8 @@ class Looks:
         """Return the colour of a method."""
         return self._of[name][0]
 
-    def line(self, name: str) -> dict[str, Any]:
-        """Return matplotlib's options for the line of a method."""
+    def line(self, name: str, points: int = 2) -> dict[str, Any]:
+        """Return matplotlib's options for the line of a method; one of a single point is a marker."""
         colour, dashes = self._of[name]
-        return {"color": colour, "linestyle": dashes, "linewidth": 1.6, "label": name}
+        marker = MARKERS[dashes] if points == 1 else ""
+        return {"color": colour, "linestyle": dashes, "linewidth": 1.6, "label": name, "marker": marker}

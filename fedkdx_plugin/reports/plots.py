@@ -146,14 +146,17 @@ def convergence(section: Section, methods: Sequence[Method], looks: Looks) -> tu
         sent = np.mean([statistics.sent(run) for run in method.runs], axis=0)[rounds - 1]
         few = np.unique(np.linspace(0, len(rounds) - 1, POINTS).astype(int))
         rounds, values, sent = rounds[few], 100 * values[:, few], sent[few]
-        line = looks.line(method.name) | ({"marker": "o"} if len(rounds) == 1 else {})  # one point makes no line
+        line = looks.line(method.name, len(rounds))
         left.plot(rounds, values.mean(0), **line)
         if len(values) > 1 and len(methods) <= BANDS:
             left.fill_between(rounds, values.min(0), values.max(0), color=looks.colour(method.name), alpha=0.15, lw=0)
         if sent[-1] > 0.1:  # the axis is logarithmic: methods that send almost nothing are left out
             right.plot(sent, values.mean(0), **line)
     left.set(xlabel="round", ylabel=f"{section.on} accuracy, %")
-    left.xaxis.get_major_locator().set_params(integer=True)
+    if len(rounds) == 1:
+        left.set_xticks(rounds)
+    else:
+        left.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="megabytes sent, up and down", xscale="log")
     low, high = right.get_xlim()
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))

@@ -51,6 +51,11 @@ class Run:
     classes: tuple[str, ...]
     groups: Mapping[str, list[int]]
 
+    def __repr__(self) -> str:
+        """Return what it is in a line: its records would fill a page."""
+        rounds = len(self.records)
+        return f"<Run: {self.name}, seed {self.seed}, {rounds} round{'s' * (rounds > 1)}; {self.folder}>"
+
     @property
     def algorithm(self) -> str:
         """Name of the algorithm."""
@@ -152,6 +157,11 @@ def read(folder: Path) -> Run | Missing:
         done = max(_rounds(folder / ROUNDS), 0 if run is None else len(run.records))
         return Missing(name, f"unfinished: {done} of {planned} rounds", folder)
     return run
+
+
+def has_traceback(folder: Path) -> bool:
+    """Return whether a run failed with an error whose traceback is kept in its folder."""
+    return is_file(folder / FAILED) and b"\n" in read_bytes(folder / FAILED, again(folder)).strip()
 
 
 def nothing_accepted(run: Run) -> str:

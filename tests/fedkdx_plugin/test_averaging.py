@@ -182,3 +182,14 @@ def test_wrong_options_are_one_clear_line(shard_folder, tmp_path, monkeypatch, c
     assert "'medain' is unknown (did you mean median?)" in fails(capsys, *base, "FedAvg", "--aggregate", "medain")
     assert "0 is out of range" in fails(capsys, *base, "FedAvg", "--max-share", "0")
     assert "0.5 is out of range" in fails(capsys, *base, "FedAvg", "--assumed-bad", "0.5")
+    line = fails(capsys, *base, "FedAvg", "--aggregate", "median", "--assumed-bad", "0.3")
+    assert "--assumed-bad 0.3: --aggregate median does not use it; leave it out, or take --aggregate trimmed or" in line
+
+
+def test_a_grid_may_give_what_some_of_its_means_use(shard_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    base = {"data": str(shard_folder), "algorithm": ["FedAvg"], "model": "cnn_small", "assumed_bad": 0.3}
+    for rules, code in ((["mean", "trimmed"], 0), (["mean", "median"], 2)):
+        Path("grid.yaml").write_text(yaml.safe_dump({"base": base, "grid": {"aggregate": rules}}))
+        assert main(["experiment", "grid.yaml", "--dry-run"]) == code
+    assert "--assumed-bad 0.3: --aggregate mean, median does not use it" in capsys.readouterr().err

@@ -6,7 +6,8 @@ import pytest
 
 from dataset_utils import letters
 from fedkdx_plugin.reports import plots
-from fedkdx_plugin.reports.looks import Looks
+from fedkdx_plugin.reports.looks import COLOURS, Looks
+from registry import catalog
 from tests.fedkdx_plugin.made_runs import make_run, sections_of, set_accuracy
 
 OTHERS = (
@@ -79,6 +80,16 @@ def test_a_single_evaluated_round_is_a_point(tmp_path):
     for axes in figure.axes:
         (line,) = axes.lines
         assert len(line.get_xdata()) == 1 and line.get_marker() == "o"
+    assert figure.axes[0].get_xticks().tolist() == [1]
+
+
+def test_points_of_methods_differ_also_where_their_colours_do_not(tmp_path):
+    names = list(catalog.BUILT_IN["algorithms"])
+    folders = [make_run(tmp_path / name, name, done=1, global_rounds=1) for name in names]
+    (section,) = sections_of(*folders)
+    figure, _ = plots.convergence(section, section.methods, Looks(names))
+    seen = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(names) > len(COLOURS) and len(seen) == len(names)
 
 
 def test_letters_that_the_font_lacks_are_one_line_and_no_warnings(tmp_path, capsys, recwarn, monkeypatch):

@@ -82,6 +82,20 @@ def test_clients_of_personal_algorithms_have_models_of_their_own(watch):
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
 
 
+def test_what_notebooks_show_of_a_model_and_of_predictions_is_a_line(watch):
+    place = watch.run("federated", "FedAvg")
+    own, shared = load_model(place, 1), load_model(place)
+    channels, _, time = own.shape
+    assert repr(own) == (
+        f"<Predictor: FedAvg, model of client 1 after round 3; windows of {channels} channels and {time} samples, "
+        f"{len(own.classes)} classes; {place}>"
+    )
+    assert repr(shared).startswith("<Predictor: FedAvg, shared model after round 3; ")
+    assert repr(own.run) == f"<Run: FedAvg, seed 0, 3 rounds; {place}>"
+    found = own.predict_windows(np.zeros((2, *own.shape), np.float32))
+    assert repr(found) == f"<Predicted: 2 windows, {len(own.classes)} classes; see .table>"
+
+
 def test_both_networks_share_a_prediction(watch):
     predictor = load_model(watch.run("both", "FedKDX+"), 0)
     shares = predictor.network.serves
@@ -268,6 +282,10 @@ def test_files_of_another_run(watch, copied):
     assert "stay with the sites" in wrong(copied)
 
 
+def state_names(folder) -> list[str]:
+    return list(Message.from_bytes((folder / "state.safetensors").read_bytes()).tensors)
+
+
 def rewrite(folder, change) -> None:
     """Change a saved state: `change` is given its tensors and metadata."""
     state = Message.from_bytes((folder / "state.safetensors").read_bytes())
@@ -283,8 +301,16 @@ def test_a_state_of_another_round_shape_or_without_numbers(copied):
     name = "client/0/kept/teacher.head.weight"
     rewrite(copied, lambda tensors, meta: (meta.update(round=3), tensors.update({name: tensors[name][:, :1]})))
     assert "does not fit FedKDX with model cnn_small" in wrong(copied)
-    rewrite(copied, lambda tensors, meta: tensors.update({name: tensors[name] * float("nan")}))
-    assert f"tensor '{name}' holds NaN" in wrong(copied)
+    other = name.replace("client/0", "client/1")
+    rewrite(copied, lambda tensors, meta: tensors.update({name: tensors[other] * float("nan")}))
+    assert f"tensor '{name}' holds NaN or infinite values, as training diverged; take another run, another" in wrong(
+        copied
+    )
+    assert load_model(copied, 1).client == 1  # whose state is whole
+    name = next(name for name in state_names(copied) if name.startswith("server/"))
+    rewrite(copied, lambda tensors, meta: tensors.update({name: tensors[name] * float("inf")}))
+    with pytest.raises(UserError, match=f"tensor '{name}' holds NaN"):
+        load_model(copied, 1)
 
 
 def test_a_plug_in_that_is_not_installed(copied):

@@ -55,13 +55,22 @@ def make(
             raise UserError(f"--backend stacked: {reason}; auto takes what can run")
         print(f"clients are trained one by one: {reason}", file=sys.stderr)
     if name == "parallel" or (name == "auto" and on_cpu):
+        check_parallel(name, data.test_x.device, selected)
         workers = min(torch.get_num_threads(), selected)
-        reason = _against_parallel(data.test_x.device, workers)
-        if not reason:
+        if not _against_parallel(data.test_x.device, workers):
             return Parallel(workspace, data, settings, workers)
-        if name == "parallel":
-            raise UserError(f"--backend parallel: {reason}; auto takes what can run")
     return Sequential(workspace, data, settings)
+
+
+def check_parallel(name: str, device: torch.device, selected: int = 2) -> None:
+    """Raise UserError where the backend 'parallel' is named and cannot run here.
+
+    Args:
+        name, selected: as of `make`; two clients, where their number is not known yet.
+        device: of the data.
+    """
+    if name == "parallel" and (reason := _against_parallel(device, min(torch.get_num_threads(), selected))):
+        raise UserError(f"--backend parallel: {reason}; auto takes what can run")
 
 
 def _against_parallel(device: torch.device, workers: int) -> str:

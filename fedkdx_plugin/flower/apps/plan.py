@@ -19,7 +19,7 @@ from fedkdx_plugin.engine.rounds import Federation
 from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings
 from fedkdx_plugin.engine.workspace import Workspace
-from fedkdx_plugin.experiments.setting import check, make_task, training
+from fedkdx_plugin.experiments.setting import check, check_assumed, make_task, training
 from fedkdx_plugin.flower.apps.models import Given, Make, as_shape, maker, speaks_of_head
 from fedkdx_plugin.flower.options import ELSEWHERE
 from fedkdx_plugin.flower.protocol import MOST_CLASSES
@@ -98,6 +98,7 @@ class Plan:
             raise UserError(f"classes={classes!r}: write a whole number from 2 to {MOST_CLASSES}")
         config = from_dict({**options, "algorithm": [spec_of(algorithm)], "data": ELSEWHERE}, "options")
         (choice,) = check(config)
+        check_assumed([config])
         if choice.server.pools_data:
             raise UserError(
                 f"{choice.name} pools everybody's data, which never leave a client; it cannot run in an app"
