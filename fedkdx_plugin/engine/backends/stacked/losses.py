@@ -125,21 +125,22 @@ class Losses(nn.Module):
             step: ().
             context: as for one client, with a leading axis of clients.
         """
+        groups = self.arrangement.groups
         places = {
             net: (group, place)
-            for group, one in enumerate(self.arrangement.groups)
+            for group, one in enumerate(groups)
             for place, net in enumerate(one.nets)
             if trained[group].shape[2]
         }
         weights, slopes = (
-            {net: tensors[group][:, place] for net, (group, place) in places.items()}
+            {net: groups[group].trained.dense(tensors[group][:, place]) for net, (group, place) in places.items()}
             for tensors in (trained, gradients)
         )
         update = vmap(partial(contract.update, self._stand_in), (0, 0, 0, None, 0))
         moved = update(weights, slopes, rates, step, dict(context))
         return [
-            torch.stack([moved[net] for net in group.nets], 1) if own.shape[2] else own
-            for group, own in zip(self.arrangement.groups, trained, strict=True)
+            torch.stack([group.trained.spread(moved[net]) for net in group.nets], 1) if own.shape[2] else own
+            for group, own in zip(groups, trained, strict=True)
         ]
 
     def _asked_together(self, names: Sequence[str], groups: Sequence[Mapping[str, Tensor]], x: Tensor) -> list[Output]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from registry.interface import float_state, matches
 
@@ -48,6 +49,24 @@ class Part:
             if -shape.numel() % ALIGNED:
                 next(parts)
         return tensors
+
+    def dense(self, flat: Tensor) -> Tensor:
+        """Return the values alone, one tensor's after the other's, without the gaps: (..., width) -> (..., values)."""
+        if not self._gaps:
+            return flat
+        own = self.split(flat).items()
+        return torch.cat([tensor.reshape((*flat.shape[:-1], self.shapes[name].numel())) for name, tensor in own], -1)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return what `dense` was given, with zeros in the gaps: (..., values) -> (..., width)."""
+        if not self._gaps:
+            return values
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        return torch.cat([F.pad(own, (0, -own.shape[-1] % ALIGNED)) for own in values.split(sizes, -1)], -1)
+
+    @property
+    def _gaps(self) -> bool:
+        return any(shape.numel() % ALIGNED for shape in self.shapes.values())
 
 
 @dataclass(frozen=True)
