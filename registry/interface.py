@@ -17,6 +17,7 @@ from registry.aggregation import Average, Averaging
 
 # re-exported for algorithms
 from registry.batch import Batch as Batch
+from registry.blame import wrong
 from registry.messages import BadMessage as BadMessage
 from registry.messages import Message as Message
 from registry.messages import NonFinite as NonFinite
@@ -418,8 +419,14 @@ class Server(ABC):
 
 
 def private_names(client: type[Client], task: Task, nets: Mapping[str, nn.Module]) -> frozenset[str]:
-    """Return the full names of the state that never leaves a client: what its class declares, and local batch norm."""
+    """Return the full names of the state that never leaves a client: what its class declares, and local batch norm.
+
+    Raises:
+        PluginError: `private_in` returns no tuple or list of patterns; read otherwise, private state might be sent.
+    """
     local_bn, private = task.local_bn or client.local_bn, client.private_in(task, nets)
+    if not isinstance(private, (tuple, list)) or not all(isinstance(pattern, str) for pattern in private):
+        raise wrong(client, "private_in", "a tuple of patterns of names", private)
     batch_norm = tuple(
         f"{net}.{path}." for net, module in nets.items() for path, part in module.named_modules() if is_batch_norm(part)
     )

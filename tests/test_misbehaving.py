@@ -68,6 +68,12 @@ CLIENT = [
         "return [1]",
         "Own.Client.trains must return a list of patterns of names, not list",
     ),
+    (
+        "private_in(cls, task, nets)",
+        "return None",
+        "Own.Client.private_in must return a tuple of patterns of names, not No",
+    ),
+    ("private_in(cls, task, nets)", "return 'model.*'", "must return a tuple of patterns of names, not str 'model.*'"),
     ("repeats(self)", "return None", "Own.Client.repeats must return a whole number of at least 1, not NoneType None"),
     ("repeats(self)", "return 1.5", "Own.Client.repeats must return a whole number of at least 1, not float 1.5"),
     ("repeats(self)", "return 0", "Own.Client.repeats must return a whole number of at least 1, not int 0"),
