@@ -26,6 +26,7 @@ class LGFedAvgClient(FedAvgClient):
     """Keeps its first layers, its local representation; trains them together with the last ones, which are shared."""
 
     private = ("model.*", f"!{HEAD}")
+    windows_meet = ""
 
     @classmethod
     def private_in(cls, task: Task, nets: Mapping[str, nn.Module]) -> tuple[str, ...]:

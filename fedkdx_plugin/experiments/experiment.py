@@ -245,8 +245,8 @@ class Experiment:
         """
         if self.folder is None and not self.is_grid:
             self.folder = new_folder(self.out, self.name, private)
-        elif self.folder is None:
-            self.folder = self.out / self.name
+        else:
+            self.folder = self.folder or self.out / self.name
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

@@ -83,7 +83,7 @@ def run(
         with experiment.begun(command):
             _make(experiment, list(command), data, failed, at_once, callbacks, progress, strict, slurm)
     except UserError as error:
-        if any(rounds_done(experiment.place(planned)) for planned in experiment.runs):
+        if begins and any(rounds_done(experiment.place(planned)) for planned in experiment.runs):
             print(f"to go on: fedkdx resume {folder}", file=sys.stderr)
         elif begins and is_expected(error):  # nothing has been run, and the error says why
             shutil.rmtree(folder, ignore_errors=True)
