@@ -155,13 +155,22 @@ def test_a_full_disk_loses_no_checkpoint(run, shard_folder):
     before = {name: (run / "FedAvg-seed0" / name).read_bytes() for name in ("results.h5", "state.safetensors")}
     done = full(len(before["state.safetensors"]) // 2, "resume", run)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"to go on: fedkdx resume {run}\n" in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.endswith("state.safetensors: cannot be written (File too large)")
     assert not list(run.rglob(f"{UNFINISHED}*"))
     assert main(["resume", str(run)]) == 0
     shutil.copytree(run, "parts/again")
     assert outcome("parts") == outcome("whole")
+
+
+def test_a_new_run_that_ends_on_a_full_disk_says_how_to_go_on(run, shard_folder, tmp_path):
+    """The first algorithm's state fits; that of the second, which keeps teachers, does not."""
+    size = (run / "FedAvg-seed0" / "state.safetensors").stat().st_size + 1000
+    words = f"-m cnn_small -gr 2 -jr 0.7 -ls 1 -dev cpu -algo FedAvg,FedKDX -o {tmp_path / 'new'}".split()
+    done = full(size, "-data", shard_folder, *words)
+    (folder,) = (tmp_path / "new").iterdir()
+    assert done.returncode == 2 and f"to go on: fedkdx resume {folder}\n" in done.stderr
+    assert main(["resume", str(folder)]) == 0
 
 
 @pytest.mark.parametrize("words", [["list"], ["--help"], ["--version"], ["data", "describe", "--help"]])
