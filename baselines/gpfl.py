@@ -133,10 +133,10 @@ class GPFLClient(FedAvgClient):
 class GPFL(FedAvg):
     """Averages all but the heads: features, a conditional valve, and embeddings of the classes that guide features.
 
-    Clients take steps of SGD with weight decay, whatever `--optimizer` says. Where the authors' code takes the norm of
-    all rows of a batch together for the third term, this is the mean of the rows' norms, as in the paper, which does
-    not depend on the size of a batch. A client predicts with its own head and condition, of when it trained last, on
-    the shared rest.
+    Clients take steps of their own, of SGD with weight decay, so that `--optimizer` is refused. Where the authors' code
+    takes the norm of all rows of a batch together for the third term, this is the mean of the rows' norms, as in the
+    paper, which does not depend on the size of a batch. A client predicts with its own head and condition, of when it
+    trained last, on the shared rest.
     """
 
     paper = "Zhang et al. 2023, arXiv:2308.10279"

@@ -263,6 +263,18 @@ def test_predict_prints_a_table(watch, capsys):
     assert "1 gap was too long to interpolate" in printed.err
 
 
+def test_the_commands_find_a_client_by_its_subject(watch, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, recording = str(watch.run("federated", "FedFomo")), str(watch.csv(2))
+    tables = []
+    for who in (["--client", "2"], ["--subject", "carl"], ["--subject", "anna"]):
+        assert predict_command.main([run, recording, *who]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] != tables[2]
+    assert export_command.main([run, "--subject", "carl", "--format", "torchscript"]) == 0
+    assert (tmp_path / "FedFomo-seed0-carl" / "preprocessing.json").exists()
+
+
 def test_predict_writes_a_file_or_nothing(watch, tmp_path, capsys):
     run, out = str(watch.comparison("both")), tmp_path / "out" / "anna.csv"
     assert predict_command.main([run, str(watch.csv(0)), "-o", str(out)]) == 0

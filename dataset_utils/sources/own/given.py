@@ -86,7 +86,7 @@ class GivenRule:
 
     @property
     def by_session(self) -> bool:
-        """Whether sessions are named."""
+        """Tell whether sessions are named."""
         return bool(self._named["sessions"])
 
     def names(self, subject: str, session: str = "") -> bool:
