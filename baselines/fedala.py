@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from baselines.beside import MODEL, PERSONAL, Beside, PersonalClient, of_model, renamed
-from registry.interface import Batch, Message
+from registry.interface import Batch, Message, Model, layers
 from registry.parameters import Params, option
 
 WEIGHT = "weight/"
@@ -48,8 +48,8 @@ class FedALAClient(PersonalClient):
         """Learn the weights, and put the mix of the last layers in the place of the global model's."""
         model = self.nets["model"].eval()
         state = self.state()
-        layers = [name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))]
-        last = tuple(f"{name}." for name in layers[-self.params.layers :])
+        assert isinstance(model, Model)  # as `build` made it
+        last = tuple(f"{path}." for layer in layers(model)[-self.params.layers :] for path in layer)
         mixed = {name: own for name, own in model.named_parameters() if name.startswith(last)}
         own = {name: state[PERSONAL + name].clone() for name in mixed}
         way = {name: state[MODEL + name] - own[name] for name in mixed}

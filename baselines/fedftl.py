@@ -5,8 +5,8 @@ from it:
 
 - The server has no public data, so its model is trained by FedAvg alone.
 - Transfer takes place in every round, not once at the end.
-- What is retrained is the head and the last block of layers below it (`Model.blocks_below_head`). With `cnn` these are
-  the dense layers, as in FedHealth, which fixes the convolutions; other models need not have any.
+- What is retrained are the last `layers` of any model. With three of them, and `cnn`, these are the dense ones, as in
+  FedHealth, which fixes the convolutions.
 - The server has no windows, so the feature statistics come from the clients.
 """
 
@@ -23,7 +23,7 @@ from baselines.fedavg import FedAvg, FedAvgClient
 from registry.aggregation import MEAN as PLAIN
 from registry.aggregation import Average, sample_weights
 from registry.errors import UserError
-from registry.interface import Batch, Message, Model, Round, Task, float_state
+from registry.interface import Batch, Message, Model, Round, Task, float_state, last_layers
 from registry.messages import check_state
 from registry.parameters import Params, option
 
@@ -36,19 +36,17 @@ class FedFTLParams(Params):
     """Hyper-parameters of FedFTL; neither paper gives a value for the weight, and the default is small."""
 
     coral: float = option(0.01, "weight of the CORAL term (FedHealth's η)", low=0)
+    layers: int = option(3, "number of last layers that are retrained, the output layer among them; never the first", 2)
 
 
 class Transferred(Model):
-    """Model of which its head and the last block of layers below it are trained, which make the features.
+    """Model of which the last layers are trained; all else is fixed, batch-norm statistics everywhere."""
 
-    All else is fixed, batch-norm statistics everywhere.
-    """
-
-    def __init__(self, base: Model) -> None:
+    def __init__(self, base: Model, count: int) -> None:
         channels, height, time = base.shape
         super().__init__((channels, height, time), base.classes)
         self.base, self.feature_size = base, base.feature_size
-        upper = tuple(f"{name}." for block in (*base.blocks_below_head()[-1:], ("head",)) for name in block)
+        upper = tuple(f"{path}." for layer in last_layers(base, count) for path in layer)
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(f"{name}.".startswith(upper))
 
@@ -84,7 +82,7 @@ class FedFTLClient(FedAvgClient):
     @classmethod
     def build(cls, task: Task) -> dict[str, nn.Module]:
         """Return the model, and the client's own copy of it."""
-        return {"model": task.model(), "personal": Transferred(task.model())}
+        return {"model": task.model(), "personal": Transferred(task.model(), task.params.layers)}
 
     def serves(self) -> str:
         """Return the name of the copy once the client has trained; until then that of the server's model."""
@@ -143,11 +141,11 @@ class FedFTL(FedAvg):
 
     @classmethod
     def check(cls, task: Task, params: FedFTLParams) -> None:
-        """Raise UserError for a model without layers below its head, whose features nothing could align."""
-        model = Transferred(task.model())
+        """Raise UserError for a model of which only the head would be retrained, and no features aligned."""
+        model = Transferred(task.model(), params.layers)
         if not model.eval().features(torch.zeros(1, *model.shape)).requires_grad:
             name = task.model_class.__name__
-            raise UserError(f"FedFTL: no layer of {name} below its head can be retrained to align its features")
+            raise UserError(f"FedFTL: {name} has no layer between its first and its head, to be retrained with it")
 
     def __init__(self, task: Task, params: FedFTLParams, initial: Mapping[str, Tensor]) -> None:
         super().__init__(task, params, initial)

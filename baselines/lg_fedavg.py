@@ -11,7 +11,7 @@ from torch import nn
 from baselines.fedavg import FedAvg, FedAvgClient
 from baselines.fedper import HEAD
 from registry.errors import UserError
-from registry.interface import Model, Task, layers
+from registry.interface import Model, Task, last_layers, layers
 from registry.parameters import Params, option
 
 
@@ -33,7 +33,7 @@ class LGFedAvgClient(FedAvgClient):
         """Return all but the last layers."""
         model = nets["model"]
         assert isinstance(model, Model)  # as `build` made it
-        shared = layers(model)[1:][-task.params.layers :]
+        shared = last_layers(model, task.params.layers)
         return (*cls.private, *(f"!model.{path}.*" for layer in shared for path in layer))
 
 

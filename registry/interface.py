@@ -27,6 +27,7 @@ from registry.networks import Networks as Networks
 from registry.networks import Output as Output
 from registry.networks import copy_state as copy_state
 from registry.networks import float_state as float_state
+from registry.networks import last_layers as last_layers
 from registry.networks import layers as layers
 from registry.networks import matches as matches
 from registry.networks import mixture as mixture

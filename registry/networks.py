@@ -50,18 +50,6 @@ class Model(nn.Module):
         """Return the layers named by `parts`."""
         return [getattr(self, name) for name in self.parts]
 
-    def blocks_below_head(self) -> list[tuple[str, ...]]:
-        """Return the blocks of layers below the head, from the windows on: names of the modules or parameters of each.
-
-        For methods that treat a model's upper layers otherwise than its lower ones. By default each of `parts`, or else
-        each module in the order in which `__init__` sets them, is a block; an `nn.Sequential` of larger members is one
-        for each of them, with the single layers that follow it. Blocks without parameters are left out. Override it
-        where features are computed in another order, or where several modules belong together.
-        """
-        names = self.parts or [name for name, _ in self.named_children() if name != "head"]
-        found = [block for name in names for block in _blocks(name, self.get_submodule(name))]
-        return [block for block in found if any(_has_any(self.get_submodule(name).parameters()) for name in block)]
-
     def features(self, x: Tensor) -> Tensor:
         """Compute the features of windows: (n, channels, 1, time) -> (n, feature_size)."""
         if not self.parts:
@@ -74,24 +62,6 @@ class Model(nn.Module):
         """Compute features (n, feature_size) and logits (n, classes) of windows (n, channels, 1, time)."""
         features = self.features(x)
         return Output(features, self.head(features))
-
-
-def _has_any(values: Iterable[object]) -> bool:
-    return any(True for _ in values)
-
-
-def _blocks(name: str, module: nn.Module) -> list[tuple[str, ...]]:
-    """Return the blocks of a module, by the names of their modules; see `Model.blocks_below_head`."""
-    members = list(module.named_children()) if isinstance(module, nn.Sequential) else []
-    if not any(_has_any(member.children()) for _, member in members):
-        return [(name,)]
-    found: list[tuple[str, ...]] = []
-    for key, member in members:
-        if found and not _has_any(member.children()):
-            found[-1] += (f"{name}.{key}",)
-        else:
-            found.append((f"{name}.{key}",))
-    return found
 
 
 class Networks(dict[str, nn.Module]):
@@ -148,6 +118,11 @@ def layers(model: Model) -> list[tuple[str, ...]]:
         else:
             found.append((path,))
     return [*found, *((path,) for path, part in model.named_modules() if part is head)]
+
+
+def last_layers(model: Model, count: int) -> list[tuple[str, ...]]:
+    """Return the last `count` of a model's `layers`, the head among them and its first layer never."""
+    return layers(model)[1:][-count:]
 
 
 def _unpacked(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from registry import catalog
+from registry.description import describe
 from registry.errors import UserError
 from registry.flags import Parser
 from registry.parameters import key_of, suggest
@@ -51,7 +52,7 @@ def _show(name: str) -> int:
 
 def _print(entry: catalog.Entry, width: int, problem: str = "") -> None:
     """Print name, summary, what is sent, paper and origin of an entry, or why it cannot be loaded."""
-    about = catalog.describe(entry)
+    about = describe(entry)
     text = problem or (f"BROKEN: {about.broken}" if about.broken else about.summary)
     print(f"  {entry.name:{width}}  {text}")
     if about.sends:

@@ -16,6 +16,7 @@ from typing import Any
 
 from fedkdx_plugin.configuration.config import Config, read_yaml
 from registry import catalog
+from registry.description import describe
 from registry.errors import UserError
 from registry.interface import Server
 from registry.parameters import Params, option, parse, suggest
@@ -185,9 +186,9 @@ def _all() -> list[str]:
     """Return the names of all algorithms that can be loaded; print those that cannot."""
     entries = catalog.entries("algorithms")
     for entry in entries:
-        if reason := catalog.describe(entry).broken:
+        if reason := describe(entry).broken:
             print(f"left out: {entry.name} from {entry.origin}: {reason}", file=sys.stderr)
-    return [entry.name for entry in entries if not catalog.describe(entry).broken]
+    return [entry.name for entry in entries if not describe(entry).broken]
 
 
 def _assign(sets: Mapping[str, Any], servers: Mapping[str, type[Server]]) -> dict[str, dict[str, Any]]:

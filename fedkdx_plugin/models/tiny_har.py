@@ -55,10 +55,6 @@ class TinyHAR(Model):
         self.feature_size = units
         self.head = nn.Linear(units, classes)
 
-    def blocks_below_head(self) -> list[tuple[str, ...]]:
-        """Return the blocks of layers; the LSTM and attention over its states are one."""
-        return [("convolutions",), ("between_channels",), ("joined",), ("lstm", "scores", "gamma")]
-
     def features(self, x: Tensor) -> Tensor:
         """Compute the features of windows: (n, channels, 1, time) -> (n, units)."""
         maps = self.convolutions(x.transpose(1, 2))  # (n, filters, channels, steps)

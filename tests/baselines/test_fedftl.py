@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog
 from registry.aggregation import Average, Averaging
 from registry.errors import UserError
-from registry.interface import Batch, Model, Round, Task
+from registry.interface import Batch, Model, Round, Task, layers
 from tests.baselines.checks import awkward_data, goes_on_identically, overheard, run, travels
 from tests.conftest import CLASSES, SHAPE, TinyNet, make_data, make_federation, make_task, same_state
 
@@ -27,7 +29,8 @@ def batch(count: int = 24) -> Batch:
 
 def client(coral: float = 0.01, task: Task | None = None) -> FedFTLClient:
     torch.manual_seed(0)
-    one = FedFTLClient(0, task or make_task(), FedFTLParams(coral), 24)
+    params = FedFTLParams(coral)
+    one = FedFTLClient(0, replace(task or make_task(), params=params), params, 24)
     one.nets = FedFTLClient.build(one.task)
     return one
 
@@ -85,12 +88,18 @@ def test_coral_draws_the_features_of_every_model_and_lower_layers_stay(name):
     size = one.nets["model"].feature_size
     loss = one.losses(one.nets, batch(), {})["personal"]
     aligned = one.losses(one.nets, batch(), {COVARIANCE: torch.eye(size)})["personal"] - loss
-    first = one.nets["model"].blocks_below_head()[0][0]
+    first = layers(one.nets["model"])[0][0]
     assert learning(one, aligned) and not any(".head." in own for own in learning(one, aligned))
     assert learning(one, loss) == learning(one, aligned) | {"personal.base.head.weight", "personal.base.head.bias"}
-    # the first block is fixed where it is not the only one
-    moves = any(own.startswith(f"personal.base.{first}.") for own in learning(one, loss))
-    assert moves == (name == "feature_mlp")
+    assert not any(own.startswith(f"personal.base.{first}.") for own in learning(one, loss))
+
+
+@pytest.mark.parametrize(("count", "retrained"), [(2, {"dense.2"}), (3, {"dense.0", "dense.2"}), (9, None)])
+def test_so_many_last_layers_are_retrained_but_never_the_first(count, retrained):
+    model = FedFTLClient.build(replace(Task(SHAPE, CLASSES, CNN, CNN), params=FedFTLParams(layers=count)))["personal"]
+    learnt = {name.removeprefix("base.").rpartition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    every = {name.removeprefix("base.").rpartition(".")[0] for name, _ in model.named_parameters()}
+    assert learnt == (retrained or every - {"convolutions.0.0", "convolutions.0.1"} - {"head"}) | {"head"}
 
 
 def test_a_model_whose_features_nothing_can_align_is_refused():
@@ -105,7 +114,7 @@ def test_a_model_whose_features_nothing_can_align_is_refused():
         def features(self, x):
             return x.flatten(1)
 
-    with pytest.raises(UserError, match="FedFTL: no layer of Linear below its head can be retrained"):
+    with pytest.raises(UserError, match="FedFTL: Linear has no layer between its first and its head"):
         FedFTL.check(Task(SHAPE, CLASSES, Linear, Linear), FedFTLParams())
 
 

@@ -15,6 +15,7 @@ from fedkdx_plugin.models.tcn import TCN
 from fedkdx_plugin.testing import ModelCase, model_checks
 from registry import catalog
 from registry.errors import UserError
+from registry.networks import last_layers
 
 MODELS = [catalog.load("models", name) for name in catalog.BUILT_IN["models"]]
 SHAPES = {"UCI-HAR": ((9, 1, 128), 6), "SLEEP": ((3, 1, 100), 12), "PAMAP2": ((36, 1, 256), 12)}
@@ -47,27 +48,22 @@ def test_the_student_has_at_most_a_quarter_of_the_weights(name):
     assert size(CNNSmall(*SHAPES[name])) <= size(CNN(*SHAPES[name])) / 4
 
 
-LAST_BLOCKS = {
-    **dict.fromkeys(("cnn", "cnn_small", "cnn_lstm", "feature_mlp"), ("dense",)),
-    "deep_conv_lstm": ("second",),
-    "resnet": ("blocks.2",),
-    "inception_time": ("blocks.1",),
-    "tcn": ("blocks.3",),  # reaches over 1 + 12 (1 + 2 + 4 + 8) = 181 samples, with one block less over 85
-    "transformer": ("encoder.1", "encoder.2"),
-    "tiny_har": ("lstm", "scores", "gamma"),
+UPPER = {  # the last three layers, of which the first never is one
+    **{name: [("dense.0",), ("dense.2",)] for name in ("cnn", "cnn_small", "cnn_lstm")},
+    "feature_mlp": [("dense.2",)],
+    "deep_conv_lstm": [("first",), ("second",)],
+    "resnet": [("blocks.1",), ("blocks.2",)],
+    "inception_time": [("blocks.1",)],
+    "tcn": [("blocks.2",), ("blocks.3",)],
+    "transformer": [("encoder.0",), ("encoder.1", "encoder.2")],  # encoder.2 is the norm after the last one
+    "tiny_har": [("scores.0",), ("scores.2",)],
 }
 
 
 @pytest.mark.parametrize("name", catalog.BUILT_IN["models"])
-def test_blocks_lie_below_the_head_and_the_last_makes_the_features(name):
+def test_the_last_layers_make_the_features(name):
     model = build(catalog.load("models", name), (9, 1, 128), 6)
-    blocks = model.blocks_below_head()
-    assert blocks[-1] == LAST_BLOCKS[name]
-    members = [own for block in blocks for own in block]
-    assert len(set(members)) == len(members) and "head" not in members
-    held = tuple(f"{own}." for own in members)
-    left = [own for own, _ in model.named_parameters() if not f"{own}.".startswith(held)]
-    assert {own.partition(".")[0] for own in left} <= {"head", "positions"}
+    assert last_layers(model, 3) == [*UPPER[name], ("head",)]
 
 
 @pytest.mark.parametrize("model", MODELS)

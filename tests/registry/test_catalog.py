@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry import catalog
+from registry.description import Description, describe
 from registry.errors import UserError
 
 GOOD = '''
@@ -51,7 +52,7 @@ def entry(name: str, kind: str = "algorithms") -> catalog.Entry:
 @pytest.mark.parametrize("kind", catalog.BUILT_IN)
 def test_every_built_in_name_loads_and_is_described(kind):
     for name in catalog.BUILT_IN[kind]:
-        about = catalog.describe(entry(name, kind))
+        about = describe(entry(name, kind))
         assert not about.broken
         assert about.summary.endswith(".")
         assert about.paper
@@ -73,7 +74,7 @@ def test_a_package_adds_a_name(site):
     install(site, "plug_good", "FedGood = plug_good:FedGood")
     found = entry("FedGood")
     assert found.origin == "plug-good 1.0"
-    assert catalog.describe(found) == catalog.Description("Says something good.", "Good et al. 2030")
+    assert describe(found) == Description("Says something good.", "Good et al. 2030")
     assert "plug_good" not in sys.modules
     assert catalog.load("algorithms", "fedgood").__name__ == "FedGood"
 
@@ -114,7 +115,7 @@ def test_the_environment_can_ignore_plug_ins(site, monkeypatch):
 )
 def test_a_broken_plug_in_is_listed_with_its_reason_and_breaks_nobody(site, target, source, why_listed, why_loaded):
     install(site, "plug_bad", f"Bad = {target}", source)
-    assert why_listed in catalog.describe(entry("Bad")).broken
+    assert why_listed in describe(entry("Bad")).broken
     with pytest.raises(UserError, match=r"'Bad' from plug-bad 1\.0") as error:
         catalog.load("algorithms", "Bad")
     assert why_loaded in str(error.value)

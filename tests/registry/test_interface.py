@@ -15,6 +15,8 @@ from registry.interface import (
     Round,
     copy_state,
     float_state,
+    last_layers,
+    layers,
     private_names,
 )
 from tests.conftest import TinyNet, make_task
@@ -121,21 +123,24 @@ def test_a_models_features_are_made_by_its_parts_in_turn():
         Model((1, 1, 4), 2)(x)
 
 
-def test_a_models_blocks_are_its_modules_and_the_larger_members_of_a_sequence():
-    class Blocks(Model):
+def test_layers_are_counted_from_the_head_and_the_first_is_no_last_one():
+    class Mixed(Model):
         def __init__(self):
             super().__init__((1, 1, 4), 2)
             self.padding = nn.Flatten()  # nothing to train
-            self.first = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))  # single layers: one block
+            self.first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4))
             self.head = nn.Linear(4, 2)
-            self.middle = nn.Sequential(nn.ReLU(), TinyNet((3, 1, 16), 2), nn.LSTM(4, 4), TinyNet((3, 1, 16), 2))
+            self.own = nn.Parameter(torch.ones(1))
+            self.middle = nn.Sequential(nn.ReLU(), nn.Sequential(TinyNet((3, 1, 16), 2)), nn.LayerNorm(2))
             self.last = nn.LSTM(4, 4)
 
-    model = Blocks()
-    inner = [("middle.1", "middle.2"), ("middle.3",)]  # the ReLU before them has nothing to train
-    assert model.blocks_below_head() == [("first",), *inner, ("last",)]
+    model = Mixed()
+    below = [("first.0", "first.1"), ("first.3",), ("middle.1.0", "middle.2"), ("last",)]
+    assert layers(model) == [*below, ("head",)]
+    assert last_layers(model, 1) == [("head",)] and last_layers(model, 3) == [*below[2:], ("head",)]
+    assert last_layers(model, 5) == last_layers(model, 9) == [*below[1:], ("head",)]
     model.parts = ("last", "first")  # as the features are computed
-    assert model.blocks_below_head() == [("last",), ("first",)]
+    assert layers(model) == [("last",), *below[:2], ("head",)]
 
 
 def test_progress_runs_to_one():
