@@ -136,6 +136,20 @@ def test_p_is_corrected_for_all_of_a_table(table):
     assert [line[-2] for line in table("claims reference=FedKDX", rows)[1:]] == ["0.023", "0.062", "0.062"]
 
 
+def test_differences_of_many_methods_are_corrected_in_each_column(table):
+    rows = [*compared("FedAvg", [UP, UP]), *compared("FedProx", [[-v for v in UP]] * 2), row("MOON", 0.5, seed=5)]
+    own = [own for own in rows if own["algorithm"] != "FedKDX"] + compared("FedAvg", [UP, UP])[::2]
+    sleep = compared("MOON", [[2 * v for v in UP]] * 2, data="SLEEP")  # alone in its column: 2 / 2^6
+    assert table("against reference=FedKDX data=UCI-HAR,SLEEP method=MOON,FedProx,FedAvg,FedKDX", own + sleep) == [
+        ["FedKDX against", "UCI-HAR tenth", "SLEEP tenth"],
+        ["MOON", "–", "+7.00 better"],  # of UCI-HAR no seed that both have
+        ["FedProx", "\N{MINUS SIGN}3.50", "–"],  # 2 / 2^6, times 2
+        ["FedAvg", "+3.50", "–"],
+    ]
+    alone = compared("FedProx", [[-v for v in UP]] * 2)
+    assert table("against reference=FedKDX", alone)[1] == ["FedProx", "\N{MINUS SIGN}3.50 worse"]
+
+
 def test_clients_that_differ_between_seeds_are_no_pairs(table):
     given = {"names": "", "setting": "Dirichlet 0.1"}
     (line,) = table("claims reference=FedKDX", compared("FedAvg", [UP, UP], **given))[1:]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -210,22 +212,69 @@ def claims(rows: pd.DataFrame, args: Args) -> Table:
     signed-rank test, corrected by Holm over the table. Better is what is better in the mean over seeds, in every one
     of several seeds, and by the test; worse likewise.
     """
+    reference = _reference(rows, args)
+    found = _compared(rows, args, reference)
+    if not found:
+        raise UserError(f"nothing to compare {reference} with: no seed that both have")
+    heads = ("data", "setting", f"{reference} against", "difference", "of seeds", "better in", "pairs", "p", "verdict")
+    return Table("", "", [("", head) for head in heads], [_claim(one) for one in found])
+
+
+def against(rows: pd.DataFrame, args: Args) -> Table:
+    """Return other methods × settings (× data sets): the reference's difference in points, and what `claims` calls it.
+
+    Corrected by Holm in each column: over the methods of one data set and setting.
+    """
+    reference = _reference(rows, args)
+    others = [name for name in _in_order(rows, args, "method") if name != reference]
+    heads, columns = [], []
+    for data, setting, own in _parts(rows, args):
+        found = {one.other: one for one in _compared(own, args, reference)}
+        heads.append(("", f"{data} {setting}"))
+        columns.append([_verdict_cell(found[name]) if name in found else Cell(NONE) for name in others])
+    lines = list(map(list, zip(map(Cell, others), *columns, strict=True)))
+    return Table("", "", [("", f"{reference} against"), *heads], lines)
+
+
+class Comparison(NamedTuple):
+    """The reference against another method in a data set and setting: differences in points, (seeds,) and (pairs,)."""
+
+    data: str
+    setting: str
+    other: str
+    seeds: np.ndarray
+    pairs: np.ndarray
+    p: float = np.nan
+
+    @property
+    def verdict(self) -> str:
+        """What the comparison says of the reference; see `claims`."""
+        if len(self.seeds) == 1:
+            return "one seed"
+        signs = {int(sign) for sign in np.sign(self.seeds)}
+        if self.p < LEVEL and signs == {favours(self.pairs)} != {0}:
+            return "better" if signs == {1} else "worse"
+        return "not told apart"
+
+
+def _reference(rows: pd.DataFrame, args: Args) -> str:
+    """Return the method that others are compared with. Raises UserError: there is none, or rows do not go together."""
     _check(rows)
-    reference = args.get("reference", "")
-    if reference not in set(rows["method"]):
+    if (reference := args.get("reference", "")) not in set(rows["method"]):
         raise UserError(f"reference='{reference}': no such method; there are {', '.join(sorted(set(rows['method'])))}")
+    return reference
+
+
+def _compared(rows: pd.DataFrame, args: Args, reference: str) -> list[Comparison]:
+    """Return the comparisons with each other method, p corrected over all of them; NaN where there are few pairs."""
     compared = []
     for data, setting, own in _parts(rows, args):
         for other in _in_order(own, {}, "method"):
             if other != reference and (found := _by_seed(own, reference, other)) is not None:
-                compared.append(((data, setting, other), *found))
-    if not compared:
-        raise UserError(f"nothing to compare {reference} with: no seed that both have")
-    tested = [i for i, (*_, pairs) in enumerate(compared) if len(pairs) >= PAIRS]
-    corrected = dict(zip(tested, holm([signed_rank(compared[i][2]) for i in tested]), strict=True))
-    heads = ("data", "setting", f"{reference} against", "difference", "of seeds", "better in", "pairs", "p", "verdict")
-    lines = [_claim(*one, corrected.get(i, np.nan)) for i, one in enumerate(compared)]
-    return Table("", "", [("", head) for head in heads], lines)
+                compared.append(Comparison(data, setting, other, *found))
+    tested = [i for i, one in enumerate(compared) if len(one.pairs) >= PAIRS]
+    corrected = dict(zip(tested, holm([signed_rank(compared[i].pairs) for i in tested]), strict=True))
+    return [one._replace(p=corrected.get(i, np.nan)) for i, one in enumerate(compared)]
 
 
 def _by_seed(rows: pd.DataFrame, reference: str, other: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -252,18 +301,21 @@ def _client_means(rows: pd.DataFrame) -> pd.Series:
     return pd.DataFrame(lines).mean()
 
 
-def _claim(names: Sequence[str], seeds: np.ndarray, pairs: np.ndarray, p: float) -> list[Cell]:
+def _claim(one: Comparison) -> list[Cell]:
     """Return the row of one comparison."""
-    mean, count = float(seeds.mean()), len(seeds)
-    signs = {int(sign) for sign in np.sign(seeds)}
-    verdict = "one seed" if count == 1 else "not told apart"
-    if count > 1 and p < LEVEL and signs == {favours(pairs)} != {0}:
-        verdict = "better" if signs == {1} else "worse"
-    low, high = (plain(float(value), sign=True).text for value in (seeds.min(), seeds.max()))
-    tested = Cell(NONE) if np.isnan(p) else Cell("<0.001" if p < 0.001 else f"{p:.3f}", p)
-    better = Cell(f"{int((seeds > 0).sum())} of {count}")
+    mean, count = float(one.seeds.mean()), len(one.seeds)
+    low, high = (plain(float(value), sign=True).text for value in (one.seeds.min(), one.seeds.max()))
+    tested = Cell(NONE) if np.isnan(one.p) else Cell("<0.001" if one.p < 0.001 else f"{one.p:.3f}", one.p)
+    better = Cell(f"{int((one.seeds > 0).sum())} of {count}")
     spans = Cell(NONE if count == 1 else f"{low} to {high}")
-    return [*map(Cell, names), plain(mean, sign=True), spans, better, Cell(str(len(pairs))), tested, Cell(verdict)]
+    names = map(Cell, (one.data, one.setting, one.other))
+    return [*names, plain(mean, sign=True), spans, better, Cell(str(len(one.pairs))), tested, Cell(one.verdict)]
+
+
+def _verdict_cell(one: Comparison) -> Cell:
+    """Return the difference in points, with what it is called where it is told apart."""
+    cell = plain(float(one.seeds.mean()), sign=True)
+    return replace(cell, text=f"{cell.text} {one.verdict}") if one.verdict in ("better", "worse") else cell
 
 
 def search(rows: pd.DataFrame, args: Args) -> Table:
@@ -319,11 +371,12 @@ def _beside(rows: pd.DataFrame, published: Sequence[float]) -> list[Cell]:
     return cells
 
 
-WORDS = {"settings": "metric", "claims": "reference"}  # the word of a kind that picks no rows
+WORDS = {"settings": "metric", "claims": "reference", "against": "reference"}  # the word of a kind that picks no rows
 KINDS: dict[str, Callable[[pd.DataFrame, Args], Table]] = {
     "settings": settings,
     "detail": detail,
     "claims": claims,
+    "against": against,
     "search": search,
     "paper": paper,
 }
