@@ -248,7 +248,9 @@ def test_a_comparison_that_cannot_begin_leaves_no_folder(data, capsys):
         "        super().__init__(shape, classes)\n        self.drop = nn.Dropout(0.5)\n"
     )
     argv = ["-data", str(data), "-algo", "FedAvg", *RUN, "-m", "dropping.py:Dropping", "--backend", "stacked"]
-    assert "--backend stacked: model.drop: Dropout draws random numbers" in fails(capsys, *argv)  # when the run begins
+    line = fails(capsys, *argv)
+    assert "--backend stacked: model.drop: Dropout draws random numbers" in line
+    assert fails(capsys, *argv, "--dry-run") == line
 
 
 def test_data_describe(capsys):

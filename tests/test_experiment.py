@@ -162,6 +162,7 @@ def test_what_is_given_need_not_go_with_what_is_left_out(capsys):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
+        ({}, "is empty; write base and grid"),
         ({"grids": {}}, "unknown key 'grids' (did you mean grid?)"),
         ({"base": BASE, "grid": {"algorithm": "FedAvg"}}, "grid: algorithm: must be a list"),
         ({"base": BASE, "grid": {"join_ration": [1]}}, "unknown key 'join_ration' (did you mean join_ratio?)"),

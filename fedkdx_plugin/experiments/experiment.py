@@ -145,7 +145,8 @@ class Experiment:
             UserError: an unknown experiment, a wrong YAML file, a wrong configuration, or no run meets `only`.
         """
         path = find(name)
-        content = read_yaml(path)
+        if not (content := read_yaml(path)):
+            raise UserError(f"{path}: is empty; write base and grid (docs/guide/experiments.md)")
         for key in content:
             if key not in PARTS:
                 raise UserError(

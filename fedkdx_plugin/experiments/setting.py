@@ -20,7 +20,7 @@ from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine import precision, secure_sums
 from fedkdx_plugin.engine.attacks import Attack
 from fedkdx_plugin.engine.augmentation import Augment
-from fedkdx_plugin.engine.backends.selection import check_parallel
+from fedkdx_plugin.engine.backends.selection import check_parallel, check_stacked
 from fedkdx_plugin.engine.data import DeviceData
 from fedkdx_plugin.engine.faults import Faults
 from fedkdx_plugin.engine.participation import UNSEEN, Participation
@@ -100,6 +100,10 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     for choice in choices:
         with naming(choice.server):
             choice.server.check(task, choice.params)
+            if config.engine == "local":
+                check_stacked(
+                    config.backend, choice.server.Client.build(dataclasses.replace(task, params=choice.params))
+                )
     private.check_on(shards, task, config, choices, groups)
 
 

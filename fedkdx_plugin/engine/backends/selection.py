@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from fedkdx_plugin.engine.backends.base import Backend
 from fedkdx_plugin.engine.backends.parallel import Parallel
@@ -52,7 +54,7 @@ def make(
             except Exception as error:  # a network may be impossible to copy, probe, name ...
                 reason = in_words(error)
         if name == "stacked":
-            raise UserError(f"--backend stacked: {reason}; auto takes what can run")
+            raise _unstackable(reason)
         print(f"clients are trained one by one: {reason}", file=sys.stderr)
     if name == "parallel" or (name == "auto" and on_cpu):
         check_parallel(name, data.test_x.device, selected)
@@ -60,6 +62,16 @@ def make(
         if not _against_parallel(data.test_x.device, workers):
             return Parallel(workspace, data, settings, workers)
     return Sequential(workspace, data, settings)
+
+
+def check_stacked(name: str, nets: Mapping[str, nn.Module]) -> None:
+    """Raise UserError where the backend 'stacked' is named and networks show by their layers that it cannot run."""
+    if name == "stacked" and (reason := reason_against(nets)):
+        raise _unstackable(reason)
+
+
+def _unstackable(reason: str) -> UserError:
+    return UserError(f"--backend stacked: {reason}; auto takes what can run")
 
 
 def check_parallel(name: str, device: torch.device, selected: int = 2) -> None:
