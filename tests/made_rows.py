@@ -18,7 +18,7 @@ def load_make():
 
 
 make = load_make()
-csv_rows, csv_tables = make.csv_rows, make.csv_tables
+csv_figure, csv_rows, csv_tables = make.csv_figure, make.csv_rows, make.csv_tables
 
 
 def row(algorithm: str, accuracy: float, seed: int = 0, clients: list[float] | None = None, **given: object) -> dict:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from registry.errors import UserError
-from tests.made_rows import cells, csv_rows, csv_tables, make, row, write
+from tests.made_rows import cells, csv_figure, csv_rows, csv_tables, make, row, write
 
 # Pages whose tables were made before there were CSV files. A page is taken off when its tables are made from them.
 OLDER = {"audit.md", "earlier.md", "privacy.md", "robustness.md", "settings.md", "tuning.md"}
@@ -304,6 +308,33 @@ def test_a_page_is_filled_and_a_digit_that_is_edited_is_found(tmp_path, capsys):
     page.write_text(made.replace("90.00", "90.01"))
     assert make.fill([page], tmp_path, check=True) == 1
     assert capsys.readouterr().out == "page.md: differs from what the CSV files give; run make.py\n"
+
+
+def test_a_figure_is_drawn_where_its_picture_is_not_of_these_results(tmp_path, capsys):
+    (tmp_path / "page.md").write_text(PAGE.replace("settings", "figure"))
+    for value in (0.9, 0.8):
+        rows = [row("Local", 0.8), row("FedAvg", value), row("FedAvg", 0.7, seed=1)]
+        write(tmp_path / "made.csv", [own | {"mb_up": "3", "mb_down": "1.5"} for own in rows])
+        assert make.fill([tmp_path / "page.md"], tmp_path, check=True) == 1
+        assert make.fill([tmp_path / "page.md"], tmp_path, check=False) == 0
+        assert make.fill([tmp_path / "page.md"], tmp_path, check=True) == 0
+    pictures = sorted((tmp_path / "figures").iterdir())
+    assert len(pictures) == 2 and all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    (shown,) = re.findall(r"\]\((figures/.*)\)", (tmp_path / "page.md").read_text())
+    (tmp_path / shown).unlink()
+    capsys.readouterr()
+    assert make.fill([tmp_path / "page.md"], tmp_path, check=True) == 1
+    assert capsys.readouterr().out == f"{Path(shown).name}: is not there; run make.py\n"
+
+
+def test_a_figure_shows_means_and_deviations_over_seeds_and_all_bytes(tmp_path):
+    sent = {"mb_up": "3", "mb_down": "1.5"}
+    rows = [row("FedAvg", 0.9, **sent), row("FedAvg", 0.7, seed=1, **sent), row("Local", 0.5, data="SLEEP")]
+    write(tmp_path / "made.csv", rows)
+    first, second = csv_figure.points("figure from=made data=UCI-HAR,SLEEP", tmp_path)
+    assert first[:5] == ("UCI-HAR", "tenth", "FedAvg", 4.5, 80.0)
+    assert first.deviation == pytest.approx(200**0.5, abs=5e-4)  # of 90 and 70
+    assert second[:3] == ("SLEEP", "tenth", "Local") and second.accuracy == 50 and math.isnan(second.deviation)
 
 
 def test_a_wrong_block_is_told_with_its_page(tmp_path):

@@ -46,23 +46,32 @@ def make(order: str, data: Path) -> str:
     Raises:
         UserError: there is no such kind, file, column or run, or rows do not go together.
     """
+    kind, args = parsed(order)
+    if kind not in KINDS:
+        raise UserError(f"table '{order}': no kind '{kind}'; there are {', '.join(KINDS)}")
+    try:
+        return markdown(KINDS[kind](rows_of(kind, args, data), args))
+    except UserError as error:
+        raise UserError(f"table '{order}': {error}") from error
+
+
+def parsed(order: str) -> tuple[str, Args]:
+    """Return the kind and the words of an order. Raises UserError: it is written wrongly."""
     try:
         kind, *words = shlex.split(order)
     except ValueError as error:
         raise UserError(f"table '{order}': write a kind and words KEY=VALUE, with quotes in pairs") from error
-    if kind not in KINDS:
-        raise UserError(f"table '{order}': no kind '{kind}'; there are {', '.join(KINDS)}")
     if wrong := [word for word in words if "=" not in word]:
         raise UserError(f"table '{order}': '{wrong[0]}' is not KEY=VALUE")
     keys = [word.partition("=")[0] for word in words]
     if twice := next((key for key in keys if keys.count(key) > 1), ""):
         raise UserError(f"table '{order}': '{twice}' is given twice; write its values with ',' between them")
-    args = dict(word.split("=", 1) for word in words)
-    try:
-        rows = merged([read(path_of(name, data)) for name in args.get("from", "").split(",")], "from")
-        return markdown(KINDS[kind](_picked(rows, args, kind), args))
-    except UserError as error:
-        raise UserError(f"table '{order}': {error}") from error
+    return kind, dict(word.split("=", 1) for word in words)
+
+
+def rows_of(kind: str, args: Args, data: Path) -> pd.DataFrame:
+    """Return the rows of the files in `data` that words pick. Raises UserError: see `make`."""
+    return _picked(merged([read(path_of(name, data)) for name in args.get("from", "").split(",")], "from"), args, kind)
 
 
 def _picked(rows: pd.DataFrame, args: Args, kind: str) -> pd.DataFrame:
@@ -83,22 +92,22 @@ def _picked(rows: pd.DataFrame, args: Args, kind: str) -> pd.DataFrame:
     return rows.assign(**{key: pd.to_numeric(rows[key]) for key in NUMBERS})
 
 
-def _in_order(rows: pd.DataFrame, args: Args, key: str) -> list[str]:
+def in_order(rows: pd.DataFrame, args: Args, key: str) -> list[str]:
     """Return the values of a column in the order of the words, else sorted; Centralised always last."""
     names = args[key].split(",") if key in args else sorted(set(rows[key]), key=str.lower)
     return sorted(names, key=lambda name: name == CEILING)
 
 
-def _parts(rows: pd.DataFrame, args: Args) -> Iterator[tuple[str, str, pd.DataFrame]]:
+def parts(rows: pd.DataFrame, args: Args) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield each data set, each of its settings, and the rows of both."""
-    for data in _in_order(rows, args, "data"):
+    for data in in_order(rows, args, "data"):
         of_data = rows[rows["data"] == data]
-        for setting in _in_order(of_data, args, "setting"):
+        for setting in in_order(of_data, args, "setting"):
             if len(own := of_data[of_data["setting"] == setting]):
                 yield data, setting, own
 
 
-def _check(rows: pd.DataFrame) -> None:
+def check(rows: pd.DataFrame) -> None:
     """Raise UserError where rows of a data set and setting are not comparable, or a method's not only in the seed."""
     for (data, setting), column in rows.groupby(["data", "setting"]):
         where = f"{data}, {setting}"
@@ -126,14 +135,14 @@ def settings(rows: pd.DataFrame, args: Args) -> Table:
     the methods that all of them have; methods that are equal as shown share the mean of their ranks (Demšar 2006). By
     it methods are ordered, where `method` does not say in which order.
     """
-    _check(rows)
+    check(rows)
     metric = args.get("metric", "pooled")
     if metric not in SHARES:
         raise UserError(f"metric={metric}: there are {', '.join(SHARES)}")
-    methods = _in_order(rows, args, "method")
+    methods = in_order(rows, args, "method")
     competing = [i for i, name in enumerate(methods) if name != CEILING]
     heads, columns, main = [], [], {}
-    for data, setting, own in _parts(rows, args):
+    for data, setting, own in parts(rows, args):
         title = f"{data} {setting}" if rows["data"].nunique() > 1 else setting
         groups = _groups(own, title, metric) if metric in PAIR else {}
         for head, values in ({title: own[metric]} | groups).items():
@@ -176,12 +185,12 @@ def _counts(rows: pd.DataFrame) -> Cell:
 def detail(rows: pd.DataFrame, args: Args) -> Table:
     """Return one data set and setting in detail; a row '(student)' is one network of the method above it."""
     _one(rows, "data", "setting")
-    _check(rows)
+    check(rows)
     columns = ("accuracy", "pooled", "f1", "worst")
     heads = ("accuracy %", "pooled %", "F1 %", "worst client %", "MB up", "MB down", "seeds")
     lines: list[list[Cell]] = []
     served = []
-    for name in _in_order(rows, args, "method"):
+    for name in in_order(rows, args, "method"):
         own = rows[rows["method"] == name]
         if name != CEILING:
             served.append(len(lines))
@@ -226,9 +235,9 @@ def against(rows: pd.DataFrame, args: Args) -> Table:
     Corrected by Holm in each column: over the methods of one data set and setting.
     """
     reference = _reference(rows, args)
-    others = [name for name in _in_order(rows, args, "method") if name != reference]
+    others = [name for name in in_order(rows, args, "method") if name != reference]
     heads, columns = [], []
-    for data, setting, own in _parts(rows, args):
+    for data, setting, own in parts(rows, args):
         found = {one.other: one for one in _compared(own, args, reference)}
         heads.append(("", f"{data} {setting}"))
         columns.append([_verdict_cell(found[name]) if name in found else Cell(NONE) for name in others])
@@ -259,7 +268,7 @@ class Comparison(NamedTuple):
 
 def _reference(rows: pd.DataFrame, args: Args) -> str:
     """Return the method that others are compared with. Raises UserError: there is none, or rows do not go together."""
-    _check(rows)
+    check(rows)
     if (reference := args.get("reference", "")) not in set(rows["method"]):
         raise UserError(f"reference='{reference}': no such method; there are {', '.join(sorted(set(rows['method'])))}")
     return reference
@@ -268,8 +277,8 @@ def _reference(rows: pd.DataFrame, args: Args) -> str:
 def _compared(rows: pd.DataFrame, args: Args, reference: str) -> list[Comparison]:
     """Return the comparisons with each other method, p corrected over all of them; NaN where there are few pairs."""
     compared = []
-    for data, setting, own in _parts(rows, args):
-        for other in _in_order(own, {}, "method"):
+    for data, setting, own in parts(rows, args):
+        for other in in_order(own, {}, "method"):
             if other != reference and (found := _by_seed(own, reference, other)) is not None:
                 compared.append(Comparison(data, setting, other, *found))
     tested = [i for i, one in enumerate(compared) if len(one.pairs) >= PAIRS]
@@ -325,7 +334,7 @@ def search(rows: pd.DataFrame, args: Args) -> Table:
         UserError: a candidate has not run on all that the others have, or none has the defaults.
     """
     lines = []
-    for name in _in_order(rows, args, "algorithm"):
+    for name in in_order(rows, args, "algorithm"):
         own = rows[rows["algorithm"] == name]
         means = own.groupby("label")["pooled"].mean()
         ran = {frozenset(zip(one["data"], one["setting"], one["seed"], strict=True)) for _, one in own.groupby("label")}
@@ -345,7 +354,7 @@ def paper(rows: pd.DataFrame, args: Args) -> Table:
     _one(rows, "data")
     entries = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
     data, lines = rows["data"].iloc[0], []
-    for name in _in_order(rows, args, "method"):
+    for name in in_order(rows, args, "method"):
         for (model, options, rounds), own in rows[rows["method"] == name].groupby(["model", "options", "rounds"]):
             changed = dict(part.split("=", 1) for part in options.split(" ") if part)
             ratio = float(changed.get("join_ratio", 0.4))

@@ -5,7 +5,8 @@
     python docs/results/make.py --check                                         # exit code 1 where a page differs
 
 A page has its tables between `<!-- table: KIND from=NAME ... -->` and `<!-- end -->`; `csv_tables.py` says what the
-kinds are, `csv_rows.py` what the columns of the CSV files mean.
+kinds are, `csv_figure.py` what a figure shows, of the kind `figure`, and `csv_rows.py` what the columns of the CSV
+files mean.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parent))  # where a test loads this file
 
+import csv_figure
 import csv_rows
 import csv_tables
 
@@ -268,7 +270,11 @@ def filled(text: str, data: Path) -> str:
             raise UserError(f"'{line}': a block begins with '{START} KIND from=NAME -->' and ends with '{END}'")
     if not text.count(START) == text.count(END) == len(BLOCK.findall(text)):
         raise UserError(f"a '{START} KIND from=NAME -->' has no '{END}' below it, or the other way round")
-    return BLOCK.sub(lambda block: f"{block[1]}\n{csv_tables.make(block['order'], data)}\n{block[3]}", text)
+    return BLOCK.sub(lambda block: f"{block[1]}\n{_made(block['order'], data)}\n{block[3]}", text)
+
+
+def _made(order: str, data: Path) -> str:
+    return csv_figure.line(order, data) if csv_figure.is_figure(order) else csv_tables.make(order, data)
 
 
 def without_source(text: str) -> bool:
@@ -292,6 +298,12 @@ def fill(pages: Iterable[Path], data: Path, check: bool) -> int:
             with replacing(page) as part:
                 part.write_text(new, encoding="utf-8")
             print(f"{page.name}: written")
+        for order in filter(csv_figure.is_figure, (block["order"] for block in BLOCK.finditer(text))):
+            if not is_file(picture := page.parent / csv_figure.path(order, data)):
+                print(f"{picture.name}: {f'is not there; run {Path(__file__).name}' if check else 'drawn'}")
+                code = code or int(check)
+                if not check:
+                    csv_figure.draw(order, data, picture)
         if without_source(text):
             print(f"{page.name}: has tables that are not from a CSV")
     return code
