@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.fedavg import FedAvg, FedAvgClient
+from registry import contract
 from registry.aggregation import MEAN as PLAIN
 from registry.aggregation import Average, sample_weights
 from registry.errors import UserError
@@ -48,7 +49,7 @@ class Transferred(Model):
         channels, height, time = base.shape
         super().__init__((channels, height, time), base.classes)
         self.base, self.feature_size = base, base.feature_size
-        upper = tuple(f"{name}." for block in (*base.blocks_below_head()[-1:], ("head",)) for name in block)
+        upper = tuple(f"{name}." for block in (*contract.blocks(base)[-1:], ("head",)) for name in block)
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(f"{name}.".startswith(upper))
 

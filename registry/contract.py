@@ -36,6 +36,16 @@ def model(made: Model) -> None:
         raise wrong(made, "forward", f"an Output of features {wanted[0]} and logits {wanted[1]} for two windows", found)
 
 
+def blocks(model: Model) -> list[tuple[str, ...]]:
+    """Return the names of `blocks_below_head`. Raises PluginError: they are no tuples of names of the model's parts."""
+    found: Any = model.blocks_below_head()
+    known = {*dict(model.named_modules()), *dict(model.named_parameters())} - {""}
+    lists = isinstance(found, (list, tuple)) and all(isinstance(block, (list, tuple)) for block in found)
+    if not lists or not all(isinstance(name, str) and name in known for block in found for name in block):
+        raise wrong(model, "blocks_below_head", "a list of tuples of names of its modules or parameters", found)
+    return [tuple(block) for block in found]
+
+
 def built(algorithm: type[Client], task: Task) -> dict[str, nn.Module]:
     """Return the networks of `Client.build`. Raises PluginError: they are none."""
     nets = algorithm.build(task)

@@ -55,12 +55,20 @@ class Model(nn.Module):
 
         For methods that treat a model's upper layers otherwise than its lower ones. By default each of `parts`, or else
         each module in the order in which `__init__` sets them, is a block; an `nn.Sequential` of larger members is one
-        for each of them, with the single layers that follow it. Blocks without parameters are left out. Override it
-        where features are computed in another order, or where several modules belong together.
+        for each of them, with the single layers that follow it. A norm is of the block before it. Blocks without
+        parameters are left out. Override it where features are computed in another order, or where several modules
+        belong together.
         """
         names = self.parts or [name for name, _ in self.named_children() if name != "head"]
-        found = [block for name in names for block in _blocks(name, self.get_submodule(name))]
-        return [block for block in found if any(_has_any(self.get_submodule(name).parameters()) for name in block)]
+        blocks = [block for name in names for block in _blocks(name, self.get_submodule(name))]
+        found: list[tuple[str, ...]] = []
+        for block in blocks:
+            modules = [self.get_submodule(name) for name in block]
+            if found and all(map(_is_norm, modules)):
+                found[-1] += block
+            elif any(_has_any(module.parameters()) for module in modules):
+                found.append(block)
+        return found
 
     def features(self, x: Tensor) -> Tensor:
         """Compute the features of windows: (n, channels, 1, time) -> (n, feature_size)."""
@@ -74,6 +82,10 @@ class Model(nn.Module):
         """Compute features (n, feature_size) and logits (n, classes) of windows (n, channels, 1, time)."""
         features = self.features(x)
         return Output(features, self.head(features))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return is_batch_norm(module) or isinstance(module, (nn.GroupNorm, nn.LayerNorm))
 
 
 def _has_any(values: Iterable[object]) -> bool:
@@ -143,7 +155,7 @@ def layers(model: Model) -> list[tuple[str, ...]]:
     for path, part in modules:
         if part is head or not float_state({path: part}):
             continue
-        if found and (is_batch_norm(part) or isinstance(part, (nn.GroupNorm, nn.LayerNorm))):
+        if found and _is_norm(part):
             found[-1] += (path,)
         else:
             found.append((path,))

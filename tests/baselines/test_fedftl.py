@@ -12,6 +12,7 @@ from fedkdx_plugin.models.cnn import CNN
 from fedkdx_plugin.models.cnn_lstm import CNNLSTM
 from registry import catalog
 from registry.aggregation import Average, Averaging
+from registry.blame import PluginError
 from registry.errors import UserError
 from registry.interface import Batch, Model, Round, Task
 from tests.baselines.checks import awkward_data, goes_on_identically, overheard, run, travels
@@ -91,6 +92,13 @@ def test_coral_draws_the_features_of_every_model_and_lower_layers_stay(name):
     # the first block is fixed where it is not the only one
     moves = any(own.startswith(f"personal.base.{first}.") for own in learning(one, loss))
     assert moves == (name == "feature_mlp")
+
+
+@pytest.mark.parametrize("blocks", [["conv", "fc"], [("conv",), ("fcc",)], [("conv",), (1,)], ("fc",), None])
+def test_blocks_that_are_no_names_of_the_models_parts_are_refused(blocks):
+    model = type("Odd", (TinyNet,), {"blocks_below_head": lambda self: blocks})
+    with pytest.raises(PluginError, match=r"Odd\.blocks_below_head must return a list of tuples of names"):
+        FedFTL.check(Task((3, 1, 16), CLASSES, model, model), FedFTLParams())
 
 
 def test_a_model_whose_features_nothing_can_align_is_refused():

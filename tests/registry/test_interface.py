@@ -130,10 +130,11 @@ def test_a_models_blocks_are_its_modules_and_the_larger_members_of_a_sequence():
             self.head = nn.Linear(4, 2)
             self.middle = nn.Sequential(nn.ReLU(), TinyNet((3, 1, 16), 2), nn.LSTM(4, 4), TinyNet((3, 1, 16), 2))
             self.last = nn.LSTM(4, 4)
+            self.norm = nn.LayerNorm(4)
 
     model = Blocks()
     inner = [("middle.1", "middle.2"), ("middle.3",)]  # the ReLU before them has nothing to train
-    assert model.blocks_below_head() == [("first",), *inner, ("last",)]
+    assert model.blocks_below_head() == [("first",), *inner, ("last", "norm")]
     model.parts = ("last", "first")  # as the features are computed
     assert model.blocks_below_head() == [("last",), ("first",)]
 
