@@ -81,7 +81,8 @@ class FedBABU(FedAvgFT):
     that it receives, for the epochs of a round, which doubles its work; between its rounds it predicts with the result.
     In the last round this is the paper's procedure, with the global model of the round before. The authors' rate falls
     to a hundredth by the end of training, at which they fine-tune; that of a run here hardly falls, so that fine-tuning
-    has a share of it as its rate (`finetune_rate`).
+    has a share of it as its rate (`finetune_rate`). Clients take these steps of their own, of SGD, so that
+    `--optimizer` is refused.
     """
 
     paper = "Oh et al. 2022, arXiv:2106.06042"

@@ -24,6 +24,7 @@ class Tally:
         name: name of the recording.
         subject: name of its subject.
         stream: whether it is one of the streams that a recording, which has a tally of its own, is merged from.
+        max_gap: for how long a stream's values may be missing and are interpolated, seconds.
         rows: samples read.
         rate: sampling rate, Hz: measured where the recording has times, else as stated, or None.
         timed: whether the recording has times, so that its rate was checked.
@@ -73,6 +74,7 @@ class Tally:
     same_as: str = ""
     purity: float = 0.0
     stream: bool = False
+    max_gap: float = 0.0
 
     @staticmethod
     def of(recording: Recording, events: bool = False) -> Tally:
@@ -104,7 +106,7 @@ class Tally:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts that are not zero, for the manifest."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("purity", "failed")}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("purity", "failed", "max_gap")}
         values["at_gaps"] = self.at_gaps
         rate = values.pop("rate")
         kept = {key: value for key, value in values.items() if value or key in ("name", "subject", "rows", "windows")}

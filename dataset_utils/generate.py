@@ -14,6 +14,7 @@ import numpy as np
 
 from dataset_utils import preprocessing, scaling, shards
 from dataset_utils.consoles import safe_output
+from dataset_utils.counts import some
 from dataset_utils.files import is_folder, state_of
 from dataset_utils.interrupts import stopping_as_ctrl_c
 from dataset_utils.origin import CACHE, Origin, plain
@@ -231,6 +232,10 @@ def _report_losses(
             )
     if spec.split == "loso":
         report(f"subject {windows.subjects[windows.subject[divided.test[0]]]} is left out of training (--split loso)")
+    elif alone := sorted({*windows.subject[divided.test]} - {*windows.subject[divided.train]}):
+        names = some(windows.subjects[number] for number in alone)
+        where = "; their windows are divided equally among the clients" if spec.partition == "subject" else ""
+        report(f"subjects that are tested on and not trained on (--split {spec.split}): {names}{where}")
     for line in left_out(spec, windows.subjects, parts.left_out):
         report(line)
     if any(parts.moved):

@@ -203,7 +203,10 @@ def _by_subject(
             raise UserError(f"{who} has only {len(own)} training windows; lower --min-samples (now {spec.min_samples})")
         if not len(tested):
             more = "name a recording of each subject under 'test'" if spec.split == "given" else "raise --test-fraction"
-            raise UserError(f"{who} has no test window; {more}, or choose another --partition")
+            raise UserError(
+                f"{who} has no test window; {more}, leave the subject out (--exclude-subjects), or choose another "
+                "--partition"
+            )
     return Partition(parts[0], parts[1], left_out=tuple(others.tolist()))
 
 

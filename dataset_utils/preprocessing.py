@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -73,7 +74,8 @@ def stretches(
 
     The recording is first put onto an even time axis (see `time_axis.even`), and cut where any channel lacks more than
     `max_gap` seconds. Shorter missing values are interpolated linearly; those at an end are cut off, never
-    extrapolated. A stretch shorter than a window is dropped.
+    extrapolated. A recording merged from streams is cut wherever one of them has no value. A stretch shorter than a
+    window is dropped.
 
     Args:
         recording: has passed `check_recording`.
@@ -88,6 +90,8 @@ def stretches(
     Raises:
         UserError: the times do not fit the sampling rate.
     """
+    if recording.streams:  # each has been interpolated as its own `max_gap` says
+        settings = dataclasses.replace(settings, max_gap=0.0)
     split = settings.gravity > 0
     columns = [(i, split and name in acceleration) for i, name in enumerate(channels)]
     for piece in time_axis.even(recording, settings, tally):

@@ -115,7 +115,7 @@ def read(
         warnings.simplefilter("always", UserWarning)
         windows = cutting.cut(stretches(), settings)
     if windows is not None:
-        windows = dataclasses.replace(windows, reach=reach(settings, _slowest(counts, settings)))
+        windows = dataclasses.replace(windows, reach=_reach(counts, settings))
     ours = [warning for warning in raised if issubclass(warning.category, UserWarning)]  # others are the libraries' own
     for text in dict.fromkeys(str(warning.message) for warning in ours):
         report(f"warning: {in_one_line(text)}")
@@ -146,9 +146,11 @@ def _with_test(recording: Recording, classes: int) -> np.ndarray:
     return np.where((labels != UNLABELLED) & np.asarray(recording.test), labels + classes, labels)
 
 
-def _slowest(counts: Counts, settings: Preprocessing) -> float:
-    """Return the lowest rate among recordings and windows, Hz."""
-    return min([settings.rate, *(tally.rate for tally in counts.recordings if tally.rate)])
+def _reach(counts: Counts, settings: Preprocessing) -> int:
+    """Return how many samples to either side influence a sample, in the recording where these are most."""
+    slowest = min([settings.rate, *(tally.rate for tally in counts.recordings if tally.rate)])
+    longest = max([settings.max_gap, *(tally.max_gap for tally in counts.recordings)])
+    return reach(dataclasses.replace(settings, max_gap=longest), slowest)
 
 
 def _wrong(

@@ -104,8 +104,8 @@ def layers(model: Model) -> list[tuple[str, ...]]:
     """Return the layers of a model from its first to its head, each as the paths of its modules (`dense.0`).
 
     Sequences are taken apart; a module of another kind that has weights, a residual block for one, is a layer, together
-    with the norms that follow it. Weights that are the model's own are in none. The order is that of the model's
-    `parts`, or else that in which it sets its modules.
+    with the norms that follow it, and so is the head, of whatever kind. Weights that are the model's own are in none.
+    The order is that of the model's `parts`, or else that in which it sets its modules.
     """
     head = model.head
     found: list[tuple[str, ...]] = []
@@ -128,7 +128,7 @@ def last_layers(model: Model, count: int) -> list[tuple[str, ...]]:
 def _unpacked(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules below a path of a model, by theirs, with sequences taken apart, or the one that is there."""
     part = model.get_submodule(path)
-    if part is model or type(part) is nn.Sequential:
+    if part is model or (type(part) is nn.Sequential and part is not model.head):
         for name, _ in part.named_children():
             yield from _unpacked(model, f"{path}.{name}".removeprefix("."))
     else:

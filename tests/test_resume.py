@@ -19,6 +19,8 @@ import yaml
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.backends import sequential
 from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.results import run_folder
+from fedkdx_plugin.results.runs import Run, read
 from registry.interface import Message
 from tests.conftest import same_state
 from tests.sealing import reseal
@@ -282,6 +284,20 @@ def test_fewer_rounds_than_there_are_is_refused(shard_folder, capsys):
     assert main([*command(shard_folder, "runs"), "-algo", "Local"]) == 0
     (folder,) = Path("runs").iterdir()
     assert f"has {ROUNDS} rounds already; -gr 2 would be fewer" in refused(capsys, "--resume", str(folder), "-gr", "2")
+
+
+def test_a_finished_run_that_is_refused_more_rounds_stays_finished(shard_folder, monkeypatch, capsys):
+    assert main([*command(shard_folder, "runs"), "-algo", "Local"]) == 0
+    (folder,) = Path("runs").iterdir()
+    before, failed = outcome("runs"), folder / "Local-seed0" / "failed.txt"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "__version__", "0.0.0")
+        said = refused(capsys, "--resume", str(folder), "-gr", str(ROUNDS + 1))
+        assert "a checkpoint of another version of fedkdx; " in said
+    assert not failed.exists() and isinstance(read(folder / "Local-seed0"), Run)
+    failed.write_text("what a call before has left\n")
+    assert main(["--resume", str(folder)]) == 0  # its rounds are all there, so that it has not failed
+    assert not failed.exists() and outcome("runs") == before
 
 
 def test_a_relative_path_resumes_from_another_folder(tmp_path, monkeypatch):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dataset_utils.files import is_file, is_folder, state_of
 from registry.errors import UserError
 from registry.flags import Parser
+
+PREDICTIONS = re.compile(rb"(recording,)?(start,end,)?class,probability,")  # how a table of predictions begins
+LINE = 1000  # bytes of a first line that are looked at
 
 
 def main(words: Sequence[str]) -> int:
@@ -35,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     from fedkdx_plugin.prediction import load_model
 
     if given.out is not None:
-        _check_spared(given.recording, given.out)
+        _check_spared(given.out, given.recording)
     found = load_model(given.run, given.client, given.subject).predict(given.recording)
     for note in found.notes:
         print(note, file=sys.stderr)
@@ -48,9 +53,14 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _check_spared(recording: Path, out: Path) -> None:
-    """Raise UserError where writing `out` would replace the recording, or a file of it."""
-    if out.exists() and recording.exists():
-        own = [recording.resolve(), *(recording.rglob("*") if recording.is_dir() else ())]
-        if any(out.samefile(file) for file in own):
-            raise UserError(f"-o {out}: this is the recording, which would be lost; name another file")
+def _check_spared(out: Path, recording: Path) -> None:
+    """Raise UserError where writing `out` would replace a file of anything else than predictions."""
+    if state_of(out) is None or is_folder(out):  # of which the writing itself speaks
+        return
+    if not is_file(out):
+        raise UserError(f"-o {out}: is no regular file; name one, or leave -o out to print")
+    with out.open("rb") as file:
+        start = file.readline(LINE)
+    if start and not PREDICTIONS.match(start):
+        what = "the recording" if recording.exists() and out.samefile(recording) else "no table of predictions"
+        raise UserError(f"-o {out}: holds {what}, which would be lost; name another file")

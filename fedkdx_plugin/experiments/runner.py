@@ -33,10 +33,12 @@ from fedkdx_plugin.results.runs import (
     FAILED,
     GIVEN_ANEW,
     STATE,
+    Run,
     again,
     differs,
     has_traceback,
     nothing_accepted,
+    read,
     read_config,
     rounds_done,
 )
@@ -109,13 +111,16 @@ def _make(
     for path, reason in failed.items():
         _note(folder / path, reason, "")
     ahead = [p for p in experiment.runs if p.folder not in failed and rounds_done(folder / p.folder) < p.rounds]
+    for planned in experiment.runs:
+        if planned not in ahead and planned.folder not in failed:  # it has ended well, whatever failed in between
+            (folder / planned.folder / FAILED).unlink(missing_ok=True)
     rounds: Counter[str] = Counter()
     for planned in ahead:
         rounds[planned.info(folder).kind] += planned.rounds
     side_by_side = (at_once or max(1, len(ahead))) if slurm is not None else _at_once(experiment, ahead, at_once)
     bar = Progress(rounds, side_by_side) if progress else None
     with bar or nullcontext():
-        told = [*([bar] if bar else []), *callbacks, _Folders(keep_models=not experiment.is_grid)]
+        told = [*([bar] if bar else []), *callbacks, _Folders(experiment.is_grid)]
         if side_by_side == 1 and not experiment.is_grid and slurm is None:
             _run_here(folder, ahead, command, told, strict)
         else:
@@ -292,24 +297,37 @@ def _run_here(
 class _Folders(Callback):
     """Callback that records failures in the run folders and removes what a grid does not keep."""
 
-    def __init__(self, keep_models: bool) -> None:
-        self.keep_models = keep_models
+    def __init__(self, of_grid: bool) -> None:
+        self.of_grid = of_grid
 
     def on_run_start(self, run: RunInfo) -> None:
         """Remove the record of an earlier failure."""
         (run.folder / FAILED).unlink(missing_ok=True)
 
     def on_run_end(self, run: RunInfo, error: BaseException | None) -> None:
-        """Record why a run failed. The state of a finished run of a grid is removed: that of all would fill a disk."""
+        """Record why a run failed. The state of a finished run of a grid is removed: that of all would fill a disk.
+
+        A finished run of a comparison that is refused more rounds stays finished; the error ends the comparison.
+        """
         if error is None:
-            if not self.keep_models:
+            if self.of_grid:
                 Sealed(run.folder, again(run.folder)).remove(STATE)
+        elif is_expected(error) and not self.of_grid and _has_finished(run.folder):
+            return
         elif isinstance(error, RunError):
             _note(run.folder, str(error), error.trace)
         elif not isinstance(error, KeyboardInterrupt):
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             trace = "" if is_expected(error) else "".join(traceback.format_exception(error))
             _note(run.folder, reason, trace)
+
+
+def _has_finished(folder: Path) -> bool:
+    """Return whether a run folder holds the results of all rounds that its own configuration plans."""
+    try:
+        return isinstance(read(folder), Run)
+    except UserError:
+        return False
 
 
 def _note(folder: Path, reason: str, trace: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -78,16 +79,20 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None, sub
 
 
 def _client_of(run: Run, manifest: Mapping[str, Any], subject: str, client: int | None) -> int:
-    """Return the number of the client that has one subject's windows. Raises UserError: there is none, or several."""
+    """Return the number of the client that has one subject's windows. Raises UserError: there is none, or several.
+
+    An ö that is one letter and one that is an o with two dots, as some systems write it in names of files, are alike.
+    """
     if client is not None:
         raise UserError(f"client {client} and subject {subject!r}: give one of them")
     subjects = [list(entry.get("subjects") or ()) for entry in manifest["clients"]]
-    holders = [number for number, own in enumerate(subjects) if subject in own]
-    if len(holders) == 1 and subjects[holders[0]] == [subject]:
+    wanted = normalize("NFC", str(subject))
+    holders = [number for number, own in enumerate(subjects) if wanted in (normalize("NFC", name) for name in own)]
+    if len(holders) == 1 and len(subjects[holders[0]]) == 1:
         return holders[0]
     if holders:
         raise UserError(f"{run.folder}: no client is subject {subject!r} alone: see client {some(map(str, holders))}")
-    known = [name for own in subjects for name in own]
+    known = list(dict.fromkeys(name for own in subjects for name in own))
     hint = f"{suggest(str(subject), known)}; there are {some(known)}" if known else ": its data name no subjects"
     raise UserError(f"{run.folder}: no client of subject {subject!r}{hint}")
 

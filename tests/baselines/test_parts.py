@@ -114,6 +114,19 @@ def test_layers_are_a_partition_that_ends_in_the_head(name, norm):
         assert all(p.dim() == 1 for path in others for p in model.get_submodule(path).parameters())
 
 
+def test_a_head_of_several_layers_is_one():
+    class Deep(TinyNet):
+        def __init__(self, shape, classes) -> None:
+            super().__init__(shape, classes)
+            self.head = nn.Sequential(nn.Linear(self.feature_size, 5), nn.ReLU(), nn.Linear(5, classes))
+
+    task = replace(make_task(), model_class=Deep, params=LGFedAvgParams(layers=2))
+    deep, plain = task.model(), make_task().model()
+    assert layers(deep) == layers(plain)
+    shared = float_state({"model": deep}).keys() - private_names(LGFedAvgClient, task, {"model": deep})
+    assert shared == FC | {f"model.head.{layer}.{what}" for layer in (0, 2) for what in ("weight", "bias")}
+
+
 def test_lg_fedavg_refuses_a_model_of_a_single_layer():
     class Single(TinyNet):
         def __init__(self, shape, classes) -> None:

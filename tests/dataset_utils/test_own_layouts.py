@@ -450,6 +450,29 @@ def test_a_slow_stream_may_miss_values_for_longer(tmp_path, folder):
         np.testing.assert_allclose(one.signals[there, 1], np.arange(6400)[there] / 32, atol=1e-4)
 
 
+def test_a_gap_too_long_for_a_stream_cuts_although_the_data_set_allows_more(tmp_path, folder):
+    options = write_rounded_streams(folder)
+    beats = pd.DataFrame({"t": np.arange(201.0), "hr": np.arange(201.0)})
+    beats[beats.t != 160].to_csv(folder / "anna" / "HR.csv", index=False)
+    stretch = [6400 - 3520]  # of ACC, from 110 s on: 2880 samples
+    before = (3200 - 128) // 64 + 1 - 6  # from 0 to 100 s, without those that touch the 10 s that have no class
+    for gap, pieces in ((3, stretch), (0.5, [159 * 32 + 1 - 3520, 6400 - 161 * 32])):
+        source = source_of(
+            tmp_path, streams=[STREAMS[0], STREAMS[2] | {"max_gap": gap}], ignore=["off"], max_gap=2, **options
+        )
+        windows, _ = reading(source)
+        assert len(windows.y) == before + sum((samples - 128) // 64 + 1 for samples in pieces)
+
+
+@pytest.mark.parametrize(("gap", "reach"), [(None, 0.5), (0.1, 0.5), (3, 3)])
+def test_the_gap_of_a_split_is_as_long_as_what_is_interpolated_in_a_stream(tmp_path, folder, gap, reach):
+    options = write_rounded_streams(folder)
+    slow = STREAMS[2] | ({} if gap is None else {"max_gap": gap})
+    windows, _ = reading(source_of(tmp_path, streams=[STREAMS[0], slow], ignore=["off"], **options))
+    # at 32 Hz; a spline through 1 Hz carries 6 of its samples, and the filter against aliases 20 of the new ones
+    assert windows.reach == 32 * reach + 6 * 32 + 20
+
+
 def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):
     options = write_rounded_streams(folder)
     source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options)
@@ -468,6 +491,17 @@ def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):
     ):
         assert line in out.splitlines()
     assert "no times" not in out
+
+
+def test_decimal_commas_beside_times_with_points_must_be_said(tmp_path, folder):
+    rows = [f"{i / 50};{i},5;{i},25;{'abc'[i // 200]}" for i in range(N)]
+    (folder / "s1.csv").write_text("\n".join(["t;ax;ay;activity", *rows]))
+    with pytest.raises(UserError, match=r"column 'ax': '0,5' is no number; say dialect: \{decimal: ','\}"):
+        recordings(source_of(tmp_path))
+    (one,) = recordings(source_of(tmp_path, dialect={"decimal": ","}))
+    i = np.arange(N)
+    np.testing.assert_allclose(one.signals, np.stack([i + 0.5, i + 0.25], axis=1))
+    np.testing.assert_allclose(one.time, i / 50)
 
 
 def test_files_may_have_dates_of_different_kinds(tmp_path, folder):

@@ -159,12 +159,17 @@ def test_given_by_subject_file_or_column(make):
     expected = [row for name in ("s0_2", "s1_0", "s2_2") for row in files[name]]
     assert by_files <= {np.array([row[1], row[2]], np.float32).tobytes() for row in expected}
 
-    made, _ = make(files, pattern + "test: {subjects: [s1]}\n", split="given")
+    made, lines = make(files, pattern + "test: {subjects: [s1]}\n", split="given")
+    assert (
+        "subjects that are tested on and not trained on (--split given): s1; their windows are divided equally among "
+        "the clients" in lines
+    )
     assert made.num_clients == 2 and [len(shard.y) for shard in made.train] == [135, 135]
     assert sum(len(shard.y) for shard in made.test) == 135
 
     sessions = pattern + "session: {pattern: '_([0-9])$'}\n"
-    made, _ = make(files, sessions + "test: {sessions: ['2']}\n", split="given")
+    made, lines = make(files, sessions + "test: {sessions: ['2']}\n", split="given")
+    assert "not trained on" not in " ".join(lines)
     assert [(len(a.y), len(b.y)) for a, b in zip(made.train, made.test, strict=True)] == [(90, 45)] * 3
     assert samples(made.test) <= {
         np.array([row[1], row[2]], np.float32).tobytes() for name in files if name[-1] == "2" for row in files[name]
@@ -209,7 +214,8 @@ def test_a_subject_without_a_test_recording_is_named_with_what_to_do(make):
     with pytest.raises(UserError) as caught:
         make(files, more, split="given")
     assert str(caught.value).startswith(
-        "subject s2 has no test window; name a recording of each subject under 'test', or choose another --partition"
+        "subject s2 has no test window; name a recording of each subject under 'test', leave the subject out "
+        "(--exclude-subjects), or choose another --partition"
     )
 
 

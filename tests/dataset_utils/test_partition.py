@@ -155,7 +155,7 @@ def test_a_subject_with_too_few_windows_is_named():
     spec, names = ShardSpec("x", partition="subject", min_samples=10**4), [f"p{k}" for k in range(10)]
     with pytest.raises(UserError, match=r"subject p0 has only \d+ training windows; lower --min-samples \(now 10000\)"):
         partition(spec, LABELS, SUBJECTS, TRAIN, TEST, names)
-    with pytest.raises(UserError, match="subject p4 has no test window; raise --test-fraction, or choose another"):
+    with pytest.raises(UserError, match="subject p4 has no test window; raise --test-fraction, leave the subject out"):
         partition(ShardSpec("x", partition="subject"), LABELS, SUBJECTS, TRAIN, TEST[SUBJECTS[TEST] != 4], names)
 
 

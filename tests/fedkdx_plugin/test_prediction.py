@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -225,6 +226,15 @@ def test_a_client_is_found_by_its_subject(watch):
     ):
         with pytest.raises(UserError, match=text):
             load_model(folder, client, subject)
+
+
+def test_a_subject_is_found_however_its_name_is_spelt_in_unicode(tmp_path):
+    composed, apart = "J\u00f6rg", "Jo\u0308rg"  # ö as one letter, and as an o with two dots, as of a Mac's file
+    manifest = {"clients": [{"subjects": {"7": 20}}, {"subjects": {apart: 20}}, {"subjects": {"p1": 9, "p2": 11}}]}
+    run = SimpleNamespace(folder=tmp_path)
+    assert [loading._client_of(run, manifest, name, None) for name in (composed, apart, "7", 7)] == [1, 1, 0, 0]
+    with pytest.raises(UserError, match="no client is subject 'p1' alone: see client 2"):
+        loading._client_of(run, manifest, "p1", None)
 
 
 @pytest.mark.parametrize("client", [3, -1, True, "0"])

@@ -290,16 +290,28 @@ def test_predict_writes_a_file_or_nothing(watch, tmp_path, capsys):
     assert not (tmp_path / "no.csv").exists()
 
 
-def test_predict_never_writes_over_the_recording(watch, tmp_path):
-    run, recording = str(watch.comparison("both")), tmp_path / "anna.csv"
+def test_predict_writes_over_nothing_but_predictions(watch, tmp_path):
+    run, recording, earlier = str(watch.comparison("both")), tmp_path / "anna.csv", tmp_path / "earlier.csv"
     recording.write_bytes(watch.csv(0).read_bytes())
     (tmp_path / "link.csv").hardlink_to(recording)
-    for out in ("anna.csv", "link.csv"):
-        with pytest.raises(UserError, match=f"-o .*{out}: this is the recording, which would be lost; name another"):
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(b"\x10\x00 a model")
+    (tmp_path / "pointer.csv").symlink_to(state)
+    for out, what in (
+        ("anna.csv", "holds the recording"),
+        ("link.csv", "holds the recording"),
+        ("state.safetensors", "holds no table of predictions"),
+        ("pointer.csv", "holds no table of predictions"),
+    ):
+        with pytest.raises(UserError, match=f"-o .*{out}: {what}, which would be lost; name another file"):
             predict_command.main([run, str(recording), "-o", str(tmp_path / out)])
-    assert recording.read_bytes() == watch.csv(0).read_bytes()
-    with pytest.raises(UserError, match="this is the recording"):  # a folder of several sensors' files
-        predict_command.main([run, str(tmp_path), "-o", str(recording)])
+    with pytest.raises(UserError, match="-o /dev/null: is no regular file"):
+        predict_command.main([run, str(recording), "-o", "/dev/null"])
+    assert recording.read_bytes() == watch.csv(0).read_bytes() and state.read_bytes() == b"\x10\x00 a model"
+    for content in ("", "recording,start,end,class,probability,p(lie)\n", "start,end,class,probability,p(lie)\n"):
+        earlier.write_text(content)
+        assert predict_command.main([run, str(recording), "-o", str(earlier)]) == 0
+        assert len(earlier.read_text().splitlines()) > 2
 
 
 def test_export_says_what_it_wrote(watch, tmp_path, capsys, monkeypatch):

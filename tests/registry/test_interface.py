@@ -133,9 +133,10 @@ def test_layers_are_counted_from_the_head_and_the_first_is_no_last_one():
             self.own = nn.Parameter(torch.ones(1))
             self.middle = nn.Sequential(nn.ReLU(), nn.Sequential(TinyNet((3, 1, 16), 2)), nn.LayerNorm(2))
             self.last = nn.LSTM(4, 4)
+            self.norm = nn.LayerNorm(4)
 
     model = Mixed()
-    below = [("first.0", "first.1"), ("first.3",), ("middle.1.0", "middle.2"), ("last",)]
+    below = [("first.0", "first.1"), ("first.3",), ("middle.1.0", "middle.2"), ("last", "norm")]
     assert layers(model) == [*below, ("head",)]
     assert last_layers(model, 1) == [("head",)] and last_layers(model, 3) == [*below[2:], ("head",)]
     assert last_layers(model, 5) == last_layers(model, 9) == [*below[1:], ("head",)]

@@ -62,7 +62,7 @@ def merge(
     ]
     for recording, own, tally in zip(recordings, each, tallies, strict=True):
         pieces.append([piece for piece in time_axis.even(recording, own, tally) if len(piece.labels)])
-        tally.possible = 0
+        tally.possible, tally.max_gap = 0, own.max_gap
     starts = [min(piece.first for piece in parts) for parts in pieces]
     ends = [max(_end(piece) for piece in parts) for parts in pieces]
     first, last = max(starts), min(ends)

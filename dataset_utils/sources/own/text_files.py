@@ -215,8 +215,8 @@ def _numbers(file: Path, column: pd.Series, name: str, before: int) -> np.ndarra
     )
     if len(wrong):
         row = int(wrong[0])
-        raise UserError(
-            f"{file}: line {before + row + 1}, column '{name}': {str(column.iloc[row])[:40]!r} is no number"
-        )
+        cell = str(column.iloc[row])[:40]
+        hint = "; say dialect: {decimal: ','}" if dialects.COMMA.fullmatch(cell) else ""
+        raise UserError(f"{file}: line {before + row + 1}, column '{name}': {cell!r} is no number{hint}")
     converted: np.ndarray = numbers.to_numpy(np.float64)
     return converted
