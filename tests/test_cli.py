@@ -572,3 +572,10 @@ def test_help_names_all_other_commands(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert [name for name in COMMANDS if f"\n  {name} " not in shown] == ["run"]
+
+
+def test_help_of_data_names_its_commands(capsys):
+    assert main(["data", "--help"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")] == [
+        *("describe", "make", "import-pfllib")
+    ]
