@@ -397,7 +397,7 @@ def _planned_grid(
     check_assumed(configs)
     if not runs:
         raise UserError(
-            f"{where}: no run meets --only {' '.join(only)}; give other values"
+            f"{where}: no run meets --only {' '.join(only)}; --dry-run without it lists the runs"
             if only
             else f"{where}: its grid is empty"
         )
