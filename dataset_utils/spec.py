@@ -69,13 +69,13 @@ class ShardSpec(Params):
     test_fraction: float = option(0.2, "share of the windows to test on", above=0, below=1, flags="--test-fraction")
     scale: str = option(
         "federated",
-        "channels: federated (z-scores by what the clients' training parts have in common), client (z-scores by its "
-        "own) or minmax (0 to 1 by its own), or none",
+        "scaling of channels: federated (z-scores by statistics of all clients' training windows), client (z-scores by "
+        "its own), minmax (0 to 1 by its own) or none",
         choices=SCALES,
         flags="--scale",
     )
-    min_samples: int = option(10, "training windows that every client has at least", 1, flags="--min-samples")
-    seed: int = option(0, "of the split and the partition", 0, flags="--data-seed", key="data_seed")
+    min_samples: int = option(10, "fewest training windows that a client may have", 1, flags="--min-samples")
+    seed: int = option(0, "seed of the split and the partition", 0, flags="--data-seed", key="data_seed")
     window: float | str | None = option(
         None, f"length of a window: 2.56 (seconds), '2.56 s' or '128 samples' {OWN}", flags="--window"
     )

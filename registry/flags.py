@@ -60,15 +60,20 @@ def _kebab(word: str) -> str:
 
 
 def add_flags(
-    parser: argparse._ActionsContainer, declared: type[Params], flags: Mapping[str, str] | None = None
+    parser: argparse._ActionsContainer,
+    declared: type[Params],
+    flags: Mapping[str, str] | None = None,
+    only: Sequence[str] | None = None,
 ) -> None:
     """Add a flag for each value of a class that has one. Values come as text or None, to be checked by `parse`.
 
     Args:
         declared: a class whose fields are made by `option`.
         flags: field name -> flags that take the place of its own.
+        only: names of the fields to add, in this order; by default all.
     """
-    for own in dataclasses.fields(declared):
+    fields = {own.name: own for own in dataclasses.fields(declared)}
+    for own in fields.values() if only is None else (fields[name] for name in only):
         names = (flags or {}).get(own.name, " ".join(own.metadata["flags"])).split()
         if not names:
             continue

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from registry.errors import UserError
 from registry.text import shown
 
+SMALLEST = 1e-9  # a positive lower bound up to here stands for: not 0
 WIDEST = 2**63  # whole numbers of 64 bits lie below it
 WORDS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
@@ -175,9 +176,9 @@ def check(value: Any, metadata: Mapping[str, Any], where: str) -> None:
     """Raise UserError where `value` is outside the range that `metadata` (see `option`) states."""
     if value is None or isinstance(value, bool):
         return
-    bounds = _bounds(metadata)
-    if bounds and not isinstance(value, (str, tuple)) and not all(fits(value) for _, fits in bounds):
-        text = " and ".join(words for words, _ in bounds)
+    limits = bounds(metadata)
+    if limits and not isinstance(value, (str, tuple)) and not all(fits(value) for _, fits in limits):
+        text = " and ".join(words for words, _ in limits)
         written = f"{value:g}" if isinstance(value, float) else value
         raise UserError(f"{where}: {written} is out of range; it must be {text}")
     choices = metadata.get("choices")
@@ -188,12 +189,13 @@ def check(value: Any, metadata: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _bounds(metadata: Mapping[str, Any]) -> list[tuple[str, Callable[[float], bool]]]:
+def bounds(metadata: Mapping[str, Any]) -> list[tuple[str, Callable[[float], bool]]]:
     """Return the bounds of a number, each in words and as a test."""
     low, high, above, below = (metadata.get(name) for name in ("low", "high", "above", "below"))
     found: list[tuple[str, Callable[[float], bool]]] = []
     if low is not None:
-        found.append((f"at least {low:g}", lambda value: value >= low))
+        words = "above 0" if 0 < low <= SMALLEST else f"at least {low:g}"
+        found.append((words, lambda value: value >= low))
     if above is not None:
         found.append((f"above {above:g}", lambda value: value > above))
     if high is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,12 +16,13 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
+from dataset_utils.spec import Files
 from fedkdx_plugin.api import compare
-from fedkdx_plugin.cli.main import main
-from fedkdx_plugin.cli.options import Making, read_config
+from fedkdx_plugin.cli.main import COMMANDS, main
+from fedkdx_plugin.cli.options import GROUPS, Making, read_config
 from fedkdx_plugin.cli.run import parser
 from fedkdx_plugin.configuration import choice
-from fedkdx_plugin.configuration.config import read_yaml
+from fedkdx_plugin.configuration.config import Options, read_yaml
 from registry.errors import UserError
 from registry.flags import given
 
@@ -385,7 +387,7 @@ def test_ctrl_c_leaves_what_was_measured(data, monkeypatch, capsys):
         ("--set use=kd,nothing", "'nothing' is unknown"),
         ("--set FedProx.mu=1", "no algorithm 'FedProx' here"),
         ("-algo FedAvg --set gamma=0.5", "FedAvg has no hyper-parameter 'gamma'"),
-        ("-jr 0", "-jr: 0 is out of range"),
+        ("-jr 0", "-jr: 0 is out of range; it must be above 0 and at most 1"),
         ("-jr 1.5", "-jr: 1.5 is out of range"),
         ("-gr -1", "-gr: -1 is out of range; it must be at least 1"),
         ("-gr 0", "-gr: 0 is out of range"),
@@ -559,3 +561,23 @@ def test_list_of_one_name_shows_its_hyper_parameters(capsys):
     assert "built-in" in shown and "--set FedProx.NAME=VALUE" in shown and "\n    mu=0.01  " in shown
     assert main(["list", "SPAR"]) == 0 and "data set:" in capsys.readouterr().out
     assert "is called 'FedAvgg' (did you mean FedAvg?)" in fails(capsys, "list", "FedAvgg")
+
+
+def test_help_groups_every_option_once():
+    grouped = [name for names in GROUPS.values() for name in names]
+    of_files = {own.name for own in dataclasses.fields(Files)}
+    assert sorted(grouped) == sorted({own.name for own in dataclasses.fields(Options)} - of_files)
+
+
+def test_help_names_all_other_commands(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"\n  {name} " not in shown] == ["run"]
+
+
+def test_help_of_data_names_its_commands(capsys):
+    assert main(["data", "--help"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")] == [
+        *("describe", "make", "import-pfllib")
+    ]

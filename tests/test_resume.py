@@ -222,7 +222,8 @@ def test_damaged_results_are_refused(stopped, capsys):
 
 
 def test_what_cannot_be_resumed(stopped, capsys):
-    assert "no experiment there" in refused(capsys, "--resume", "nowhere")
+    assert "nowhere: no such folder" in refused(capsys, "--resume", "nowhere")
+    assert "no experiment there" in refused(capsys, "--resume", str(stopped.parent))
     assert "unrecognized arguments: -jr 0.5" in refused(capsys, "--resume", str(stopped), "-jr", "0.5")
     said = refused(capsys, "resume", str(stopped), "-lr", "0.1")
     assert said.endswith("arguments: -lr 0.1; options are those of the start, and of these only -gr may change")

@@ -16,14 +16,14 @@ from unittest import mock
 
 from dataset_utils.spec import Files, ShardSpec
 from fedkdx_plugin.cli.main import COMMANDS
-from fedkdx_plugin.cli.options import Making
+from fedkdx_plugin.cli.options import GROUPS, Making
+from fedkdx_plugin.cli.run import EXAMPLE
 from fedkdx_plugin.configuration.config import Options
 from registry import catalog
-from registry.parameters import Params, key_of
+from registry.parameters import Params, bounds, key_of
 
 FOLDER = Path(__file__).parent
 MADE = "<!-- Written by docs/reference/make.py: change the declarations in the code, and run it again. -->"
-SMALLEST = ("1e-09", "1e-12")  # lower bounds that stand for: not 0
 DATA_WORDS = ("describe", "make", "import-pfllib")
 
 
@@ -56,7 +56,9 @@ def command_line() -> str:
     """Return the page of commands, flags and options."""
     run = parser_of(["run"])
     data = ("`-data`, `--dataset`", "`data`", "", "", _help_of(run, "--dataset"))
-    options = [data, *_declared_rows([Options], {own.name for own in dataclasses.fields(Files)})]
+    head = ("flag", "option", "default", "values", "meaning")
+    declared = {own.name: row for own, row in zip(_declared(Options), _declared_rows([Options]), strict=True)}
+    first = [data, ("`--set NAME=VALUE`", "`set`", "", "", _help_of(run, "--set"))]
     parts = [
         "# Command line",
         MADE,
@@ -68,15 +70,17 @@ def command_line() -> str:
         "input, for what cannot be read or written, and where all runs failed so, 130 after Ctrl-C, and 141 where "
         "nobody reads the output any more.",
         "## run",
-        _usage(["run"]),
+        _about(["run"]),
+        f"{EXAMPLE[0].upper()}{EXAMPLE[1:]}",
         "An option in a YAML file (`--config`, `base:` of an experiment) or in Python (`fedkdx.compare`) has the name "
         "in the second column.",
-        _table(
-            ("flag", "option", "default", "values", "meaning"),
-            [*options, ("`--set NAME=VALUE`", "`set`", "", "", _help_of(run, "--set"))],
-        ),
+    ]
+    for title, names in GROUPS.items():
+        parts += [f"### {title.capitalize()}", _table(head, [*first, *(declared[name] for name in names)])]
+        first = []
+    parts += [
         "### Data options",
-        _table(("flag", "option", "default", "values", "meaning"), _declared_rows([ShardSpec, Files], ["data"])),
+        _table(head, _declared_rows([ShardSpec, Files], ["data"])),
         "### Other flags of run",
         _table(
             ("flag", "default", "values", "meaning"),
@@ -159,12 +163,16 @@ def _name(action: argparse.Action) -> str:
     return names if action.nargs == 0 else f"{names} `{value}`"
 
 
+def _declared(cls: type[Params]) -> list[dataclasses.Field[Any]]:
+    return [own for own in dataclasses.fields(cls) if "help" in own.metadata]
+
+
 def _declared_rows(declared: Iterable[type[Params]], leave_out: Iterable[str] = ()) -> list[tuple[str, ...]]:
     """Return a row for each declared value: flags, name, default, values, help."""
     rows = []
     for cls in declared:
-        for own in dataclasses.fields(cls):
-            if "help" in own.metadata and own.name not in set(leave_out):
+        for own in _declared(cls):
+            if own.name not in set(leave_out):
                 flags = ", ".join(f"`{flag}`" for flag in own.metadata["flags"])
                 default = _shown(own.default)
                 rows.append((flags, f"`{key_of(own)}`", default, _values(own.metadata), own.metadata["help"]))
@@ -182,9 +190,7 @@ def _values(limits: Mapping[str, Any]) -> str:
     """Return what a declared value may be."""
     if limits["choices"]:
         return ", ".join(f"`{choice}`" for choice in limits["choices"])
-    words = {"low": "at least", "above": "above", "high": "at most", "below": "below"}
-    texts = [f"{word} {limits[key]:g}" for key, word in words.items() if limits[key] is not None]
-    return ", ".join("above 0" if text.endswith(SMALLEST) else text for text in texts)
+    return ", ".join(words for words, _ in bounds(limits))
 
 
 def _is_number(value: Any) -> bool:

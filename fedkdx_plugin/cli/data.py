@@ -6,14 +6,24 @@ from collections.abc import Sequence
 
 from registry.errors import UserError
 
-WORDS = ("describe", "make", "import-pfllib")
+COMMANDS = {
+    "describe": "describe a data set, and list what is wrong with it",
+    "make": "make the shards of each client",
+    "import-pfllib": "turn data of PFLlib into shards",
+}
+HELP = "usage: fedkdx data COMMAND ...\n\ncommands (fedkdx data COMMAND --help):\n" + "\n".join(
+    f"  {name:<15}{use}" for name, use in COMMANDS.items()
+)
 
 
 def main(words: Sequence[str]) -> int:
     """Run one of the three commands. Returns the exit code. Raises UserError: wrong input."""
     name = words[0] if words else ""
-    if name not in WORDS:
-        raise UserError(f"fedkdx data: needs one of {', '.join(WORDS)}; see fedkdx data describe --help")
+    if name in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"fedkdx data: needs one of {', '.join(COMMANDS)}; see fedkdx data --help")
     if name == "describe":
         from dataset_utils import describe
 

@@ -18,6 +18,23 @@ from registry.errors import UserError
 from registry.flags import add_flags
 from registry.parameters import Params, key_of, option
 
+# Options by what they are about: title -> names of fields of `Options`. Help and documentation show them so.
+GROUPS = {
+    "what is compared": ("algorithm", "model", "student_model", "preset", "label", "num_classes"),
+    "rounds and repetitions": ("global_rounds", "join_ratio", "sampling", "eval_gap", "times", "vary", "seed"),
+    "training at a client": (
+        *("local_epochs", "batch_size", "local_learning_rate", "learning_rate_decay", "learning_rate_decay_gamma"),
+        *("optimizer", "clip_norm", "class_weights", "augment", "bn", "norm"),
+    ),
+    "clients that are absent, slow or faulty": ("unseen", "late", "rare", "dropout", "stragglers", "corrupt"),
+    "attacks and robust averages": (
+        *("attack", "attackers", "attack_strength", "aggregate", "assumed_bad", "max_share", "outliers"),
+    ),
+    "privacy": ("dp", "epsilon", "delta", "clip", "dp_noise", "secure_aggregation"),
+    "machine": ("device", "device_id", "backend", "precision", "client_memory", "engine"),
+    "output": ("goal", "out"),
+}
+
 
 @dataclass(frozen=True)
 class Making(Params):
@@ -70,9 +87,10 @@ def add_options(parser: argparse.ArgumentParser, data: bool = True) -> None:
     if data:
         text = "name of a data set, YAML file that describes your own, or folder of shards"
         parser.add_argument("-data", "--data", "--dataset", dest="data", help=text)
-    add_flags(parser, Options, {"raw": "", "download": "", "data_root": ""})
     text = "set a hyper-parameter (FedKDX.gamma=0.5: of one algorithm only)"
     parser.add_argument("--set", action="append", metavar="NAME=VALUE", help=text)
+    for title, names in GROUPS.items():
+        add_flags(parser.add_argument_group(title), Options, only=names)
     group = parser.add_argument_group("data")
     add_flags(group, ShardSpec)
     add_flags(group, Files)

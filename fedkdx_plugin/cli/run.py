@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from fedkdx_plugin.cli.options import Making, add_config, add_options, read_config, refuse_hyper_parameters
@@ -12,18 +13,30 @@ from registry.parameters import parse
 from registry.text import shown
 
 EXAMPLE = "example: python run.py -data SPAR -algo Local,FedAvg,FedKDX -m cnn -jr 0.4 -gr 20"
-WORDS = (
-    "other commands (fedkdx WORD --help): experiment, report, resume, list, data, predict, export, serve, join, "
-    "certificates"
-)
+OTHERS = {
+    "experiment": "make a grid of runs from a YAML file",
+    "report": "write tables, plots and significance tests of finished runs",
+    "audit": "attack runs, and measure what they leak",
+    "resume": "go on with interrupted runs",
+    "list": "show algorithms, models and data sets",
+    "data": "describe, make or import data",
+    "predict": "apply a trained model to a recording",
+    "export": "write a trained model for a device",
+    "serve": "run the server of a federation between sites",
+    "join": "take part in a federation, as a site",
+    "certificates": "make keys for a federation",
+}
+WORDS = "other commands (fedkdx COMMAND --help):\n" + "\n".join(f"  {name:<14}{use}" for name, use in OTHERS.items())
 
 
 def parser() -> Parser:
     """Return the parser of all flags."""
     made = Parser(
         prog="fedkdx run",
+        usage="fedkdx run -data DATA [-algo ALGORITHM[,ALGORITHM]] [OPTION ...]",
         description="Compare federated-learning algorithms on wearable and healthcare data.",
-        epilog=f"{EXAMPLE}; {WORDS}",
+        epilog=f"{EXAMPLE}\n\n{WORDS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(made)
     add_config(made)

@@ -17,18 +17,19 @@ def main(words: Sequence[str]) -> int:
     """Run the server of a federation. Returns the exit code. Raises UserError: wrong input."""
     parser = Parser(
         prog="fedkdx serve",
+        usage="fedkdx serve --sites N --certificates FOLDER [-algo ALGORITHM[,ALGORITHM]] [OPTION ...]",
         description="Run algorithms between sites, each of which joins with its own data (`fedkdx join`).",
         epilog="the folder of certificates holds server.pem, server.key, and the sites' public keys in 'keys'; "
         "example: fedkdx serve --sites 3 --certificates keys/server -algo FedKDX -m cnn -gr 20 -jr 1",
     )
-    add_options(parser)
-    add_config(parser)
     text = "go on with an interrupted federation; its other options are those of the start, and cannot be given"
     parser.add_argument("--resume", metavar="FOLDER", help=text)
     group = parser.add_argument_group("the federation")
     add_flags(group, Terms)
     add_flags(group, Address)
     add_flags(group, Security)
+    add_options(parser)
+    add_config(parser)
     arguments = parser.parse_args(words)
     resume = arguments.resume
     del arguments.resume

@@ -49,8 +49,8 @@ class Options(Files):
     corrupt: float = option(0.0, "probability that a client's reply arrives damaged", low=0, high=1, flags="--corrupt")
     outliers: float | None = option(
         None,
-        "set replies aside whose norm is more than so many times the usual one; 0: none (default: 1000 between sites, "
-        "else none)",
+        "set replies aside whose norm is more than this many times the usual one; 0: none (default: between sites "
+        "1000, else none)",
         low=0,
         flags="--outliers",
     )
@@ -72,15 +72,15 @@ class Options(Files):
     )
     aggregate: str = option(
         "mean",
-        "what the server takes of the clients' states or updates: the weighted mean, or a mean that bad ones move "
-        "little",
+        "how the server averages the clients' states or updates: by the weighted mean, or by one that bad clients "
+        "move little",
         choices=("mean", "median", "trimmed", "krum", "multi-krum", "geometric"),  # registry.aggregation.RULES
         flags="--aggregate",
     )
     assumed_bad: float = option(
         0.2,
-        "share of a round's replies that trimmed leaves out on each side, and that krum and multi-krum take for bad; "
-        "other means do not use it",
+        "share of a round's replies assumed to be bad: trimmed leaves out so many on each side, krum and multi-krum "
+        "distrust so many; other means do not use it",
         low=0,
         below=0.5,
         flags="--assumed-bad",

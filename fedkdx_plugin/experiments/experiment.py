@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataset_utils.files import is_file, locked, unwritable, yaml_text
+from dataset_utils.files import is_file, is_folder, locked, unwritable, yaml_text
 from dataset_utils.sealed import Sealed
 from dataset_utils.spec import check_used, shards_folder
 from fedkdx_plugin.configuration.choice import resolve, run_settings
@@ -166,6 +166,8 @@ class Experiment:
         """
         folder = Path(folder)
         path = folder / FILE
+        if not is_folder(folder):
+            raise UserError(f"{folder}: no such folder; give that of a comparison or an experiment, such as runs/NAME")
         if not is_file(path):
             older = is_file(folder / "config.yaml") and not is_file(folder / ENVIRONMENT)
             reason = "made by an earlier version, whose runs cannot be resumed" if older else "no experiment there"
@@ -396,7 +398,7 @@ def _planned_grid(
     check_assumed(configs)
     if not runs:
         raise UserError(
-            f"{where}: no run meets --only {' '.join(only)}; give other values"
+            f"{where}: no run meets --only {' '.join(only)}; --dry-run without it lists the runs"
             if only
             else f"{where}: its grid is empty"
         )

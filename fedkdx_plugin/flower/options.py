@@ -34,17 +34,19 @@ RESOLVED = ("preset",)  # its values are in 'set'
 class Terms(Params):
     """Bounds on the number of sites and on the time that the server waits for them."""
 
-    sites: int | None = option(None, "how many sites at most", 1, flags="--sites")
-    min_clients: int | None = option(None, "sites that a round needs (default: all)", 1, flags="--min-clients")
-    wait: float = option(600.0, "seconds to wait for them", above=0, flags="--wait")
-    deadline: float = option(600.0, "seconds for a round", above=0, flags="--deadline")
+    sites: int | None = option(None, "largest number of sites, numbered from 0", 1, flags="--sites")
+    min_clients: int | None = option(
+        None, "sites that must be connected before a round begins (default: all)", 1, flags="--min-clients"
+    )
+    wait: float = option(600.0, "seconds to wait for so many sites before giving up", above=0, flags="--wait")
+    deadline: float = option(600.0, "seconds that a site has to answer in a round", above=0, flags="--deadline")
     min_updates: int = option(
         3,
-        "sites' updates that a round puts together, or it does not count: fewer reveal each other",
+        "fewest updates that a round may combine; from fewer, sites can work out each other's",
         1,
         flags="--min-updates",
     )
-    max_refusals: int = option(5, "leave a site out that was refused so many times in a row", 1, flags="--max-refusals")
+    max_refusals: int = option(5, "leave a site out after so many refusals in a row", 1, flags="--max-refusals")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,15 +105,15 @@ class Security(Params):
 class SiteOptions(Params):
     """What a site joins with."""
 
-    server: str = option("", "where `fedkdx serve` listens, HOST:PORT", flags="--server")
+    server: str = option("", "address of the server, HOST:PORT", flags="--server")
     client: int | None = option(None, "this site's number, from 0", 0, flags="--client")
     data: str = option("", "folder of shards (fedkdx data make)", flags="-data --data")
     shard: int | None = option(None, "number of the site's shard, where the folder has several", 0, flags="--shard")
-    state: str = option("", "folder for what this site keeps to itself", flags="--state")
+    state: str = option("", "folder for what this site keeps to itself; keep it between runs", flags="--state")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"), flags="-dev --device")
     secure_aggregation: bool = option(
         False,
-        "send updates masked, for their sum, or not at all: requests of a server that does not ask for it are refused",
+        "send masked updates only, and refuse a server that asks for others",
         flags="--secure-aggregation",
         switch=True,
     )

@@ -127,7 +127,7 @@ def _manifest(run: Run) -> Mapping[str, Any]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: missing; the models of a federation of real sites stay with the sites, any other run has it"
+            f"{path}: missing; of a federation between sites no model can be loaded, any other run has this file"
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error

@@ -26,7 +26,7 @@ WRONG = {
     f"{SERVE} --dry-run": "unrecognized arguments: --dry-run",
     f"{SERVE} -gr 0": "-gr: 0 is out of range",
     f"{SERVE} --resume nowhere": "uses the options in the folder; leave",
-    "serve --sites 2 --insecure --resume nowhere": "no experiment there",
+    "serve --sites 2 --insecure --resume nowhere": "nowhere: no such folder",
     "certificates keys --sites 2": "--host",
     "certificates keys --sites 0 --host localhost": "--sites: 0 is out of range",
     "certificates keys --host localhost": "--sites: missing",
