@@ -50,17 +50,19 @@ class Model(nn.Module):
         """Return the layers named by `parts`."""
         return [getattr(self, name) for name in self.parts]
 
+    def modules_below_head(self) -> list[str]:
+        """Return the names of the modules below the head: `parts`, or else all, as `__init__` sets them one by one."""
+        return list(self.parts) or [name for name, _ in self.named_children() if name != "head"]
+
     def blocks_below_head(self) -> list[tuple[str, ...]]:
         """Return the blocks of layers below the head, from the windows on: names of the modules or parameters of each.
 
-        For methods that treat a model's upper layers otherwise than its lower ones. By default each of `parts`, or else
-        each module in the order in which `__init__` sets them, is a block; an `nn.Sequential` of larger members is one
-        for each of them, with the single layers that follow it. A norm is of the block before it. Blocks without
-        parameters are left out. Override it where features are computed in another order, or where several modules
-        belong together.
+        For methods that treat a model's upper layers otherwise than its lower ones. By default each of
+        `modules_below_head` is a block; an `nn.Sequential` of larger members is one for each of them, with the single
+        layers that follow it. A norm is of the block before it. Blocks without parameters are left out. Override it
+        where features are computed in another order, or where several modules belong together.
         """
-        names = self.parts or [name for name, _ in self.named_children() if name != "head"]
-        blocks = [block for name in names for block in _blocks(name, self.get_submodule(name))]
+        blocks = [block for name in self.modules_below_head() for block in _blocks(name, self.get_submodule(name))]
         found: list[tuple[str, ...]] = []
         for block in blocks:
             modules = [self.get_submodule(name) for name in block]
@@ -147,13 +149,12 @@ def layers(model: Model) -> list[tuple[str, ...]]:
 
     Sequences are taken apart; a module of another kind that has weights, a residual block for one, is a layer, together
     with the norms that follow it, and so is the head, of whatever kind. Weights that are the model's own are in none.
-    The order is that of the model's `parts`, or else that in which it sets its modules.
+    The order is that of `modules_below_head`.
     """
     head = model.head
     found: list[tuple[str, ...]] = []
-    modules = ((path, part) for name in model.parts or [""] for path, part in _unpacked(model, name))
-    for path, part in modules:
-        if part is head or not float_state({path: part}):
+    for path, part in (own for name in model.modules_below_head() for own in _unpacked(model, name)):
+        if not float_state({path: part}):
             continue
         if found and _is_norm(part):
             found[-1] += (path,)
@@ -162,12 +163,12 @@ def layers(model: Model) -> list[tuple[str, ...]]:
     return [*found, *((path,) for path, part in model.named_modules() if part is head)]
 
 
-def _unpacked(model: Model, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules below a path of a model, by theirs, or the one there; takes sequences but the head apart."""
+def _unpacked(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules below a path of a model, by theirs, with sequences taken apart, or the one that is there."""
     part = model.get_submodule(path)
-    if part is model or (type(part) is nn.Sequential and part is not model.head):
+    if type(part) is nn.Sequential:
         for name, _ in part.named_children():
-            yield from _unpacked(model, f"{path}.{name}".removeprefix("."))
+            yield from _unpacked(model, f"{path}.{name}")
     else:
         yield path, part
 
