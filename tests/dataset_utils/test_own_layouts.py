@@ -473,6 +473,20 @@ def test_the_gap_of_a_split_is_as_long_as_what_is_interpolated_in_a_stream(tmp_p
     assert windows.reach == 32 * reach + 6 * 32 + 20
 
 
+def test_rows_of_a_stream_that_share_a_time_are_averaged_where_it_says_so(tmp_path, folder):
+    options = write_rounded_streams(folder)
+    twice = np.repeat(np.arange(201.0), 2)
+    beats = pd.DataFrame({"t": twice, "hr": twice + np.tile([0.0, 1.0], 201)})
+    beats.to_csv(folder / "anna" / "HR.csv", index=False)
+    with pytest.raises(
+        UserError, match=r"402 of 402 rows share their time .* time: \{column: \.\.\., repeated: average\}"
+    ):
+        recordings(source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options))
+    slow = STREAMS[2] | {"time": {"column": "t", "repeated": "average"}}
+    (one,) = recordings(source_of(tmp_path, streams=[STREAMS[0], slow], ignore=["off"], **options))
+    np.testing.assert_allclose(one.signals[:, 1], np.arange(6400) / 32 + 0.5, atol=1e-4)
+
+
 def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):
     options = write_rounded_streams(folder)
     source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options)
