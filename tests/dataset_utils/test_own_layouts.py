@@ -252,6 +252,24 @@ def test_labels_from_a_table_of_all_subjects(tmp_path, folder):
     assert source.ignored(folder) == {} and [f.name for f in source.files(folder)] == ["labels.csv", "s1.csv", "s2.csv"]
 
 
+def test_dates_of_a_table_are_in_the_recordings_time_zone(tmp_path, folder):
+    local = pd.Timestamp("2026-07-01 09:00")  # two hours after 7:00 UTC
+    frame(t=local + pd.to_timedelta(np.arange(N) / 50, unit="s")).drop(columns="activity").to_csv(
+        folder / "s1.csv", index=False
+    )
+    starts = local + pd.to_timedelta([0, 4, 8], unit="s")
+    table = pd.DataFrame({"start": starts, "end": starts + pd.Timedelta(4, "s"), "label": list("abc")})
+    table.to_csv(folder / "labels.csv", index=False)
+    zoned = {"time": {"column": "t", "timezone": "Europe/Berlin"}, "label": {"table": "labels.csv"}}
+    (one,) = recordings(source_of(tmp_path, **zoned))
+    is_right(one)
+    assert one.time[0] == pd.Timestamp("2026-07-01 07:00", tz="UTC").timestamp()
+    table[["start", "end"]] = table[["start", "end"]] - pd.Timedelta(2, "h")
+    table.to_csv(folder / "labels.csv", index=False)
+    zoned["label"]["timezone"] = "UTC"
+    is_right(*recordings(source_of(tmp_path, **zoned)))
+
+
 def test_labels_from_a_table_each_with_rows_between(tmp_path, folder):
     frame(t=np.arange(N) * 20).to_csv(folder / "s1.csv", index=False)  # milliseconds, and so in the table
     (tmp_path / "rec" / "s1_labels.tsv").write_text("begin\tend\twhat\n1000\t2000\ta\n4000\t6000\tb\n")

@@ -183,6 +183,9 @@ def read_description(path: Path) -> Description:
     described = Checked(path, values, REQUIRED, OPTIONAL)
     label, column = _label(described)
     streams = _streams(described, column)
+    if isinstance(label, Marks) and label.start.timezone is None:
+        zone = next((stream.time.timezone for stream in streams if stream.time and stream.time.timezone), None)
+        label = replace(label, start=replace(label.start, timezone=zone))
     channels = [channel for stream in streams for channel in stream.channels]
     limits.check_count(path, len(channels), limits.CHANNELS, "channels", "name fewer in 'columns'")
     acceleration = described.names("acceleration", ())
