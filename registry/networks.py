@@ -50,6 +50,10 @@ class Model(nn.Module):
         """Return the layers named by `parts`."""
         return [getattr(self, name) for name in self.parts]
 
+    def modules_below_head(self) -> list[str]:
+        """Return the names of the modules below the head: `parts`, or else all, as `__init__` sets them one by one."""
+        return list(self.parts) or [name for name, _ in self.named_children() if name != "head"]
+
     def features(self, x: Tensor) -> Tensor:
         """Compute the features of windows: (n, channels, 1, time) -> (n, feature_size)."""
         if not self.parts:
@@ -105,13 +109,12 @@ def layers(model: Model) -> list[tuple[str, ...]]:
 
     Sequences are taken apart; a module of another kind that has weights, a residual block for one, is a layer, together
     with the norms that follow it, and so is the head, of whatever kind. Weights that are the model's own are in none.
-    The order is that of the model's `parts`, or else that in which it sets its modules.
+    The order is that of `modules_below_head`.
     """
     head = model.head
     found: list[tuple[str, ...]] = []
-    modules = ((path, part) for name in model.parts or [""] for path, part in _unpacked(model, name))
-    for path, part in modules:
-        if part is head or not float_state({path: part}):
+    for path, part in (own for name in model.modules_below_head() for own in _unpacked(model, name)):
+        if not float_state({path: part}):
             continue
         if found and (is_batch_norm(part) or isinstance(part, (nn.GroupNorm, nn.LayerNorm))):
             found[-1] += (path,)
@@ -128,9 +131,9 @@ def last_layers(model: Model, count: int) -> list[tuple[str, ...]]:
 def _unpacked(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules below a path of a model, by theirs, with sequences taken apart, or the one that is there."""
     part = model.get_submodule(path)
-    if part is model or (type(part) is nn.Sequential and part is not model.head):
+    if type(part) is nn.Sequential:
         for name, _ in part.named_children():
-            yield from _unpacked(model, f"{path}.{name}".removeprefix("."))
+            yield from _unpacked(model, f"{path}.{name}")
     else:
         yield path, part
 

@@ -335,6 +335,20 @@ def test_changed_code_of_an_algorithm_is_not_mixed_in(shard_folder, capsys):
     assert (folder / "experiment.yaml").read_bytes() == planned  # the refused number of rounds is not planned
 
 
+def test_changed_code_of_a_model_is_not_mixed_in_and_does_not_predict(shard_folder, capsys):
+    Path("own.py").write_text(textwrap.dedent(OWN))
+    assert main(["-data", str(shard_folder), "-algo", "FedAvg", *FLAGS, "-m", "own.py:Net"]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert fedkdx.load_model(folder, 0).round == 2
+    Path("own.py").write_text(textwrap.dedent(OWN) + "    filters = (16, 32)\n")  # of the same shapes, as it happens
+    assert main(["resume", str(folder), "-gr", "3"]) == 2
+    assert "a checkpoint of other code of the model; " in capsys.readouterr().err
+    with pytest.raises(fedkdx.UserError, match=r"the code of its model own\.py:Net has changed since"):
+        fedkdx.load_model(folder, 0)
+    Path("own.py").write_text(textwrap.dedent(OWN))
+    assert main(["resume", str(folder), "-gr", "3"]) == 0
+
+
 def test_a_file_without_the_class_says_what_it_has(shard_folder, capsys):
     Path("own.py").write_text(textwrap.dedent(OWN))
     for name, says in (

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ from fedkdx_plugin.cli.main import COMMANDS, main
 from fedkdx_plugin.cli.options import GROUPS, Making, read_config
 from fedkdx_plugin.cli.run import parser
 from fedkdx_plugin.configuration import choice
-from fedkdx_plugin.configuration.config import Options, read_yaml
+from fedkdx_plugin.configuration.config import Options, from_dict, read_yaml
+from fedkdx_plugin.experiments.setting import prepare_shards
 from registry.errors import UserError
 from registry.flags import given
 
@@ -437,6 +439,31 @@ def test_wrong_input_gets_one_line_and_exit_code_2(data, capsys, argv, says):
     assert says in line
 
 
+def test_shards_that_were_made_otherwise_than_asked_are_refused(shard_folder, tmp_path):
+    folder = tmp_path / "blocked"
+    shutil.copytree(shard_folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    spec = {"scale": "client", "split": "blocked", "median": None, "lowpass": 20.0, "seed": 2, "subjects": ["a", "b"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"spec": spec}))
+
+    def asked(at, **options):
+        return prepare_shards(from_dict({"data": str(at), **options}, "test"))
+
+    for option, value, says in (
+        ("scale", "none", "--scale none: .* was made with client; give"),
+        ("split", "loso", "--split loso: .* was made with blocked; give"),
+        ("median", 3, "--median 3: .* was made with the data set's own; give"),
+        ("lowpass", 5, r"--lowpass 5\.0: .* was made with 20\.0; give"),
+        ("data_seed", 1, "--data-seed 1: .* was made with 2; give"),
+        ("subjects", ["a"], "--subjects a: .* was made with others; give"),
+    ):
+        with pytest.raises(UserError, match=says):
+            asked(folder, **{option: value})
+    same = {"scale": "client", "split": "blocked", "lowpass": 20, "data_seed": 2, "subjects": ["b", "a"]}
+    assert asked(folder).num_clients == asked(folder, **same).num_clients == 3
+    assert asked(shard_folder, scale="none", split="blocked").num_clients == 3  # which do not say how they were made
+
+
 def test_an_unknown_command_is_named(capsys):
     assert "unknown command 'rezume' (did you mean resume?); commands: run, experiment" in fails(capsys, "rezume", "x")
 
@@ -494,8 +521,6 @@ def test_a_wrong_yaml_gets_one_line(data, capsys, text, says):
 
 
 def test_a_damaged_shard_is_named(data, capsys, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
     (copy / "train" / "1.npz").write_bytes((copy / "train" / "1.npz").read_bytes()[:100])

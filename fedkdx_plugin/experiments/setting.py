@@ -37,6 +37,12 @@ from registry.aggregation import ASSUMING, Averaging
 from registry.blame import naming
 from registry.errors import UserError
 from registry.interface import Model, Task, moves_by_sgd
+from registry.parameters import key_of
+from registry.text import shown
+
+# parameters of shards: those that only some state, and those that a given folder need not have been made with
+REDUCING = ("subjects", "exclude_subjects", "train_fraction")
+FREE = ("data", "clients", "evaluate_on", "allow_missing")
 
 
 @contextmanager
@@ -341,16 +347,14 @@ def _check_given(config: Config, shards: ShardSet) -> None:
             f"folder, or --evaluate-on {found}"
         )
     spec = shards.manifest.get("spec") or {}
-    for flag, name in (("--subjects", "subjects"), ("--exclude-subjects", "exclude_subjects")):
-        names = getattr(config.shards, name)
-        if names and set(names) != set(spec.get(name) or ()):
-            raise UserError(
-                f"{flag} {','.join(names)}: {shards.folder} was made with others; give the data set's name instead of "
-                "a folder"
-            )
-    fraction = spec.get("train_fraction", 1.0)
-    if config.shards.train_fraction not in (1, fraction):
+    for own in dataclasses.fields(config.shards):
+        wanted = getattr(config.shards, own.name)
+        made = spec.get(own.name, own.default if own.name in REDUCING else wanted)  # unknown of shards from elsewhere
+        if own.name in FREE or wanted == own.default or wanted == (tuple(made) if isinstance(made, list) else made):
+            continue
+        several = isinstance(wanted, tuple)
+        text = "others" if several else "the data set's own" if made is None else shown(made)
         raise UserError(
-            f"--train-fraction {config.shards.train_fraction:g}: {shards.folder} was made with {fraction:g}; give the "
-            "data set's name instead of a folder"
+            f"--{key_of(own).replace('_', '-')} {','.join(wanted) if several else wanted}: {shards.folder} was made "
+            f"with {text}; give the data set's name instead of a folder"
         )

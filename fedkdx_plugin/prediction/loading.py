@@ -29,7 +29,7 @@ from fedkdx_plugin.experiments.runner import where_it_began
 from fedkdx_plugin.experiments.setting import make_task
 from fedkdx_plugin.prediction.predictor import Predictor, Served
 from fedkdx_plugin.results import runs
-from fedkdx_plugin.results.run_folder import MANIFEST, identity
+from fedkdx_plugin.results.run_folder import MANIFEST, MODELS, code_of_models, identity
 from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, STATE, Missing, Run, content
 from registry.aggregation import of_client
 from registry.errors import UserError
@@ -218,6 +218,11 @@ def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restore
         (choice,) = choose(config)
         task = make_task(config, (channels, one, time), len(manifest["classes"]))
         task = dataclasses.replace(task, seed=run.seed, params=choice.params)
+    if run.environment.get(MODELS) != code_of_models(task).get(MODELS):
+        raise UserError(
+            f"{run.folder}: the code of its model {run.config['model']} has changed since, so that it might predict "
+            "otherwise; put the code back as it was, or make the run again"
+        )
     samples = [entry["train"]["samples"] for entry in manifest["clients"]]
     try:
         workspace = Workspace(choice.server, task, choice.params, samples, run.seed, CPU)

@@ -10,7 +10,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,10 +53,11 @@ from registry import __version__, catalog
 from registry.blame import naming
 from registry.catalog import Entry
 from registry.errors import UserError
-from registry.interface import BadMessage, Message, Server
+from registry.interface import BadMessage, Message, Server, Task
 
 MANIFEST, DESCRIPTION, LOG = "manifest.json", "description.yaml", "log.txt"
 ON_BITS = ("threads", "fused", "backend", "device")  # of the environment; may decide a result's last bits
+MODELS = "code_of_models"  # of the environment, where models are not built in
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -139,6 +140,7 @@ class RunFolder(Observer):
             "backend": federation.backend.name,
             "code": code_of(type(federation.server)),
             "plugins": plugins(settings),
+            **code_of_models(federation.server.task),
         }
         self.records: list[RoundRecord] = []
         self.planned: list[int] = [settings["global_rounds"]]
@@ -314,7 +316,9 @@ def identity(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str
     data, versions = environment["data"]["manifest_sha256"], environment["versions"]
     settings = {key: value for key, value in settings.items() if key not in GIVEN_ANEW}
     parts = [settings, data, versions["fedkdx"], versions["torch"]]
-    parts += [environment[key] for key in ("code", "plugins") if key in environment]  # earlier formats lack them
+    parts += [
+        environment[key] for key in ("code", "plugins", MODELS) if key in environment
+    ]  # earlier formats lack them
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -325,6 +329,7 @@ def changed_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         "another version of fedkdx": before["versions"]["fedkdx"] != now["versions"]["fedkdx"],
         "another version of torch": before["versions"]["torch"] != now["versions"]["torch"],
         "other code of the algorithm": before.get("code") != now.get("code"),
+        "other code of the model": before.get(MODELS) != now.get(MODELS),
         "another plug-in": before.get("plugins") != now.get("plugins"),
     }
     return " and ".join(what for what, differs in changed.items() if differs) or "another configuration"
@@ -343,8 +348,19 @@ def code_of(server: type[Server]) -> str:
 
     A class without a file, as of a notebook, counts by its own text, where that is known.
     """
+    return _code((*server.__mro__, *server.Client.__mro__))
+
+
+def code_of_models(task: Task) -> dict[str, str]:
+    """Return the SHA-256 of the source files of models that are not built in, under a name; {} where all are."""
+    models = [model for model in (task.model_class, task.student_class) if isinstance(model, type)]
+    own = [part for model in models for part in model.__mro__ if catalog.origin_of(part)]
+    return {MODELS: _code(own)} if own else {}
+
+
+def _code(classes: Iterable[type]) -> str:
     digest, seen = hashlib.sha256(), set()
-    for part in (*server.__mro__, *server.Client.__mro__):
+    for part in classes:
         if part.__module__ in ("builtins", "abc"):
             continue
         try:

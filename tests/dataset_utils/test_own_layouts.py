@@ -252,6 +252,24 @@ def test_labels_from_a_table_of_all_subjects(tmp_path, folder):
     assert source.ignored(folder) == {} and [f.name for f in source.files(folder)] == ["labels.csv", "s1.csv", "s2.csv"]
 
 
+def test_dates_of_a_table_are_in_the_recordings_time_zone(tmp_path, folder):
+    local = pd.Timestamp("2026-07-01 09:00")  # two hours after 7:00 UTC
+    frame(t=local + pd.to_timedelta(np.arange(N) / 50, unit="s")).drop(columns="activity").to_csv(
+        folder / "s1.csv", index=False
+    )
+    starts = local + pd.to_timedelta([0, 4, 8], unit="s")
+    table = pd.DataFrame({"start": starts, "end": starts + pd.Timedelta(4, "s"), "label": list("abc")})
+    table.to_csv(folder / "labels.csv", index=False)
+    zoned = {"time": {"column": "t", "timezone": "Europe/Berlin"}, "label": {"table": "labels.csv"}}
+    (one,) = recordings(source_of(tmp_path, **zoned))
+    is_right(one)
+    assert one.time[0] == pd.Timestamp("2026-07-01 07:00", tz="UTC").timestamp()
+    table[["start", "end"]] = table[["start", "end"]] - pd.Timedelta(2, "h")
+    table.to_csv(folder / "labels.csv", index=False)
+    zoned["label"]["timezone"] = "UTC"
+    is_right(*recordings(source_of(tmp_path, **zoned)))
+
+
 def test_labels_from_a_table_each_with_rows_between(tmp_path, folder):
     frame(t=np.arange(N) * 20).to_csv(folder / "s1.csv", index=False)  # milliseconds, and so in the table
     (tmp_path / "rec" / "s1_labels.tsv").write_text("begin\tend\twhat\n1000\t2000\ta\n4000\t6000\tb\n")
@@ -471,6 +489,20 @@ def test_the_gap_of_a_split_is_as_long_as_what_is_interpolated_in_a_stream(tmp_p
     windows, _ = reading(source_of(tmp_path, streams=[STREAMS[0], slow], ignore=["off"], **options))
     # at 32 Hz; a spline through 1 Hz carries 6 of its samples, and the filter against aliases 20 of the new ones
     assert windows.reach == 32 * reach + 6 * 32 + 20
+
+
+def test_rows_of_a_stream_that_share_a_time_are_averaged_where_it_says_so(tmp_path, folder):
+    options = write_rounded_streams(folder)
+    twice = np.repeat(np.arange(201.0), 2)
+    beats = pd.DataFrame({"t": twice, "hr": twice + np.tile([0.0, 1.0], 201)})
+    beats.to_csv(folder / "anna" / "HR.csv", index=False)
+    with pytest.raises(
+        UserError, match=r"402 of 402 rows share their time .* time: \{column: \.\.\., repeated: average\}"
+    ):
+        recordings(source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options))
+    slow = STREAMS[2] | {"time": {"column": "t", "repeated": "average"}}
+    (one,) = recordings(source_of(tmp_path, streams=[STREAMS[0], slow], ignore=["off"], **options))
+    np.testing.assert_allclose(one.signals[:, 1], np.arange(6400) / 32 + 0.5, atol=1e-4)
 
 
 def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):

@@ -14,6 +14,7 @@ from fedkdx_plugin.flower.apps.windows import AppData
 from fedkdx_plugin.testing.made import TinyNet
 from registry import catalog
 from registry.errors import UserError
+from registry.interface import layers
 
 SHAPE, CLASSES, CPU = (3, 16), 4, torch.device("cpu")
 X, Y = np.random.default_rng(0).normal(size=(9, *SHAPE)), np.arange(9) % CLASSES
@@ -71,6 +72,11 @@ def test_a_network_is_taken_apart_at_its_last_layer_and_put_together_again(netwo
     assert type(back) is network and back.state_dict().keys() == plain.state_dict().keys()
     assert torch.equal(back.eval()(x), plain(x))
     assert type(model.body.get_submodule(model.name)) is nn.Identity  # what came back is a copy
+
+
+@pytest.mark.parametrize("network", [Named, Headed])
+def test_layers_of_a_network_are_its_own(network):
+    assert layers(made(network)) == [("body.conv", "body.norm"), ("body.tail.1",), ("head",)]
 
 
 def test_of_a_bare_network_the_logits_are_known_and_all_else_is_refused():

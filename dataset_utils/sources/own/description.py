@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,13 @@ class Time:
         unit: 's', 'ms', 'us', 'ns', 'iso', a pattern of dates such as '%d.%m.%Y %H:%M:%S', several kinds of dates of
             which each file has one, or None to detect it.
         timezone: time zone of dates that name none.
+        repeated: see `Preprocessing`.
     """
 
     column: str
     unit: str | tuple[str, ...] | None = None
     timezone: str | None = None
+    repeated: str = ""
 
     @property
     def of_numbers(self) -> str | None:
@@ -92,6 +94,17 @@ class Stream:
     label: str | None
     dialect: Dialect
     max_gap: float | None = None
+
+    def preprocessing(self, common: Preprocessing) -> Preprocessing:
+        """Return how one of several streams is put onto an even time axis, given the data set's preprocessing."""
+        return replace(
+            common,
+            rate=self.rate,
+            max_gap=common.max_gap if self.max_gap is None else self.max_gap,
+            repeated=self.time.repeated if self.time else "",
+            resample=False,
+            recorded=0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -170,6 +183,9 @@ def read_description(path: Path) -> Description:
     described = Checked(path, values, REQUIRED, OPTIONAL)
     label, column = _label(described)
     streams = _streams(described, column)
+    if isinstance(label, Marks) and label.start.timezone is None:
+        zone = next((stream.time.timezone for stream in streams if stream.time and stream.time.timezone), None)
+        label = replace(label, start=replace(label.start, timezone=zone))
     channels = [channel for stream in streams for channel in stream.channels]
     limits.check_count(path, len(channels), limits.CHANNELS, "channels", "name fewer in 'columns'")
     acceleration = described.names("acceleration", ())
@@ -273,8 +289,8 @@ def _time(described: Checked, value: Any) -> Time | None:
     if not isinstance(value, dict):
         raise described.error(f"'time' must be a word, or {{column: ..., unit: ms}}, not {quoted(value)}")
     time = Checked(described.path, value, ("column",), ("unit", "timezone", "repeated"), "time")
-    time.choice("repeated", ("average", "error"), None)
-    return Time(time.column("column"), _unit(time), _timezone(time))
+    repeated = time.choice("repeated", ("average", "error"), None)
+    return Time(time.column("column"), _unit(time), _timezone(time), repeated or "")
 
 
 def _unit(described: Checked) -> str | tuple[str, ...] | None:

@@ -272,9 +272,8 @@ class OwnData(Source):
         for tally, stream in zip(tallies, described.streams, strict=True):
             if not stream.label:
                 tally.left_out = {}
-        rates, longest = [s.rate for s in described.streams], self.preprocessing.max_gap
-        gaps = [longest if s.max_gap is None else s.max_gap for s in described.streams]
-        merged = streams.merge(recordings, rates, gaps, self.preprocessing, tallies)
+        each = [stream.preprocessing(self.preprocessing) for stream in described.streams]
+        merged = streams.merge(recordings, each, self.preprocessing, tallies)
         name = " ".join(filter(None, (subject, session)))
         of_labels = next((r for r, s in zip(recordings, described.streams, strict=True) if s.label), None)
         labels = merged.labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -33,11 +32,7 @@ class Merged(NamedTuple):
 
 
 def merge(
-    recordings: Sequence[Recording],
-    rates: Sequence[float],
-    max_gaps: Sequence[float],
-    settings: Preprocessing,
-    tallies: Sequence[Tally],
+    recordings: Sequence[Recording], each: Sequence[Preprocessing], settings: Preprocessing, tallies: Sequence[Tally]
 ) -> Merged:
     """Resample the streams of one recording to `settings.rate` over their common time; each is checked by its own rate.
 
@@ -47,8 +42,7 @@ def merge(
 
     Args:
         recordings: one for each stream; only one of them has labels.
-        rates: the streams' rates, Hz.
-        max_gaps: for how long each stream's values may be missing and are interpolated, seconds.
+        each: preprocessing of each stream: its rate, how long its values may be missing, and its repeated rows.
         settings: preprocessing of the data set.
         tallies: the streams' tallies.
 
@@ -56,10 +50,6 @@ def merge(
         UserError: a stream's times do not fit its rate, or the streams share no time.
     """
     pieces: list[list[Piece]] = []
-    each = [
-        dataclasses.replace(settings, rate=rate, max_gap=max_gap, resample=False, recorded=0.0)
-        for rate, max_gap in zip(rates, max_gaps, strict=True)
-    ]
     for recording, own, tally in zip(recordings, each, tallies, strict=True):
         pieces.append([piece for piece in time_axis.even(recording, own, tally) if len(piece.labels)])
         tally.possible, tally.max_gap = 0, own.max_gap
@@ -68,7 +58,7 @@ def merge(
     first, last = max(starts), min(ends)
     size = (last - first) * settings.rate * sum(parts[0].signals.shape[1] for parts in pieces) * FLOAT
     limits.check_memory(f"the time that {recordings[0].where} shares with others", size, "correct the times")
-    samples = int((last - first) * settings.rate + _reach(max(rates), settings.rate)) + 1
+    samples = int((last - first) * settings.rate + _reach(max(own.rate for own in each), settings.rate)) + 1
     if last <= first:
         late, early = recordings[int(np.argmax(starts))], recordings[int(np.argmin(ends))]
         raise UserError(f"{late.where} begins at {first:.10g} s, after the end of {early.where} at {last:.10g} s")

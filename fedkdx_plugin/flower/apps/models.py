@@ -167,6 +167,10 @@ class Split(Adapted):
             )
         self.feature_size = features.shape[1]
 
+    def modules_below_head(self) -> list[str]:
+        """Return the names of the modules of the user's network, in the order in which it sets them."""
+        return [f"body.{name}" for name, _ in self.body.named_children()]
+
     def features(self, x: Tensor) -> Tensor:
         """Compute the features of windows: (n, channels, 1, values) -> (n, feature_size)."""
         features: Tensor = self.body(x.reshape(len(x), *self.own))
