@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from baselines.beside import Beside, PersonalClient, of_model
+from registry.functional import beside, squared_distance
 from registry.interface import Batch, outputs
 from registry.parameters import Params, option
 
@@ -39,12 +39,7 @@ class DittoClient(PersonalClient):
     ) -> dict[str, Tensor]:
         """Return F_k of both models, and the distance."""
         model, personal = outputs(nets, batch.x, "model", "personal")
-        own = nets["personal"]
-        assert isinstance(own, nn.Module)  # `losses` receives it as something to call
-        distance = torch.zeros((), device=batch.x.device)
-        for name, v in own.named_parameters():
-            if f"model.{name}" in context:
-                distance = distance + (v - context[f"model.{name}"]).square().sum()
+        distance = squared_distance(beside(nets["personal"], context), batch.x)
         return {
             "model": batch.cross_entropy(model.logits),
             "personal": batch.cross_entropy(personal.logits) + self.params.lam / 2 * distance,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from baselines.beside import PERSONAL, Beside, PersonalClient, of_model, renamed
-from baselines.fedavg import CHUNK
 from registry.interface import BadMessage, Batch, Message, Model, Round
 from registry.messages import check_state
 from registry.parameters import Params, option
+from registry.prototypes import features_of
 from registry.text import shown
 
 BATCH = 32  # windows of a step of alignment, and of a term of the Fisher information
@@ -51,16 +51,15 @@ class FedASClient(PersonalClient):
         assert isinstance(model, Model)  # as `build` made it
         return model
 
-    def _windows(self, size: int) -> list[Batch]:
+    def _windows(self) -> list[Batch]:
         assert self.data is not None  # the engine sets it while the client works
-        return self.data.split(size)
+        return self.data.split(BATCH)
 
     @torch.no_grad()
     def _prototypes(self) -> dict[int, Tensor]:
         """Return the mean features (d,) of each class that the client has, by the personal model."""
-        windows = self._windows(CHUNK)
-        features = torch.cat([self._net("personal").features(part.x) for part in windows])
-        y = torch.cat([part.y for part in windows])
+        assert self.data is not None  # the engine sets it while the client works
+        features, y = features_of(self.nets["personal"], self.data), self.data.y
         return {label: features[y == label].mean(0) for label in y.unique().tolist()}
 
     def _align(self, prototypes: Mapping[int, Tensor]) -> None:
@@ -68,7 +67,7 @@ class FedASClient(PersonalClient):
         model = self._net("model")
         shared = [own for name, own in model.named_parameters() if not name.startswith("head.")]
         for _ in range(self.params.align_passes):
-            for part in self._windows(BATCH):
+            for part in self._windows():
                 features = model.features(part.x)
                 loss = torch.zeros((), device=part.x.device)
                 for label in part.y.unique().tolist():
@@ -84,7 +83,7 @@ class FedASClient(PersonalClient):
     def _fisher(self) -> float:
         """Return Σ ‖∇ F_k‖² over batches of the client's windows, for the whole model: the empirical trace."""
         parameters, total = list(self._net("model").parameters()), 0.0
-        for part in self._windows(BATCH):
+        for part in self._windows():
             slopes = torch.autograd.grad(self.losses(self.nets, part, {})["model"], parameters)
             total += float(torch.stack([slope.double().square().sum() for slope in slopes]).sum())
         return min(max(total, SMALLEST), LARGEST)

@@ -17,6 +17,7 @@ from baselines.local import OwnModelClient
 from registry.interface import BadMessage, Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
 from registry.parameters import Params, option
+from registry.prototypes import class_means
 
 OUTPUTS = "outputs"
 ROUNDING = 1e-3  # tolerance for the sum of probabilities above 1
@@ -63,8 +64,7 @@ class FedDistillClient(OwnModelClient):
         assert self.data is not None  # the engine sets it while the client works
         model = self.nets["model"].eval()
         outputs = torch.cat([model(chunk).logits.softmax(1) for chunk in self.data.x.split(CHUNK)])
-        one_hot = F.one_hot(self.data.y, self.task.classes).to(outputs.dtype)
-        return Message({OUTPUTS: one_hot.T @ outputs / one_hot.sum(0).clamp(min=1).unsqueeze(1)})
+        return Message({OUTPUTS: class_means(outputs, self.data.y, self.task.classes)})
 
 
 class FedDistill(Server):

@@ -26,9 +26,9 @@ from registry.errors import UserError
 from registry.interface import Batch, Message, Model, Round, Task, float_state, last_layers
 from registry.messages import check_state
 from registry.parameters import Params, option
+from registry.prototypes import features_of
 
 MEAN, COVARIANCE = "features/mean", "features/covariance"
-CHUNK = 512  # windows in a forward pass, to bound memory for a client with many windows
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,10 @@ class FedFTLClient(FedAvgClient):
         mean, covariance = self.statistics
         return Message(self.shared() | {MEAN: mean, COVARIANCE: covariance}, {"samples": self.samples})
 
-    @torch.no_grad()
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and covariance of the features of the received model on this client's windows."""
         assert self.data is not None  # the engine sets it while the client works
-        model = self.nets["model"].eval()
-        assert isinstance(model, Model)  # as `build` made it
-        return statistics(torch.cat([model.features(chunk) for chunk in self.data.x.split(CHUNK)]))
+        return statistics(features_of(self.nets["model"], self.data))
 
 
 class FedFTL(FedAvg):

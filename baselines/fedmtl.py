@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from baselines.fedavg import FedAvgClient
 from registry.aggregation import by_client, labelled, weighted_sum
+from registry.functional import beside, squared_distance
 from registry.interface import Batch, Message, Round, Server, Task
 from registry.messages import check_tensors
 from registry.parameters import Params, option
@@ -57,10 +58,7 @@ class FedMTLClient(FedAvgClient):
         """Return F_k and the penalty."""
         losses = super().losses(nets, batch, context)
         if STIFFNESS in context:
-            distance = torch.zeros_like(context[STIFFNESS])
-            for name, w in _parameters(nets["model"]).items():
-                if CENTRE + name in context:
-                    distance = distance + (w - context[CENTRE + name]).square().sum()
+            distance = squared_distance(beside(nets["model"], context, CENTRE + "model."), batch.x)
             losses["relations"] = self.params.lam * context[STIFFNESS] * distance
         return losses
 

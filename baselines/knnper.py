@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from baselines.beside import BesideClient
@@ -23,6 +25,10 @@ class KNNPerClient(FedAvgFTClient):
     def build(cls, task: Task) -> dict[str, nn.Module]:
         """Return the model, and a copy with a memory, which no loss trains: `receive` fills it."""
         return {"model": task.model(), "personal": Remembering(task.model())}
+
+    def trains(self, epoch: int, epochs: int) -> Sequence[str]:
+        """Return all but the copy, which an optimiser with weight decay would move away from what it remembers."""
+        return ("*", "!personal.*")
 
     def receive(self, message: Message) -> None:
         """Install the global model in both networks, and remember the client's windows."""

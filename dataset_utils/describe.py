@@ -26,7 +26,6 @@ from registry.text import in_one_line
 
 SUBJECTS = 40
 """Most subjects that have a line each; further ones are only counted."""
-RECORDINGS = 12
 
 
 def described(spec: ShardSpec, data_root: Path, raw: Path | None, download: bool) -> tuple[list[str], list[str]]:

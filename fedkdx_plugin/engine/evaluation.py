@@ -84,6 +84,8 @@ class Evaluator:
             if len(seen) != len(tensors) or any(old is not new for old, new in zip(seen, tensors, strict=True)):
                 wanted.append(Prediction({name: state[name] for name in self._names[net]}, windows))
             self._seen[net, id] = tensors  # kept alive, so that no later tensor has the same identity
+        for known in [key for key in self._seen if key[0] == net and key[1] not in states]:
+            del self._seen[known]  # its logits are overwritten now
         for prediction, logits in zip(wanted, self.predict(net, wanted), strict=True):
             self._logits[net][prediction.windows] = logits
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-MIXED = "bf16"  # of `--precision`
+FULL, MIXED = "float32", "bf16"  # of `--precision`; "tf32" is between them
 
 
 def mixed(on: bool, device: torch.device) -> AbstractContextManager[object]:

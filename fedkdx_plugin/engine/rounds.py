@@ -382,7 +382,9 @@ class Federation:
         for client, kept in zip(clients, self.workspace.kept, strict=True):
             tensors |= {f"client/{client.id}/kept/{name}": tensor for name, tensor in kept.items()}
             tensors |= {f"client/{client.id}/memory/{name}": tensor for name, tensor in client.memory.items()}
-        meta = {"server": dict(server.meta), "trained": [client.trained for client in clients]}
+        meta: dict[str, Any] = {"server": dict(server.meta), "trained": [client.trained for client in clients]}
+        if self.outliers:
+            meta["usual"] = self.outliers.usual
         return Message(tensors, meta | self._privacy_state())
 
     def _privacy_state(self) -> dict[str, Any]:
@@ -396,6 +398,8 @@ class Federation:
             KeyError or ValueError: `saved` is of another algorithm or another number of clients.
         """
         restore(self.workspace, self.server, saved)
+        if self.outliers:
+            self.outliers.usual = float(saved.meta.get("usual", 0.0))  # earlier versions did not save it
         if private := self.protection or self.budget:
             private.restore(saved.meta["privacy"])
 

@@ -57,8 +57,9 @@ class Steps:
         else:
             self._move = Optimizer(optimizer, list(groups.values()), client.learning_rate, bound)
         self._repeats, self._taken = contract.repeats(client), 0  # steps on each batch, and those taken so far
-        # one that remembers moves parameters that no loss reaches in this step
-        self._unreached = [] if optimizer == SGD else [parameter for group in groups.values() for parameter in group]
+        # one that remembers moves parameters that no loss reaches in this step, unless they are fixed
+        own = (parameter for group in groups.values() for parameter in group if parameter.requires_grad)
+        self._unreached = [] if optimizer == SGD else list(own)
 
     def still(self, patterns: Sequence[str]) -> list[nn.Parameter]:
         """Return the parameters that do not match the patterns, which `take` is to leave as they are."""

@@ -41,6 +41,9 @@ class Workspace:
         for name in algorithm.Client.frozen:
             self.nets[name].requires_grad_(False)
         self.initial = {name: tensor.clone() for name, tensor in float_state(self.nets).items()}
+        # no state of a client, but batch norm without momentum weighs a batch by the number of those before it
+        own = (buffer for net in self.nets.values() for buffer in net.buffers() if not buffer.is_floating_point())
+        self._counters = [(buffer, buffer.clone()) for buffer in own]
         self.private = private_names(algorithm.Client, task, self.nets)
         self.keeps = [name for name in self.initial if name in self.private or matches(name, algorithm.Client.kept)]
         self.clients = [algorithm.Client(id, task, params, count) for id, count in enumerate(samples)]
@@ -50,6 +53,8 @@ class Workspace:
         """Give a client its networks, with the initial state replaced by what the client kept."""
         client = self.clients[id]
         copy_state(self.nets, self.initial | self.kept[id])
+        for counter, first in self._counters:
+            counter.copy_(first)
         client.nets = self.nets
         fresh(client)
         return client

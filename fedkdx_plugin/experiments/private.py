@@ -10,7 +10,7 @@ from fedkdx_plugin.configuration.choice import Choice
 from fedkdx_plugin.configuration.config import Config
 from fedkdx_plugin.engine import dp_sgd
 from fedkdx_plugin.engine.participation import UNSEEN
-from fedkdx_plugin.engine.precision import MIXED
+from fedkdx_plugin.engine.precision import FULL
 from fedkdx_plugin.engine.protection import SCALED, replies_with_states, sampling_of, uncovered
 from fedkdx_plugin.privacy import accounting, example
 from fedkdx_plugin.privacy.accounting import FIXED
@@ -65,7 +65,10 @@ def _check_example(config: Config, asked: Privacy, choices: Sequence[Choice]) ->
             config.class_weights != "none",
             "the weights say how many windows of each class a client has",
         ),
-        "--precision bf16": (config.precision == MIXED, "gradients window by window are taken in float32"),
+        f"--precision {config.precision}": (
+            config.precision != FULL,
+            "gradients window by window are taken, bounded and added up in float32, or a window could exceed its bound",
+        ),
         "--backend stacked": (config.backend == "stacked", dp_sgd.NOT_STACKED),
         f"--engine {config.engine}": (config.engine != "local", example.BETWEEN_SITES),
     }

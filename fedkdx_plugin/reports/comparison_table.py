@@ -17,6 +17,8 @@ from fedkdx_plugin.privacy.accounting import Sampling
 from fedkdx_plugin.privacy.client import SPENT, SPENT_SERVER
 from fedkdx_plugin.privacy.options import EXAMPLE
 from fedkdx_plugin.reports.sections import named, not_finite
+from fedkdx_plugin.reports.statistics import spread
+from fedkdx_plugin.reports.tables import number
 from fedkdx_plugin.results.records import field
 from fedkdx_plugin.results.runs import Run
 
@@ -151,7 +153,7 @@ def _columns(table: Sequence[Row]) -> list[str]:
 
 
 def markdown(table: Sequence[Row]) -> str:
-    """Return an aligned Markdown table with mean, ± std (ddof 1) if there are several seeds."""
+    """Return an aligned Markdown table with mean, ± std (ddof 1) if there are several seeds, of those with a value."""
     names = list(dict.fromkeys(row.name for row in table))
     columns = _columns(table)
     header = ["algorithm", *(name if name in PLAIN else f"{name} %" for name in columns)]
@@ -172,11 +174,9 @@ def _cells(same: Sequence[Row], columns: Sequence[str]) -> list[str]:
     """Return the cells of the rows of one method, without its name."""
     texts = []
     for name in columns:
-        scale = 1 if name in PLAIN else 100
-        values = scale * np.array([row.values[name] for row in same])
-        spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        mean = f"{round(values.mean(), 2):g}" if name == REJECTED else f"{values.mean():.2f}"
-        texts.append("–" if np.isnan(values).all() else mean + spread)
+        found = spread([row.values[name] for row in same])
+        mean, *deviation = number(found, 1 if name in PLAIN else 100).text.partition(" ")
+        texts.append("".join([f"{round(found.mean, 2):g}" if name == REJECTED else mean, *deviation]))
     return texts
 
 

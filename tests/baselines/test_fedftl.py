@@ -162,8 +162,10 @@ def test_one_window_has_no_covariance_and_a_finite_gradient():
     assert all(p.grad.isfinite().all() for p in one.nets["personal"].parameters() if p.requires_grad)
 
 
-def test_the_copy_keeps_the_lower_layers_and_statistics_of_the_server():
-    federation = make_federation(FedFTL, rounds=1, join_ratio=1)
+@pytest.mark.parametrize(("backend", "optimizer"), [("auto", "sgd"), ("sequential", "adamw"), ("stacked", "adamw")])
+def test_the_copy_keeps_the_lower_layers_and_statistics_of_the_server(backend, optimizer):
+    """Also with weight decay, which would shrink what is fixed."""
+    federation = make_federation(FedFTL, rounds=1, join_ratio=1, backend=backend, optimizer=optimizer)
     sent = {name: tensor.clone() for name, tensor in federation.server.weights.items()}
     run(federation)
     for kept in federation.workspace.kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from baselines.fedavg import FedAvg
@@ -45,6 +46,18 @@ def test_the_server_is_fedavgs_and_memories_are_of_the_model_received(double):
             expected = share * reference.neighbours(row, h.numpy(), one_hot) + (1 - share) * p
             np.testing.assert_allclose(found[n].detach(), expected, atol=1e-5)
     assert max(shares) > 0
+
+
+@pytest.mark.parametrize("backend", ["sequential", "stacked"])
+def test_weight_decay_leaves_the_copy_as_it_was_received(backend):
+    """The features that it remembers are of this model, and would no longer fit another."""
+    federation = make_federation(KNNPer, rounds=1, join_ratio=1, backend=backend, optimizer="adamw")
+    sent = {name.removeprefix("model."): tensor.clone() for name, tensor in federation.server.weights.items()}
+    run(federation)
+    for kept in federation.workspace.kept:
+        for name, tensor in sent.items():
+            place = "personal." if name.startswith("head.") else "personal.base."
+            assert torch.equal(kept[place + name], tensor), name
 
 
 def test_awkward_clients():

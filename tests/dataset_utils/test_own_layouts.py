@@ -281,10 +281,23 @@ def test_labels_from_a_table_each_with_rows_between(tmp_path, folder):
     assert one.left_out == {"no label": 450}
 
 
+def test_intervals_of_one_label_may_lie_within_each_other(tmp_path, folder):
+    """From 1 to 8 s it is 'a', also after the end of a shorter interval; a subject without any is not labelled."""
+    for name in ("s1", "s2"):
+        frame().to_csv(folder / f"{name}.csv", index=False)
+    (folder / "labels.csv").write_text("start,end,label,who\n2,3,a,s1\n1,6,a,s1\n4,5,a,s1\n5.5,8,a,s1\n8,9,b,s1\n")
+    one, two = recordings(source_of(tmp_path, label={"table": "labels.csv", "subject": "who"}, classes=["a", "b"]))
+    expected = np.full(N, UNLABELLED)
+    expected[50:400], expected[400:450] = 0, 1
+    np.testing.assert_array_equal(one.labels, expected)
+    assert set(two.labels) == {UNLABELLED} and two.left_out == {"no label": N}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("start,end,label\n0,4,a\n3,8,b\n", "'a' and 'b' overlap at 3 s"),
+        ("start,end,label\n0,8,a\n1,2,a\n6,7,b\n", "'a' and 'b' overlap at 6 s"),
         ("start,end,label\n0,4,a\n8,5,b\n", "an interval ends at 5, before or at its start 8"),
         (
             "start,end,label\n1.7e9,1.8e9,a\n1.8e9,1.9e9,b\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -138,3 +139,17 @@ def test_shadow_runs_have_as_many_windows_as_the_run_and_halves_that_complete_ea
     both = trained[:2] & windows.member
     assert 0 < both[0].sum() < windows.member.sum()  # a mixture of either kind
     assert (trained[0] & ~windows.member).any()
+
+
+def test_windows_of_both_kinds_come_together_where_they_lie_apart():
+    """`--client-memory host` leaves training windows in host memory: here the two kinds are on different devices."""
+    data = make_data()
+    windows = choose(data, (0, 1), 0)
+    on_test = dataclasses.replace(data, test_x=data.test_x.to("meta"), test_y=data.test_y.to("meta"))
+    assert windows.x(on_test, 0).device.type == windows.y(on_test, 0).device.type == "meta"
+    on_train = dataclasses.replace(
+        data, train_x=[x.to("meta") for x in data.train_x], train_y=[y.to("meta") for y in data.train_y]
+    )
+    made = windows.trained_on(on_train, np.ones(len(windows.member), bool))
+    assert made.train_x[0].device.type == made.train_y[1].device.type == "meta"
+    assert len(made.train_y[0]) == len(data.train_y[0]) + int((~windows.member[windows.of(0)]).sum())

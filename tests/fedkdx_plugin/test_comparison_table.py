@@ -101,3 +101,16 @@ def test_variants_of_one_method_are_no_seeds_of_it(tmp_path, differing, names):
     assert list(results.table.reset_index()["method"]) == names and set(results.table["seeds"]) == {1}
     labels = [line.get_label() for line in results.plot().axes[0].get_lines()]
     assert labels == names
+
+
+def test_a_seed_without_a_value_is_left_out_of_the_mean_and_said_to_be():
+    """Of 50, 70 and none: 60, and a deviation of the root of (100 + 100) / 1. No seed has a value: there is no mean."""
+    values = [{"accuracy": 0.5, "auc": np.nan}, {"accuracy": np.nan, "auc": np.nan}, {"accuracy": 0.7, "auc": np.nan}]
+    text = comparison_table.markdown([comparison_table.Row("A", seed, own) for seed, own in enumerate(values)])
+    assert [cell.strip() for cell in text.splitlines()[2].split("|")] == [
+        "",
+        "A",
+        "60.00 ± 14.14 (2 of 3 seeds)",
+        "–",
+        "",
+    ]

@@ -72,6 +72,13 @@ def federation(
     )
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second CUDA device")
+def test_a_graph_is_made_on_the_device_of_the_data_and_not_on_the_current_one(capsys):
+    one = federation("FedAvg", "cuda:1")
+    one.run()
+    assert one.backend.way == GRAPH and "stacked: a step cannot be run" not in capsys.readouterr().err
+
+
 def run(one: Federation) -> tuple[dict[str, torch.Tensor], list]:
     """All state and all records at the end."""
     recorder = Recorder()

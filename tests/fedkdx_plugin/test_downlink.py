@@ -92,6 +92,19 @@ def test_what_one_message_leaves_out_is_in_the_next():
     assert distances[-1] < 0.02 * distances[0]
 
 
+def test_a_message_made_again_after_a_round_that_did_not_count_keeps_that_rounds_share_of_energy():
+    """The student stays, and ε moves on. Singular values 3 and 1 have 9/10 and 1/10 of the energy: 0.85 takes one."""
+    start, weights = {"w": torch.zeros(32, 32)}, {"w": torch.zeros(32, 32)}
+    weights["w"][0, 0], weights["w"][1, 1] = 3.0, 1.0
+    downlink = DifferencesServer(start, quantise=False)
+    ranks = [len(downlink.message(0, weights, 1, epsilon).tensors["w.S"]) for epsilon in (0.85, 0.95, 0.95, 0.85)]
+    assert ranks == [1, 2, 2, 1]
+    metrics = downlink.step(weights, 1, 0.95, start, 0.1, [0])[1]  # what it sent with this ε: nothing left out
+    assert float(metrics[0]["energy_kept"]) == pytest.approx(1) and torch.allclose(
+        downlink.held(0)[1]["w"], weights["w"]
+    )
+
+
 def test_the_server_moves_by_the_uncompressed_mean(double):
     """W - Σ_k (n_k/n) (W - W_k), in float64: what is left out on the way down is not left out of the server's own."""
     federation = make_federation(FedKDXPlus, rounds=2, params=DIFFERENCES | {"epsilon_start": 1.0, "epsilon_end": 1.0})

@@ -127,6 +127,25 @@ def test_a_client_sends_the_same_whoever_trains_beside_it():
     assert not same_state(together[0], together[1])
 
 
+def test_batch_norm_without_momentum_counts_each_clients_own_batches():
+    """Its running mean is the mean over batches: of a single batch, that batch's, whoever trained before."""
+
+    class Cumulative(TinyNet):
+        def __init__(self, shape, classes):
+            super().__init__(shape, classes)
+            self.bn = nn.BatchNorm2d(self.width, momentum=None)
+
+    task = replace(make_task(), model_class=Cumulative)
+    federation = make_federation(FedAvg, task=task, backend="sequential", batch_size=100, local_epochs=1)
+    message, net = federation.server.message(0, Round(1, 3)), federation.workspace.nets["model"]
+    convolution = {n.removeprefix("model.conv."): t for n, t in message.tensors.items() if n.startswith("model.conv.")}
+    for ids in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        results = federation.backend.train(dict.fromkeys(ids, message), Round(1, 3))
+        for id, result in results.items():
+            maps = F.conv2d(federation.data.train_x[id], **convolution, stride=net.conv.stride)
+            torch.testing.assert_close(result.reply.tensors["model.bn.running_mean"], maps.mean((0, 2, 3)))
+
+
 @pytest.mark.parametrize("algorithm", [FedAvg, Local])
 def test_same_seed_same_bits_other_seed_other_bits(algorithm):
     runs = [make_federation(algorithm, seed=seed) for seed in (0, 0, 1)]
@@ -193,6 +212,18 @@ def test_evaluation_uses_the_shared_model_and_changes_nothing():
     for client, place in enumerate(federation.data.test_slices):
         assert metrics.client_accuracy[client] == pytest.approx(float(right[place].mean()))
     assert same_state(before, federation.save().tensors)
+
+
+def test_logits_are_those_of_the_state_asked_about_whatever_was_asked_in_between():
+    """A server may have a state of some client's own in one round, and the very tensors of before in the next."""
+    federation = make_federation(FedAvg)
+    common = federation.workspace.initial
+    own = common | {f"0/{name}": torch.zeros_like(tensor) for name, tensor in common.items()}
+    for first, second in ((common, own), (own, common)):
+        federation = make_federation(FedAvg)
+        one, other, again = (federation.evaluate(state)["served"] for state in (first, second, first))
+        assert one.client_loss[0] != other.client_loss[0]
+        np.testing.assert_array_equal(one.client_loss, again.client_loss)
 
 
 def test_evaluation_is_due_every_gap_and_at_the_end():

@@ -21,11 +21,13 @@ from fedkdx_plugin.algorithm.fedkdx import FedKDX
 from fedkdx_plugin.cli.main import main
 from fedkdx_plugin.engine.faults import DROPOUT, KINDS, STRAGGLER, Faults, damaged
 from fedkdx_plugin.engine.record import RoundRecord
+from fedkdx_plugin.engine.rounds import Federation
+from fedkdx_plugin.engine.schedule import Schedule
 from fedkdx_plugin.engine.training import Settings, batches
 from fedkdx_plugin.results.runs import nothing_accepted
 from registry.errors import UserError
 from registry.interface import BadMessage, Message, NonFinite, Round
-from tests.conftest import Recorder, make_federation, same_state
+from tests.conftest import Recorder, make_data, make_federation, make_task, same_state
 from tests.test_cli import fails
 
 EVERYTHING = Faults(dropout=0.3, stragglers=0.3, corrupt=0.3)
@@ -223,3 +225,20 @@ def test_only_where_no_reply_was_ever_accepted(rounds, expected):
     records = [RoundRecord(1, [0, 1], rejected, 0.0, 0, 0, {}, {}, lost) for lost, rejected in rounds]
     assert nothing_accepted(SimpleNamespace(records=records)) == expected
     assert nothing_accepted(SimpleNamespace(records=[RoundRecord(1, [], {}, 0.0, 0, 0, {})])) == ""
+
+
+def test_what_is_usual_is_known_after_a_restart():
+    """With one reply a round, it is compared with what was usual in the last one."""
+
+    def made():
+        task, settings = make_task(), Settings(batch_size=16, local_epochs=1)
+        return Federation(FedAvg, task, None, make_data(), settings, Schedule(3, 0.25, outliers=10.0), "sequential")
+
+    first, again = made(), made()
+    first.round(Round(1, 3, 0.25))
+    (id,) = first._select(Round(1, 3, 0.25))
+    length = float(torch.stack([t.double().square().sum() for t in first.server.weights.values()]).sum().sqrt())
+    assert first.outliers.usual == pytest.approx(length)  # of a single reply, the model is that reply
+    again.restore(Message.from_bytes(first.save().to_bytes()))
+    assert again.outliers.usual == first.outliers.usual
+    assert list(again.outliers.found({id: {"w": torch.tensor(11 * length)}})) == [id]

@@ -29,7 +29,6 @@ SEPARATORS = (",", ";", "\t", "|", " ")
 CALLED = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 CLOCKS = ("t", "time", "timestamp", "times", "datetime", "seconds")
 """Usual names of columns of times."""
-BLANKS = dict.fromkeys(map(ord, "\t\f\ufeff"))
 COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+([eE][-+]?[0-9]+)?")
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|nan", re.IGNORECASE)
 

@@ -132,13 +132,17 @@ def place(places: Places, seconds: np.ndarray, marks: Marks, name: str) -> tuple
             raise UserError(
                 f"{places.file}: an interval ends at {end[wrong[0]]:g}, before or at its start {start[wrong[0]]:g}"
             )
-        clash = np.flatnonzero((start[1:] < end[:-1] - 1e-9) & (label[1:] != label[:-1]))
+        # of the intervals up to each, the one that ends last: an interval of the same label may lie within it
+        longest = np.maximum.accumulate(np.where(end == np.maximum.accumulate(end), np.arange(len(end)), 0))
+        clash = np.flatnonzero((start[1:] < end[longest[:-1]] - 1e-9) & (label[1:] != label[longest[:-1]]))
         if len(clash):
-            one, two = (values[label[clash[0] + k]] for k in (0, 1))
+            one, two = (values[label[place]] for place in (longest[clash[0]], clash[0] + 1))
             raise UserError(f"{places.file}: '{one}' and '{two}' overlap at {start[clash[0] + 1]:g} s; correct them")
-        last = np.searchsorted(start, seconds + 1e-9, side="right") - 1
-        covered = (last >= 0) & (seconds < end[last] - 1e-9)
-        codes[covered] = label[last[covered]]
+        begun = np.searchsorted(start, seconds + 1e-9, side="right")  # how many intervals have begun at each sample
+        there = np.flatnonzero(begun)
+        last = longest[begun[there] - 1]
+        covered = seconds[there] < end[last] - 1e-9
+        codes[there[covered]] = label[last[covered]]
         hit, outside = covered.any(), 0
     if len(places.start) and not hit:
         raise UserError(

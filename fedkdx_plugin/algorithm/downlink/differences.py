@@ -37,7 +37,8 @@ class DifferencesServer(ServerEnd):
     def __init__(self, initial: Mapping[str, Tensor], quantise: bool) -> None:
         self.initial, self.quantise = dict(initial), quantise
         self._held: dict[int, tuple[int, State]] = {}
-        self._made: dict[int, tuple[int, State]] = {}  # client -> (step, payload), so that none is made twice
+        # client -> (step, ε) and the payload, so that none is made twice; after a round without replies ε is another
+        self._made: dict[int, tuple[tuple[int, float], State]] = {}
 
     def held(self, client: int) -> tuple[int, State]:
         """Return the last step that a client is known to have received, and the student that it then holds."""
@@ -52,10 +53,11 @@ class DifferencesServer(ServerEnd):
 
     def prepare(self, clients: Sequence[int], weights: State, version: int, epsilon: float) -> None:
         """Compress the differences of several clients in one call."""
-        missing = [client for client in clients if self._made.get(client, (-1, {}))[0] != version]
+        of = version, epsilon
+        missing = [client for client in clients if client not in self._made or self._made[client][0] != of]
         behind = [self._behind(client, weights) for client in missing]
         for client, made in zip(missing, compress_together(behind, epsilon, self.quantise), strict=True):
-            self._made[client] = version, made.payload
+            self._made[client] = of, made.payload
 
     def _payload(self, client: int, weights: State, version: int, epsilon: float) -> State:
         """Return the payload for a client."""

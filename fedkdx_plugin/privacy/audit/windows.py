@@ -40,16 +40,18 @@ class Windows:
         return slice(int(first), int(last))
 
     def x(self, data: DeviceData, client: int) -> Tensor:
-        """Return the audited windows of a client, (own, channels, 1, time)."""
-        own, test = self.of(client), data.test_x[data.test_slices[client]]
-        places = zip(self.member[own], self.place[own], strict=True)
-        return torch.stack([data.train_x[client][p] if member else test[p] for member, p in places])
+        """Return the audited windows of a client, (own, channels, 1, time), on the device of the test windows."""
+        return self._taken(client, data.train_x[client], data.test_x[data.test_slices[client]], data.test_x.device)
 
     def y(self, data: DeviceData, client: int) -> Tensor:
-        """Return the labels of the audited windows of a client, (own,)."""
-        own, test = self.of(client), data.test_y[data.test_slices[client]]
+        """Return the labels of the audited windows of a client, (own,), on the device of the test windows."""
+        return self._taken(client, data.train_y[client], data.test_y[data.test_slices[client]], data.test_y.device)
+
+    def _taken(self, client: int, train: Tensor, test: Tensor, device: torch.device) -> Tensor:
+        """Return the rows of a client's audited windows; training windows may lie elsewhere than test windows."""
+        own = self.of(client)
         places = zip(self.member[own], self.place[own], strict=True)
-        return torch.stack([data.train_y[client][p] if member else test[p] for member, p in places])
+        return torch.stack([(train if member else test)[place].to(device) for member, place in places])
 
     def drawn(self, shadows: int, seed: int) -> np.ndarray:
         """Draw which windows each shadow run trains on, (shadows, n), bool.
@@ -78,9 +80,10 @@ class Windows:
         for client in np.unique(self.client).tolist():
             own = self.of(client)
             rest = np.setdiff1d(np.arange(len(train_y[client])), self.place[own][self.member[own]])
-            chosen = torch.from_numpy(np.flatnonzero(trained[own]))
-            train_x[client] = torch.cat([train_x[client][rest], self.x(data, client)[chosen]])
-            train_y[client] = torch.cat([train_y[client][rest], self.y(data, client)[chosen]])
+            chosen, tests = np.flatnonzero(trained[own]), data.test_slices[client]
+            for windows, test in ((train_x, data.test_x), (train_y, data.test_y)):
+                audited = self._taken(client, windows[client], test[tests], windows[client].device)
+                windows[client] = torch.cat([windows[client][rest], audited[chosen]])
         return replace(data, train_x=train_x, train_y=train_y, scaled={})
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 32  # of public keys, private keys, seeds and digests
 TAG_BYTES = 16  # by which a box is longer than what is in it
-VALUE_BYTES = 8  # of a masked value
 Values = NDArray[np.uint64]
 
 

@@ -10,8 +10,11 @@ import pytest
 import yaml
 
 from fedkdx_plugin.cli.main import main
-from fedkdx_plugin.configuration.config import Options
+from fedkdx_plugin.configuration.choice import choose
+from fedkdx_plugin.configuration.config import Options, from_dict
+from fedkdx_plugin.experiments import private
 from fedkdx_plugin.privacy import accounting, options
+from registry.errors import UserError
 from tests.test_cli import RUN, fails
 
 PRIVATE = ["--dp", "client", "--epsilon", "8", "--delta", "1e-3"]
@@ -145,6 +148,15 @@ def test_wrong_input_is_one_line_before_anything_runs(given, shard_folder, capsy
     argv = ["-data", str(shard_folder), "-algo", "FedAvg", *RUN, *GROUP, *given.split()]
     assert WRONG[given] in fails(capsys, *argv)
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_products_of_few_digits_do_not_go_with_the_privacy_of_windows(precision):
+    """On a CPU they are refused anyway: here what is checked on a GPU, too."""
+    asked = {"dp": "example", "epsilon": 8, "delta": 1e-3, "clip": "1", "precision": precision}
+    config = from_dict({"data": "x", "algorithm": ["FedAvg"], **asked}, "")
+    with pytest.raises(UserError, match=rf"^--precision {precision}: not with --dp example: .* in float32"):
+        private.check(config, choose(config))
 
 
 def test_without_the_library_it_says_what_to_install(shard_folder, capsys, monkeypatch):

@@ -137,7 +137,8 @@ class Step:
     def run(self) -> None:
         """Make the next step of the loaded round. Raises RuntimeError if a graph's results differ from the step's."""
         if self.way != EAGER and self._graph is None:
-            self._capture()
+            with torch.cuda.device(self.at.device):  # a stream, and a graph, are of the current one
+                self._capture()
         if self._graph is None:
             self.once()
         else:
