@@ -12,6 +12,7 @@ from dataset_utils.recording import Windows
 from dataset_utils.spec import ShardSpec
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import spelt_alike
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Subjects:
 
     def used(self, name: str) -> bool:
         """Return whether a subject is used, and remember its name."""
-        self.met[name] = (not self.only or name in self.only) and name not in self.without
+        own, only, without = spelt_alike(name), *(set(map(spelt_alike, names)) for names in (self.only, self.without))
+        self.met[name] = (not only or own in only) and own not in without
         return self.met[name]
 
     def choose(self, windows: Windows) -> Windows:
@@ -55,7 +57,7 @@ class Subjects:
         if not self.met:
             return
         for flag, names in (("--subjects", self.only), ("--exclude-subjects", self.without)):
-            if unknown := [name for name in names if name not in self.met]:
+            if unknown := [name for name in names if spelt_alike(name) not in map(spelt_alike, self.met)]:
                 near = suggest(unknown[0], self.met)
                 comma = any("," in name for name in self.met)
                 how = "; write a name with a comma in a list in YAML (--config)" if comma else ""

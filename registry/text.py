@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unicodedata import normalize
 
 LONGEST = 200  # letters of a text that is shown
 LONGEST_NAME = 100  # letters; with a run's own ending it stays below what file systems take
@@ -19,6 +20,11 @@ def shown(text: object, longest: int = LONGEST) -> str:
     """Return a text in one line that a terminal shows as it is: control characters replaced by '?', shortened."""
     line = in_one_line(" ".join(str(text).split()))
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
+def spelt_alike(name: str) -> str:
+    """Return the form by which names are compared: an ö is one letter, where some systems write an o and two dots."""
+    return normalize("NFC", name)
 
 
 def natural(name: str) -> tuple[list[str | int], str]:

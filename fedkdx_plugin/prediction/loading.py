@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
-from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from registry.aggregation import of_client
 from registry.errors import UserError
 from registry.interface import BadMessage, Client, Message, Server, copy_state
 from registry.parameters import suggest
+from registry.text import spelt_alike
 
 CPU = torch.device("cpu")
 
@@ -79,15 +79,12 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None, sub
 
 
 def _client_of(run: Run, manifest: Mapping[str, Any], subject: str, client: int | None) -> int:
-    """Return the number of the client that has one subject's windows. Raises UserError: there is none, or several.
-
-    An ö that is one letter and one that is an o with two dots, as some systems write it in names of files, are alike.
-    """
+    """Return the number of the client that has one subject's windows. Raises UserError: there is none, or several."""
     if client is not None:
         raise UserError(f"client {client} and subject {subject!r}: give one of them")
     subjects = [list(entry.get("subjects") or ()) for entry in manifest["clients"]]
-    wanted = normalize("NFC", str(subject))
-    holders = [number for number, own in enumerate(subjects) if wanted in (normalize("NFC", name) for name in own)]
+    wanted = spelt_alike(str(subject))
+    holders = [number for number, own in enumerate(subjects) if wanted in map(spelt_alike, own)]
     if len(holders) == 1 and len(subjects[holders[0]]) == 1:
         return holders[0]
     if holders:

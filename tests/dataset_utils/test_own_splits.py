@@ -5,6 +5,7 @@ import pytest
 
 from dataset_utils.generate import prepare
 from dataset_utils.shards import load
+from dataset_utils.sources.own.given import GivenRule
 from dataset_utils.spec import ShardSpec
 from registry.errors import UserError
 
@@ -181,6 +182,17 @@ def test_given_by_subject_file_or_column(make):
     more = pattern + "test: {column: part, values: [Test]}\n"
     made, _ = make(parts, more, "t,ax,ay,activity,part", split="given")
     assert [(len(a.y), len(b.y)) for a, b in zip(made.train, made.test, strict=True)] == [(90, 45)] * 3
+
+
+def test_a_test_rule_names_people_and_files_however_their_letters_are_written(tmp_path):
+    composed, apart = "J\u00f6rg", "Jo\u0308rg"  # ö as one letter, and as an o with two dots
+    for one, other in ((composed, apart), (apart, composed)):
+        rule = GivenRule(tmp_path / "mine.yaml", tmp_path, {"subjects": [one]})
+        assert rule.names(other) and not rule.names("Jorg")
+        rule.check_seen()
+        rule = GivenRule(tmp_path / "mine.yaml", tmp_path, {"files": [f"{one}_2"]})
+        rule.check_files([tmp_path / f"{other}_2.csv"])
+        assert rule.rows(tmp_path / f"{other}_2.csv", None, 2).all()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,16 @@ def values(found, k):
     return np.sort(np.concatenate([found.train[k].x, found.test[k].x]).reshape(-1))
 
 
+def test_names_are_compared_however_their_letters_are_written():
+    composed, apart = "J\u00f6rg", "Jo\u0308rg"  # ö as one letter, and as an o with two dots
+    for one, other in ((composed, apart), (apart, composed)):
+        chosen, rest = Subjects(only=(one,)), Subjects(without=(one,))
+        assert [chosen.used(name) for name in (other, "Jorg")] == [True, False]
+        assert [rest.used(name) for name in (other, "Jorg")] == [False, True]
+        chosen.check()
+        rest.check()
+
+
 @pytest.mark.parametrize(
     ("source", "of_all", "options", "left"),
     [  # in the natural order of their names

@@ -13,6 +13,7 @@ from dataset_utils.sources.own.labels import Text, label_text
 from dataset_utils.sources.own.naming import stem
 from registry.errors import UserError
 from registry.parameters import suggest
+from registry.text import spelt_alike
 
 FORMS = "{subjects: [p3, p7]}, {sessions: [v2]}, {files: [p1_evening]} or {column: part, values: [test]}"
 
@@ -55,7 +56,8 @@ class GivenRule:
             raise UserError(
                 f"{self.path}: YAML reads yes, no, on, off and null in 'test' as true, false and nothing; quote them"
             )
-        return tuple(label_text(str(value)) if key == "values" else str(value).strip() for value in values or ())
+        texts = map(str, values or ())
+        return tuple(label_text(text) if key == "values" else spelt_alike(text.strip()) for text in texts)
 
     def check_files(self, files: Sequence[Path]) -> None:
         """Raise UserError for a name of no file, or of several."""
@@ -82,7 +84,8 @@ class GivenRule:
     def _names(self, file: Path) -> tuple[str, ...]:
         """Return the names of a file: its path below the folder and its name, each with and without endings."""
         path = file.relative_to(self.folder) if self.folder in file.parents else Path(file.name)
-        return path.as_posix(), path.with_name(stem(file)).as_posix(), file.name, stem(file)
+        names = path.as_posix(), path.with_name(stem(file)).as_posix(), file.name, stem(file)
+        return tuple(map(spelt_alike, names))
 
     @property
     def by_session(self) -> bool:
@@ -91,9 +94,10 @@ class GivenRule:
 
     def names(self, subject: str, session: str = "") -> bool:
         """Return whether all recordings of a subject, or all of a session, are to be tested on."""
-        for key, value in (("subjects", subject), ("sessions", session)):
+        found = {"subjects": spelt_alike(subject), "sessions": spelt_alike(session)}
+        for key, value in found.items():
             self._seen[key].setdefault(value)
-        return subject in self._named["subjects"] or session in self._named["sessions"]
+        return any(value in self._named[key] for key, value in found.items())
 
     def check_seen(self) -> tuple[()]:
         """Raise UserError for a named subject, session or value of which nothing was read; return nothing."""
