@@ -159,6 +159,18 @@ def test_structs_and_groups(tmp_path, folder):
         (folder / name).unlink()
 
 
+def test_cells_of_matlab_7_3_are_refused(tmp_path, folder):
+    """They are references to other places in the file, whose texts would all be the same."""
+    import h5py
+
+    table = frame()
+    with h5py.File(folder / "s1.h5", "w") as file:
+        file["ax"], file["ay"], file["t"], file["other"] = table.ax, table.ay, table.t, LABELS
+        file["activity"] = np.array([file["other"].ref] * N, dtype=h5py.ref_dtype)
+    with pytest.raises(UserError, match=r"s1\.h5: 'activity' in it refers to other places of the file"):
+        recordings(source_of(tmp_path))
+
+
 def test_npy_tables(tmp_path, folder):
     np.save(folder / "s1.npy", np.stack([np.arange(N) / 50, np.arange(N), -np.arange(N) / 2, LABELS], axis=1))
     is_right(*recordings(source_of(tmp_path, dialect={"header": ["t", "ax", "ay", "activity"]})))

@@ -205,6 +205,11 @@ def _hdf5(file: Path, names: tuple[str, ...], dialect: Dialect) -> Arrays:
             if name in asked:
                 if item.external or item.is_virtual:
                     raise UserError(f"{file}: '{name}' in it lies in another file; save it in one")
+                if h5py.check_ref_dtype(item.dtype):  # cells of MATLAB: as text, all would be the same
+                    raise UserError(
+                        f"{file}: '{name}' in it refers to other places of the file, as MATLAB's cells do in -v7.3; "
+                        "save it as numbers, or with -v7"
+                    )
                 limits.check_unpacked(f"{file} ({name})", item.size * max(1, item.dtype.itemsize), size)
                 loaded[name] = item[()]
 
