@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from registry import catalog
 from registry.blame import PluginError, naming, place, wrong
-from registry.interface import Client, Message, Model, Output, Round, Server, Task
+from registry.interface import Client, Message, Model, Output, Round, Server, Task, float_state, private_names
 
 NAME = re.compile(r"[A-Za-z0-9_]+")
 
@@ -45,6 +46,26 @@ def built(algorithm: type[Client], task: Task) -> dict[str, nn.Module]:
     if not any(isinstance(net, Model) for name, net in nets.items() if name not in algorithm.frozen):
         raise wrong(algorithm, "build", "at least one Model that is trained, to predict with", nets)
     return nets
+
+
+def private(algorithm: type[Client], task: Task, nets: Mapping[str, nn.Module]) -> frozenset[str]:
+    """Return the full names of the state that never leaves a client (see `registry.interface.private_names`).
+
+    Raises:
+        PluginError: they are no patterns; or one of another package's class matches none of the state: what a misspelt
+            one was to keep would be sent.
+    """
+    found = private_names(algorithm, task, nets)
+    declares = next(part for part in algorithm.__mro__ if {"private", "private_in"} & vars(part).keys())
+    if catalog.origin_of(declares):
+        names = float_state(nets)
+        for pattern in algorithm.private_in(task, nets):
+            if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
+                raise PluginError(
+                    f"{place(algorithm)}.private: '{pattern}' matches no state of its networks, such as "
+                    f"{', '.join(list(names)[:3])}; correct it"
+                )
+    return found
 
 
 def losses(client: Client, found: object) -> Mapping[str, Tensor]:

@@ -195,6 +195,21 @@ def test_servers(shard_folder, capsys, signature, body, says):
     assert len(line) < 600
 
 
+@pytest.mark.parametrize("again", [[], ["--dry-run"]])
+def test_a_misspelt_pattern_of_what_is_private(shard_folder, capsys, again):
+    Path("own.py").write_text(HEAD + "        private = ('model.head.*', '!model.haed.bias')\n")
+    line = said(capsys, ["-data", shard_folder, "-algo", "own.py:Own", *FLAGS, *again])
+    assert (
+        "file own.py: Own.Client.private: '!model.haed.bias' matches no state of its networks, such as model." in line
+    )
+
+
+def test_inherited_patterns_may_match_nothing(shard_folder):
+    """Local's own memory, for one, is there with `memory` alone."""
+    Path("own.py").write_text(HEAD.replace("FedAvg", "Local").replace("fedavg", "local"))
+    assert main(["-data", str(shard_folder), "-algo", "own.py:Own", *FLAGS]) == 0
+
+
 @pytest.mark.parametrize("backend", ["sequential", "stacked"])
 @pytest.mark.parametrize("signature", ["trains(self, epoch, epochs)", "repeats(self)", UPDATE])
 def test_clients_of_every_backend(shard_folder, capsys, signature, backend):

@@ -13,7 +13,7 @@ from fedkdx_plugin.engine.randomness import seeded
 from fedkdx_plugin.native.fuse import fuse
 from registry import contract
 from registry.aggregation import of_client
-from registry.interface import Client, Message, Networks, Server, Task, copy_state, float_state, matches, private_names
+from registry.interface import Client, Message, Networks, Server, Task, copy_state, float_state, matches
 
 
 class Workspace:
@@ -44,7 +44,7 @@ class Workspace:
         # no state of a client, but batch norm without momentum weighs a batch by the number of those before it
         own = (buffer for net in self.nets.values() for buffer in net.buffers() if not buffer.is_floating_point())
         self._counters = [(buffer, buffer.clone()) for buffer in own]
-        self.private = private_names(algorithm.Client, task, self.nets)
+        self.private = contract.private(algorithm.Client, task, self.nets)
         self.keeps = [name for name in self.initial if name in self.private or matches(name, algorithm.Client.kept)]
         self.clients = [algorithm.Client(id, task, params, count) for id, count in enumerate(samples)]
         self.kept: MutableSequence[dict[str, Tensor]] = [{} for _ in samples]

@@ -36,7 +36,7 @@ from registry import catalog, contract
 from registry.aggregation import ASSUMING, Averaging
 from registry.blame import naming
 from registry.errors import UserError
-from registry.interface import Model, Task, moves_by_sgd
+from registry.interface import Client, Model, Task, moves_by_sgd
 from registry.parameters import key_of
 from registry.text import shown
 
@@ -106,11 +106,20 @@ def check_on(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> Non
     for choice in choices:
         with naming(choice.server):
             choice.server.check(task, choice.params)
-            if config.engine == "local":
-                check_stacked(
-                    config.backend, choice.server.Client.build(dataclasses.replace(task, params=choice.params))
-                )
+            _check_networks(config, choice.server.Client, dataclasses.replace(task, params=choice.params))
     private.check_on(shards, task, config, choices, groups)
+
+
+def _check_networks(config: Config, client: type[Client], task: Task) -> None:
+    """Raise UserError where networks cannot be stacked as asked, or a plug-in's hold nothing that it calls private.
+
+    Of built-in algorithms none are made for it otherwise, as planning many runs would take several times as long.
+    """
+    if config.backend == "stacked" or catalog.origin_of(client):
+        nets = contract.built(client, task)
+        contract.private(client, task, nets)
+        if config.engine == "local":
+            check_stacked(config.backend, nets)
 
 
 def without_student(shards: ShardSet, config: Config, choices: Sequence[Choice]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NoReturn
 
@@ -247,10 +247,10 @@ def _flat(value: Any) -> list[Any]:
     return [own for part in value for own in _flat(part)] if isinstance(value, (list, tuple)) else [value]
 
 
-def speaks_of_head(client: Client, epochs: int) -> bool:
-    """Return whether a client's patterns treat the head of a network apart, which then must be known."""
+def speaks_of_head(client: Client, nets: Mapping[str, nn.Module], epochs: int) -> bool:
+    """Return whether a client's patterns treat the head of its networks apart, which then must be known."""
     patterns = [
-        *client.private,
+        *client.private_in(client.task, nets),
         *client.kept,
         *(name for epoch in range(epochs) for name in contract.trains(client, epoch, epochs)),
     ]

@@ -171,7 +171,7 @@ class Plan:
             about = choice.server, task, choice.params, _made_up(task)
             federation = Federation(*about, settings, Schedule(1, 1.0), "sequential")
             federation.run()
-            if speaks_of_head(federation.workspace.clients[0], TRIAL_EPOCHS):
+            if speaks_of_head(federation.workspace.clients[0], federation.workspace.nets, TRIAL_EPOCHS):
                 for model in predictors(federation.workspace).values():
                     model.head  # noqa: B018 (raises where it is not known)
         except UserError as error:
