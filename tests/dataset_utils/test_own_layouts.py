@@ -627,3 +627,16 @@ def test_a_subject_that_vanishes_is_an_error(tmp_path, folder, capsys):
         "error: subject s4: not one window of its 600 rows (every window touches an unlabelled sample)",
     ]
     assert describe.main([str(tmp_path / "mine.yaml"), "--allow-missing"]) == 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"subject": "folder"}])
+def test_files_of_one_name_in_several_folders_are_one_subject_and_a_line_says_so(folder, changes):
+    for place in ("north", "south"):
+        (folder / "rec" / place).mkdir(parents=True)
+        frame().to_csv(folder / "rec" / place / "p1.csv", index=False)
+    frame().to_csv(folder / "rec" / "north" / "p2.csv", index=False)
+    source, lines = source_of(folder, files="**/*.csv", **changes), []
+    made = read(source, source.find(None, source.root, False), source.preprocessing, lines.append)
+    told = [line for line in lines if "p1 in several folders are one" in line]
+    assert sorted(made.windows.subjects) == (["north", "south"] if changes else ["p1", "p2"])
+    assert len(told) == (0 if changes else 1)

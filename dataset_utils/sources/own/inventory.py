@@ -48,6 +48,14 @@ def files_of(stream: Stream, description: Description, root: Path) -> list[Path]
     return files
 
 
+def alike(files: Sequence[Path]) -> list[str]:
+    """Return the names, without ending, that files in several folders have."""
+    folders: dict[str, set[Path]] = {}
+    for file in files:
+        folders.setdefault(stem(file), set()).add(file.parent)
+    return [name for name, own in folders.items() if len(own) > 1]
+
+
 def ignored(description: Description, root: Path, read: Sequence[Path]) -> dict[str, str]:
     """Return file below `root` that is not read -> reason."""
     if description.folder.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, pairwise
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dataset_utils.counts import Tally
+from dataset_utils.counts import Tally, some
 from dataset_utils.files import check_listable, check_regular, is_file, is_folder, state_of
 from dataset_utils.recording import Recording, Source, Windows
 from dataset_utils.sources.own import inventory, marks, streams
@@ -94,6 +95,12 @@ class OwnData(Source):
         """Yield a function for each file, or for the files of each recording; see `Source.parts`."""
         described = self.described
         described.test.check_files(self._recorded())
+        if described.subject.kind == "file" and (alike := inventory.alike(self._recorded())):
+            warnings.warn(
+                f"subjects are called as their files, so {some(alike)} in several folders are one each; where they are "
+                "other people, write 'subject: folder', or a pattern with the folder's name",
+                stacklevel=2,
+            )
         if len(described.streams) > 1:
             for key, files in self._joined():
                 yield functools.partial(self._merged, *key, files)
