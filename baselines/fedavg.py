@@ -31,15 +31,15 @@ class FedAvgClient(Client):
         """Load a model and return its mean cross-entropy on windows, (), by running statistics of batch norm.
 
         Args:
-            windows: of this client; means over parts of them are weighted by number of windows.
+            windows: of this client; means over parts of them count by their windows, or these windows' weights.
             model: full name -> tensor; local batch norm is this client's own.
         """
         self.load(model)
         self.nets["model"].eval()
         total = torch.zeros((), device=windows.y.device)
         for part in windows.split(CHUNK):
-            total = total + self.losses(self.nets, part, {})["model"] * len(part.y)
-        return total / len(windows.y)
+            total = total + self.losses(self.nets, part, {})["model"] * part.weight()
+        return total / windows.weight()
 
 
 class FedAvg(Server):

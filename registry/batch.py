@@ -53,6 +53,10 @@ class Batch:
             return values.mean()
         return torch.where(self.mask, values, 0).sum() / self.mask.sum().clamp(min=1)
 
+    def weight(self) -> float | Tensor:
+        """Return the sum of the weights w_y of all rows, none of which pads the batch: their number without weights."""
+        return len(self.y) if self.weights is None else self.weights[self.y].sum()
+
     def cross_entropies(self, logits: Tensor) -> Tensor:
         """Return the cross-entropy of each row of logits (n, classes), (n,); its `mean` is `cross_entropy`.
 

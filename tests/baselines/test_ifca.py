@@ -100,3 +100,18 @@ def test_other_clusters_are_refused(cluster):
 
 def test_a_saved_server_goes_on_identically():
     assert goes_on_identically(lambda: make_federation(IFCA, rounds=4))
+
+
+def test_the_loss_on_many_windows_weighs_classes_over_all_of_them(double):
+    """700 windows in two parts: Σ w_y CE / Σ w_y over all, not the mean of the parts' by their windows."""
+    data = make_data(sizes=(700,))
+    one = IFCAClient(0, make_task(), IFCAParams(), 700)
+    one.nets = IFCAClient.build(one.task)
+    order = data.train_y[0].argsort()  # the parts have other classes
+    windows = Batch(data.train_x[0][order], data.train_y[0][order], weights=torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    logits = one.nets["model"].eval()(windows.x).logits.detach()
+    losses = logits.exp().sum(1).log() - logits[range(700), windows.y]
+    w = windows.weights[windows.y]
+    torch.testing.assert_close(one.loss_on(windows, {}), (w * losses).sum() / w.sum())
+    plain = one.loss_on(Batch(windows.x, windows.y), {})
+    torch.testing.assert_close(plain, losses.mean())
