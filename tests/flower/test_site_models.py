@@ -37,7 +37,8 @@ from tests.fedkdx_plugin import watch_runs
 from tests.flower.fakes import FakeLink, Story
 from tests.sealing import reseal
 
-COMPARISONS = {  # name -> options of the runs in one process; each has 3 rounds, of 2 of the 3 clients, unless it says so
+# name -> options of the runs in one process; each has 3 rounds, of 2 of the 3 clients, unless it says so
+COMPARISONS = {
     "federated": ["-algo", "FedAvg,Local,FedPer,kNN-Per,CFL,FedKDX"],
     "none": ["-algo", "FedKDX+,APFL", "--scale", "none"],
     "client": ["-algo", "FedAvg", "--scale", "client"],
@@ -56,7 +57,7 @@ CLIENTS = range(3)
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """The runs in one process."""
+    """Make the runs in one process."""
     return watch_runs.make(tmp_path_factory.mktemp("here"), COMPARISONS)
 
 
@@ -68,7 +69,7 @@ class WorkerLink(FakeLink):
     """Sites with the workers of `fedkdx join`.
 
     Attributes:
-        last: the round from whose last request on, which asks for metrics alone, nothing is carried; 0: all is.
+        cut: whether the server ends before its last request, which asks for metrics alone.
     """
 
     def __init__(self, settings: Mapping[str, Any], state: Path, setups: Mapping[int, SiteSetup], run: str) -> None:
@@ -127,12 +128,18 @@ def assert_same_model(there, here, csv: Path) -> None:
     pd.testing.assert_frame_equal(there.predict(csv).table, here.predict(csv).table, check_exact=True)
 
 
+@pytest.fixture(scope="module")
+def made(here, tmp_path_factory) -> Path:
+    """Make the run of FedPer between sites."""
+    state = tmp_path_factory.mktemp("made") / "state"
+    federate(runs.read(here.run("federated", "FedPer")), state)
+    return state
+
+
 @pytest.fixture
-def fedper(here, tmp_path) -> tuple[runs.Run, Path]:
-    """A run of FedPer in one process, and the folder of the same between sites."""
-    run = runs.read(here.run("federated", "FedPer"))
-    federate(run, tmp_path / "state")
-    return run, tmp_path / "state"
+def fedper(made, tmp_path) -> Path:
+    """Copy the state of FedPer's sites, for a test to change it."""
+    return shutil.copytree(made, tmp_path / "state")
 
 
 @pytest.mark.parametrize(("comparison", "algorithm"), RUNS)
@@ -230,7 +237,7 @@ def test_a_site_with_shards_of_its_own(here, tmp_path):
 
 
 def test_the_commands_find_the_only_model_of_a_folder(fedper, here, tmp_path, capsys, monkeypatch):
-    run, state = fedper
+    state, run = fedper, runs.read(here.run("federated", "FedPer"))
     monkeypatch.chdir(tmp_path)
     right = load_model(run, 1).predict(here.csv(1)).table
     capsys.readouterr()
@@ -241,14 +248,13 @@ def test_the_commands_find_the_only_model_of_a_folder(fedper, here, tmp_path, ca
         assert cli.main(["export", str(place), "--format", "torchscript"]) == 0
         assert "wrote mine-client-1/model.pt" in capsys.readouterr().out
     federate(run, state, "other")
-    with pytest.raises(UserError, match="site-1: holds 2 runs; name one: mine/client-1 and other/client-1"):
+    with pytest.raises(UserError, match="site-1: holds 2 runs; name one: mine/client-1, other/client-1"):
         load_model(state / "site-1")
     assert load_model(state / "site-1" / "other").client == 1
 
 
 def test_a_site_has_the_model_of_its_own_client_alone(fedper, capsys):
-    _, state = fedper
-    folder = site_folder(state, 1)
+    folder = site_folder(fedper, 1)
     assert load_model(folder, 1).client == 1
     for options in (["--client", "0"], ["--subject", "ben"]):
         assert cli.main(["predict", str(folder), "any.csv", *options]) == 2
@@ -257,8 +263,7 @@ def test_a_site_has_the_model_of_its_own_client_alone(fedper, capsys):
 
 
 def test_what_is_kept_is_for_its_owner_alone_and_the_newest_only(fedper):
-    _, state = fedper
-    folder = site_folder(state, 1)
+    folder = site_folder(fedper, 1)
     numbered = [path.name for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
     assert len(numbered) == 1
     files = {MODEL, "manifest.json", "description.yaml"}
@@ -275,15 +280,14 @@ def wrong(folder: Path) -> str:
 
 @pytest.mark.parametrize("name", [MODEL, "manifest.json", "description.yaml"])
 def test_a_damaged_or_exchanged_file_is_named(fedper, here, name):
-    _, state = fedper
-    folder = site_folder(state, 1)
+    folder = site_folder(fedper, 1)
     path, content = folder / name, (folder / name).read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert f"{path}: damaged or exchanged" in wrong(folder)
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     assert f"{path}: damaged or exchanged" in wrong(folder)
     if name == MODEL:
-        path.write_bytes((site_folder(state, 2) / name).read_bytes())
+        path.write_bytes((site_folder(fedper, 2) / name).read_bytes())
         assert f"{path}: damaged or exchanged" in wrong(folder)
     else:
         path.unlink()
@@ -300,8 +304,7 @@ def rewrite(folder: Path, change) -> None:
 
 
 def test_a_manifest_of_other_data_is_refused(fedper, here):
-    _, state = fedper
-    folder = site_folder(state, 1)
+    folder = site_folder(fedper, 1)
     other = Path(runs.read(here.run("client", "FedAvg")).data["folder"])
     shutil.copy(other / "manifest.json", folder)
     reseal(folder)
@@ -323,21 +326,18 @@ def test_a_manifest_of_other_data_is_refused(fedper, here):
     ],
 )
 def test_a_model_that_cannot_be_used_says_why(fedper, change, message):
-    _, state = fedper
-    folder = site_folder(state, 1)
+    folder = site_folder(fedper, 1)
     rewrite(folder, change)
     assert message in wrong(folder)
 
 
 def test_a_model_whose_code_changed_is_refused(fedper, monkeypatch):
-    _, state = fedper
     monkeypatch.setattr(loading, "code_of_models", lambda task: {"code_of_models": "other"})
-    assert "the code of its model cnn_small has changed since" in wrong(site_folder(state, 1))
+    assert "the code of its model cnn_small has changed since" in wrong(site_folder(fedper, 1))
 
 
 def test_a_site_that_never_measured_has_no_model(fedper):
-    _, state = fedper
-    folder = site_folder(state, 1)
+    folder = site_folder(fedper, 1)
     for name in (MODEL, "manifest.json", "description.yaml"):
         (folder / name).unlink()
     assert f"nor that of a site which has measured (with {MODEL}), and holds none" in wrong(folder)
