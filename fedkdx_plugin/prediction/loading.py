@@ -253,10 +253,14 @@ class _Restored(NamedTuple):
         return network.requires_grad_(False).eval()
 
 
-def _chosen(run: Run, manifest: Mapping[str, Any]) -> tuple[Choice, Task]:
-    """Return a run's algorithm and task. Raises UserError: a plug-in is missing, or its model's code has changed."""
+def _chosen(run: Run, manifest: Mapping[str, Any], name: str) -> tuple[Choice, Task]:
+    """Return a run's algorithm and task. Raises UserError: a plug-in is missing, or its model's code has changed.
+
+    Args:
+        name: the file in the run's folder that its configuration is from.
+    """
     # 'set' holds all hyper-parameters of the run; a preset file may have been removed since
-    config = dataclasses.replace(from_dict(run.config, str(run.folder / CONFIG)), preset="paper")
+    config = dataclasses.replace(from_dict(run.config, str(run.folder / name)), preset="paper")
     channels, one, time = manifest["shape"]
     with where_it_began(experiment_folder(run.folder)):
         (choice,) = choose(config)
@@ -272,7 +276,7 @@ def _chosen(run: Run, manifest: Mapping[str, Any]) -> tuple[Choice, Task]:
 
 def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restored:
     """Return a run's clients, and what its server gives them. Raises UserError: damaged, or a plug-in is missing."""
-    choice, task = _chosen(run, manifest)
+    choice, task = _chosen(run, manifest, CONFIG)
     samples = [entry["train"]["samples"] for entry in manifest["clients"]]
     with _fitting(run, STATE):
         workspace = Workspace(choice.server, task, choice.params, samples, run.seed, CPU)
@@ -286,7 +290,7 @@ def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restore
 
 def _restored_site(run: Run, model: SiteModel) -> _Restored:
     """Return a site's client, and what the server gave it. Raises UserError as `_restored` does."""
-    choice, task = _chosen(run, model.manifest)
+    choice, task = _chosen(run, model.manifest, MODEL)
     samples = [0] * model.clients  # of the others, as at the site
     with _fitting(run, MODEL):
         samples[model.client] = model.manifest["clients"][model.shard]["train"]["samples"]

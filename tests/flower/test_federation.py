@@ -99,7 +99,7 @@ def test_processes_give_the_bits_of_the_sequential_backend(both, algorithm):
 def test_each_site_has_the_model_of_its_client(both, algorithm):
     there, here = both
     for client in range(3):
-        place = there / "flower" / "sites" / str(client) / run_name(there / f"{algorithm}-seed0")
+        place = there / "sites" / str(client) / run_name(there / f"{algorithm}-seed0")
         one, other = load_model(place), load_model(here / f"{algorithm}-seed0", client)
         assert (one.client, one.round, one.network.serves) == (client, 2, other.network.serves)
         assert same_state(one.network.state_dict(), other.network.state_dict())
