@@ -291,8 +291,8 @@ def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restore
 def _restored_site(run: Run, model: SiteModel) -> _Restored:
     """Return a site's client, and what the server gave it. Raises UserError as `_restored` does."""
     choice, task = _chosen(run, model.manifest, MODEL)
-    samples = [0] * model.clients  # of the others, as at the site
     with _fitting(run, MODEL):
+        samples = [0] * model.clients  # of the others, as at the site
         samples[model.client] = model.manifest["clients"][model.shard]["train"]["samples"]
         workspace = Workspace(choice.server, task, choice.params, samples, run.seed, CPU)
         client = workspace.clients[model.client]
