@@ -115,13 +115,24 @@ class ShardSet:
 
     def facts(self) -> dict[str, Any]:
         """Return the facts about the data that a run records with its environment."""
-        return {
-            "name": self.name,
-            "folder": os.fspath(self.folder),
-            "evaluated_on": self.evaluated_on,
-            "manifest_sha256": hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest(),
-            "drawn_from": str(self.manifest.get("drawn_from", "")),
-        }
+        digest = hashlib.sha256((self.folder / "manifest.json").read_bytes()).hexdigest()
+        return facts(self.manifest, self.folder, digest)
+
+
+def facts(manifest: dict[str, Any], folder: Path, digest: str) -> dict[str, Any]:
+    """Return the facts about data that a run records with its environment.
+
+    Args:
+        folder: folder of the shards.
+        digest: SHA-256 of the manifest's file.
+    """
+    return {
+        "name": manifest["name"],
+        "folder": os.fspath(folder),
+        "evaluated_on": evaluated_on(manifest),
+        "manifest_sha256": digest,
+        "drawn_from": str(manifest.get("drawn_from", "")),
+    }
 
 
 def evaluated_on(manifest: dict[str, Any]) -> str:
@@ -176,8 +187,12 @@ def write(folder: Path, about: dict[str, Any], clients: Iterable[ClientData]) ->
             manifest["clients"].append(entry)
         if wrong := _wrong_entry(manifest):
             raise UserError(f"{folder}: its manifest would be invalid ('{wrong}'); correct the data set's description")
-        text = json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False)
-        (part / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        (part / "manifest.json").write_text(manifest_text(manifest), encoding="utf-8")
+
+
+def manifest_text(manifest: dict[str, Any]) -> str:
+    """Return the content of a manifest's file."""
+    return json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def load(folder: Path) -> ShardSet:

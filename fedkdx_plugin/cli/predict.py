@@ -27,11 +27,17 @@ def main(words: Sequence[str]) -> int:
         epilog="example: fedkdx predict runs/mine/FedKDX-seed0 walk.csv --client 3 -o walk-predicted.csv",
     )
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="a run folder, or the folder of a comparison with one run"
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="a run folder, a folder with one run, or a site's folder STATE/RUN/client-K",
     )
     parser.add_argument("recording", type=Path, help="a file like those of the run's data; labels are not needed")
     parser.add_argument(
-        "--client", type=int, metavar="K", help="number of the client whose model predicts (default: the shared model)"
+        "--client",
+        type=int,
+        metavar="K",
+        help="number of the client whose model predicts (default: the shared model; at a site, its own)",
     )
     parser.add_argument("--subject", metavar="NAME", help="name of the client's subject, in place of its number")
     parser.add_argument("-o", "--out", type=Path, metavar="CSV", help="file to write (default: print)")

@@ -23,7 +23,7 @@ from registry.interface import BadMessage, Message, Round
 from registry.messages import MOST_SAMPLES
 from registry.text import is_plain_name, is_shown_as_it_is, shown
 
-PROTOCOL = 6
+PROTOCOL = 7
 LONGEST_TEXT = 300  # characters
 MOST_CLIENTS = 10**6
 MOST_CLASSES = 1000  # each client's confusion matrix has their square
@@ -147,6 +147,7 @@ class Request:
         durable: last round on the server's disk; the site may delete all but the newest state up to it.
         train: the algorithm's message; None where the client is not to train.
         shared: what the server would give every client now (`Server.networks`); None where nothing is to be measured.
+        after: the round after which it would give `shared`; 0 without it.
         scaling: statistics to scale windows by; None where they are scaled already. Each request has them, since a
             site keeps nothing but its windows between two requests.
     """
@@ -159,6 +160,7 @@ class Request:
     train: Message | None = None
     shared: Mapping[str, Tensor] | None = None
     scaling: Statistics | None = field(default=None, compare=False)
+    after: int = 0
 
     def to_message(self) -> Message:
         """Return it as it is sent; a tensor that is both in the algorithm's message and in `shared` is sent once."""
@@ -170,7 +172,7 @@ class Request:
         tensors |= _named("scaling", self.scaling)
         meta = {"protocol": PROTOCOL, "run": self.run, "client": self.client, "round": list(self.round)}
         meta |= {"state": self.state, "durable": self.durable, "train": self.train and dict(self.train.meta)}
-        return Message(tensors, meta | {"measure": self.shared is not None, "same": same})
+        return Message(tensors, meta | {"measure": self.shared is not None, "after": self.after, "same": same})
 
     @staticmethod
     @checked("a request")
@@ -182,7 +184,7 @@ class Request:
         tensors, same = _part(message, "train"), meta["same"]
         train = None if meta["train"] is None else Message(tensors, dict(meta["train"]))
         shared = _part(message, "shared") | {name: tensors[name] for name in same} if meta["measure"] else None
-        numbers = {name: whole(meta[name]) for name in ("client", "state", "durable")}
+        numbers = {name: whole(meta[name]) for name in ("client", "state", "durable", "after")}
         common = _part(message, "scaling")
         pooled = scaling.from_tensors(common, len(common["mean"])) if common else None
         round = _round(*meta["round"])

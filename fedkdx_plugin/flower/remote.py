@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -85,6 +86,7 @@ class RemoteBackend(Backend):
         self.measured: dict[str, Metrics] = {}
         self.scaling: Statistics | None = None
         self._shared: Mapping[str, Tensor] | None = None
+        self._round = 0  # the last one under way, after which `_shared` is the server's state
 
     def evaluator(self) -> Callable[[Mapping[str, Tensor]], dict[str, Metrics]]:
         """Return what keeps a state for the next request to measure, and returns {}."""
@@ -104,12 +106,14 @@ class RemoteBackend(Backend):
     ) -> Generator[dict[int, bytes], Mapping[int, Answer | str], dict[int, Trained | NonFinite]]:
         """Do as `train`; the requests that it yields are carried elsewhere, and `heard` reads what came back."""
         shared, self._shared = self._shared, None
+        after, self._round = self._round, round.index
         there = set(self.roster.present(round.index))
         requests = {}
         for id in sorted(there & (there if shared is not None else set(messages))):
             state = self.states.get(id, 0)
             own = None if shared is None else of_client(shared, id)
             request = Request(self.run, id, round, state, self.durable, messages.get(id), own, self.scaling)
+            request = request if shared is None else replace(request, after=after)
             requests[id] = request.to_message().to_bytes()
         answers = yield requests
         given = {id: answer for id, answer in answers.items() if isinstance(answer, Answer)}

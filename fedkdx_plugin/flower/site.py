@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +31,7 @@ from fedkdx_plugin.privacy.accounting import Sampling
 from fedkdx_plugin.privacy.noise import SecretNoise
 from registry import __version__
 from registry.errors import UserError
-from registry.interface import BadMessage, Message, NonFinite, Round, Server, Task
+from registry.interface import BadMessage, Client, Message, NonFinite, Round, Server, Task
 from registry.text import is_plain_name, shown
 
 ENDING = ".safetensors"
@@ -88,13 +90,23 @@ class LocalData:
             samples=len(self.train.y),
             tests=len(self.test.y),
             shape=(channels, one, time),
-            classes=tuple(self.manifest["classes"]),
+            classes=self.class_names,
             data=self.manifest["name"],
             evaluated_on=shards.evaluated_on(self.manifest),
             scale=shards.scale_of(self.manifest),
             statistics=shards.statistics_of(self.manifest, self.setup.shard),
             versions={"fedkdx": __version__, "torch": torch.__version__, "python": platform.python_version()},
         )
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return tuple(self.manifest["classes"])
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts about the data that a model records with its environment, as `ShardSet.facts` does."""
+        digest = hashlib.sha256(shards.manifest_text(self.manifest).encode()).hexdigest()
+        return shards.facts(self.manifest, self.setup.folder, digest)
 
     def on_device(self, clients: int) -> DeviceData:
         """Return the federation's data as this site sees them: its own windows, and none of the other clients.
@@ -236,6 +248,8 @@ class Site:
         algorithm, task, params, settings: as of `engine.rounds.Federation`.
         data: the site's windows.
         clients: number of clients of the federation.
+        keep: keeps what predicting with the state that was measured needs, from the request, what the client kept of
+            its networks, and the client (see `keeping.Keeper`); None: nobody predicts with it later.
 
     Raises:
         UserError: the federation has no client of this number.
@@ -250,12 +264,13 @@ class Site:
         settings: Settings,
         data: LocalData,
         clients: int,
+        keep: Callable[[Request, dict[str, Tensor], Client], None] | None = None,
     ) -> None:
         if setup.client >= clients:
             raise UserError(
                 f"client {setup.client}: the federation has 0 to {clients - 1}; give one of these as --client"
             )
-        self.setup, self.settings, self.algorithm = setup, settings, algorithm
+        self.setup, self.settings, self.algorithm, self.keep = setup, settings, algorithm, keep
         self.data, self.common = data.on_device(clients), data.announcement().statistics is not None
         samples = [len(y) for y in self.data.train_y]
         task = replace(task, seed=settings.seed, params=params)
@@ -293,7 +308,7 @@ class Site:
     def handle(self, request: Request) -> Answer:
         """Measure the state after the last round, then train, as far as either is asked for.
 
-        The private state of the round is kept before the answer is returned.
+        What was measured, and the private state of the round, are kept before the answer is returned.
 
         Raises:
             UserError: the request is for another client, or the private state it goes on from is missing.
@@ -310,6 +325,8 @@ class Site:
             shared = {name: tensor.to(self.setup.device) for name, tensor in request.shared.items()}
             measured = self.evaluate(shared)
             answer = replace(answer, metrics={view: ClientMetrics.of(own, id) for view, own in measured.items()})
+            if self.keep:
+                self.keep(request, self.workspace.kept[id], self.workspace.clients[id])
         return self._train(request.train, request.round, answer, folder) if request.train else answer
 
     def _states(self, run: str) -> States:

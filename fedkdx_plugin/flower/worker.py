@@ -17,6 +17,7 @@ from typing import Any
 from fedkdx_plugin.configuration.choice import choose
 from fedkdx_plugin.engine.evaluation import SERVED
 from fedkdx_plugin.experiments.setting import make_task, training
+from fedkdx_plugin.flower.keeping import Keeper
 from fedkdx_plugin.flower.options import read_settings
 from fedkdx_plugin.flower.processes import say
 from fedkdx_plugin.flower.protocol import Answer, Request
@@ -122,7 +123,9 @@ class Worker:
         about = self.data.announcement()
         task = make_task(config, about.shape, len(about.classes))
         settings = training(config, choice, self.data.manifest["channels"])
-        return Site(self.setup, choice.server, task, choice.params, settings, self.data, int(run["clients"]))
+        clients = int(run["clients"])
+        keep = Keeper(self.setup, config, choice.entry, task, self.data, clients)
+        return Site(self.setup, choice.server, task, choice.params, settings, self.data, clients, keep)
 
 
 def _summary(request: Request, answer: Answer) -> str:

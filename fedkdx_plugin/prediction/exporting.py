@@ -54,12 +54,14 @@ class Export(NamedTuple):
         model, description: the files written.
         difference: largest difference of a probability from PyTorch's.
         windows: number of windows that it was checked on: 'random', and 'test' for those of the run.
+        notes: lines about the model.
     """
 
     model: Path
     description: Path
     difference: float
     windows: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 class Deployed(nn.Module):
@@ -140,7 +142,7 @@ def export(
         }
         text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False)
         description_part.write_text(text + "\n", encoding="utf-8")
-    return Export(model, description, difference, checked)
+    return Export(model, description, difference, checked, predictor.notes)
 
 
 def described(predictor: Predictor) -> dict[str, Any]:
@@ -323,7 +325,7 @@ def _test_windows(predictor: Predictor) -> np.ndarray:
     none = np.empty((0, *predictor.shape), np.float32)
     try:
         with where_it_began(experiment_folder(predictor.run.folder)):
-            manifest, _, test = shards.load_client(Path(predictor.run.data["folder"]), predictor.client or 0)
+            manifest, _, test = shards.load_client(Path(predictor.run.data["folder"]), predictor.shard or 0)
     except UserError:
         return none
     if manifest != predictor.manifest:

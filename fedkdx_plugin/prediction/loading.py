@@ -1,23 +1,25 @@
-"""Loading of a model from a run folder: that of one of its clients, or the one that all of them share."""
+"""Loading of a model: of a client of a run, of the one that all of them share, or of a federation's site."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dataset_utils import shards
 from dataset_utils.counts import some
 from dataset_utils.files import check_listable, is_file, is_folder, state_of, unreadable
 from dataset_utils.scaling import Scaling, Statistics
-from fedkdx_plugin.configuration.choice import choose
+from fedkdx_plugin.configuration.choice import Choice, choose
 from fedkdx_plugin.configuration.config import from_dict
 from fedkdx_plugin.engine.data import memory_format
 from fedkdx_plugin.engine.evaluation import serves_newcomer
@@ -30,28 +32,37 @@ from fedkdx_plugin.prediction.predictor import Predictor, Served
 from fedkdx_plugin.results import runs
 from fedkdx_plugin.results.run_folder import MANIFEST, MODELS, code_of_models, identity
 from fedkdx_plugin.results.runs import CONFIG, ENVIRONMENT, STATE, Missing, Run, content
+from fedkdx_plugin.results.site_model import KEPT, MEMORY, MODEL, SHARED, SiteModel, is_site
 from registry.aggregation import of_client
 from registry.errors import UserError
-from registry.interface import BadMessage, Client, Message, Server, copy_state
+from registry.interface import BadMessage, Client, Message, Task, copy_state
 from registry.parameters import suggest
 from registry.text import spelt_alike
 
 CPU = torch.device("cpu")
+HELD = (f"*/{ENVIRONMENT}", f"client-*/{MODEL}", f"*/client-*/{MODEL}")  # where a folder of runs or sites has them
 
 
 def load_model(run: str | os.PathLike[str] | Run, client: int | None = None, subject: str | None = None) -> Predictor:
     """Load the model that a client of a finished run predicts with, as the run evaluated it.
 
     Args:
-        run: a run folder, the folder of a comparison with a single run, or a run that was read.
-        client: number of the client; None: the shared model, with which a client that never trained predicts.
+        run: a run folder, the folder of a comparison with a single run, or a run that was read. At a site of a
+            federation: its folder STATE/RUN/client-NUMBER, or a folder above with no other; the model is then that of
+            the site, as it measured it last.
+        client: number of the client; None: the shared model, with which a client that never trained predicts. A
+            site's folder has its own client's model alone, which need not be named.
         subject: name of the client's subject, in place of its number.
 
     Raises:
         UserError: no finished run, a run without a saved model or with damaged files, an unknown client or subject, no
             client given and no shared model, or a plug-in that is not installed.
     """
-    found = run if isinstance(run, Run) else _read(Path(run))
+    if not isinstance(run, Run):
+        folder = run_folder(Path(run))
+        if is_site(folder):
+            return _of_site(folder, client, subject)
+    found = run if isinstance(run, Run) else _read(folder)
     manifest = _manifest(found)
     if subject is not None:
         client = _client_of(found, manifest, subject, client)
@@ -60,11 +71,12 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None, sub
     if client is not None and not known:
         raise UserError(f"{found.folder}: no client {client!r}; there are clients 0 to {clients - 1}")
     state = _state(found)
-    _check_numbers(found, state, client)
+    parts = ("server/",) if client is None else ("server/", f"client/{client}/")
+    _check_numbers(found.folder / STATE, state.tensors, parts)
     restored = _restored(found, manifest, state)
     if client is None:
         who = restored.newcomer()
-        if not serves_newcomer(who, restored.workspace, restored.server.networks()):
+        if not serves_newcomer(who, restored.workspace, restored.shared):
             raise UserError(
                 f"{found.folder}: {found.algorithm} has no model that all clients share; name one of its clients, "
                 f"0 to {clients - 1}"
@@ -73,8 +85,28 @@ def load_model(run: str | os.PathLike[str] | Run, client: int | None = None, sub
         client = int(client)
         who = restored.workspace.clients[client]
     own = any(entry.get("scaling") for entry in manifest["clients"])
+    scaling = _scaling(found, manifest, client)
+    return Predictor(found, client, state.meta["round"], manifest, restored.served(who), scaling, own, client)
+
+
+def _of_site(folder: Path, client: int | None, subject: str | None) -> Predictor:
+    """Load the model of a site of a federation. Raises UserError; see `load_model`."""
+    model = SiteModel.read(folder)
+    if subject is not None or client not in (None, model.client):
+        raise UserError(f"{folder}: a site's folder, of client {model.client} alone; leave client and subject out")
+    run = Run(folder, model.config, model.environment, [], {}, tuple(model.manifest["classes"]), {})
+    _check_numbers(folder / MODEL, model.tensors)
+    restored = _restored_site(run, model)
+    left = f"the model is of round {model.round} of {model.rounds}, the last that this site measured"
     return Predictor(
-        found, client, state.meta["round"], manifest, restored.served(who), _scaling(found, manifest, client), own
+        run,
+        model.client,
+        model.round,
+        model.manifest,
+        restored.served(restored.workspace.clients[model.client]),
+        _scaling(run, model.manifest, model.shard),
+        shard=model.shard,
+        notes=(left,) if model.round < model.rounds else (),
     )
 
 
@@ -95,23 +127,27 @@ def _client_of(run: Run, manifest: Mapping[str, Any], subject: str, client: int 
 
 
 def run_folder(folder: Path) -> Path:
-    """Return a folder that is a run folder, or the only one in it. Raises UserError: there is none, or several."""
+    """Return a folder that is a run folder or a site's, or the only one in it. Raises UserError: none, or several."""
     if not is_folder(folder):
         raise UserError(f"{folder}: {'is a file' if state_of(folder) else 'no such folder'}; give a run folder")
-    if is_file(folder / ENVIRONMENT):
+    if is_file(folder / ENVIRONMENT) or is_site(folder):
         return folder
     check_listable(folder)
-    held = sorted(path.parent for path in folder.glob(f"*/{ENVIRONMENT}") if not path.parent.name.startswith("."))
+    found = (path.parent.relative_to(folder) for pattern in HELD for path in folder.glob(pattern))
+    held = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
     if not held:
-        raise UserError(f"{folder}: is no run (a folder with {CONFIG}, {ENVIRONMENT} and {STATE}) and holds none")
+        raise UserError(
+            f"{folder}: is no run (a folder with {CONFIG}, {ENVIRONMENT} and {STATE}), nor that of a site which has "
+            f"measured (with {MODEL}), and holds none"
+        )
     if len(held) > 1:
-        raise UserError(f"{folder}: holds {len(held)} runs; name one: {some(path.name for path in held)}")
-    return held[0]
+        raise UserError(f"{folder}: holds {len(held)} runs; name one: {some(map(str, held))}")
+    return folder / held[0]
 
 
 def _read(folder: Path) -> Run:
     """Read a finished run. Raises UserError."""
-    run = runs.read(run_folder(folder))
+    run = runs.read(folder)
     if isinstance(run, Missing):
         raise UserError(f"{folder}: no finished run ({run.reason})")
     return run
@@ -124,7 +160,8 @@ def _manifest(run: Run) -> Mapping[str, Any]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: missing; of a federation between sites no model can be loaded, any other run has this file"
+            f"{path}: missing; the models of a federation between sites are at the sites: there, give the folder of "
+            "--state; any other run has this file"
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error
@@ -160,37 +197,44 @@ def _state(run: Run) -> Message:
     return state
 
 
-def _check_numbers(run: Run, state: Message, client: int | None) -> None:
+def _check_numbers(path: Path, tensors: Mapping[str, Tensor], parts: tuple[str, ...] = ("",)) -> None:
     """Raise UserError where the server's state, or that of the client asked for, holds values that are not finite.
 
     That of the others does not matter. Making the run again would give the same.
+
+    Args:
+        path: the file that the tensors are from.
+        parts: how the names of those that matter begin; by default, all do.
     """
-    parts = ("server/",) if client is None else ("server/", f"client/{client}/")
-    for name, tensor in state.tensors.items():
+    for name, tensor in tensors.items():
         if name.startswith(parts) and not torch.isfinite(tensor).all():
-            others = "" if name.startswith("server/") else ", another client,"
+            others = ", another client," if name.startswith("client/") else ""
             raise UserError(
-                f"{run.folder / STATE}: tensor '{name}' holds NaN or infinite values, as training diverged; take "
-                f"another run{others} or train with a lower learning rate (-lr)"
+                f"{path}: tensor '{name}' holds NaN or infinite values, as training diverged; take another run{others} "
+                "or train with a lower learning rate (-lr)"
             )
 
 
 class _Restored(NamedTuple):
-    """Server and clients after the last round."""
+    """Clients after the last round, and what the server gives them."""
 
-    algorithm: type[Server]
     workspace: Workspace
-    server: Server
+    shared: Mapping[str, Tensor]
     seed: int
 
     def newcomer(self) -> Client:
         """Return a client that never trained."""
         known = self.workspace.clients[0]
-        return self.algorithm.Client(len(self.workspace.clients), known.task, known.params, 0)
+        return type(known)(len(self.workspace.clients), known.task, known.params, 0)
+
+    def check(self, clients: Iterable[Client]) -> None:
+        """Raise ValueError, KeyError or RuntimeError where what clients predict with does not fit the networks."""
+        for client in clients:
+            copy_state(self.workspace.nets, self.workspace.state_for_evaluation(client.id, self.shared))
 
     def served(self, client: Client) -> Served:
         """Return the networks that a client predicts with, uncompiled, with its state."""
-        workspace, shared = self.workspace, self.server.networks()
+        workspace, shared = self.workspace, self.shared
         kept = client.id < len(workspace.clients)
         state = (
             workspace.state_for_evaluation(client.id, shared) if kept else workspace.initial | of_client(shared, None)
@@ -206,10 +250,14 @@ class _Restored(NamedTuple):
         return network.requires_grad_(False).eval()
 
 
-def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restored:
-    """Return the run's server and clients. Raises UserError: damaged state, or a plug-in is missing."""
+def _chosen(run: Run, manifest: Mapping[str, Any], name: str) -> tuple[Choice, Task]:
+    """Return a run's algorithm and task. Raises UserError: a plug-in is missing, or its model's code has changed.
+
+    Args:
+        name: the file in the run's folder that its configuration is from.
+    """
     # 'set' holds all hyper-parameters of the run; a preset file may have been removed since
-    config = dataclasses.replace(from_dict(run.config, str(run.folder / CONFIG)), preset="paper")
+    config = dataclasses.replace(from_dict(run.config, str(run.folder / name)), preset="paper")
     channels, one, time = manifest["shape"]
     with where_it_began(experiment_folder(run.folder)):
         (choice,) = choose(config)
@@ -220,24 +268,52 @@ def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restore
             f"{run.folder}: the code of its model {run.config['model']} has changed since, so that it might predict "
             "otherwise; put the code back as it was, or make the run again"
         )
+    return choice, task
+
+
+def _restored(run: Run, manifest: Mapping[str, Any], state: Message) -> _Restored:
+    """Return a run's clients, and what its server gives them. Raises UserError: damaged, or a plug-in is missing."""
+    choice, task = _chosen(run, manifest, CONFIG)
     samples = [entry["train"]["samples"] for entry in manifest["clients"]]
-    try:
+    with _fitting(run, STATE):
         workspace = Workspace(choice.server, task, choice.params, samples, run.seed, CPU)
         shared = {name: tensor for name, tensor in workspace.initial.items() if name not in workspace.private}
         server = choice.server(task, choice.params, shared)
         restore(workspace, server, Message(state.tensors, state.meta["state"]))
-        for client in workspace.clients:
-            copy_state(workspace.nets, workspace.state_for_evaluation(client.id, server.networks()))
-    except (BadMessage, KeyError, ValueError, TypeError, RuntimeError) as error:
+        restored = _Restored(workspace, server.networks(), run.seed)
+        restored.check(workspace.clients)
+    return restored
+
+
+def _restored_site(run: Run, model: SiteModel) -> _Restored:
+    """Return a site's client, and what the server gave it. Raises UserError as `_restored` does."""
+    choice, task = _chosen(run, model.manifest, MODEL)
+    with _fitting(run, MODEL):
+        samples = [0] * model.clients  # of the others, as at the site
+        samples[model.client] = model.manifest["clients"][model.shard]["train"]["samples"]
+        workspace = Workspace(choice.server, task, choice.params, samples, run.seed, CPU)
+        client = workspace.clients[model.client]
+        workspace.kept[client.id] = model.part(KEPT)
+        client.memory, client.trained = model.part(MEMORY), model.trained
+        restored = _Restored(workspace, model.part(SHARED), run.seed)
+        restored.check([client])
+    return restored
+
+
+@contextmanager
+def _fitting(run: Run, name: str) -> Iterator[None]:
+    """Turn what state that does not fit the algorithm raises into a UserError that names the file of a run."""
+    try:
+        yield
+    except (BadMessage, KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"{run.folder / STATE}: does not fit {run.algorithm} with model {run.config['model']} "
+            f"{run.folder / name}: does not fit {run.algorithm} with model {run.config['model']} "
             f"({' '.join(str(error).split())}); made by another version, or damaged"
         ) from error
-    return _Restored(choice.server, workspace, server, run.seed)
 
 
-def _scaling(run: Run, manifest: Mapping[str, Any], client: int | None) -> Scaling | None:
-    """Return how the engine or the shards scaled the windows of a client; None: not at all."""
+def _scaling(run: Run, manifest: Mapping[str, Any], shard: int | None) -> Scaling | None:
+    """Return how the engine or the shards scaled the windows of a shard's client; None: not at all."""
     entries = manifest["clients"]
     if "statistics" in entries[0]:
         try:
@@ -248,5 +324,5 @@ def _scaling(run: Run, manifest: Mapping[str, Any], client: int | None) -> Scali
                 f"{run.folder} and run it again"
             ) from error
         return common.scaling()
-    own = None if client is None else entries[client].get("scaling")
+    own = None if shard is None else entries[shard].get("scaling")
     return own and Scaling(np.array(own["offset"], dtype=np.float64), np.array(own["scale"], dtype=np.float64))

@@ -97,13 +97,15 @@ class Predictor:
     """Trained model with the preprocessing of its run; `load_model` returns one.
 
     Attributes:
-        run: the finished run.
+        run: the finished run; of a site's model, without records.
         client: number of the model's client; None: the shared model.
         round: number of rounds of training.
         manifest: manifest of the run's data.
         network: networks that predict: scaled windows to logits.
         scaling: scaling of windows in physical units; None if the run's windows were not scaled.
         own_scaling: whether every client scales by its own windows, so that there is no scaling for `client` None.
+        shard: number of the client's windows in the manifest: at a site, not the client's; None of the shared model.
+        notes: lines about the model, which come with every prediction on a recording.
     """
 
     run: Run
@@ -113,6 +115,8 @@ class Predictor:
     network: Served
     scaling: Scaling | None
     own_scaling: bool = False
+    shard: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Return in a line whose model it is, and of which windows."""
@@ -158,7 +162,7 @@ class Predictor:
         """
         cut = self.windows(recording, rate)
         probabilities, notes = self._probabilities(self.scaled(cut.x))
-        return Predicted(self.classes, probabilities, cut.time, cut.recordings, (*cut.notes, *notes))
+        return Predicted(self.classes, probabilities, cut.time, cut.recordings, (*self.notes, *cut.notes, *notes))
 
     def predict_windows(self, x: np.ndarray, scaled: bool = False) -> Predicted:
         """Predict on windows that are already cut and filtered.

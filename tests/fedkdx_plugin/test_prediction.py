@@ -289,7 +289,7 @@ def test_files_of_another_run(watch, copied):
     shutil.copy(watch.run("client", "FedAvg") / "manifest.json", copied)
     assert "of other data than the run's" in wrong(copied)
     (copied / "manifest.json").unlink()
-    assert "of a federation between sites no model can be loaded" in wrong(copied)
+    assert "manifest.json: missing; the models of a federation between sites are at the sites" in wrong(copied)
 
 
 def state_names(folder) -> list[str]:

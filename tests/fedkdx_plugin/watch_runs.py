@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,13 +76,13 @@ def shards_of(run) -> shards.ShardSet:
     return shards.load(Path(run.data["folder"]))
 
 
-def make(root: Path) -> WatchRuns:
+def make(root: Path, comparisons: Mapping[str, list[str]] = COMPARISONS) -> WatchRuns:
     """Write the recordings and make all runs."""
     (root / "rec").mkdir()
     for k, name in enumerate(SUBJECTS):
         recording(k).to_csv(root / "rec" / f"{name}.csv", index=False)
     (root / "watch.yaml").write_text(yaml.safe_dump(DESCRIPTION, sort_keys=False))
-    for name, options in COMPARISONS.items():
+    for name, options in comparisons.items():
         where = ["-data", str(root / "watch.yaml"), "--data-root", str(root / "data")]
         out = ["-o", str(root / "runs" / name.replace(" ", "-"))]
         assert main([*where, *FAST, *out, *options]) == 0

@@ -10,10 +10,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from fedkdx_plugin.flower.options import run_name
+from fedkdx_plugin.prediction import load_model
 from registry.interface import Message
+from tests.conftest import same_state
 from tests.test_plugin import ROOT, wheel
 
 pytest.importorskip("flwr")
@@ -89,6 +93,17 @@ def test_processes_give_the_bits_of_the_sequential_backend(both, algorithm):
     assert_same_bits(there / f"{algorithm}-seed0", here / f"{algorithm}-seed0", 2)
     for folder in both:
         assert f"{algorithm} " in (folder / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize("algorithm", OURS)
+def test_each_site_has_the_model_of_its_client(both, algorithm):
+    there, here = both
+    for client in range(3):
+        place = there / "sites" / str(client) / run_name(there / f"{algorithm}-seed0")
+        one, other = load_model(place), load_model(here / f"{algorithm}-seed0", client)
+        assert (one.client, one.round, one.network.serves) == (client, 2, other.network.serves)
+        assert same_state(one.network.state_dict(), other.network.state_dict())
+        assert all(np.array_equal(*scales) for scales in zip(one.scaling, other.scaling, strict=True))
 
 
 @pytest.mark.slow

@@ -267,7 +267,7 @@ READERS: dict[str, tuple[Callable[[Message], object], dict[str, object]]] = {
     "request": (
         Request.from_message,
         {"protocol": PROTOCOL, "run": "r", "client": 1, "round": [1, 2, 0.5], "state": 0, "durable": 0, "train": {}}
-        | {"measure": True, "same": []},
+        | {"measure": True, "after": 0, "same": []},
     ),
 }
 TENSORS = {

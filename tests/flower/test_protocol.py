@@ -15,7 +15,8 @@ from registry.interface import BadMessage, Message, Round
 
 def request() -> Request:
     train = Message({"model.w": torch.arange(3.0)}, {"epsilon": 0.9})
-    return Request("one", 4, Round(3, 20, 0.4), state=2, durable=1, train=train, shared={"model.w": torch.arange(3.0)})
+    shared = {"model.w": torch.arange(3.0)}
+    return Request("one", 4, Round(3, 20, 0.4), state=2, durable=1, train=train, shared=shared, after=2)
 
 
 def there_and_back(sent: Request) -> Request:
@@ -25,6 +26,7 @@ def there_and_back(sent: Request) -> Request:
 def test_a_request_arrives_as_it_was_sent():
     sent, got = request(), there_and_back(request())
     assert (got.run, got.client, got.round, got.state, got.durable) == ("one", 4, Round(3, 20, 0.4), 2, 1)
+    assert got.after == 2
     assert got.train.meta == sent.train.meta
     assert torch.equal(got.train.tensors["model.w"], got.shared["model.w"])
     assert there_and_back(replace(sent, train=None, shared=None)) == replace(sent, train=None, shared=None)
@@ -41,7 +43,7 @@ def test_a_round_that_cannot_be_is_refused(round):
 
 def test_another_version_is_told_apart():
     message = request().to_message()
-    with pytest.raises(BadMessage, match="speaks protocol 1, this version 6"):
+    with pytest.raises(BadMessage, match="speaks protocol 1, this version 7"):
         Request.from_message(Message(message.tensors, dict(message.meta) | {"protocol": 1}))
 
 
