@@ -96,7 +96,8 @@ def _numbers(look: Look, name: str) -> np.ndarray | None:
     column = look.columns.get(name)
     if column is None or column.numbers is None:
         return None
-    return column.numbers[np.isfinite(column.numbers)]
+    finite: np.ndarray = column.numbers[np.isfinite(column.numbers)]
+    return finite
 
 
 def _counts(looks: Sequence[Look], name: str) -> bool:
@@ -116,7 +117,7 @@ def _is_dates(column: Column) -> bool:
 
 
 def _is_time(looks: Sequence[Look], name: str, even: float) -> bool:
-    """Return whether a column rises in all files, but where recordings begin; `even`: share of like steps that it needs."""
+    """Return whether a column rises in all files, with `even` as the least share of like steps."""
     for look in looks:
         column = look.columns.get(name)
         if column is None:

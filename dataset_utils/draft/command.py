@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import glob
 import os
 import sys
 import tempfile
@@ -18,7 +20,7 @@ from registry.errors import UserError
 from registry.flags import Parser
 from registry.text import in_one_line, shown
 
-CHECKED, CHECKED_BYTES = 40, 64 << 20
+CHECKED, CHECKED_BYTES = 40, 16 << 20
 """Most files, and most bytes of them, that are read by a draft to check it."""
 
 
@@ -55,8 +57,6 @@ def check(found: Draft) -> tuple[str, list[str], list[str]]:
             files = spread(files, len(files) // 2)
     if not files:
         return "", [], []
-    import glob
-
     values = found.values | {"folder": str(found.folder.resolve())}
     if len(files) < len(found.files):
         values["files"] = [glob.escape(file.relative_to(found.folder).as_posix()) for file in files]
@@ -73,8 +73,6 @@ def check(found: Draft) -> tuple[str, list[str], list[str]]:
 
 def _placed(found: Draft, path: Path) -> Draft:
     """Return a draft whose folder is given relative to the file, where one way leads from there."""
-    import dataclasses
-
     folder = found.folder.resolve()
     try:
         inside = os.path.relpath(folder, path.parent.resolve())

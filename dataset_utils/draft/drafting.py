@@ -20,6 +20,7 @@ from dataset_utils.draft.entries import (
     label_entries,
     looked_into,
     plain,
+    remarks,
     time_entries,
     who_entries,
     window_entries,
@@ -75,8 +76,7 @@ def draft(folder: Path) -> Draft:
             f"{shown(folder)}: nothing can be drafted, none of {many(len(group.files), 'file')} can be read"
         )
     told = [*sorting.told, *left]
-    for one in looks:
-        told += [f"{one.file.name}: {text}" for text in one.told]
+    told += remarks(looks)
     names = named(fields_of(group.files, folder), False)
     subjects = names.subject.values if names.subject else None
     labels = beside(looks, found.beside) or marked(group.files, sorting.marks, folder, subjects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,12 @@ def looked_into(group: Group) -> list[Look]:
         if set(group.names) <= set(own.names):
             looks.append(replace(own, columns={name: own.columns[name] for name in group.names if name in own.columns}))
     return looks
+
+
+def remarks(looks: Sequence[Look]) -> list[str]:
+    """Return the remarks on files, each once, with the number of files that it is on."""
+    counts = Counter(text for one in looks for text in one.told)
+    return [f"{text} ({many(count, 'file')})" for text, count in counts.items()]
 
 
 def files_entry(files: Sequence[Path], found: Listed, folder: Path, of_labels: Sequence[Path]) -> list[Entry]:

@@ -74,9 +74,8 @@ def listed(folder: Path) -> Listed:
         listing = some(f"{count} of {shown(kind, 20)}" for kind, count in kinds.most_common())
         told.append(f"{many(len(others), 'file')} that cannot be read: {listing}")
     if not readable:
-        raise UserError(
-            f"{shown(folder)}: {told[-1] if others else 'holds no file that can be read'}; read are {', '.join(READERS)}"
-        )
+        what = told[-1] if others else "holds no file that can be read"
+        raise UserError(f"{shown(folder)}: {what}; read are {', '.join(READERS)}")
     return Listed(tuple(readable), tuple(others), tuple(told))
 
 

@@ -191,7 +191,8 @@ def pattern_of(
         if first == wanted:
             return None
     endings = Counter(file.name[len(stem(file)) :] for file in files)
-    tails = ["*" + _common_end([file.name for file in files])]
+    names = [file.name for file in files]
+    tails = [glob.escape(names[0]) if len(set(names)) == 1 else f"*{_common_end(names)}"]
     tails += [f"*{glob.escape(next(iter(endings)))}"] if len(endings) == 1 else [f"*{ending(files[0])}*"]
     depths = {len(file.relative_to(root).parts) for file in files}
     starts = ["*/" * (next(iter(depths)) - 1)] if len(depths) == 1 else ["**/"]

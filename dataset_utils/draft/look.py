@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from dataset_utils.sources.own.table import Wanted
 from dataset_utils.sources.own.text_files import MISSING, read_parquet, read_text
 from registry.errors import UserError
 
-ROWS = 100_000
+ROWS = 50_000
 """Most rows that are looked at in a file."""
-CELLS = 2_000_000
+CELLS = 500_000
 """Most cells that are looked at in a file."""
 BYTES = 256 << 20
 """Most bytes of a file of a kind that can be read as a whole only."""
@@ -58,12 +59,12 @@ class Column:
         filled = not np.isnan(numbers).all()
         return Column(text, None if words or not filled else numbers[text.codes])
 
-    @property
+    @cached_property
     def distinct(self) -> dict[str, int]:
         """Text -> rows with it, empty ones left out."""
         return {value: count for value, count in self.text.counts().items() if value not in MISSING}
 
-    @property
+    @cached_property
     def runs(self) -> int:
         """Number of stretches of rows with one value."""
         return int(np.count_nonzero(np.diff(self.text.codes))) + 1 if len(self.text.codes) else 0
@@ -169,7 +170,7 @@ def _arrays(file: Path, kind: str) -> Look:
     rows = (
         len(x) if x is not None and windows else max((len(a) for a in map(_flat, arrays.values()) if a.ndim), default=0)
     )
-    columns, told, rate = dict[str, Column](), list[str](), None
+    columns, odd, rate = dict[str, Column](), list[str](), None
     for name, array in arrays.items():
         flat = _flat(array)
         if flat.size == 1 and flat.dtype.kind in "fiu" and name.rpartition(".")[2].rpartition("/")[2].lower() in RATES:
@@ -180,8 +181,8 @@ def _arrays(file: Path, kind: str) -> Look:
             for n in range(min(flat.shape[1], limits.CHANNELS)):
                 columns[f"{name}[{n}]"] = _column(flat[:ROWS, n])
         elif flat.ndim and not (name == "x" and windows):
-            told.append(f"{name} of shape {array.shape}")
-    left = (f"arrays that are no columns of {rows} rows: {some(told)}",) if told else ()
+            odd.append(f"{name} of shape {array.shape}")
+    left = (f"arrays that are no columns of {rows} rows: {some(odd)}",) if odd else ()
     rate = rate if rate and np.isfinite(rate) and 1e-3 <= rate < limits.RATE else None
     return Look(file, kind, columns, {}, 0, rate, rows=min(rows, ROWS), whole=rows <= ROWS, windows=windows, told=left)
 

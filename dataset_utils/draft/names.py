@@ -81,8 +81,10 @@ def fields_of(files: Sequence[Path], root: Path) -> list[Field]:
     stems = [stem(file) for file in files]
     parts = [[part for part in SEPARATOR.split(name) if part] for name in stems]
     if len({len(own) for own in parts}) == 1 and len(parts[0]) > 1:
+        lead = "[ _.-]*" if any(map(SEPARATOR.match, stems)) else ""
         for place, values in enumerate(zip(*parts, strict=True)):
-            before = f"[ _.-]*(?:[^ _.-]+[ _.-]+){{{place}}}" if place else "[ _.-]*"
+            skipped = "[^ _.-]+[ _.-]+"
+            before = lead + (f"(?:{skipped}){{{place}}}" if place > 1 else skipped * place)
             fields.append(Field({"pattern": f"^{before}([^ _.-]+)"}, f"part {place + 1} of the file's name", values))
     elif all(WORD_AND_NUMBER.fullmatch(name) for name in stems):
         hits = [hit for name in stems if (hit := WORD_AND_NUMBER.fullmatch(name))]

@@ -11,7 +11,16 @@ from typing import Any
 from dataset_utils.counts import some
 from dataset_utils.draft.clock import clock_of, rate_of
 from dataset_utils.draft.columns import Roles, roles_of
-from dataset_utils.draft.entries import GUESSED, MISSING, Entry, label_entries, looked_into, plain, window_entries
+from dataset_utils.draft.entries import (
+    GUESSED,
+    MISSING,
+    Entry,
+    label_entries,
+    looked_into,
+    plain,
+    remarks,
+    window_entries,
+)
 from dataset_utils.draft.folder import Listed
 from dataset_utils.draft.groups import Group, Sorting, pattern_of
 from dataset_utils.draft.look import Look
@@ -87,7 +96,7 @@ def draft_streams(
         looked += len(looks)
         clock = clock_of(looks, group.names)
         roles = roles_of(looks, group.names, [*clock.counters, *([clock.column] if clock.column else [])])
-        told += [f"{sensor}: {text}" for text in (*clock.told, *roles.told, *(t for one in looks for t in one.told))]
+        told += [f"{sensor}: {text}" for text in (*clock.told, *roles.told, *remarks(looks))]
         stated = [one.rate for one in looks if one.rate] or list(clock.rates)
         stream: dict[str, Any] = {"files": _pattern(group, found, folder), "columns": list(roles.channels) or TO_FILL}
         stream["rate"] = TO_FILL

@@ -33,7 +33,7 @@ class Checked:
     def __init__(
         self, path: Path, values: Any, required: Sequence[str], optional: Sequence[str] = (), within: str = ""
     ) -> None:
-        """Raise UserError if `values` is no mapping, has an unknown key, lacks a required one or has one to be filled in."""
+        """Raise UserError if `values` is no mapping, or a key of it is unknown, missing or to be filled in."""
         self.path, self.values, self.within = path, values, within
         known = (*required, *optional)
         if not isinstance(values, Mapping):
