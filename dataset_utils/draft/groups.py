@@ -18,7 +18,7 @@ from dataset_utils.sources.own.text_files import read_parquet, read_text
 from registry.errors import UserError
 from registry.text import shown
 
-HEADS, HEAD_ROWS = 200, 200
+HEADS, HEAD_ROWS = 200, 50
 """Most tables of a kind whose first rows are looked at, and how many rows."""
 WHOLE = 12
 """Most files of a kind that are read as a whole."""

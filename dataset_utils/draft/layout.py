@@ -20,6 +20,9 @@ DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{2,4}([ T].*)?")
 CLOCK_START = 1e9
 """Seconds since 1970 of a first line that says when a recording begins (Empatica)."""
 
+WIDE = 32
+"""Columns without names from which on a row may be a window."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -161,6 +164,8 @@ def _nameless(rows: list[tuple[int, list[str]]], first: int, width: int, separat
     """
     names = [f"c{n + 1}" for n in range(width)]
     told = "has no header: columns are numbered"
+    if width >= WIDE:
+        told += f"; {width} columns without names: is each row a window? Rows must be samples, save windows as arrays"
     start, rate = ([cell.strip() for cell in row] for _, row in (rows + rows)[:2])
     empatica = len(rows) > 2 and len({*start}) == len({*rate}) == 1 and all(map(dialects.is_number, start + rate))
     if empatica and float(start[0]) > CLOCK_START and 0 < float(rate[0]) < 1e4:

@@ -131,6 +131,13 @@ def test_without_a_header(capsys):
     assert "  error:" not in out and "2 subjects" in out
 
 
+def test_a_row_for_each_window_is_told(capsys):
+    for n in range(2):
+        table(Path("rows", f"{n}.txt"), None, np.random.default_rng(n).normal(size=(64, 30)).round(3).tolist(), " ")
+    _, out = init(capsys, "rows")
+    assert "64 columns without names: is each row a window?" in out
+
+
 def test_a_line_of_units_below_the_header(capsys):
     for n in range(2):
         columns = [seconds(), *signals(n).T.tolist(), halves()]
@@ -214,7 +221,7 @@ def test_a_file_for_each_sensor(capsys):
         {"files": "*/HR.csv", "columns": ["hr"], "rate": 1, "time": {"column": "timestamp_s", "unit": "s"}},
     ]
     assert values["rate"] == 50 and values["subject"] == "folder"
-    assert values["label"] == {"table": "{folder}/labels.csv"}
+    assert values["label"] == {"table": "{subject}/labels.csv"}  # the subject is the folder
     assert "  error:" not in out and "2 subjects and 2 classes" in out
 
 
