@@ -55,7 +55,7 @@ class Column:
         ]
         texts = ["" if value in MISSING else value for value in texts]
         numbers = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
-        words = any(value and np.isnan(number) for value, number in zip(texts, numbers, strict=True))
+        words = bool((np.isnan(numbers) & np.array([value != "" for value in texts], dtype=bool)).any())
         filled = not np.isnan(numbers).all()
         return Column(text, None if words or not filled else numbers[text.codes])
 
