@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_utils.counts import many, some
-from dataset_utils.draft.words import ACTIVITIES, OF_SESSION, OF_SUBJECT, SENSORS
+from dataset_utils.draft.words import ACTIVITIES, OF_SESSION, OF_SUBJECT, SENSORS, SPLITS
 from dataset_utils.sources.own.naming import stem
 from registry.text import natural, shown
 
@@ -96,7 +96,9 @@ def fields_of(files: Sequence[Path], root: Path) -> list[Field]:
             fields.append(Field("file", "the file's name", tuple(stems)))
     else:
         fields.append(Field("file", "the file's name", tuple(stems)))
-    return [field for field in fields if len(field.distinct) > 1]
+    # a folder or word that tells training from test data is neither a subject nor a label
+    varying = [field for field in fields if len(field.distinct) > 1]
+    return [field for field in varying if not all(value.lower() in SPLITS for value in field.distinct)]
 
 
 def named(fields: Sequence[Field], wants_label: bool) -> Named:

@@ -23,6 +23,7 @@ ACTIVITIES = (
     *("jump", "wake", "stress", "relax", "baseline", "normal", "healthy", "squat", "push", "eat", "drink", "driv"),
     *("climb", "down", "up", "still", "idle", "geh", "sitz", "steh", "lieg", "lauf"),
 )
+SPLITS = ("train", "training", "test", "testing", "val", "valid", "validation")
 OF_SUBJECT = re.compile(
     r"(s|p|u|vp|id|sub|subj|subject|user|pers|person|participant|patient|pat|proband|volunteer)[-_ ]?[0-9]+",
     re.IGNORECASE,

@@ -198,6 +198,14 @@ def test_labels_in_the_names_of_folders(capsys):
     assert "  error:" not in out and "2 subjects and 2 classes" in out
 
 
+def test_folders_of_training_and_test_data_are_no_labels():
+    for part in ("train", "test"):
+        for n in range(2):
+            table(Path("s", part, f"p{n}_{part}.csv"), ["t", "ax"], [seconds(), signals(n, 1)[:, 0].tolist()])
+    values = draft(Path("s")).values
+    assert values["label"] == "???" and values["subject"] == {"pattern": "^([^ _.-]+)"}
+
+
 def test_a_table_of_labelled_stretches_beside_each_recording(capsys):
     for n in range(2):
         table(Path("m", f"p{n}.csv"), ["t", "ax"], [seconds(), signals(n, 1)[:, 0].tolist()])
