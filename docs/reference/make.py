@@ -24,7 +24,7 @@ from registry.parameters import Params, bounds, key_of
 
 FOLDER = Path(__file__).parent
 MADE = "<!-- Written by docs/reference/make.py: change the declarations in the code, and run it again. -->"
-DATA_WORDS = ("describe", "make", "import-pfllib")
+DATA_WORDS = ("init", "describe", "make", "import-pfllib")
 
 
 class _Found(Exception):
@@ -46,7 +46,7 @@ def parser_of(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def commands() -> list[tuple[str, ...]]:
-    """Return every command, `data` as its three."""
+    """Return every command, `data` as its own."""
     return [
         (name, *rest) for name in COMMANDS for rest in ([(word,) for word in DATA_WORDS] if name == "data" else [()])
     ]

@@ -12,6 +12,8 @@ from registry.text import can_be_shown, shown
 
 LARGEST = 1e15
 """Numbers lie below it, so that products of them are finite."""
+TO_FILL = "???"
+"""Value of what a draft leaves to its author."""
 
 
 def quoted(value: Any) -> str:
@@ -31,7 +33,7 @@ class Checked:
     def __init__(
         self, path: Path, values: Any, required: Sequence[str], optional: Sequence[str] = (), within: str = ""
     ) -> None:
-        """Raise UserError if `values` is no mapping, has an unknown key or lacks a required one."""
+        """Raise UserError if `values` is no mapping, or a key of it is unknown, missing or to be filled in."""
         self.path, self.values, self.within = path, values, within
         known = (*required, *optional)
         if not isinstance(values, Mapping):
@@ -40,6 +42,8 @@ class Checked:
             if key not in known:
                 name = quoted(key) if not isinstance(key, str) else shown(key)
                 raise self.error(f"unknown key '{name}'{suggest(name, known)}; it has: {', '.join(known)}")
+            if values[key] == TO_FILL:
+                raise self.error(f"'{key}' is to be filled in: replace {TO_FILL}; see docs/guide/own-data.md")
         for key in required:
             if key not in values:
                 raise self.error(f"the key '{key}' is missing; it needs: {', '.join(required)}")

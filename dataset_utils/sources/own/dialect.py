@@ -98,7 +98,7 @@ def find(
     columns, trailing = _widened(columns, rows, skip, file)
     places = [columns.index(name) for name in numbers]
     values = [row[place].strip() for row in rows for place in places if place < len(row)]
-    decimal = given.decimal or ("," if _commas(values) else ".")
+    decimal = given.decimal or ("," if commas(values) else ".")
     clock = next((name for name in columns if name.lower() in CLOCKS and name not in wanted), None)
     told = [
         (given.encoding is None and encoding not in ("utf-8", "utf-8-sig"), f"encoding {encoding}"),
@@ -143,7 +143,8 @@ def cells(line: str, separator: str) -> list[str]:
     return next(csv.reader([line], delimiter=separator), [])
 
 
-def _names(line: str, separator: str) -> list[str]:
+def names_in(line: str, separator: str) -> list[str]:
+    """Split a header into its names."""
     found = [cell.strip().strip("\"'").strip() for cell in cells(line, separator)]
     if found and found[0].startswith("#"):  # numpy.savetxt writes its header as a comment
         found[0] = found[0].lstrip("# ")
@@ -170,7 +171,7 @@ def _header(lines: list[str], wanted: Sequence[str], given: Dialect, file: Path)
         numbered = numbered[given.skip : given.skip + 1]
     for number, line in numbered:
         for separator in _candidates(lines, given):
-            names = _names(line, separator)
+            names = names_in(line, separator)
             hits = len(set(wanted) & set(names))
             if hits == len(set(wanted)):
                 for name in wanted:
@@ -189,7 +190,7 @@ def _header(lines: list[str], wanted: Sequence[str], given: Dialect, file: Path)
         )
     line = next((line for _, line in numbered if line.strip()), "")
     separator = max(_candidates(lines, given), key=lambda s: len(cells(line, s)))
-    names = _names(line, separator)
+    names = names_in(line, separator)
     if any(NUMBER.fullmatch(name) for name in names):
         raise UserError(
             f"{file}: has no header with '{wanted[0]}', its first line is {line[:60]!r}; where files have no "
@@ -243,7 +244,7 @@ def is_number(cell: str) -> bool:
     return bool(NUMBER.fullmatch(cell.strip()) or COMMA.fullmatch(cell.strip()))
 
 
-def _commas(values: list[str]) -> bool:
+def commas(values: list[str]) -> bool:
     """Return whether numbers have decimal commas: some have one, and none has a point. Dates are no numbers."""
     points = any("." in value and NUMBER.fullmatch(value) for value in values)
     return not points and any(COMMA.fullmatch(value) for value in values)

@@ -52,6 +52,19 @@ def read_edf(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = Fa
     return Table(signals, rate=rates.pop())
 
 
+def rates_of(file: Path) -> dict[str, float]:
+    """Return signal -> sampling rate, Hz, of an EDF, BDF or WFDB file, from its header. Raises UserError."""
+    if file.suffix.lower() != ".hea":
+        with _edf(file) as reader:
+            rates = reader.getSampleFrequencies()
+            return {str(n).strip(): float(r) for n, r in zip(reader.getSignalLabels(), rates, strict=True)}
+    wfdb = _wfdb(file)
+    with parsing(file, WFDB):
+        header = _header(wfdb, file)
+        _check_record(file, header)
+        return {str(name): float(header.fs) for name in header.sig_name or ()}
+
+
 def edf_annotations(file: Path) -> Annotations:
     """Read the annotations of an EDF+ file. Raises UserError."""
     with _edf(file) as reader:

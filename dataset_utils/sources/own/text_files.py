@@ -93,18 +93,20 @@ class _Columns:
         return Table(self.signals.whole(), texts, times, unit, None, tuple(self.found_out))
 
 
-def read_text(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False) -> Table:
-    """Read a text file. Raises UserError if it is damaged or lacks a wanted column."""
+def read_text(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False, most: int | None = None) -> Table:
+    """Read a text file, of at most `most` rows. Raises UserError if it is damaged or lacks a wanted column."""
     needed = Wanted((), None, wanted.texts) if only_texts else wanted
     columns = _Columns(needed, file)
-    for found, frame, before in _frames(file, wanted, needed, dialect):
+    for found, frame, before in _frames(file, wanted, needed, dialect, most):
         columns.add(frame, before)
         columns.found_out |= dict.fromkeys(found.told)
     return columns.table()
 
 
-def read_parquet(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False) -> Table:
-    """Read a Parquet file; needs pyarrow. Raises UserError likewise."""
+def read_parquet(
+    file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool = False, most: int | None = None
+) -> Table:
+    """Read a Parquet file, of at most `most` rows; needs pyarrow. Raises UserError likewise."""
     import pandas as pd
 
     try:
@@ -121,9 +123,12 @@ def read_parquet(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool 
             if name not in names:
                 raise UserError(f"{file}: has no column '{name}'{suggest(name, names)}; it has: {some(names)}")
         # runs of equal values take no space in the file, but do in memory
-        limits.check_unpacked(file, opened_file.metadata.num_rows * len(needed.names) * NUMBER, size)
+        rows = opened_file.metadata.num_rows if most is None else min(most, opened_file.metadata.num_rows)
+        limits.check_unpacked(file, rows * len(needed.names) * NUMBER, size)
         before = 0
         for batch in opened_file.iter_batches(ROWS, columns=list(needed.names)):
+            if most is not None and before >= most:
+                break
             frame = pd.DataFrame({name: batch.column(name).to_pandas() for name in needed.names})
             columns.add(frame, before)
             before += len(frame)
@@ -131,7 +136,7 @@ def read_parquet(file: Path, wanted: Wanted, dialect: Dialect, only_texts: bool 
 
 
 def _frames(
-    file: Path, wanted: Wanted, needed: Wanted, dialect: Dialect
+    file: Path, wanted: Wanted, needed: Wanted, dialect: Dialect, most: int | None = None
 ) -> Iterator[tuple[dialects.Found, pd.DataFrame, int]]:
     """Yield the detected format, the needed columns of some rows, and the number of the line before them."""
     import pandas as pd
@@ -161,7 +166,8 @@ def _frames(
                 skiprows=found.skip,
                 index_col=False,
                 skipinitialspace=True,
-                chunksize=ROWS,
+                nrows=most,
+                chunksize=ROWS if most is None else min(ROWS, most),
                 low_memory=False,
                 na_values=dict.fromkeys(numbers, MISSING),
                 keep_default_na=False,

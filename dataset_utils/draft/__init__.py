@@ -1,0 +1,1 @@
+"""Drafts of the YAML file that describes somebody's own recordings, from the files themselves."""
