@@ -84,11 +84,10 @@ def _rates(counts: Counts) -> list[str]:
     untimed = [tally.name for tally in counts.recordings if not tally.timed]
     lines = []
     if timed:
-        low, high = min(timed, key=lambda pair: pair[0]), max(timed, key=lambda pair: pair[0])
-        lines.append(
-            f"measured rate: {low[0]:.5g} Hz ({low[1]}) to {high[0]:.5g} Hz ({high[1]}), "
-            f"{many(len(timed), 'recording')}"
-        )
+        (low, slowest), (high, fastest) = min(timed), max(timed)
+        ends = [f"{low:.5g} Hz", f"{high:.5g} Hz"]
+        told = ends[0] if ends[0] == ends[1] else f"{ends[0]} ({slowest}) to {ends[1]} ({fastest})"
+        lines.append(f"measured rate: {told}, {many(len(timed), 'recording')}")
     if untimed:
         lines.append(f"no times, so rate and gaps cannot be checked: {some(untimed)}")
     return lines

@@ -250,7 +250,7 @@ def test_describe_of_a_clean_set(tmp_path, capsys):
     out, errors = capsys.readouterr()
     assert not errors
     assert "read: 4 files, 4 recordings, 24000 rows; ignored: 0 files" in out
-    assert "measured rate: 50 Hz (s0.csv) to 50 Hz (s0.csv), 4 recordings" in out
+    assert "measured rate: 50 Hz, 4 recordings" in out
     assert "windows: 128 samples, 2.56 s at 50 Hz, 50% overlap" in out
     # of a subject's windows those at 1920 (80 walk), 1984 (112 run), 3904 (96 run) and 3968 (96 sit) are mixed
     assert f"purity: {(88 + (80 + 112 + 96 + 96) / 128) / 92:.1%} of" in out and "16 windows are mixed" in out
