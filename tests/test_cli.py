@@ -604,5 +604,5 @@ def test_help_names_all_other_commands(capsys):
 def test_help_of_data_names_its_commands(capsys):
     assert main(["data", "--help"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")] == [
-        *("describe", "make", "import-pfllib")
+        *("init", "describe", "make", "import-pfllib")
     ]

@@ -18,6 +18,7 @@ NOT_FOR = {  # (algorithm, check): why it does not apply
     ("FedFomo", "check_renaming_clients"): "holds windows out and explores by (seed, round, client)",
 }
 WITHOUT_EFFECT = {  # algorithm -> hyper-parameter -> why the checks' runs cannot show its effect
+    "FedFTL": {"layers": "the checks' model has two layers above its first, which is the least that is retrained"},
     "FedRep": {"body_epochs": "a round of the checks has two epochs, one of which is the head's"},
 }
 
