@@ -1,4 +1,4 @@
-"""What the columns of a recording are: label, subject, session and channels."""
+"""Columns of a recording by their roles: label, subject, session and channels."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Sorting:
-    """What the files of a folder are.
+    """Roles of the files of a folder.
 
     Attributes:
         groups: recordings of one kind, most files first.

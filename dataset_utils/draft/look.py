@@ -1,4 +1,4 @@
-"""What a file holds: its columns, of a bounded number of rows, read by the readers of own recordings."""
+"""A look into a file: its columns, of a bounded number of rows, read by the readers of own recordings."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Look:
-    """What is in a file.
+    """Content of a file, as far as it was looked at.
 
     Attributes:
         file: the file.

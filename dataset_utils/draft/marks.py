@@ -1,4 +1,4 @@
-"""Where the labels are that lie in files of their own."""
+"""Labels that lie in files of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the names of files and folders say: subject, session, label and sensor."""
+"""Subject, session, label and sensor, as the names of files and folders say them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Field:
 
     @property
     def words(self) -> bool:
-        """Whether all values are words without numbers."""
+        """Tell whether all values are words without numbers."""
         return all(re.fullmatch(r"[^\W\d]+", value.replace(" ", "_").replace("-", "_")) for value in self.values)
 
     def says(self) -> str:

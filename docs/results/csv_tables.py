@@ -257,7 +257,7 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the comparison says of the reference; see `claims`."""
+        """Return what the comparison says of the reference; see `claims`."""
         if len(self.seeds) == 1:
             return "one seed"
         signs = {int(sign) for sign in np.sign(self.seeds)}

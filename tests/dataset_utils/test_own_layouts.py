@@ -490,7 +490,9 @@ def test_a_slow_stream_may_miss_values_for_longer(tmp_path, folder):
         # at 32 Hz, what is strictly between the samples 49 and 51, and 59 and 63 s: 1568 to 1632, and 1888 to 2016
         assert np.flatnonzero(np.isnan(one.signals[:, 1])).tolist() == missing
         there = ~np.isnan(one.signals[:, 1])
-        np.testing.assert_allclose(one.signals[there, 1], np.arange(6400)[there] / 32, atol=1e-4)
+        np.testing.assert_allclose(
+            one.signals[there, 1], np.arange(6400)[there] / 32, atol=1e-4
+        )  # float32: 1.5e-5 a step
 
 
 def test_a_gap_too_long_for_a_stream_cuts_although_the_data_set_allows_more(tmp_path, folder):
@@ -527,7 +529,7 @@ def test_rows_of_a_stream_that_share_a_time_are_averaged_where_it_says_so(tmp_pa
         recordings(source_of(tmp_path, streams=[STREAMS[0], STREAMS[2]], ignore=["off"], **options))
     slow = STREAMS[2] | {"time": {"column": "t", "repeated": "average"}}
     (one,) = recordings(source_of(tmp_path, streams=[STREAMS[0], slow], ignore=["off"], **options))
-    np.testing.assert_allclose(one.signals[:, 1], np.arange(6400) / 32 + 0.5, atol=1e-4)
+    np.testing.assert_allclose(one.signals[:, 1], np.arange(6400) / 32 + 0.5, atol=1e-4)  # float32, as above
 
 
 def test_what_streams_lose_is_counted_once(tmp_path, folder, capsys):
