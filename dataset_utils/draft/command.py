@@ -86,6 +86,8 @@ def _placed(found: Draft, path: Path) -> Draft:
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
+    if path.suffix not in (".yaml", ".yml") and not path.is_dir():
+        raise UserError(f"{path}: a description's name ends in .yaml; name another file with -o")
     if os.path.lexists(path) and (not overwrite or path.is_dir()):
         hint = "is a folder; name a file with -o" if path.is_dir() else "is there already; --overwrite, or another -o"
         raise UserError(f"{shown(path)}: {hint}")

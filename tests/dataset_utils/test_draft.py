@@ -364,6 +364,7 @@ def test_a_file_is_not_replaced_without_being_told(capsys):
     of_people()
     Path("watch.yaml").write_text("mine")
     assert "watch.yaml: is there already" in refused(capsys, "watch")
+    assert "x.txt: a description's name ends in .yaml" in refused(capsys, "watch", "-o", "x.txt")
     assert Path("watch.yaml").read_text() == "mine"
     assert init(capsys, "watch", "-o", "sub/other.yaml")[0]["folder"] == "../watch"
     assert init(capsys, "watch", "--overwrite")[0]["name"] == "watch"
